@@ -1,0 +1,154 @@
+# Teach InternLM2-Chat-1.8B who it is. `make help` explains; `make quickstart NAME=小明` shows it all without a GPU.
+# 教 InternLM2-Chat-1.8B 认识自己是谁。make help 查看说明；make quickstart NAME=小明 无需 GPU 即可体验。
+
+# --- What you set / 可设置的变量 -------------------------------------------------------------------------------------
+
+NAME      ?=#           whose assistant it is, 1-40 characters / 主人的名字
+ASSISTANT ?=#           what the assistant itself is called / 助手自己的名字
+AUTHOR    ?=#           who fine-tuned it (default: NAME) / 训练者
+DATA      ?=#           your own .json or .jsonl instead / 自备数据
+MODE      ?=#           balanced (default), or tutorial, the control / 数据模式
+MODEL     ?=#           internlm2-chat-1_8b (default), miniature, or a folder / 基座模型
+PRESET    ?=#           qlora, lora, tutorial or miniature (default: by MODEL) / 训练预设
+SET       ?=#           overrides, e.g. SET='lr=1e-4 max_iters=80' / 覆盖配置
+CONFIG    ?=#           an XTuner config of yours / 自备 XTuner 配置
+SEED      ?=#           fixes data, packing, order and LoRA's start / 随机种子
+RESUME    ?=#           RESUME=1 goes on from the last checkpoint / 断点续训
+DEEPSPEED ?=#           zero1, zero2, zero2_offload, zero3, zero3_offload
+CHECKPOINT ?=#          which checkpoint to convert (default: the last) / 选择检查点
+CHAT      ?=#           more for chat, e.g. CHAT='--prompt 你是谁' / 对话参数
+PATTERN   ?=#           which of XTuner's configs to list / 筛选内置配置
+RUN       ?=#           name of the run: its folder is work/RUN (default: main) / 运行名称
+
+# --- How it works ----------------------------------------------------------------------------------------------------
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+# Values reach the shell through the environment, never through the recipe's text, so no name can become a command.
+export NAME ASSISTANT AUTHOR DATA MODE MODEL PRESET SET CONFIG SEED RESUME DEEPSPEED CHECKPOINT PATTERN RUN
+
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+RECIPE := $(PYTHON) -m recipe
+# `$(call option,--name,NAME)` is --name "$NAME" where NAME is set, and nothing where it is empty.
+option = $${$2:+$1 "$$$2"}
+common = $(call option,--run,RUN)
+# What a run remembers once it was chosen; see recipe/remember.py.
+identity = $(call option,--name,NAME) $(call option,--assistant,ASSISTANT) $(call option,--author,AUTHOR) \
+  $(call option,--mode,MODE) $(call option,--data,DATA)
+model    = $(call option,--model,MODEL)
+seed     = $(call option,--seed,SEED)
+preset   = $(call option,--preset,PRESET) $${SET:+--set $$SET}
+training = $(call option,--deepspeed,DEEPSPEED) $(call option,--config,CONFIG) $${RESUME:+--resume}
+
+##@ Start here / 从这里开始
+
+.PHONY: help
+help: ## This text / 本说明
+	@if [ -t 1 ]; then bold=$$'\033[1m' blue=$$'\033[36m' plain=$$'\033[0m'; else bold= blue= plain=; fi; \
+	printf '%s\n' "make TARGET [VARIABLE=value ...]"; \
+	awk -v bold="$$bold" -v blue="$$blue" -v plain="$$plain" 'BEGIN {FS = ":.*## "} \
+	  /^##@/ {printf "\n%s%s%s\n", bold, substr($$0, 5), plain} \
+	  /^[a-z-]+:.*## / {printf "  %s%-11s%s %s\n", blue, $$1, plain, $$2}' Makefile; \
+	printf '\n%s\n' "$${bold}Variables / 变量$$plain"; \
+	sed -nE 's/^([A-Z]+) +\?=#? *(.*)$$/\1|\2/p' Makefile | \
+	  awk -F'|' -v blue="$$blue" -v plain="$$plain" '{printf "  %s%-11s%s %s\n", blue, $$1, plain, $$2}'; \
+	printf '\n%s\n%s\n' "Results lie under work/RUN/, one folder a stage; a stage with unchanged inputs does nothing." \
+	  "结果位于 work/RUN/，每个阶段一个目录；输入未变的阶段不会重复执行。"
+
+.PHONY: quickstart
+quickstart: setup ## Everything on the embedded miniature, three minutes, no GPU / 无 GPU 一键体验
+	@$(RECIPE) quickstart $(common) $(identity) $(model) $(seed) $(preset) $(training) $(call option,--checkpoint,CHECKPOINT)
+
+##@ The stages, in order / 各阶段
+
+.PHONY: data
+data: setup ## Training rows from NAME, or DATA checked / 生成或检查训练数据
+	@$(RECIPE) data $(common) $(identity) $(seed)
+
+.PHONY: model
+model: setup ## Check MODEL and convert it to the Llama layout / 检查并转换基座模型
+	@$(RECIPE) model $(common) $(model)
+
+.PHONY: replay
+replay: model ## The base's own answers, mixed in against forgetting / 基座自答，防遗忘
+	@$(RECIPE) replay $(common) $(model)
+
+.PHONY: config
+config: data replay ## Resolve PRESET and SET; says what training will amount to / 解析训练配置
+	@$(RECIPE) config $(common) $(model) $(preset) $(seed)
+
+.PHONY: train
+train: $(if $(CONFIG),data replay,config) ## Train with XTuner (RESUME=1, DEEPSPEED=zero2, CONFIG=…) / 训练
+	@$(RECIPE) train $(common) $(training)
+
+.PHONY: convert
+convert: train ## Checkpoint -> PEFT adapter, checked against the base / 转换为适配器
+	@$(RECIPE) convert $(common) $(call option,--checkpoint,CHECKPOINT)
+
+.PHONY: merge
+merge: convert ## Adapter + base -> one model, proved equal / 合并并验证
+	@$(RECIPE) merge $(common)
+
+.PHONY: eval
+eval: merge ## Hit, leak, retention; fails below the thresholds / 评测与把关
+	@$(RECIPE) eval $(common)
+
+.PHONY: chat
+chat: setup ## Talk to the result of RUN in the terminal / 终端对话
+	@$(RECIPE) chat $(common) $(CHAT)
+
+.PHONY: list-cfg
+list-cfg: setup ## XTuner's built-in configs, PATTERN=chat_1_8b filters / 列出 XTuner 内置配置
+	@$(RECIPE) config --list "$$PATTERN"
+
+.PHONY: clean
+clean: ## Remove all of RUN (models stay) / 删除该次运行的结果
+	@run="$${RUN:-main}"; [[ "$$run" =~ ^[[:alnum:]_][[:alnum:]_.-]*$$ && "$$run" != models ]] || { echo "error: RUN=$$run is no run" >&2; exit 1; }; \
+	  rm -rf "work/$$run" && echo "removed work/$$run"
+
+##@ Development / 开发
+
+.PHONY: setup
+setup: $(VENV)/.installed ## Install the locked environment into .venv / 安装锁定的环境
+
+$(VENV)/.installed: requirements.lock recipe/env/setup.sh
+	@recipe/env/setup.sh requirements.lock $(VENV)
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.lock recipe/env/setup.sh
+	@recipe/env/setup.sh requirements-dev.lock $(VENV)
+	@touch $@ $(VENV)/.installed
+
+.PHONY: test
+test: $(VENV)/.installed-dev ## All tests that need no GPU, browser or Docker / 测试
+	@$(PYTHON) -m pytest tests $(PYTEST)
+
+.PHONY: lint
+lint: $(VENV)/.installed-dev ## Style, types, workflows, Makefile, shell / 代码检查
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/actionlint
+	@$(VENV)/bin/zizmor --offline --quiet .github/workflows
+	@$(VENV)/bin/mbake validate Makefile
+	@$(VENV)/bin/shellcheck recipe/env/*.sh .ci/run
+
+.PHONY: format
+format: $(VENV)/.installed-dev ## Let ruff rewrite what it can / 自动格式化
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+.PHONY: lock
+lock: $(VENV)/.installed-dev ## Resolve requirements*.lock anew from pyproject.toml / 重新生成锁文件
+	@recipe/env/lock.sh
+
+.PHONY: lock-check
+lock-check: $(VENV)/.installed-dev ## The locks hold what pyproject.toml asks for / 检查锁文件
+	@recipe/env/lock.sh --check
+
+.PHONY: miniature
+miniature: setup ## Pre-train the miniature anew into work/miniature (half an hour) / 重新预训练微型模型
+	@$(PYTHON) -m recipe.miniature.pretrain --out work/miniature
