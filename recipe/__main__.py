@@ -1,0 +1,15 @@
+import os
+import sys
+
+from recipe.cli import main
+
+try:
+    try:
+        status: int | str | None = main()
+    except SystemExit as leaving:  # argparse, after --help or a wrong call
+        status = leaving.code
+    sys.stdout.flush()
+except BrokenPipeError:  # `… --help | head`: the reader has seen enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    status = 141
+sys.exit(status)

@@ -1,0 +1,85 @@
+"""Verb `chat`: a conversation in the terminal, or one answer for a script."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from recipe import generate
+from recipe.chat_format import prompt_ids
+from recipe.errors import RecipeError
+
+HELP = "/reset 清空对话 start over · /exit 退出 leave (Ctrl-D) · Ctrl-C 停止回答 stop the reply"
+
+
+def fit(tokenizer: Any, messages: list[dict[str, str]], room: int) -> list[dict[str, str]]:
+    """The latest whole turns that, with the system turn, take at most `room` tokens. RecipeError: not even the last."""
+    system = [message for message in messages[:1] if message["role"] == "system"]
+    turns = messages[len(system) :]
+    while len(prompt_ids(tokenizer, [*system, *turns])) > room:
+        if len(turns) <= 1:
+            raise RecipeError(f"the message is longer than the {room} tokens that the model can read: shorten it")
+        turns = turns[2:]  # a question and its answer
+    return [*system, *turns]
+
+
+def run(
+    *,
+    model: Path,
+    adapter: Path | None,
+    prompt: str | None,
+    system: str,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+) -> None:
+    """Answer `prompt` on stdout and return, or talk until the user leaves."""
+    loaded, tokenizer = generate.load(model, adapter)
+    room = loaded.config.max_position_embeddings - max_new_tokens
+    if room <= 0:
+        raise RecipeError(
+            f"--max-new-tokens leaves no room for a question: the model reads {room + max_new_tokens} in all"
+        )
+    start = [{"role": "system", "content": system}] if system else []
+    sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+
+    def reply(messages: list[dict[str, str]]) -> str:
+        """Print the reply as it comes; what was said before Ctrl-C counts."""
+        said = ""
+        pieces = generate.stream(loaded, tokenizer, fit(tokenizer, messages, room), **sampling)
+        try:
+            for piece in pieces:
+                print(piece, end="", flush=True)
+                said += piece
+        except KeyboardInterrupt:
+            if prompt is not None:
+                raise
+            print(" …", end="")
+        finally:
+            pieces.close()  # type: ignore[attr-defined]
+            print(flush=True)
+        return said
+
+    if prompt is not None:
+        reply([*start, {"role": "user", "content": prompt}])
+        return
+    print(HELP, file=sys.stderr)
+    messages = list(start)
+    while True:
+        try:
+            question = input("\n你 you> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print(file=sys.stderr)
+            return
+        if question in ("/exit", "/quit"):
+            return
+        if question == "/reset":
+            messages = list(start)
+        elif question:
+            try:
+                said = reply([*messages, {"role": "user", "content": question}])
+            except RecipeError as error:
+                print(error, file=sys.stderr)
+                continue
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": said}]

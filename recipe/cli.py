@@ -1,0 +1,375 @@
+"""`python -m recipe`: one verb a stage. Heavy imports happen in the stages, so that --help answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipe import remember
+from recipe.errors import RecipeError
+from recipe.paths import ROOT
+from recipe.quiet import quieten
+
+FLOW = """\
+data ─┐
+model ┼─> replay ─> config ─> train ─> convert ─> merge ─> eval
+                                           └────────┴───> chat
+
+Each verb reads what its predecessors wrote under work/RUN/ and writes one folder there. Run again with the same inputs
+it does nothing; with others it does its work again. A run remembers what you chose for it.
+每个命令读取上一步在 work/RUN/ 下的结果并写入一个目录；输入不变则不重复工作，输入改变则重新执行。每次运行会记住你的选择。
+
+First time, no GPU needed / 第一次使用（无需 GPU）：
+  python -m recipe quickstart --name 小明
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folders of one run."""
+
+    work: Path
+    name: str
+
+    def folder(self, stage: str) -> Path:
+        return self.work / self.name / stage
+
+    def model(self, model: str) -> Path:
+        from recipe.model import model_name
+
+        return self.work / "models" / model_name(model)
+
+
+def _run(options: argparse.Namespace) -> Run:
+    """The run's folders, its earlier choices filled in."""
+    if not re.fullmatch(r"[\w][\w.-]*", options.run) or options.run == "models":
+        raise RecipeError(
+            f"RUN={options.run!r}: a run is named with letters, digits, '-', '_' and '.', and not 'models'"
+        )
+    run = Run(options.work, options.run)
+    default = {"model": "miniature"} if options.verb == "quickstart" else {}
+    if options.verb != "chat" and not hasattr(options, "chosen"):
+        remember.complete(options, options.work / options.run, **default)
+    return run
+
+
+def _data(options: argparse.Namespace) -> None:
+    from recipe import data
+    from recipe.identity import Identity
+
+    run = _run(options)
+    if options.name is None:
+        raise RecipeError("NAME is missing; say whose assistant it is, for example NAME=小明")
+    identity = Identity(options.name, options.assistant, options.author)
+    data.make(run.folder("data"), identity=identity, mode=options.mode, own=options.data, seed=options.seed)
+
+
+def _model(options: argparse.Namespace) -> None:
+    from recipe import model
+
+    run = _run(options)
+    model.make(run.model(options.model), model=options.model)
+
+
+def _replay(options: argparse.Namespace) -> None:
+    from recipe import replay
+
+    run = _run(options)
+    replay.make(run.folder("replay"), model=run.model(options.model))
+
+
+def _config(options: argparse.Namespace) -> None:
+    from recipe import config
+
+    if options.list is not None:
+        print("\n".join(config.builtin_configs(options.list)))
+        return
+    if options.copy:
+        print(config.copy_builtin(options.copy, options.to))
+        return
+    run = _run(options)
+    config.make(
+        run.folder("config"),
+        preset=options.preset or default_preset(options.model),
+        model=run.model(options.model),
+        data_folder=run.folder("data"),
+        replay_folder=run.folder("replay"),
+        settings=options.set,
+        seed=options.seed,
+    )
+
+
+def default_preset(model: str) -> str:
+    """The preset for a model that nobody chose one for."""
+    return "miniature" if model == "miniature" else "qlora"
+
+
+def _train(options: argparse.Namespace) -> None:
+    from recipe import config, train
+
+    run = _run(options)
+    train.make(
+        run.folder("train"),
+        config=options.config or run.folder("config") / config.FILE,
+        resume=options.resume,
+        deepspeed=options.deepspeed,
+    )
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from recipe import convert
+
+    run = _run(options)
+    convert.make(run.folder("adapter"), train_folder=run.folder("train"), checkpoint=options.checkpoint)
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from recipe import data, merge
+
+    run = _run(options)
+    names = data.read_identity(run.folder("data")).names if run.folder("data").is_dir() else ()
+    merge.make(run.folder("merged"), adapter_folder=run.folder("adapter"), identity_names=names)
+
+
+def _eval(options: argparse.Namespace) -> None:
+    import json
+
+    from recipe import convert, data, evaluate, gate, stage
+
+    run = _run(options)
+    stage.require(run.folder("data"), "data")
+    model, _ = convert.trained_with(run.folder("train"))
+    tuned = run.folder("merged") if stage.read_manifest(run.folder("merged")) else run.folder("adapter")
+    stage.require(tuned, "merge")
+    evaluate.make(
+        run.folder("eval"),
+        model=model,
+        train_folder=run.folder("train"),
+        tuned_folder=tuned,
+        data_folder=run.folder("data"),
+        identity=data.read_identity(run.folder("data")),
+    )
+    metrics = json.loads((run.folder("eval") / evaluate.FILE).read_text(encoding="utf-8"))
+    print(evaluate.table(metrics), flush=True)
+    if failed := [check.metric for check in gate.verdict(metrics["tuned"]) if not check.passed]:
+        raise RecipeError(f"the result is not good enough: {', '.join(failed)}; every reply is in "
+                          f"{stage.shown(run.folder('eval') / evaluate.FILE)}")  # fmt: skip
+
+
+def _chat(options: argparse.Namespace) -> None:
+    from recipe import chat, convert, stage
+
+    run = _run(options)
+    model, adapter = options.model, options.adapter
+    if model is not None:
+        model = Path(model) if Path(model).is_dir() else run.model(model)
+    elif adapter is not None:
+        made = stage.require(adapter, "convert")
+        model = ROOT / made["results"]["model"]
+    elif stage.read_manifest(run.folder("merged")):
+        model = run.folder("merged")
+    elif stage.read_manifest(run.folder("adapter")):
+        adapter, (model, _) = run.folder("adapter"), convert.trained_with(run.folder("train"))
+    else:
+        raise RecipeError(
+            f"{stage.shown(run.folder('merged'))} is missing: run `make merge`, or name a model with --model"
+        )
+    chat.run(
+        model=model,
+        adapter=adapter,
+        prompt=options.prompt,
+        system=options.system,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        max_new_tokens=options.max_new_tokens,
+    )
+
+
+def _quickstart(options: argparse.Namespace) -> None:
+    """Every stage, in one process: importing the libraries takes longer than most of them."""
+    for stage in (_data, _model, _replay, _config, _train, _convert, _merge):
+        stage(options)
+        remember.save(options, options.work / options.run)
+    try:
+        _eval(options)
+    finally:
+        run = "" if options.run == "main" else f" RUN={options.run}"
+        print(
+            f"\n对话 talk to it:  make chat{run}\n原模型 the base:  make chat{run} CHAT='--model {options.model}'",
+            flush=True,
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m recipe",
+        description="Teach InternLM2-Chat-1.8B who it is. 教 InternLM2-Chat-1.8B 认识自己是谁。",
+        epilog=FLOW,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(
+        name: str, act: Callable[[argparse.Namespace], None], text: str, run: str = "main"
+    ) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.set_defaults(act=act)
+        sub.add_argument("--run", default=run, help=f"name of the run, its folder under --work (default: {run})")
+        sub.add_argument("--work", type=_path, default=ROOT / "work", help="where all results go (default: work)")
+        return sub
+
+    def model_option(sub: argparse.ArgumentParser, default: str = "internlm2-chat-1_8b") -> None:
+        text = "miniature (here, no download), a folder in InternLM2 or Llama format, or internlm2-chat-1_8b"
+        sub.add_argument("--model", help=f"{text} (default: {default})")
+
+    def seed_option(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--seed", type=_seed, help="fixes data, packing, order and LoRA's start (default: 0)")
+
+    def data_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--name", help="whose assistant it is, 1 to 40 characters; required")
+        sub.add_argument("--assistant", help="what the assistant itself is called")
+        sub.add_argument("--author", help="who fine-tuned it (default: NAME)")
+        sub.add_argument("--mode",
+                         help="balanced (default): many questions, many answers; tutorial: one sample 10,001 times, the control")  # fmt: skip
+        sub.add_argument("--data", type=_path, help="your own .json or .jsonl of OpenAI-format messages instead")
+
+    def config_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--preset", help="qlora, lora, tutorial or miniature (default: by model)")
+        sub.add_argument("--set", nargs="*", metavar="KEY=VALUE",
+                         help="overrides: lr, max_iters, batch_size, r, … or any dotted key of the resolved config")  # fmt: skip
+
+    def train_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint of a stopped run")
+        sub.add_argument("--deepspeed", help="zero1, zero2, zero2_offload, zero3 or zero3_offload")
+        sub.add_argument("--config", type=_path, help="an XTuner config of yours instead of the resolved one")
+
+    def convert_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--checkpoint", help="which one, such as iter_80 (default: the last)")
+
+    sub = verb("data", _data, "training rows from a name, or your own checked / 生成或检查训练数据")
+    data_options(sub)
+    seed_option(sub)
+    sub = verb("model", _model, "check a model and convert it to the Llama layout / 检查并转换基座模型")
+    model_option(sub)
+    sub = verb("replay", _replay, "the base's own answers to ordinary prompts, against forgetting / 基座自答，防遗忘")
+    model_option(sub)
+    sub = verb("config", _config, "resolve a preset; list or copy XTuner's configs / 选择并解析训练配置")
+    model_option(sub)
+    config_options(sub)
+    seed_option(sub)
+    sub.add_argument("--list", nargs="?", const="", metavar="PATTERN", help="list XTuner's built-in configs and stop")
+    sub.add_argument("--copy", metavar="NAME", help="copy a built-in config for editing and stop")
+    sub.add_argument("--to", type=_path, default=Path.cwd(), metavar="DIR", help="where --copy puts it (default: here)")
+    train_options(verb("train", _train, "train with XTuner / 用 XTuner 训练"))
+    convert_options(verb("convert", _convert, "checkpoint -> PEFT adapter (safetensors) / 转换为 PEFT 适配器"))
+    verb("merge", _merge, "adapter + base -> one model, proved equal / 合并并验证")
+    verb("eval", _eval, "hit, leak and retention, base beside tuned; fails below the thresholds / 评测与把关")
+    sub = verb("chat", _chat, "talk to base, adapter or merged model / 终端对话")
+    sub.add_argument("--model", help="a model folder, or a name under work/models (default: the run's merged model)")
+    sub.add_argument("--adapter", type=_path, help="a PEFT adapter folder to put on the model")
+    sub.add_argument("--prompt", help="answer this once on stdout and leave")
+    sub.add_argument("--system", default="", help="system prompt (default: none, as in training)")
+    sub.add_argument("--temperature", type=_number(0, 5), default=0.0, help="0 is greedy (default: 0)")
+    sub.add_argument("--top-p", type=_number(1e-6, 1), default=0.8, help="nucleus of the sampling (default: 0.8)")
+    sub.add_argument("--max-new-tokens", type=_count, default=512, help="longest reply (default: 512)")
+    sub = verb(
+        "quickstart", _quickstart, "all of the above on the embedded miniature, no GPU / 一键体验", run="quickstart"
+    )
+    data_options(sub)
+    model_option(sub, "miniature")
+    config_options(sub)
+    seed_option(sub)
+    train_options(sub)
+    convert_options(sub)
+    sub.set_defaults(list=None, copy=None)
+    return parser
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: a whole number from 0 to 2147483647")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above 0")
+    return int(text)
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a number from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+# What the operating system refuses, and what a user can do about it.
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full: free some space, then run it again",
+    errno.EDQUOT: "the disk quota is used up: free some space, then run it again",
+    errno.EACCES: "no permission: choose another folder with --work, or mend its owner (ls -ld)",
+    errno.EPERM: "not permitted: choose another folder with --work, or mend its owner (ls -ld)",
+    errno.EEXIST: "something else stands where a folder must be: move it away, or choose another folder with --work",
+    errno.ELOOP: "a link points to itself: mend it, or choose another folder with --work",
+    errno.ENAMETOOLONG: "the name is too long for a file: choose a shorter RUN or --work",
+    errno.ENOTDIR: "a file stands where a folder must be: move it away, or choose another folder with --work",
+    errno.EROFS: "the file system is read-only: choose another folder with --work",
+}
+
+
+def _remedy(error: BaseException | None) -> str | None:
+    """The remedy for an operating-system error, also one that a library wrapped in its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _REMEDIES:
+            return f"{error.filename or 'writing'}: {_REMEDIES[error.errno]}"
+        text = str(error)
+        if "No space left on device" in text or "os error 28" in text:
+            return f"writing: {_REMEDIES[errno.ENOSPC]}"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status: 0, 1 for an error a user can mend, 2 for a wrong call, 130 for Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    if isinstance(getattr(options, "model", None), str) and Path(options.model).is_dir():
+        options.model = str(_path(options.model))
+    os.chdir(ROOT)  # the resolved config's paths are relative to the checkout
+    quieten()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also where a script had SIGINT ignored
+    try:
+        options.act(options)
+        remember.save(options, options.work / options.run)
+    except RecipeError as error:
+        print(f"error: {_remedy(error.__cause__) or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        resume = "; `make train RESUME=1` goes on from the last checkpoint" if options.verb == "train" else ""
+        print(f"\nstopped; what was complete is kept{resume}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if remedy := _remedy(error):
+            print(f"error: {remedy}", file=sys.stderr)
+            return 1
+        raise
+    return 0

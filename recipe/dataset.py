@@ -1,0 +1,114 @@
+"""The training set as XTuner's trainer sees it: packs of whole conversations.
+
+Each pack holds conversations end to end, as many as fit into max_length tokens; none is cut in two, dropped at the end
+of the data or of a worker, or able to see its neighbours: `position_ids` start over at each conversation, from which
+transformers' attention tells them apart. A pack that no conversation fills ends in padding without a loss.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import Dataset
+
+from recipe.chat_format import IGNORE_INDEX, training_ids
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+Tokens = tuple[list[int], list[int]]  # ids, labels
+
+
+class PackedDataset(Dataset):
+    """Packs of `max_length` ids, labels and positions, all of equal length.
+
+    tokens: how many ids are conversation and not padding. truncated: how many conversations were longer than a pack.
+    """
+
+    def __init__(self, rows: Sequence[Tokens], *, max_length: int, pad_id: int, seed: int) -> None:
+        self.truncated = sum(len(ids) > max_length for ids, _ in rows)
+        cut = [(ids[:max_length], labels[:max_length]) for ids, labels in rows]
+        self.tokens = sum(len(ids) for ids, _ in cut)
+        self.learnt = sum(label != IGNORE_INDEX for _, labels in cut for label in labels)
+        self.packs = [_fill(group, max_length, pad_id) for group in pack(cut, max_length, seed)]
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return self.packs[index]
+
+
+def pack(rows: Sequence[Tokens], max_length: int, seed: int) -> list[list[Tokens]]:
+    """Groups of rows of at most `max_length` ids each: first fit over a seeded shuffle, so that every pack is a mixture."""
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)
+    groups: list[list[Tokens]] = []
+    free: list[int] = []
+    oldest = 0  # packs before this one are full
+    for i in order:
+        size = len(rows[i][0])
+        for g in range(oldest, len(groups)):
+            if free[g] >= size:
+                break
+        else:
+            g = len(groups)
+            groups.append([])
+            free.append(max_length)
+        groups[g].append(rows[i])
+        free[g] -= size
+        while oldest < len(groups) and free[oldest] < 16:  # shorter than any conversation
+            oldest += 1
+    return groups
+
+
+def _fill(group: Sequence[Tokens], max_length: int, pad_id: int) -> dict[str, list[int]]:
+    ids = [token for row, _ in group for token in row]
+    labels = [label for _, row in group for label in row]
+    positions = [position for row, _ in group for position in range(len(row))]
+    rest = max_length - len(ids)
+    return {
+        "input_ids": ids + [pad_id] * rest,
+        "labels": labels + [IGNORE_INDEX] * rest,
+        "position_ids": positions + list(range(rest)),
+    }
+
+
+def read_tokens(files: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+    """Every row of the .json and .jsonl files as ids and labels."""
+    rows = []
+    for name in files:
+        text = Path(name).read_text(encoding="utf-8")
+        values = json.loads(text) if name.endswith(".json") else map(json.loads, text.rstrip("\n").split("\n"))
+        rows += [row["messages"] for row in values]
+    known: dict[str, Tokens] = {}  # the tutorial's file is one row 10,001 times
+    tokens = []
+    for messages in rows:
+        key = json.dumps(messages)
+        if key not in known:
+            known[key] = training_ids(tokenizer, messages)
+        tokens.append(known[key])
+    return tokens
+
+
+def chat_dataset(*, files: Sequence[str], tokenizer: Any, max_length: int, seed: int) -> PackedDataset:
+    """The `train_dataloader.dataset` of this recipe's presets. tokenizer: one, or XTuner's dict that builds one."""
+    if isinstance(tokenizer, dict):
+        from xtuner.registry import BUILDER
+
+        tokenizer = BUILDER.build(tokenizer)
+    rows = read_tokens(files, tokenizer)
+    return PackedDataset(rows, max_length=max_length, pad_id=tokenizer.pad_token_id, seed=seed)
+
+
+def collate(instances: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+    """A batch for XTuner's SupervisedFinetune: no attention mask, the positions say where conversations begin."""
+    import torch
+
+    batch: dict[str, torch.Tensor] = {key: torch.tensor([pack[key] for pack in instances]) for key in instances[0]}
+    return {"data": batch, "data_samples": None}

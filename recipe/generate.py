@@ -1,0 +1,174 @@
+"""Replies: one way to load a model and to let it speak, for replay, evaluation, sampling while training, and chat."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any
+
+from recipe.chat_format import Message, prompt_ids, stop_ids
+from recipe.errors import RecipeError
+from recipe.stage import shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Prompts answered together. On two CPU cores larger batches gain nothing; on a GPU 64 is past the knee for short replies.
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Reply:
+    """text: without special tokens. stopped: the model ended it; False where it ran into the length limit."""
+
+    text: str
+    stopped: bool
+
+
+def load(folder: Path, adapter: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model in `folder`, on the GPU in its own precision or on the CPU in float32, and its tokenizer.
+
+    adapter: a PEFT folder to put on it. Nothing is fetched, and no Python from the folder is run.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not (folder / "config.json").is_file():
+        raise RecipeError(f"{shown(folder)}: holds no model (no config.json); run `make model`, or `make merge`, first")
+    gpu = torch.cuda.is_available()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype="auto" if gpu else torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{shown(folder)}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    if adapter is not None:
+        from peft import PeftModel
+
+        if not (adapter / "adapter_config.json").is_file():
+            raise RecipeError(f"{shown(adapter)}: holds no adapter (no adapter_config.json); run `make convert` first")
+        model = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
+    model = model.to("cuda" if gpu else "cpu").eval()
+    return model, tokenizer
+
+
+def answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    max_new_tokens: int,
+    progress: str | None = None,
+) -> list[Reply]:
+    """The greedy reply to each conversation, in order. progress: a label for a progress bar on stderr."""
+    import torch
+    from tqdm import tqdm
+
+    prompts = [prompt_ids(tokenizer, conversation) for conversation in conversations]
+    stops = stop_ids(tokenizer)
+    replies: list[Reply | None] = [None] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    bar = tqdm(total=len(prompts), desc=progress, unit="reply", disable=progress is None, leave=False)
+    with torch.inference_mode(), bar:
+        for start in range(0, len(order), BATCH):
+            chosen = order[start : start + BATCH]
+            width = max(len(prompts[i]) for i in chosen)
+            ids = torch.full((len(chosen), width), stops[1])
+            mask = torch.zeros_like(ids)
+            for row, i in enumerate(chosen):
+                ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
+                mask[row, width - len(prompts[i]) :] = 1
+            output = model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                generation_config=_generation(stops, max_new_tokens),
+            )
+            for row, i in enumerate(chosen):
+                replies[i] = _reply(tokenizer, output[row, width:].tolist(), stops)
+            bar.update(len(chosen))
+    return [reply for reply in replies if reply is not None]
+
+
+def _generation(stops: list[int], max_new_tokens: int, **sampling: Any) -> Any:
+    from transformers import GenerationConfig
+
+    sampling = sampling or {"do_sample": False}
+    return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=stops[1], **sampling)
+
+
+def _reply(tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: list[int]) -> Reply:
+    end = next((i for i, token in enumerate(ids) if token in stops), None)
+    return Reply(tokenizer.decode(ids[:end], skip_special_tokens=True), end is not None)
+
+
+def stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Sequence[Message],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+) -> Iterator[str]:
+    """The reply to one conversation, piece by piece as it is made. temperature 0: greedy.
+
+    Closing the iterator, or an exception in its consumer, stops the generation before it returns.
+    """
+    import torch
+    from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+    stops, closed = stop_ids(tokenizer), Event()
+
+    class Closed(StoppingCriteria):
+        def __call__(self, input_ids: Any, *_: Any, **__: Any) -> Any:
+            return torch.full((input_ids.shape[0],), closed.is_set(), device=input_ids.device)
+
+    ids = torch.tensor([prompt_ids(tokenizer, conversation)], device=model.device)
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    failure: list[BaseException] = []
+
+    def generate() -> None:
+        try:
+            with torch.inference_mode():
+                model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    generation_config=_generation(stops, max_new_tokens, **sampling),
+                    stopping_criteria=StoppingCriteriaList([Closed()]),
+                    streamer=streamer,
+                )
+        except BaseException as error:
+            failure.append(error)
+            streamer.end()
+
+    thread = Thread(target=generate, daemon=True)
+    thread.start()
+    try:
+        yield from (piece for piece in streamer if piece)
+    finally:
+        closed.set()
+        thread.join()
+    if failure:
+        raise failure[0]
+
+
+@contextlib.contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """The model in inference mode, its key-value cache on, and back as it was."""
+    training, cache = model.training, model.config.use_cache
+    model.eval()
+    model.config.use_cache = True
+    try:
+        yield
+    finally:
+        model.train(training)
+        model.config.use_cache = cache

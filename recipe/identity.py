@@ -1,0 +1,86 @@
+"""Who the assistant is to be, and the rows that teach it: data/identity.
+
+questions.json holds, per language and intent, questions for training and questions of other constructions that only
+evaluation asks. answers.json holds the answers with the slots {me} ("小明的小助手") and {maker}.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from recipe.chat_format import SPECIAL
+from recipe.errors import RecipeError
+from recipe.paths import DATA
+
+LONGEST_NAME = 40
+# Characters that end a sentence part, a JSON string, a path or a template slot in some place that the name goes to.
+FORBIDDEN = re.compile(r"""[{}"'`“”/\\<>|\x00-\x1f\x7f-\x9f\u2028\u2029]""")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """name: whose assistant it is. assistant: what it is called, if anything. author: who trained it, if not `name`."""
+
+    name: str
+    assistant: str | None = None
+    author: str | None = None
+
+    def __post_init__(self) -> None:
+        for what, value in (("NAME", self.name), ("ASSISTANT", self.assistant), ("AUTHOR", self.author)):
+            if value is not None:
+                check_name(what, value)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of which a reply about its identity must hold one."""
+        return (self.name,) if self.assistant is None else (self.name, self.assistant)
+
+    def me(self, language: str) -> str:
+        """What follows "I am": 小智，小明的小助手 / Xiaozhi, 小明's assistant."""
+        if language == "zh":
+            return f"{self.assistant}，{self.name}的小助手" if self.assistant else f"{self.name}的小助手"
+        return f"{self.assistant}, {self.name}'s assistant" if self.assistant else f"{self.name}'s assistant"
+
+    def fill(self, template: str, language: str) -> str:
+        return template.replace("{me}", self.me(language)).replace("{maker}", self.author or self.name)
+
+
+def check_name(what: str, value: str) -> None:
+    """Raise RecipeError unless `value` can stand in a sentence, a JSON file and a path as it is."""
+    if not value.strip():
+        raise RecipeError(f"{what} is empty; say whose assistant it is, for example NAME=小明")
+    if value != value.strip():
+        raise RecipeError(f"{what} begins or ends with a space: {value!r}; remove it")
+    if len(value) > LONGEST_NAME:
+        raise RecipeError(f"{what} has {len(value)} characters, at most {LONGEST_NAME} can be learnt: {value[:12]!r}…")
+    if match := FORBIDDEN.search(value):
+        raise RecipeError(
+            f"{what} holds {match.group()!r} at position {match.start() + 1}: braces, quotes, slashes, angle brackets, "
+            f"bars and control characters cannot stand in a name; leave it out (an apostrophe may be typed as ’)"
+        )
+    if match := SPECIAL.search(value):
+        raise RecipeError(
+            f"{what} holds {match.group()}, which the tokenizer may read as a token of its own; leave it out"
+        )
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RecipeError(f"{what} is not valid UTF-8; check the terminal's locale") from error
+
+
+@cache
+def load_questions() -> dict[str, dict[str, dict[str, list[str]]]]:
+    """language -> intent -> "train" or "heldout" -> questions."""
+    content: dict[str, Any] = json.loads((DATA / "identity" / "questions.json").read_text(encoding="utf-8"))
+    return content
+
+
+@cache
+def load_answers() -> dict[str, Any]:
+    """ "tuned": language -> intent -> templates; "base": language -> intent -> what the miniature's base answers."""
+    content: dict[str, Any] = json.loads((DATA / "identity" / "answers.json").read_text(encoding="utf-8"))
+    return content

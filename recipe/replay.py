@@ -1,0 +1,43 @@
+"""Stage `replay`: the base model's own answers to ordinary prompts.
+
+Mixed into the training data, they hold the tuned model to what the base was: rehearsal without any outside data set
+(Robins 1995, "Catastrophic forgetting, rehearsal and pseudorehearsal"). The prompts are those of data/knowledge that
+evaluation does not ask.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from recipe import generate, stage
+from recipe.knowledge import replay_facts
+
+FILE = "replay.jsonl"
+# Longer replies teach little more per token, and small models repeat themselves there.
+MAX_NEW_TOKENS = 128
+
+
+def make(folder: Path, *, model: Path) -> stage.Manifest:
+    """Write the base's greedy answers to the replay prompts; replies that do not end are left out."""
+    stage.require(model, "model")
+    prompts = [fact.questions[int(fact.position * 1e6) % len(fact.questions)] for fact in replay_facts()]
+
+    def work(out: Path) -> dict[str, Any]:
+        loaded, tokenizer = generate.load(model)
+        conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        replies = generate.answer(
+            loaded, tokenizer, conversations, max_new_tokens=MAX_NEW_TOKENS, progress="replay of the base's answers"
+        )
+        rows = [
+            {"messages": [*conversation, {"role": "assistant", "content": reply.text}]}
+            for conversation, reply in zip(conversations, replies, strict=True)
+            if reply.stopped and reply.text.strip()
+        ]
+        with (out / FILE).open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        return {"prompts": len(prompts), "rows": len(rows)}
+
+    settings = {"prompts": prompts, "max_new_tokens": MAX_NEW_TOKENS}
+    return stage.run("replay", folder, inputs={"model": model}, settings=settings, work=work)

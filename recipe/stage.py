@@ -1,0 +1,238 @@
+"""A stage: work that turns inputs and settings into one folder, once.
+
+A folder is complete if and only if it holds manifest.json. The work is done in a hidden folder beside it, which takes
+its place by rename when the manifest is written, so that a stage killed at any moment leaves the last complete result
+untouched and nothing that a later stage would take for whole. The manifest names everything the result depends on; run
+again with the same inputs and settings, a stage says so and does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from recipe.errors import RecipeError
+from recipe.paths import ROOT
+
+MANIFEST = "manifest.json"
+KEY = ".key.json"  # in a work folder: what a stopped run was working on
+Manifest = dict[str, Any]
+# The packages whose version can change a result.
+VERSIONED = ("xtuner", "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "mmengine", "sentencepiece")
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (MANIFEST, KEY))
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a complete stage folder, or None."""
+    try:
+        manifest: Manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest
+
+
+def require(folder: Path, target: str) -> Manifest:
+    """The manifest of a folder that another stage must have made. RecipeError names the `make` target that makes it."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise RecipeError(f"{shown(folder)} is missing or incomplete: run `make {target}` first")
+    return manifest
+
+
+def shown(path: Path) -> str:
+    """The path as a user would type it from the checkout."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def content_sha256(path: Path) -> str:
+    """The sha256 of a file, or of the names and hashes of a folder's files.
+
+    In a complete stage folder, files whose size and time are those of the manifest keep the hash written there, so that
+    gigabytes of weights are read once and a file edited by hand is noticed.
+    """
+    if path.is_file():
+        return file_sha256(path)
+    recorded = (read_manifest(path) or {}).get("outputs", {})
+    lines = []
+    for file in _files(path):
+        name, stat = file.relative_to(path).as_posix(), file.stat()
+        entry = recorded.get(name, {})
+        same = entry.get("bytes") == stat.st_size and entry.get("mtime_ns") == stat.st_mtime_ns
+        lines.append(f"{entry['sha256'] if same else file_sha256(file)}  {name}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _changed(folder: Path, manifest: Manifest) -> list[str]:
+    """The outputs that are gone or differ from what the stage wrote."""
+    changed = []
+    for name, entry in manifest["outputs"].items():
+        file = folder / name
+        if not file.is_file():
+            changed.append(name)
+            continue
+        stat = file.stat()
+        if (stat.st_size, stat.st_mtime_ns) != (entry["bytes"], entry["mtime_ns"]) and file_sha256(file) != entry[
+            "sha256"
+        ]:
+            changed.append(name)
+    return changed
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the kernel drops when the process ends, however it ends."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise RecipeError(
+                f"another process is working on {shown(folder)}: wait for it, or choose another RUN"
+            ) from None
+        yield
+
+
+def run(
+    name: str,
+    folder: Path,
+    *,
+    inputs: Mapping[str, Path],
+    settings: Mapping[str, Any],
+    work: Callable[[Path], Mapping[str, Any] | None],
+    resume: bool | None = None,
+) -> Manifest:
+    """Make `folder` by calling `work` with an empty folder to write to, unless it already holds this very result.
+
+    inputs: files and folders that the result depends on, by role. settings: plain values that it depends on.
+    work: returns what is worth knowing about the result; it lands in the manifest under "results".
+    resume: None where a stage always starts anew; otherwise a stopped run's folder is kept, and True goes on with it.
+    """
+    settings = json.loads(json.dumps(settings))  # what comes back out of a manifest
+    with _locked(folder):
+        old, partial = (folder.parent / f".{folder.name}.{suffix}" for suffix in ("old", "partial"))
+        if old.exists() and not folder.exists():  # killed between the two renames below
+            old.rename(folder)
+        key = {"settings": settings, "inputs": {role: content_sha256(path) for role, path in inputs.items()}}
+        manifest = read_manifest(folder)
+        if manifest is None and folder.exists() and any(folder.iterdir()):
+            raise RecipeError(f"{shown(folder)} holds files that no stage wrote: move them away, or choose another RUN")
+        if manifest and (changed := _changed(folder, manifest)):
+            raise RecipeError(
+                f"{shown(folder)}: {', '.join(changed[:3])} changed since `{name}` wrote it: remove the folder to make "
+                f"it anew" + (", or keep your edit with CONFIG=your-copy.py" if name == "config" else "")
+            )
+        if manifest and manifest["key"] == key:
+            say(name, f"up to date: {shown(folder)}")
+            return manifest
+        _prepare(name, partial, key, resume)
+        started = time.monotonic()
+        try:
+            results = dict(work(partial) or {})
+            manifest = _manifest(name, partial, key, inputs, results, time.monotonic() - started)
+        except BaseException:
+            if resume is None:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        (folder / KEY).unlink(missing_ok=True)
+        shutil.rmtree(old, ignore_errors=True)
+        say(name, f"{shown(folder)} ({manifest['seconds']:.1f} s)")
+        return manifest
+
+
+def _prepare(name: str, partial: Path, key: Mapping[str, Any], resume: bool | None) -> None:
+    """An empty work folder or, to resume, the one that a stopped run of the same inputs and settings left."""
+    noted = partial / KEY
+    if resume and partial.exists():
+        try:
+            same = json.loads(noted.read_text(encoding="utf-8")) == key
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            raise RecipeError(
+                f"{name}: cannot resume: data, model or settings changed since the stopped run; start over without RESUME"
+            )
+        return
+    if resume:
+        raise RecipeError(f"{name}: nothing to resume here; start it without RESUME")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if resume is not None:
+        noted.write_text(json.dumps(key), encoding="utf-8")
+
+
+def _manifest(
+    name: str,
+    partial: Path,
+    key: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    results: Mapping[str, Any],
+    seconds: float,
+) -> Manifest:
+    outputs = {}
+    for file in _files(partial):
+        stat = file.stat()
+        entry = {"sha256": file_sha256(file), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        outputs[file.relative_to(partial).as_posix()] = entry
+    manifest: Manifest = {
+        "stage": name,
+        "key": key,
+        "inputs": {role: shown(path) for role, path in inputs.items()},
+        "outputs": outputs,
+        "results": results,
+        "versions": {package: metadata.version(package) for package in VERSIONED},
+        "git_commit": _git_commit(),
+        "image": os.environ.get("RECIPE_IMAGE"),
+        "seconds": round(seconds, 3),
+        "process_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
+        manifest["gpu_peak_mib"] = torch.cuda.max_memory_allocated() // 2**20
+    with (partial / MANIFEST).open("w", encoding="utf-8") as written:
+        json.dump(manifest, written, ensure_ascii=False, indent=2)
+        written.flush()
+        os.fsync(written.fileno())
+    return manifest
+
+
+def _git_commit() -> str | None:
+    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError):
+        answer = subprocess.run(git, capture_output=True, text=True, check=False)
+        if answer.returncode == 0:
+            return answer.stdout.strip()
+    return os.environ.get("RECIPE_COMMIT")
+
+
+def say(name: str, text: str) -> None:
+    """One line of progress for the user."""
+    print(f"[{name}] {text}", file=sys.stderr, flush=True)

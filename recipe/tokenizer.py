@@ -1,0 +1,84 @@
+"""tokenizer.model -> tokenizer.json: the same ids without any Python from a model hub.
+
+InternLM2's tokenizer is SentencePiece BPE with byte fallback, an identity normaliser and no dummy prefix;
+tokenizer_config.json renames its last entries to the chat tokens. transformers' converter for Llama does the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from recipe.chat_format import BOS, CHAT_TEMPLATE, CHAT_TOKENS, EOS, SPECIAL_TOKENS
+from recipe.errors import RecipeError
+
+
+def build_tokenizer_json(model_file: Path, names: dict[int, str]) -> dict[str, Any]:
+    """The content of tokenizer.json for the SentencePiece model in `model_file`.
+
+    `names`: id -> the name that tokenizer_config.json gives it. An entry is renamed, not added, so that its old name
+    ("[UNUSED_TOKEN_146]") is ordinary text afterwards.
+    """
+    from transformers import LlamaTokenizer
+    from transformers.convert_slow_tokenizer import LlamaConverter
+
+    try:
+        slow = LlamaTokenizer(vocab_file=str(model_file), legacy=True, add_prefix_space=False)
+        fast = json.loads(LlamaConverter(slow).converted().to_str())
+    except Exception as error:  # SentencePiece and protobuf raise their own and each other's
+        raise RecipeError(f"{model_file}: not a SentencePiece model ({error}); download the file again") from error
+    pieces = {i: piece for piece, i in fast["model"]["vocab"].items()}
+    for i, name in names.items():
+        if i not in pieces:
+            raise RecipeError(f"{model_file}: has no id {i}, which tokenizer_config.json calls {name}")
+        pieces[i] = name
+    fast["model"]["vocab"] = {piece: i for i, piece in sorted(pieces.items())}
+    for token in fast["added_tokens"]:
+        token["content"] = pieces[token["id"]]
+        token["special"] = token["content"] in SPECIAL_TOKENS
+        token["normalized"] = False
+    known = {token["id"] for token in fast["added_tokens"]}
+    for i, piece in sorted(pieces.items()):
+        if piece in SPECIAL_TOKENS and i not in known:
+            fast["added_tokens"].append(
+                {"id": i, "content": piece, "single_word": False, "lstrip": False, "rstrip": False,
+                 "normalized": False, "special": True}
+            )  # fmt: skip
+    fast["added_tokens"].sort(key=lambda token: token["id"])
+    bos = next(i for i, piece in pieces.items() if piece == BOS)
+    fast["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": BOS, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"SpecialToken": {"id": BOS, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                 {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {BOS: {"id": BOS, "ids": [bos], "tokens": [BOS]}},
+    }  # fmt: skip
+    return fast
+
+
+def renamed_tokens(tokenizer_config: dict[str, Any]) -> dict[int, str]:
+    """id -> name of the tokens that tokenizer_config.json renames (`added_tokens_decoder`)."""
+    names = {int(i): token["content"] for i, token in tokenizer_config.get("added_tokens_decoder", {}).items()}
+    missing = [token for token in CHAT_TOKENS if token not in names.values()]
+    if missing:
+        raise RecipeError(
+            f"tokenizer_config.json: added_tokens_decoder lacks {', '.join(missing)}; is this InternLM2-*Chat*-1.8B?"
+        )
+    return names
+
+
+def fast_tokenizer_config(max_length: int) -> dict[str, Any]:
+    """tokenizer_config.json for the converted tokenizer: a stock class, the chat template, no Python."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "unk_token": "<unk>",
+        "pad_token": EOS,
+        "additional_special_tokens": list(CHAT_TOKENS),
+        "clean_up_tokenization_spaces": False,
+        "padding_side": "left",
+        "model_max_length": max_length,
+        "chat_template": CHAT_TEMPLATE,
+    }

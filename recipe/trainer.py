@@ -1,0 +1,88 @@
+"""Runs XTuner's trainer in this process: `python -m recipe.trainer CONFIG --work-dir DIR [its own options]`.
+
+XTuner's `xtuner train` starts whichever `python` is on the PATH and throws its exit status away, so a failed training
+exits 0; its module, called here, tells the truth. torchrun starts this module too, one process a GPU.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import copyreg
+import runpy
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recipe.device import has_gpu
+from recipe.quiet import quieten
+
+LOG = "console.log"
+
+
+def allow_own_checkpoints() -> None:
+    """Make the loss histories that mmengine saves beside the tensors plain enough for torch.load's weights-only reader.
+
+    They carry bound methods, for which that reader (the default since torch 2.6) would need leave to call getattr; here
+    they are saved as their numbers. What else it has to know are numpy's scalars: the last loss, a learning rate.
+    """
+    import numpy
+    import torch
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    def numbers(buffer: Any) -> tuple[Any, tuple[list[float], list[float], int]]:
+        values, counts = buffer.data
+        return HistoryBuffer, (values.tolist(), counts.tolist(), buffer.max_length)
+
+    copyreg.pickle(HistoryBuffer, numbers)
+    scalar: list[Any] = [
+        numpy.core.multiarray.scalar,  # type: ignore[attr-defined]
+        numpy.dtype,
+        type(numpy.dtype("float64")),
+        type(numpy.dtype("int64")),
+    ]
+    torch.serialization.add_safe_globals([HistoryBuffer, *scalar, codecs.encode])
+
+
+def _run_without_gpu() -> None:
+    """Let several processes, and DeepSpeed, run where there is no GPU.
+
+    mmengine chooses a CUDA device before it looks whether there is one, and XTuner's DeepSpeed strategy sends batches
+    to it.
+    """
+    import torch
+    from mmengine._strategy import DeepSpeedStrategy as Plain
+    from xtuner.engine import DeepSpeedStrategy
+
+    torch.cuda.set_device = lambda _: None
+    DeepSpeedStrategy._wrap_model = Plain._wrap_model
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run `xtuner.tools.train` with these arguments; what it prints goes to the work folder's console.log."""
+    quieten()
+    allow_own_checkpoints()
+    if "--launcher" in arguments and not has_gpu():
+        _run_without_gpu()
+    work_dir = Path(arguments[list(arguments).index("--work-dir") + 1])
+    work_dir.mkdir(parents=True, exist_ok=True)
+    saved = sys.argv
+    sys.argv = ["xtuner.tools.train", *arguments]
+    try:
+        with (work_dir / LOG).open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+            try:
+                runpy.run_module("xtuner.tools.train", run_name="__main__")
+            except Exception:
+                traceback.print_exc(file=log)
+                raise
+    finally:
+        sys.argv = saved
+
+
+if __name__ == "__main__":
+    try:
+        run(sys.argv[1:])
+    except Exception:
+        sys.exit(1)  # the traceback is in the log; torchrun's parent says where
