@@ -1,0 +1,128 @@
+"""recipe/env/setup.sh on machines that lack things, acted out with stand-ins for uv and Python."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from recipe.paths import ROOT
+
+TOOLS = ("bash", "sh", "cat", "dirname", "mkdir", "sed", "grep", "basename", "rm", "flock", "touch", "env", "chmod")
+PYTHON = "#!/bin/sh\nexit {status}\n"
+UV = """#!/bin/sh
+echo "uv $*" >> "$CALLS"
+case "$1 $2" in
+"python find") [ -e "$FOUND" ] && cat "$FOUND" || exit 1 ;;
+"python install") [ -n "$NETWORK" ] || exit 1; printf '%s' "$INSTALLED" > "$FOUND" ;;
+"venv --quiet") mkdir -p "$5/bin"; printf '#!/bin/sh\\nexit 0\\n' > "$5/bin/python"; chmod +x "$5/bin/python" ;;
+esac
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """A folder that is the whole PATH: coreutils and nothing else."""
+    import shutil
+
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    for tool in TOOLS:
+        if found := shutil.which(tool):
+            (bin_ / tool).symlink_to(found)
+    (tmp_path / "requirements.lock").write_text("a==1 \\\n    --hash=sha256:0\n")
+    (tmp_path / "requirements-dev.lock").write_text("uv==1.2.3 \\\n    --hash=sha256:0\n")
+    return tmp_path
+
+
+def script(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def setup(machine: Path, **environment: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    calls = machine / "calls"
+    variables = {
+        "PATH": str(machine / "bin"), "HOME": str(machine), "CALLS": str(calls), "FOUND": str(machine / "found"),
+        "INSTALLED": str(machine / "installed"), "NETWORK": "", "PYENV_ROOT": str(machine / "pyenv"),
+    }  # fmt: skip
+    done = subprocess.run(
+        [str(ROOT / "recipe/env/setup.sh"), "requirements.lock", ".venv"],
+        cwd=machine, env=variables | environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done, calls.read_text().splitlines() if calls.exists() else []
+
+
+def test_a_python_on_the_path_is_taken(machine: Path) -> None:
+    script(machine / "bin" / "uv", UV)
+    python = script(machine / "bin" / "python3.10", PYTHON.format(status=0))
+    done, calls = setup(machine)
+    assert done.returncode == 0, done.stderr
+    assert f"uv venv --quiet --python {python} .venv" in calls
+    assert "--require-hashes requirements.lock" in calls[-1]
+
+
+def test_a_broken_one_is_passed_over_for_pyenv_s(machine: Path) -> None:
+    script(machine / "bin" / "uv", UV)
+    script(machine / "bin" / "python3.10", PYTHON.format(status=1))  # what pyenv's shim does outside its version
+    python = script(machine / "pyenv/versions/3.10.9/bin/python3.10", PYTHON.format(status=0))
+    done, calls = setup(machine)
+    assert done.returncode == 0, done.stderr
+    assert f"uv venv --quiet --python {python} .venv" in calls
+
+
+def test_without_any_uv_installs_one(machine: Path) -> None:
+    script(machine / "bin" / "uv", UV)
+    python = script(machine / "installed", PYTHON.format(status=0))
+    done, calls = setup(machine, NETWORK="yes")
+    assert done.returncode == 0, done.stderr
+    assert calls.index("uv python install 3.10") < calls.index(f"uv venv --quiet --python {python} .venv")
+
+
+def test_without_any_and_without_network_it_says_what_to_do(machine: Path) -> None:
+    script(machine / "bin" / "uv", UV)
+    done, calls = setup(machine)
+    assert done.returncode != 0
+    assert "error: XTuner 0.1.17 needs Python 3.10" in done.stderr
+    assert not any("venv" in call for call in calls)
+
+
+def test_without_uv_the_locked_one_is_brought(machine: Path) -> None:
+    uv = UV.replace("'", "'\"'\"'")
+    script(
+        machine / "bin" / "python3",
+        f'#!/bin/sh\nmkdir -p .venv-uv/bin\ncat > .venv-uv/bin/python <<\'E\'\n#!/bin/sh\necho "pip $*" >> "$CALLS"\n'
+        f"printf '%s' '{uv}' > .venv-uv/bin/uv\nchmod +x .venv-uv/bin/uv\nE\nchmod +x .venv-uv/bin/python\n",
+    )
+    script(machine / "bin" / "python3.10", PYTHON.format(status=0))
+    done, calls = setup(machine)
+    assert done.returncode == 0, done.stderr
+    assert calls[0].endswith("uv==1.2.3")
+    assert "--require-hashes requirements.lock" in calls[-1]
+
+
+def test_without_uv_and_python_it_says_what_to_do(machine: Path) -> None:
+    done, _ = setup(machine)
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: neither uv nor python3 is installed")
+
+
+def test_the_locks_name_no_address_and_hash_everything() -> None:
+    for name in ("requirements.lock", "requirements-dev.lock"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert "://" not in text
+        assert "index-url" not in text
+        pins = [line for line in text.splitlines() if "==" in line and not line.startswith(" ")]
+        assert len(pins) > 100
+        assert all(line.endswith(" \\") for line in pins)  # a hash follows
+        for package in ("xtuner==0.1.17", "streamlit==1.24.0"):
+            assert any(line.startswith(package) for line in pins)
+
+
+def test_the_shell_scripts_are_executable() -> None:
+    for name in ("recipe/env/setup.sh", "recipe/env/lock.sh", ".ci/run"):
+        assert os.access(ROOT / name, os.X_OK), name
