@@ -139,29 +139,42 @@ def make(
 
     def work(out: Path) -> dict[str, Any]:
         _refuse_overlap(asked, data_folder)
-        conversations = asked.conversations()
 
         def ask(loaded: Any, tokenizer: Any, label: str) -> list[Reply]:
             name = max(len(text_ids(tokenizer, name)) for name in (*identity.names, identity.author or ""))
             room = MAX_NEW_TOKENS + 2 * name  # "… NAME's assistant, … fine-tuned by NAME"
-            return generate.answer(loaded, tokenizer, conversations, max_new_tokens=room, progress=label)
+            conversations, split = asked.conversations(), len(asked.identity)
+            # Apart, because a batch takes as long as its longest reply, and only the first kind holds long names.
+            parts = ((conversations[:split], "identity"), (conversations[split:], "facts"))
+            return [
+                reply
+                for part, kind in parts
+                for reply in generate.answer(
+                    loaded, tokenizer, part, max_new_tokens=room, progress=f"eval {label}: {kind}"
+                )
+            ]
+
+        def scores(replies: list[Reply]) -> dict[str, Any]:
+            return score(asked, replies, base, identity)
 
         loaded, tokenizer = generate.load(model)
-        base = ask(loaded, tokenizer, "eval base")
-        metrics: dict[str, Any] = {"identity": asdict(identity), "base": score(asked, base, base, identity)}
+        base = ask(loaded, tokenizer, "base")
+        metrics: dict[str, Any] = {"identity": asdict(identity), "base": scores(base)}
         if not metrics["base"]["counts"]["facts_base_knew"]:
             raise RecipeError(f"{stage.shown(model)} answers no fact of data/knowledge: there is nothing to retain")
+        is_adapter = (tuned_folder / "adapter_config.json").is_file()
+        tuned, tokenizer = generate.load(model, tuned_folder) if is_adapter else generate.load(tuned_folder)
+        metrics["tuned"] = scores(ask(tuned, tokenizer, "tuned"))
+        del tuned
         wrapped, names = _adapters(loaded, train_folder)
+        made_from = Path(stage.require(tuned_folder, "merge")["results"]["checkpoint"]).stem
         metrics["checkpoints"] = {}
         for name in names:
             wrapped.set_adapter(name)
-            scored = score(asked, ask(wrapped, tokenizer, f"eval {name}"), base, identity)
+            # `merge` proved the tuned model equal to the checkpoint that it was made from.
+            scored = metrics["tuned"] if name == made_from else scores(ask(wrapped, tokenizer, name))
             metrics["checkpoints"][name] = {key: value for key, value in scored.items() if key != "replies"}
         metrics["best_checkpoint"] = best(metrics["checkpoints"])
-        del loaded, wrapped
-        is_adapter = (tuned_folder / "adapter_config.json").is_file()
-        tuned, tokenizer = generate.load(model, tuned_folder) if is_adapter else generate.load(tuned_folder)
-        metrics["tuned"] = score(asked, ask(tuned, tokenizer, "eval tuned"), base, identity)
         (out / FILE).write_text(json.dumps(metrics, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         keys = ("identity_hit", "identity_leak", "retention", "counts")
         return {who: {key: metrics[who][key] for key in keys} for who in ("base", "tuned")} | {

@@ -46,7 +46,7 @@ def make(folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...])
         card = merged_card(made["results"]["model"], identity_names, proof)
         (out / "README.md").write_text(card, encoding="utf-8")
         stage.say("merge", f"largest logit difference to base + adapter: {proof['largest_logit_difference']:.2g}")
-        return proof
+        return {"checkpoint": made["results"]["checkpoint"], **proof}
 
     return stage.run("merge", folder, inputs={"adapter": adapter_folder, "model": model}, settings={}, work=work)
 

@@ -13,7 +13,7 @@ import pytest
 from recipe import cli, stage
 
 STAGES = ("data", "replay", "config", "train", "adapter", "merged", "eval")
-SHORT = ["--set", "max_iters=10", "save_steps=5"]
+SHORT = ["--set", "max_iters=20", "save_steps=10"]
 
 Go = Callable[..., int]
 
@@ -39,7 +39,7 @@ def made(work: Path) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def first(go: Go, work: Path) -> dict[str, float]:
-    assert go("--name", "小明", *SHORT) == 1  # ten iterations are too few, and eval says so
+    assert go("--name", "小明", *SHORT) == 1  # twenty iterations are too few, and eval says so
     return made(work)
 
 
@@ -69,7 +69,7 @@ def test_metrics_hold_base_and_tuned_with_counts_and_replies(first: dict[str, fl
         )
     assert metrics["base"]["identity_hit"] == 0
     assert metrics["base"]["retention"] == 1
-    assert set(metrics["checkpoints"]) == {"iter_5", "iter_10"}
+    assert set(metrics["checkpoints"]) == {"iter_10", "iter_20"}
     assert metrics["best_checkpoint"] in metrics["checkpoints"]
 
 
@@ -110,7 +110,7 @@ def test_another_checkpoint_redoes_only_what_follows_it(
     first: dict[str, float], go: Go, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = made(work)
-    go("--checkpoint", "iter_5")
+    go("--checkpoint", "iter_10")
     redone = {name for name, when in made(work).items() if when != before[name]}
     assert redone == {"adapter", "merged", "eval"}
 

@@ -1,0 +1,30 @@
+"""The presets of the real model on a real GPU, with the miniature as the model: mixed precision, 4-bit kernels, merge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recipe import cli
+from recipe.device import has_gpu
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU")]
+
+SHORT = {
+    "qlora": ("balanced", ["max_iters=20", "lr=2e-3"]),
+    "lora": ("balanced", ["max_iters=20", "lr=2e-3"]),
+    "tutorial": ("tutorial", ["max_epochs=1", "lr=2e-3"]),
+}
+
+
+@pytest.mark.parametrize("preset", SHORT)
+def test_it_trains_converts_merges_and_is_measured(preset: str, tmp_path: Path) -> None:
+    mode, settings = SHORT[preset]
+    arguments = ["--name", "小明", "--mode", mode, "--preset", preset, "--set", *settings]
+    cli.main(["quickstart", "--work", str(tmp_path), "--run", preset, *arguments])
+    losses = [json.loads(line) for line in (tmp_path / preset / "train/losses.jsonl").read_text().splitlines()]
+    assert losses[-1]["loss"] < 0.7 * losses[0]["loss"]
+    assert (tmp_path / preset / "eval/metrics.json").is_file()
+    assert json.loads((tmp_path / preset / "train/manifest.json").read_text())["gpu_peak_mib"] > 0
