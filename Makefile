@@ -18,6 +18,7 @@ DEEPSPEED ?=#           zero1, zero2, zero2_offload, zero3, zero3_offload
 CHECKPOINT ?=#          which checkpoint to convert (default: the last) / 选择检查点
 CHAT      ?=#           more for chat, e.g. CHAT='--prompt 你是谁' / 对话参数
 PATTERN   ?=#           which of XTuner's configs to list / 筛选内置配置
+PYTEST    ?=#           more for pytest, e.g. PYTEST='-m slow' for the control / 测试参数
 RUN       ?=#           name of the run: its folder is work/RUN (default: main) / 运行名称
 
 # --- How it works ----------------------------------------------------------------------------------------------------

@@ -135,9 +135,10 @@ def make_train_folder(lora_config: Path, tiny_model: Path) -> Callable[..., Path
     def make(folder: Path, states: dict[str, dict[str, Any]], *, model: Path = tiny_model) -> Path:
         import torch
 
-        from recipe import stage
+        from recipe import stage, train
 
         def work(out: Path) -> dict[str, Any]:
+            shutil.copyfile(lora_config, out / train.CONFIG)
             for name, state in states.items():
                 torch.save({"state_dict": state}, out / f"{name}.pth")
             return {"checkpoints": [f"{name}.pth" for name in states]}
