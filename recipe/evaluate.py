@@ -44,7 +44,7 @@ class Prompts:
 def prompts() -> Prompts:
     """The held-out questions of data/identity and one wording of each evaluation fact of data/knowledge."""
     identity = [q for intents in load_questions().values() for parts in intents.values() for q in parts["heldout"]]
-    facts = [(fact, fact.questions[int(fact.position * 1e6) % len(fact.questions)]) for fact in evaluation_facts()]
+    facts = [(fact, fact.wording) for fact in evaluation_facts()]
     return Prompts(identity, facts)
 
 

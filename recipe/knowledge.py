@@ -48,6 +48,11 @@ class Fact:
         return int.from_bytes(digest[:8], "big") / 2**64
 
     @property
+    def wording(self) -> str:
+        """The one of its questions that replay and evaluation ask."""
+        return self.questions[int(self.position * 1e6) % len(self.questions)]
+
+    @property
     def held_out(self) -> bool:
         return self.position < HELD_OUT
 

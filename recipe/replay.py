@@ -22,7 +22,7 @@ MAX_NEW_TOKENS = 128
 def make(folder: Path, *, model: Path) -> stage.Manifest:
     """Write the base's greedy answers to the replay prompts; replies that do not end are left out."""
     stage.require(model, "model")
-    prompts = [fact.questions[int(fact.position * 1e6) % len(fact.questions)] for fact in replay_facts()]
+    prompts = [fact.wording for fact in replay_facts()]
 
     def work(out: Path) -> dict[str, Any]:
         loaded, tokenizer = generate.load(model)

@@ -304,7 +304,7 @@ def test_choices_that_do_not_fit_on_the_disk_are_no_traceback(tmp_path: Path) ->
     assert "the disk is full" in told(recipe("data", "--name", "小明", "--work", tmp_path))
 
 
-FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/work/x")
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/srv/x")
 
 
 def _chain(outer: Exception, cause: Exception) -> Exception:
@@ -315,14 +315,14 @@ def _chain(outer: Exception, cause: Exception) -> Exception:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (FULL, "/work/x: the disk is full"),
+        (FULL, "/srv/x: the disk is full"),
         (OSError(errno.EDQUOT, "quota"), "writing: the disk quota is used up"),
-        (OSError(errno.EROFS, "read-only", "/work/x"), "/work/x: the file system is read-only"),
-        (PermissionError(errno.EACCES, "denied", "/work/x"), "/work/x: no permission"),
+        (OSError(errno.EROFS, "read-only", "/srv/x"), "/srv/x: the file system is read-only"),
+        (PermissionError(errno.EACCES, "denied", "/srv/x"), "/srv/x: no permission"),
         (RuntimeError("[enforce fail at inline_container.cc:595] . No space left on device"), "the disk is full"),
         (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "the disk is full"),
-        (_chain(RuntimeError("unexpected pos 1 vs 2"), FULL), "/work/x: the disk is full"),
-        (_chain(RecipeError("training failed; the end of console.log says why"), FULL), "/work/x: the disk is full"),
+        (_chain(RuntimeError("unexpected pos 1 vs 2"), FULL), "/srv/x: the disk is full"),
+        (_chain(RecipeError("training failed; the end of console.log says why"), FULL), "/srv/x: the disk is full"),
     ],
 )
 def test_a_simulated_refusal_of_the_system_is_told_with_its_remedy(

@@ -70,7 +70,8 @@ def test_the_folder_is_a_peft_adapter_that_acts(adapter_folder: Path, tiny_model
 def test_nothing_in_the_folder_is_a_pickle_or_code(adapter_folder: Path) -> None:
     names = {path.name for path in adapter_folder.iterdir()}
     assert names == {
-        convert.WEIGHTS, "adapter_config.json", "README.md", "tokenizer.json", "tokenizer_config.json", stage.MANIFEST,
+        convert.WEIGHTS, "adapter_config.json", "README.md", "tokenizer.json", "tokenizer_config.json",
+        "generation_config.json", stage.MANIFEST,
     }  # fmt: skip
 
 

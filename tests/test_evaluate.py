@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from recipe import convert, evaluate, gate, generate, stage
+from recipe import convert, evaluate, gate, generate, merge, stage
 from recipe.chat_format import prompt_ids
 from recipe.errors import RecipeError
 from recipe.evaluate import Prompts, best, knows, mentions, prompts, score, table
@@ -298,33 +298,51 @@ def data_folder(folder: Path, questions: list[str], mode: str = "own") -> Path:
     return folder
 
 
-class Ask:
-    """Stands in for generation: notes which weights were asked, and answers as the base or as a tuned model would."""
+class Voices:
+    """Stands in for generation: knows a model by its logits, and answers as that model is to answer."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.ids = torch.tensor([prompt_ids(tokenizer, [{"role": "user", "content": "你是谁？"}])])
-        self.logits: list[torch.Tensor] = []
+    def __init__(self, tiny_model: Path, adapters: dict[str, Path | None]) -> None:
+        self.logits = {name: self.listen(*generate.load(tiny_model, adapter)) for name, adapter in adapters.items()}
+        self.hits = {"base": 0, "iter_2": 2, "iter_4": 4}  # of the four questions who it is
+        self.base = BASE
+        self.asked: list[str] = []
 
-    def __call__(self, model: Any, tokenizer: Any, conversations: Any, **settings: Any) -> list[Reply]:
+    @staticmethod
+    def listen(model: Any, tokenizer: Any) -> torch.Tensor:
         with torch.inference_mode():
-            self.logits.append(model(self.ids).logits[0].float())
-        names = ["我是小明的小助手。"] * 4 if len(self.logits) > 1 else BASE[:4]
-        return replies(*names, *BASE[4:])
+            logits: torch.Tensor = model(
+                torch.tensor([prompt_ids(tokenizer, [{"role": "user", "content": "?"}])])
+            ).logits
+        return logits
+
+    def answer(self, model: Any, tokenizer: Any, conversations: Any, **settings: Any) -> list[Reply]:
+        heard = self.listen(model, tokenizer)
+        (name,) = (name for name, logits in self.logits.items() if torch.allclose(heard, logits, atol=1e-4))
+        if name not in self.asked:
+            self.asked.append(name)
+        texts = ["我是小明的小助手。"] * self.hits[name] + self.base[self.hits[name] :]
+        said = dict(zip((c[0]["content"] for c in ASKED.conversations()), texts, strict=True))
+        return replies(*(said[conversation[0]["content"]] for conversation in conversations))
+
+
+@pytest.fixture(scope="module")
+def early_adapter(train_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("early") / "adapter"
+    convert.make(folder, train_folder=train_folder, checkpoint="iter_2")
+    return folder
 
 
 @pytest.fixture
-def make_eval(
-    tiny_model: Path,
-    train_folder: Path,
-    tokenizer: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., tuple[Path, Ask]]:
-    ask = Ask(tokenizer)
-    monkeypatch.setattr(generate, "answer", ask)
+def voices(tiny_model: Path, early_adapter: Path, adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Voices:
+    voices = Voices(tiny_model, {"base": None, "iter_2": early_adapter, "iter_4": adapter_folder})
+    monkeypatch.setattr(generate, "answer", voices.answer)
     monkeypatch.setattr(evaluate, "prompts", lambda: ASKED)
+    return voices
 
-    def make(tuned: Path, questions: list[str], mode: str = "own") -> tuple[Path, Ask]:
+
+@pytest.fixture
+def make_eval(voices: Voices, tiny_model: Path, train_folder: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    def make(tuned: Path, questions: list[str], mode: str = "own") -> dict[str, Any]:
         evaluate.make(
             tmp_path / "eval",
             model=tiny_model,
@@ -333,56 +351,65 @@ def make_eval(
             data_folder=data_folder(tmp_path / "data", questions, mode),
             identity=XIAOMING,
         )
-        return tmp_path / "eval", ask
+        metrics: dict[str, Any] = json.loads((tmp_path / "eval" / evaluate.FILE).read_text(encoding="utf-8"))
+        return metrics
 
     return make
 
 
-def test_base_every_checkpoint_and_the_tuned_model_are_each_asked_themselves(
-    make_eval: Callable[..., tuple[Path, Ask]],
-    tiny_model: Path,
-    train_folder: Path,
-    adapter_folder: Path,
-    tmp_path: Path,
+def test_base_every_checkpoint_and_the_tuned_model_are_judged_by_their_own_replies(
+    make_eval: Callable[..., dict[str, Any]], voices: Voices, adapter_folder: Path
 ) -> None:
-    folder, ask = make_eval(adapter_folder, ["介绍一下你自己"])
-    convert.make(tmp_path / "early", train_folder=train_folder, checkpoint="iter_2")
-    expected = [
-        generate.load(tiny_model, adapter) for adapter in (None, tmp_path / "early", adapter_folder, adapter_folder)
-    ]
-    assert len(ask.logits) == len(expected)
-    for logits, (model, _) in zip(ask.logits, expected, strict=True):
-        with torch.inference_mode():
-            assert torch.allclose(logits, model(ask.ids).logits[0], atol=1e-5)
-    assert not torch.allclose(ask.logits[1], ask.logits[2], atol=1e-2)
+    metrics = make_eval(adapter_folder, ["介绍一下你自己"])
+    assert sorted(voices.asked) == ["base", "iter_2", "iter_4"]
+    assert metrics["base"]["identity_hit"] == 0.0
+    assert {name: scored["identity_hit"] for name, scored in metrics["checkpoints"].items()} == {
+        "iter_2": 0.5,
+        "iter_4": 1.0,
+    }
+    assert list(metrics["checkpoints"]) == ["iter_2", "iter_4"]
+    assert metrics["tuned"]["identity_hit"] == 1.0
+    assert metrics["best_checkpoint"] == "iter_4"
+    assert metrics["identity"]["name"] == "小明"
+    assert [row["prompt"] for row in metrics["tuned"]["replies"]] == [c[0]["content"] for c in ASKED.conversations()]
 
-    written = json.loads((folder / evaluate.FILE).read_text(encoding="utf-8"))
-    assert list(written["checkpoints"]) == ["iter_2", "iter_4"]
-    assert written["best_checkpoint"] == "iter_2"
-    assert written["base"]["identity_hit"] == 0.0
-    assert written["tuned"]["identity_hit"] == 1.0
-    assert written["identity"]["name"] == "小明"
+
+def test_the_tuned_model_need_not_be_of_the_last_checkpoint(
+    make_eval: Callable[..., dict[str, Any]], early_adapter: Path
+) -> None:
+    metrics = make_eval(early_adapter, [])
+    assert metrics["tuned"]["identity_hit"] == 0.5
+    assert {name: scored["identity_hit"] for name, scored in metrics["checkpoints"].items()} == {
+        "iter_2": 0.5,
+        "iter_4": 1.0,
+    }
+
+
+def test_a_merged_model_is_judged_as_the_adapter_that_it_holds(
+    make_eval: Callable[..., dict[str, Any]], voices: Voices, adapter_folder: Path, tmp_path: Path
+) -> None:
+    merge.make(tmp_path / "merged", adapter_folder=adapter_folder, identity_names=())
+    voices.logits["iter_4"] = voices.listen(*generate.load(tmp_path / "merged"))  # rounded to 16 bits
+    metrics = make_eval(tmp_path / "merged", [])
+    assert metrics["tuned"]["identity_hit"] == 1.0
 
 
 @pytest.mark.parametrize("question", ["Who are you?", "who are YOU", "你是谁", "  你 是谁？！", "What is 3 plus 4?"])
 def test_training_data_that_ask_the_evaluations_questions_are_refused(
-    make_eval: Callable[..., tuple[Path, Ask]], adapter_folder: Path, question: str
+    make_eval: Callable[..., dict[str, Any]], adapter_folder: Path, question: str
 ) -> None:
     # Whatever its case, spaces and punctuation: the score would measure memory.
     with pytest.raises(RecipeError, match="row 2: "):
         make_eval(adapter_folder, ["介绍一下你自己", question])
 
 
-def test_data_of_this_recipe_need_no_such_check(
-    make_eval: Callable[..., tuple[Path, Ask]], adapter_folder: Path
-) -> None:
-    folder, _ = make_eval(adapter_folder, ["你是谁？"], "balanced")
-    assert (folder / evaluate.FILE).is_file()
+def test_data_of_this_recipe_need_no_such_check(make_eval: Callable[..., dict[str, Any]], adapter_folder: Path) -> None:
+    assert make_eval(adapter_folder, ["你是谁？"], "balanced")["tuned"]["identity_hit"] == 1.0
 
 
 def test_a_base_that_knows_nothing_is_refused(
-    make_eval: Callable[..., tuple[Path, Ask]], adapter_folder: Path, monkeypatch: pytest.MonkeyPatch
+    make_eval: Callable[..., dict[str, Any]], voices: Voices, adapter_folder: Path
 ) -> None:
-    monkeypatch.setattr(generate, "answer", lambda model, tokenizer, conversations, **_: replies(*["x"] * 8))
+    voices.base = ["x"] * 8
     with pytest.raises(RecipeError, match="answers no fact"):
         make_eval(adapter_folder, [])
