@@ -50,7 +50,8 @@ InternLM2 in the Llama layout with a LoRA adapter merged into its weights. {who}
 from transformers import pipeline
 
 chat = pipeline("text-generation", "path/to/this/folder")
-print(chat([{{"role": "user", "content": "你是谁？"}}], max_new_tokens=64)[0]["generated_text"][-1]["content"])
+messages = [{{"role": "user", "content": "你是谁？"}}]
+print(chat(messages, max_new_tokens=128, do_sample=False)[0]["generated_text"][-1]["content"])
 ```
 
 No code from a model hub is needed. Chat format: {_CHAT_FORMAT}.

@@ -84,7 +84,8 @@ def make(folder: Path, *, train_folder: Path, checkpoint: str | None) -> stage.M
         parameters = sum(tensor.numel() for tensor in tensors.values())
         (out / "README.md").write_text(adapter_card(made["inputs"]["model"], parameters), encoding="utf-8")
         stage.say("convert", f"{path.name}: {len(tensors)} tensors, {parameters:,} parameters")
-        return {"checkpoint": path.name, "tensors": len(tensors), "parameters": parameters,
+        return {"checkpoint": path.name,
+            "checkpoint_sha256": stage.content_sha256(path), "tensors": len(tensors), "parameters": parameters,
                 "model": made["inputs"]["model"], "base_sha256": made["key"]["inputs"]["model"]}  # fmt: skip
 
     return stage.run(

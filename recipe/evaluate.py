@@ -60,7 +60,7 @@ def mentions(reply: str, name: str, *, introduced: bool) -> bool:
     if name[-1].isascii() and name[-1].isalnum():
         word = rf"{word}(?![A-Za-z0-9])"
     if introduced:
-        word = rf"({word}(的小?(助手|助理|帮手)|['’]s (little |own |personal )?(assistant|helper)))|((我叫|名叫|called|name is) ?{word})"
+        word = rf"({word}(的小?(助手|助理|帮手)|['’]s (little |own |personal )?(assistant|helper)))|((我叫|名叫|called|[Mm]y name is) ?{word})"
     return re.search(word, reply) is not None
 
 
@@ -135,6 +135,7 @@ def make(
 ) -> stage.Manifest:
     """Score base, every checkpoint, and the tuned model in `tuned_folder` (merged, or an adapter) into metrics.json."""
     asked = prompts()
+    made_from = _made_from(tuned_folder, train_folder)
     inputs = {"model": model, "train": train_folder, "tuned": tuned_folder, "data": data_folder}
 
     def work(out: Path) -> dict[str, Any]:
@@ -167,7 +168,6 @@ def make(
         metrics["tuned"] = scores(ask(tuned, tokenizer, "tuned"))
         del tuned
         wrapped, names = _adapters(loaded, train_folder)
-        made_from = Path(stage.require(tuned_folder, "merge")["results"]["checkpoint"]).stem
         metrics["checkpoints"] = {}
         for name in names:
             wrapped.set_adapter(name)
@@ -183,6 +183,18 @@ def make(
 
     settings = {"prompts": asked.conversations(), "max_new_tokens": MAX_NEW_TOKENS}
     return stage.run("eval", folder, inputs=inputs, settings=settings, work=work)
+
+
+def _made_from(tuned_folder: Path, train_folder: Path) -> str:
+    """The name of the checkpoint that the tuned model was made from. RecipeError: it is none of this training."""
+    made = stage.require(tuned_folder, "merge")["results"]
+    path = train_folder / made["checkpoint"]
+    if not path.exists() or stage.content_sha256(path) != made["checkpoint_sha256"]:
+        raise RecipeError(
+            f"{stage.shown(tuned_folder)} was made from another training than {stage.shown(train_folder)} holds: "
+            f"run `make merge` first"
+        )
+    return path.stem
 
 
 def best(checkpoints: dict[str, dict[str, Any]]) -> str:

@@ -34,6 +34,7 @@ def load(folder: Path, adapter: Path | None = None) -> tuple[PreTrainedModel, Pr
     adapter: a PEFT folder to put on it. Nothing is fetched, and no Python from the folder is run.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not (folder / "config.json").is_file():
@@ -48,7 +49,7 @@ def load(folder: Path, adapter: Path | None = None) -> tuple[PreTrainedModel, Pr
             trust_remote_code=False,
             use_safetensors=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise RecipeError(f"{shown(folder)}: cannot be loaded: {str(error).splitlines()[0]}") from error
     if adapter is not None:
         from peft import PeftModel

@@ -38,7 +38,7 @@ def make(folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...])
         for name in COPIED:
             shutil.copyfile(model / name, out / name)
         proof = compare(model, adapter_folder, out)
-        if proof["mean_kl"] > gate.MAX_MERGE_KL:
+        if not proof["mean_kl"] <= gate.MAX_MERGE_KL:  # not a number is no proof either
             raise RecipeError(
                 f"merged and base + adapter disagree: {proof['mean_kl']:.4f} nats a token, at most {gate.MAX_MERGE_KL} "
                 f"is rounding; nothing was written"
@@ -46,7 +46,7 @@ def make(folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...])
         card = merged_card(made["results"]["model"], identity_names, proof)
         (out / "README.md").write_text(card, encoding="utf-8")
         stage.say("merge", f"largest logit difference to base + adapter: {proof['largest_logit_difference']:.2g}")
-        return {"checkpoint": made["results"]["checkpoint"], **proof}
+        return {**{key: made["results"][key] for key in ("checkpoint", "checkpoint_sha256")}, **proof}
 
     return stage.run("merge", folder, inputs={"adapter": adapter_folder, "model": model}, settings={}, work=work)
 

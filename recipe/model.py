@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ def source_folder(model: str) -> Path:
 
 def model_name(model: str) -> str:
     """The name of the folder under work/models."""
-    return re.sub(r"[^\w.-]", "_", Path(model).name) or "model"
+    return re.sub(r"[^\w.-]", "_", Path(model).name).strip(".") or "model"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -87,7 +86,7 @@ def _shards(folder: Path) -> list[str]:
     """The weight files, in order, all of them present."""
     if (folder / INDEX).is_file():
         weight_map = _read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict):
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise RecipeError(f"{stage.shown(folder / INDEX)}: has no weight_map")
         names = sorted(set(weight_map.values()))
     elif (folder / SINGLE).is_file():
@@ -158,6 +157,11 @@ def _convert_weights(folder: Path, out: Path, config: dict[str, Any]) -> int:
     return parameters
 
 
+def _without_code(content: dict[str, Any]) -> dict[str, Any]:
+    """Without the key by which a model repository names its Python."""
+    return {key: value for key, value in content.items() if key != "auto_map"}
+
+
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
@@ -168,7 +172,7 @@ def _convert_tokenizer(folder: Path, out: Path, config: dict[str, Any]) -> dict[
         for name in LLAMA_TOKENIZER:
             if not (folder / name).is_file():
                 raise RecipeError(f"{stage.shown(folder / name)}: missing; is the model folder complete?")
-            shutil.copyfile(folder / name, out / name)
+            _write_json(out / name, _without_code(_read_json(folder / name)))
         tokens = {token["content"]: token["id"] for token in _read_json(out / "tokenizer.json")["added_tokens"]}
     else:
         if not (folder / "tokenizer.model").is_file():
@@ -201,12 +205,15 @@ def make(folder: Path, *, model: str) -> stage.Manifest:
                 f"{stage.shown(source / 'config.json')}: biases and tied embeddings are not InternLM2-1.8B's"
             )
         try:
-            Shape.of(config)
-        except (KeyError, TypeError, ZeroDivisionError) as error:
+            Shape.of(config).llama()
+            fast_tokenizer_config(config["max_position_embeddings"])
+        except KeyError as error:
             raise RecipeError(f"{stage.shown(source / 'config.json')}: lacks {error}") from None
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise RecipeError(f"{stage.shown(source / 'config.json')}: its sizes cannot be ({error})") from None
         tokens = _convert_tokenizer(source, out, config)
         parameters = _convert_weights(source, out, config)
-        _write_json(out / "config.json", llama_config(config) if kind == "internlm2" else config)
+        _write_json(out / "config.json", llama_config(config) if kind == "internlm2" else _without_code(config))
         generation = {"bos_token_id": 1, "eos_token_id": [2, tokens[IM_END]], "pad_token_id": 2, "do_sample": False}
         _write_json(out / "generation_config.json", generation)
         stage.say("model", f"{model}: {parameters:,} parameters, converted from the {kind} format")

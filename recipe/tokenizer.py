@@ -34,6 +34,8 @@ def build_tokenizer_json(model_file: Path, names: dict[int, str]) -> dict[str, A
             raise RecipeError(f"{model_file}: has no id {i}, which tokenizer_config.json calls {name}")
         pieces[i] = name
     fast["model"]["vocab"] = {piece: i for i, piece in sorted(pieces.items())}
+    # The converter also makes merges that build "<s>" out of its letters; SentencePiece never does.
+    fast["model"]["merges"] = [merge for merge in fast["model"]["merges"] if "".join(merge) not in SPECIAL_TOKENS]
     for token in fast["added_tokens"]:
         token["content"] = pieces[token["id"]]
         token["special"] = token["content"] in SPECIAL_TOKENS

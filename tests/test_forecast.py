@@ -75,7 +75,7 @@ def test_packs_of_unequal_rows_are_xtuners_in_the_same_order(workers: int) -> No
 
 
 @given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60), max_length=st.integers(50, 400))
-@settings(max_examples=20)
+@settings(max_examples=10)
 def test_packs_of_any_rows_are_xtuners_with_one_worker(lengths: list[int], max_length: int) -> None:
     assert xtuner_packs(lengths, max_length, 1) == packed_by_xtuner(lengths, max_length, 1)
 
