@@ -28,7 +28,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.stem.removeprefix("iter_")))
 
 
-def make(folder: Path, *, config: Path, resume: bool, deepspeed: str | None, processes: int = 1) -> stage.Manifest:
+def make(folder: Path, *, config: Path, resume: bool, deepspeed: str | None) -> stage.Manifest:
     """Train by `config` into `folder`. resume: go on from the last checkpoint of a stopped run of the same inputs.
 
     config: a resolved config, or a user's own XTuner config whose model `make model` has prepared.
@@ -44,11 +44,11 @@ def make(folder: Path, *, config: Path, resume: bool, deepspeed: str | None, pro
             stage.say("train", f"resuming from {saved[-1].name}")
         if deepspeed:
             arguments += ["--deepspeed", f"deepspeed_{deepspeed}"]
-        _launch(arguments, out, processes if deepspeed or processes > 1 else 0)
+        _launch(arguments, out, in_torchrun=deepspeed is not None)
         shutil.copyfile(config, out / CONFIG)
         return _tidy(out)
 
-    settings = {"deepspeed": deepspeed, "processes": processes}
+    settings = {"deepspeed": deepspeed}
     return stage.run("train", folder, inputs=inputs, settings=settings, work=work, resume=resume)
 
 
@@ -71,15 +71,15 @@ def _read_by(config: Path) -> dict[str, Path]:
     return {"model": model, **{f"data_{i}": ROOT / name for i, name in enumerate(files)}}
 
 
-def _launch(arguments: list[str], out: Path, processes: int) -> None:
-    """In this process, which has torch loaded already, or in processes of torchrun, as DeepSpeed wants."""
+def _launch(arguments: list[str], out: Path, *, in_torchrun: bool) -> None:
+    """In this process, which has torch loaded already, or in one of torchrun's, as DeepSpeed wants."""
     failed = RecipeError(
         f"training failed; the end of {stage.shown(out / trainer.LOG)} says why; "
         f"`make train RESUME=1` goes on from the last checkpoint once that is mended"
     )
     try:
-        if processes:
-            _torchrun(["-m", "recipe.trainer", *arguments, "--launcher", "pytorch"], processes)
+        if in_torchrun:
+            _torchrun(["-m", "recipe.trainer", *arguments, "--launcher", "pytorch"])
         else:
             trainer.run(arguments)
     except (OSError, RecipeError):
@@ -88,16 +88,16 @@ def _launch(arguments: list[str], out: Path, processes: int) -> None:
         raise failed from error
 
 
-def _torchrun(arguments: list[str], processes: int) -> None:
+def _torchrun(arguments: list[str]) -> None:
     """What the command `torchrun` does, without its tracebacks of ours."""
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
     os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
     try:
-        torchrun.run(torchrun.parse_args(["--standalone", f"--nproc-per-node={processes}", *arguments]))
+        torchrun.run(torchrun.parse_args(["--standalone", "--nproc-per-node=1", *arguments]))
     except SignalException:
         raise KeyboardInterrupt from None
 
