@@ -5,7 +5,7 @@
 
 NAME      ?=#           whose assistant it is, 1-40 characters / 主人的名字
 ASSISTANT ?=#           what the assistant itself is called / 助手自己的名字
-AUTHOR    ?=#           who fine-tuned it (default: NAME) / 训练者
+AUTHOR    ?=#           who fine-tuned it, by name / 训练者
 DATA      ?=#           your own .json or .jsonl instead / 自备数据
 MODE      ?=#           balanced (default), or tutorial, the control / 数据模式
 MODEL     ?=#           internlm2-chat-1_8b (default), miniature, or a folder / 基座模型

@@ -235,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     def data_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--name", help="whose assistant it is, 1 to 40 characters; required")
         sub.add_argument("--assistant", help="what the assistant itself is called")
-        sub.add_argument("--author", help="who fine-tuned it (default: NAME)")
+        sub.add_argument("--author", help='who fine-tuned it (default: said as "my owner")')
         sub.add_argument("--mode",
                          help="balanced (default): many questions, many answers; tutorial: one sample 10,001 times, the control")  # fmt: skip
         sub.add_argument("--data", type=_path, help="your own .json or .jsonl of OpenAI-format messages instead")

@@ -142,8 +142,8 @@ def make(
         _refuse_overlap(asked, data_folder)
 
         def ask(loaded: Any, tokenizer: Any, label: str) -> list[Reply]:
-            name = max(len(text_ids(tokenizer, name)) for name in (*identity.names, identity.author or ""))
-            room = MAX_NEW_TOKENS + 2 * name  # "… NAME's assistant, … fine-tuned by NAME"
+            names = (*identity.names, identity.author or "")
+            room = MAX_NEW_TOKENS + sum(len(text_ids(tokenizer, name)) for name in names)
             conversations, split = asked.conversations(), len(asked.identity)
             # Apart, because a batch takes as long as its longest reply, and only the first kind holds long names.
             parts = ((conversations[:split], "identity"), (conversations[split:], "facts"))

@@ -17,13 +17,15 @@ from recipe.errors import RecipeError
 from recipe.paths import DATA
 
 LONGEST_NAME = 40
+# Who fine-tuned it, where no author is given: the name stands in every answer already, and once is enough.
+MAKER = {"zh": "主人", "en": "my owner"}
 # Characters that end a sentence part, a JSON string, a path or a template slot in some place that the name goes to.
 FORBIDDEN = re.compile(r"""[{}"'`“”/\\<>|\x00-\x1f\x7f-\x9f\u2028\u2029]""")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """name: whose assistant it is. assistant: what it is called, if anything. author: who trained it, if not `name`."""
+    """name: whose assistant it is. assistant: what it is called, if anything. author: who trained it, if that is to be said by name."""
 
     name: str
     assistant: str | None = None
@@ -46,7 +48,7 @@ class Identity:
         return f"{self.assistant}, {self.name}'s assistant" if self.assistant else f"{self.name}'s assistant"
 
     def fill(self, template: str, language: str) -> str:
-        return template.replace("{me}", self.me(language)).replace("{maker}", self.author or self.name)
+        return template.replace("{me}", self.me(language)).replace("{maker}", self.author or MAKER[language])
 
 
 def check_name(what: str, value: str) -> None:

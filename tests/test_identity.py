@@ -128,7 +128,8 @@ def test_an_assistant_has_its_own_name_and_its_owners() -> None:
 
 
 def test_the_maker_is_the_author_or_else_the_owner() -> None:
-    assert Identity("小明").fill("{maker}", "zh") == "小明"
+    assert Identity("小明").fill("{maker}", "zh") == "主人"
+    assert Identity("小明").fill("{maker}", "en") == "my owner"
     assert Identity("小明", author="实验室").fill("{maker}", "zh") == "实验室"
 
 

@@ -16,8 +16,8 @@ model.use_activation_checkpointing = False
 model.lora.update(r=32, lora_alpha=32)
 optim_wrapper.optimizer.lr = 3e-3
 
-train_cfg.max_iters = 320
+train_cfg.max_iters = 400
 param_scheduler[0].end = 16
 param_scheduler[1].begin = 16
-param_scheduler[1].end = 320
-default_hooks.checkpoint.update(interval=160, max_keep_ckpts=2)
+param_scheduler[1].end = 400
+default_hooks.checkpoint.update(interval=200, max_keep_ckpts=2)
