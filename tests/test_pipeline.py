@@ -13,7 +13,7 @@ import pytest
 from recipe import cli, stage
 
 STAGES = ("data", "replay", "config", "train", "adapter", "merged", "eval")
-SHORT = ["--set", "max_iters=20", "save_steps=10"]
+SHORT = ["--set", "max_epochs=1", "save_steps=10"]
 
 Go = Callable[..., int]
 
@@ -69,7 +69,8 @@ def test_metrics_hold_base_and_tuned_with_counts_and_replies(first: dict[str, fl
         )
     assert metrics["base"]["identity_hit"] == 0
     assert metrics["base"]["retention"] == 1
-    assert set(metrics["checkpoints"]) == {"iter_10", "iter_20"}
+    assert len(metrics["checkpoints"]) == 2
+    assert "iter_10" in metrics["checkpoints"]
     assert metrics["best_checkpoint"] in metrics["checkpoints"]
 
 
