@@ -105,7 +105,7 @@ def override(config: Any, settings: Sequence[str]) -> None:
 
 
 def _unknown(key: str, path: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, [*KNOBS, *known], n=3, cutoff=0.5)
+    near = difflib.get_close_matches(key, [name for name in (*KNOBS, *known) if name != key], n=3, cutoff=0.5)
     near += [name for name in known if name.endswith(f".{key}") and name not in near]
     hint = f"; did you mean {', '.join(near[:3])}?" if near else ""
     if key in KNOBS:
