@@ -16,7 +16,6 @@ from typing import Any
 from recipe import replay, stage
 from recipe.device import has_gpu
 from recipe.errors import RecipeError
-from recipe.paths import ROOT
 
 PRESETS = Path(__file__).parent / "presets"
 FILE = "config.py"
@@ -146,19 +145,17 @@ def _walk(node: Any) -> Iterator[Any]:
         yield from _walk(child)
 
 
-def _relative(path: Path) -> str:
-    """From the checkout, so that a resolved config is the same on every machine and in the container."""
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
-
-
 def fill(config: Any, *, model: Path, files: Sequence[Path], seed: int) -> None:
-    """Put the model, the data files and the seed where the preset left them open."""
+    """Put the model, the data files and the seed where the preset left them open.
+
+    Paths are from the checkout, so that a resolved config is the same on every machine and in the container.
+    """
     for node in _walk(dict(config.items())):
         if "pretrained_model_name_or_path" in node:
-            node["pretrained_model_name_or_path"] = _relative(model)
+            node["pretrained_model_name_or_path"] = stage.shown(model)
             node["trust_remote_code"] = False
     dataset = config.train_dataloader.dataset
-    names = [_relative(file) for file in files]
+    names = [stage.shown(file) for file in files]
     if "files" in dataset:
         dataset.files, dataset.seed = names, seed
     else:
@@ -209,7 +206,7 @@ def make(
         expected = forecast(config)
         for line in expected.lines():
             stage.say("config", line)
-        return {"preset": preset, "model": _relative(model), "data": _relative(data_folder), **expected.figures()}
+        return {"preset": preset, "model": stage.shown(model), "data": stage.shown(data_folder), **expected.figures()}
 
     resolved = hashlib.sha256(config.pretty_text.encode()).hexdigest()  # follows every preset and override
     chosen = {"preset": preset, "set": list(settings), "seed": seed, "gpu": gpu, "resolved": resolved}

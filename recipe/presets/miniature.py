@@ -18,7 +18,7 @@ model.use_activation_checkpointing = False
 model.lora.update(r=32, lora_alpha=32)
 optim_wrapper.optimizer.lr = 3e-3
 
-# By epochs, so that a long name, which makes longer rows, is given more steps: 240 for 小明, 530 for 40 rare characters.
+# By epochs, so that a long name, which makes longer rows, is given more steps: 240 for 小明, 550 for 40 rare characters.
 train_cfg = dict(type=TrainLoop, max_epochs=12)
 param_scheduler = [
     dict(type=LinearLR, start_factor=0.1, by_epoch=True, begin=0, end=0.5, convert_to_iter_based=True),
