@@ -9,7 +9,9 @@ AUTHOR    ?=#           who fine-tuned it, by name / 训练者
 DATA      ?=#           your own .json or .jsonl instead / 自备数据
 MODE      ?=#           balanced (default), or tutorial, the control / 数据模式
 MODEL     ?=#           internlm2-chat-1_8b (default), miniature, or a folder / 基座模型
-PRESET    ?=#           qlora, lora, tutorial or miniature (default: by MODEL) / 训练预设
+SOURCE    ?=#           hf (default) or modelscope: where that model comes from / 模型下载源
+OFFLINE   ?=#           OFFLINE=1 makes no connection: what is here must do / 离线
+PRESET    ?=#           fast, fp8, qlora, lora, tutorial, miniature (default: by MODEL and GPU) / 训练预设
 SET       ?=#           overrides, e.g. SET='lr=1e-4 max_iters=80' / 覆盖配置
 CONFIG    ?=#           an XTuner config of yours / 自备 XTuner 配置
 SEED      ?=#           fixes data, packing, order and LoRA's start / 随机种子
@@ -18,8 +20,12 @@ DEEPSPEED ?=#           zero1, zero2, zero2_offload, zero3, zero3_offload
 CHECKPOINT ?=#          which checkpoint to convert (default: the last) / 选择检查点
 CHAT      ?=#           more for chat, e.g. CHAT='--prompt 你是谁' / 对话参数
 PATTERN   ?=#           which of XTuner's configs to list / 筛选内置配置
+SWEEP     ?=#           more for sweep, e.g. SWEEP='--names 3 --seeds 2' / 多名字测试参数
+BENCH     ?=#           which to measure, e.g. BENCH='fast qlora tutorial' / 测速对象
 PYTEST    ?=#           more for pytest, e.g. PYTEST='-m slow' for the control / 测试参数
 RUN       ?=#           name of the run: its folder is work/RUN (default: main) / 运行名称
+RUNTIME   ?=#           docker or local (default: docker where an engine answers) / 运行环境
+PORT      ?=#           port of the web page (default: 6006) / 网页端口
 
 # --- How it works ----------------------------------------------------------------------------------------------------
 
@@ -28,11 +34,15 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 # Values reach the shell through the environment, never through the recipe's text, so no name can become a command.
-export NAME ASSISTANT AUTHOR DATA MODE MODEL PRESET SET CONFIG SEED RESUME DEEPSPEED CHECKPOINT PATTERN RUN
+export NAME ASSISTANT AUTHOR DATA MODE MODEL SOURCE OFFLINE PRESET SET CONFIG SEED RESUME DEEPSPEED CHECKPOINT PATTERN
+# An empty one would hide from compose what .env says.
+$(foreach variable,RUN PORT,$(if $(strip $($(variable))),$(eval export $(variable))))
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
-RECIPE := $(PYTHON) -m recipe
+# Asked once, and only by targets that need to know.
+runtime = $(eval runtime := $(or $(filter docker local,$(or $(strip $(RUNTIME)),$(shell docker info >/dev/null 2>&1 && echo docker || echo local))),$(error RUNTIME=$(RUNTIME) is neither docker nor local)))$(runtime)
+RECIPE  = $(if $(filter docker,$(runtime)),docker/compose.sh stage,$(PYTHON) -m recipe)
 # `$(call option,--name,NAME)` is --name "$NAME" where NAME is set, and nothing where it is empty.
 option = $${$2:+$1 "$$$2"}
 common = $(call option,--run,RUN)
@@ -40,9 +50,15 @@ common = $(call option,--run,RUN)
 identity = $(call option,--name,NAME) $(call option,--assistant,ASSISTANT) $(call option,--author,AUTHOR) \
   $(call option,--mode,MODE) $(call option,--data,DATA)
 model    = $(call option,--model,MODEL)
+hub      = $(call option,--source,SOURCE) $${OFFLINE:+--offline}
 seed     = $(call option,--seed,SEED)
 preset   = $(call option,--preset,PRESET) $${SET:+--set $$SET}
 training = $(call option,--deepspeed,DEEPSPEED) $(call option,--config,CONFIG) $${RESUME:+--resume}
+
+# In a recipe, so that only who needs a runtime asks for one.
+.PHONY: ready
+ready:
+	@$(if $(filter local,$(runtime)),$(MAKE) --silent setup,docker/compose.sh --progress quiet build recipe demo)
 
 ##@ Start here / 从这里开始
 
@@ -60,18 +76,18 @@ help: ## This text / 本说明
 	  "结果位于 work/RUN/，每个阶段一个目录；输入未变的阶段不会重复执行。"
 
 .PHONY: quickstart
-quickstart: setup ## Everything on the embedded miniature, three minutes, no GPU / 无 GPU 一键体验
-	@$(RECIPE) quickstart $(common) $(identity) $(model) $(seed) $(preset) $(training) $(call option,--checkpoint,CHECKPOINT)
+quickstart: ready ## Everything on the embedded miniature, three minutes, no GPU / 无 GPU 一键体验
+	@$(RECIPE) quickstart $(common) $(identity) $(model) $(hub) $(seed) $(preset) $(training) $(call option,--checkpoint,CHECKPOINT)
 
 ##@ The stages, in order / 各阶段
 
 .PHONY: data
-data: setup ## Training rows from NAME, or DATA checked / 生成或检查训练数据
+data: ready ## Training rows from NAME, or DATA checked / 生成或检查训练数据
 	@$(RECIPE) data $(common) $(identity) $(seed)
 
 .PHONY: model
-model: setup ## Check MODEL and convert it to the Llama layout / 检查并转换基座模型
-	@$(RECIPE) model $(common) $(model)
+model: ready ## Fetch or take MODEL, check it, convert it to the Llama layout / 获取、检查并转换基座模型
+	@$(RECIPE) model $(common) $(model) $(hub)
 
 .PHONY: replay
 replay: model ## The base's own answers, mixed in against forgetting / 基座自答，防遗忘
@@ -97,20 +113,52 @@ merge: convert ## Adapter + base -> one model, proved equal / 合并并验证
 eval: merge ## Hit, leak, retention; fails below the thresholds / 评测与把关
 	@$(RECIPE) eval $(common)
 
+.PHONY: report
+report: eval ## One page about it all, also where eval fails / 生成报告
+	@$(RECIPE) report $(common)
+
+.PHONY: export
+export: merge ## The result of RUN in InternLM2's own layout / 导出 InternLM2 格式
+	@$(RECIPE) export $(common)
+
+.PHONY: sweep
+sweep: ready ## The quickstart for 20 random names, an hour on two cores / 二十个随机名字
+	@$(RECIPE) sweep $(common) $(SWEEP)
+
+.PHONY: bench
+bench: ready ## Training speed of each preset beside other trainers; needs a GPU / 训练速度对比
+	@$(RECIPE) bench $(common) $(BENCH)
+
 .PHONY: chat
-chat: setup ## Talk to the result of RUN in the terminal / 终端对话
+chat: ready ## Talk to the result of RUN in the terminal / 终端对话
 	@$(RECIPE) chat $(common) $(CHAT)
 
+.PHONY: demo
+demo: ready ## A web page to talk to the result: http://127.0.0.1:6006 / 网页对话
+	@$(if $(filter docker,$(runtime)),docker/compose.sh up demo,$(RECIPE) demo $(common) $(call option,--port,PORT))
+
 .PHONY: list-cfg
-list-cfg: setup ## XTuner's built-in configs, PATTERN=chat_1_8b filters / 列出 XTuner 内置配置
+list-cfg: ready ## XTuner's built-in configs, PATTERN=chat_1_8b filters / 列出 XTuner 内置配置
 	@$(RECIPE) config --list "$$PATTERN"
 
 .PHONY: clean
-clean: ## Remove all of RUN (models stay) / 删除该次运行的结果
-	@run="$${RUN:-main}"; [[ "$$run" =~ ^[[:alnum:]_][[:alnum:]_.-]*$$ && "$$run" != models ]] || { echo "error: RUN=$$run is no run" >&2; exit 1; }; \
+clean: ## Remove all of RUN (models and downloads stay) / 删除该次运行的结果
+	@run="$${RUN:-main}"; [[ "$$run" =~ ^[[:alnum:]_][[:alnum:]_.-]*$$ && "$$run" != models && "$$run" != hub ]] || { echo "error: RUN=$$run is no run" >&2; exit 1; }; \
 	  rm -rf "work/$$run" && echo "removed work/$$run"
 
-##@ Development / 开发
+##@ The machine / 环境
+
+.PHONY: doctor
+doctor: ## What this machine lacks, and the fix / 检查环境并给出修复办法
+	@recipe/env/doctor.sh $(runtime)
+
+.PHONY: build
+build: ## Build the two images, recipe and demo / 构建镜像
+	@docker/compose.sh --progress quiet build recipe demo
+
+.PHONY: shell
+shell: ready ## A shell where the stages run / 进入运行环境
+	@$(if $(filter docker,$(runtime)),docker/compose.sh run --rm --entrypoint bash recipe,PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash)
 
 .PHONY: setup
 setup: $(VENV)/.installed ## Install the locked environment into .venv / 安装锁定的环境
@@ -127,6 +175,10 @@ $(VENV)/.installed-dev: requirements-dev.lock recipe/env/setup.sh
 test: $(VENV)/.installed-dev ## All tests that need no GPU, browser or Docker / 测试
 	@$(PYTHON) -m pytest tests $(PYTEST)
 
+.PHONY: test-image
+test-image: $(VENV)/.installed-dev ## Build the images and test them for real; needs Docker / 镜像测试
+	@$(PYTHON) -m pytest tests/image -m image $(PYTEST)
+
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## Style, types, workflows, Makefile, shell / 代码检查
 	@$(VENV)/bin/ruff check .
@@ -135,7 +187,10 @@ lint: $(VENV)/.installed-dev ## Style, types, workflows, Makefile, shell / 代�
 	@$(VENV)/bin/actionlint
 	@$(VENV)/bin/zizmor --offline --quiet .github/workflows
 	@$(VENV)/bin/mbake validate Makefile
-	@$(VENV)/bin/shellcheck recipe/env/*.sh .ci/run
+	@$(VENV)/bin/shellcheck recipe/env/*.sh docker/*.sh .ci/run
+	@$(VENV)/bin/hadolint Dockerfile
+	@if docker info >/dev/null 2>&1; then docker/compose.sh config -q && docker/compose.sh build --check --quiet recipe demo; \
+	  else echo "no Docker engine: docker compose config and docker build --check are left out" >&2; fi
 
 .PHONY: format
 format: $(VENV)/.installed-dev ## Let ruff rewrite what it can / 自动格式化

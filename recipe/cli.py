@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipe import remember
+from recipe.device import check_driver
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
-from recipe.quiet import quieten
+from recipe.quiet import OFFLINE, quieten
 
 FLOW = """\
 data ─┐
-model ┼─> replay ─> config ─> train ─> convert ─> merge ─> eval
-                                           └────────┴───> chat
+model ┼─> replay ─> config ─> train ─> convert ─> merge ─> eval ─> report
+                                           └────────┴───> chat · demo · export
 
 Each verb reads what its predecessors wrote under work/RUN/ and writes one folder there. Run again with the same inputs
 it does nothing; with others it does its work again. A run remembers what you chose for it.
@@ -29,6 +30,10 @@ it does nothing; with others it does its work again. A run remembers what you ch
 First time, no GPU needed / 第一次使用（无需 GPU）：
   python -m recipe quickstart --name 小明
 """
+
+
+# MiB that a card of 16 GB reports at the least; `fast` takes 10 GiB as it stands, and the driver and a desktop want some.
+FAST_FROM = 15_000
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,17 @@ class Run:
         return self.work / "models" / model_name(model)
 
 
+def _named(run: str) -> str:
+    if not re.fullmatch(r"[\w][\w.-]*", run) or run in ("models", "hub"):
+        raise RecipeError(
+            f"RUN={run!r}: a run is named with letters, digits, '-', '_' and '.', and not 'models' or 'hub'"
+        )
+    return run
+
+
 def _run(options: argparse.Namespace) -> Run:
     """The run's folders, its earlier choices filled in."""
-    if not re.fullmatch(r"[\w][\w.-]*", options.run) or options.run == "models":
-        raise RecipeError(
-            f"RUN={options.run!r}: a run is named with letters, digits, '-', '_' and '.', and not 'models'"
-        )
-    run = Run(options.work, options.run)
+    run = Run(options.work, _named(options.run))
     default = {"model": "miniature"} if options.verb == "quickstart" else {}
     if options.verb != "chat" and not hasattr(options, "chosen"):
         remember.complete(options, options.work / options.run, **default)
@@ -75,13 +84,23 @@ def _model(options: argparse.Namespace) -> None:
     from recipe import model
 
     run = _run(options)
-    model.make(run.model(options.model), model=options.model)
+    model.make(
+        run.model(options.model),
+        model=options.model,
+        downloads=run.work / "hub",
+        source=options.source,
+        offline=options.offline or OFFLINE,
+    )
 
 
 def _replay(options: argparse.Namespace) -> None:
-    from recipe import replay
+    from recipe import replay, stage
 
     run = _run(options)
+    made = stage.read_manifest(run.folder("data"))
+    if made and made["results"]["mode"] == "tutorial":
+        stage.say("replay", "not needed: the tutorial has none")
+        return
     replay.make(run.folder("replay"), model=run.model(options.model))
 
 
@@ -107,8 +126,12 @@ def _config(options: argparse.Namespace) -> None:
 
 
 def default_preset(model: str) -> str:
-    """The preset for a model that nobody chose one for."""
-    return "miniature" if model == "miniature" else "qlora"
+    """The preset for a model that nobody chose one for: the quickest that fits the card."""
+    from recipe.device import gpu_memory
+
+    if model == "miniature":
+        return "miniature"
+    return "fast" if (gpu_memory() or 0) >= FAST_FROM else "qlora"
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -141,7 +164,7 @@ def _merge(options: argparse.Namespace) -> None:
 def _eval(options: argparse.Namespace) -> None:
     import json
 
-    from recipe import convert, data, evaluate, gate, stage
+    from recipe import convert, data, evaluate, gate, report, stage
 
     run = _run(options)
     stage.require(run.folder("data"), "data")
@@ -158,9 +181,25 @@ def _eval(options: argparse.Namespace) -> None:
     )
     metrics = json.loads((run.folder("eval") / evaluate.FILE).read_text(encoding="utf-8"))
     print(evaluate.table(metrics), flush=True)
+    _report(options)  # before the verdict: a result that fails needs its report most
     if failed := [check.metric for check in gate.verdict(metrics["tuned"]) if not check.passed]:
         raise RecipeError(f"the result is not good enough: {', '.join(failed)}; every reply is in "
-                          f"{stage.shown(run.folder('eval') / evaluate.FILE)}")  # fmt: skip
+                          f"{stage.shown(run.folder('report') / report.PAGE)}")  # fmt: skip
+
+
+def _report(options: argparse.Namespace) -> None:
+    from recipe import report, stage
+
+    run = _run(options)
+    report.make(run.folder("report"), run_folder=run.work / run.name)
+    print(f"\n报告 report:  {stage.shown(run.folder('report') / report.PAGE)}", flush=True)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from recipe import export
+
+    run = _run(options)
+    export.make(run.folder("export"), model=run.folder("merged"))
 
 
 def _chat(options: argparse.Namespace) -> None:
@@ -192,6 +231,12 @@ def _chat(options: argparse.Namespace) -> None:
     )
 
 
+def _demo(options: argparse.Namespace) -> None:
+    from recipe import demo
+
+    demo.run(work=options.work, run=options.run and _named(options.run), host=options.host, port=options.port)
+
+
 def _quickstart(options: argparse.Namespace) -> None:
     """Every stage, in one process: importing the libraries takes longer than most of them."""
     for stage in (_data, _model, _replay, _config, _train, _convert, _merge):
@@ -205,6 +250,23 @@ def _quickstart(options: argparse.Namespace) -> None:
             f"\n对话 talk to it:  make chat{run}\n原模型 the base:  make chat{run} CHAT='--model {options.model}'",
             flush=True,
         )
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from recipe import stage, sweep
+
+    work = options.work / _named(options.run)
+    outcomes = sweep.run(work, names=options.names, seeds=options.seeds, jobs=options.jobs)
+    print(sweep.table(outcomes), flush=True)
+    if failed := sum(not outcome.passed for outcome in outcomes):
+        raise RecipeError(f"{failed} of {len(outcomes)} are below the thresholds; their replies are under "
+                          f"{stage.shown(work)}")  # fmt: skip
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from recipe import bench
+
+    print(bench.table(bench.run(options.work / _named(options.run), options.names or list(bench.CASES))), flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -221,13 +283,19 @@ def _parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)
         sub.set_defaults(act=act)
-        sub.add_argument("--run", default=run, help=f"name of the run, its folder under --work (default: {run})")
+        shown = run or "the one that merged last"
+        sub.add_argument("--run", default=run, help=f"name of the run, its folder under --work (default: {shown})")
         sub.add_argument("--work", type=_path, default=ROOT / "work", help="where all results go (default: work)")
         return sub
 
     def model_option(sub: argparse.ArgumentParser, default: str = "internlm2-chat-1_8b") -> None:
         text = "miniature (here, no download), a folder in InternLM2 or Llama format, or internlm2-chat-1_8b"
         sub.add_argument("--model", help=f"{text} (default: {default})")
+
+    def hub_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--source", choices=("hf", "modelscope"),
+                         help="where internlm2-chat-1_8b comes from: Hugging Face (default) or ModelScope")  # fmt: skip
+        sub.add_argument("--offline", action="store_true", help="make no connection: what was fetched before must do")
 
     def seed_option(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--seed", type=_seed, help="fixes data, packing, order and LoRA's start (default: 0)")
@@ -241,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--data", type=_path, help="your own .json or .jsonl of OpenAI-format messages instead")
 
     def config_options(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--preset", help="qlora, lora, tutorial or miniature (default: by model)")
+        sub.add_argument("--preset", help="fast, fp8, qlora, lora, tutorial or miniature (default: by model and GPU)")
         sub.add_argument("--set", nargs="*", metavar="KEY=VALUE",
                          help="overrides: lr, max_iters, batch_size, r, … or any dotted key of the resolved config")  # fmt: skip
 
@@ -256,8 +324,11 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("data", _data, "training rows from a name, or your own checked / 生成或检查训练数据")
     data_options(sub)
     seed_option(sub)
-    sub = verb("model", _model, "check a model and convert it to the Llama layout / 检查并转换基座模型")
+    sub = verb(
+        "model", _model, "fetch or take a model, check it, convert it to the Llama layout / 获取、检查并转换基座模型"
+    )
     model_option(sub)
+    hub_options(sub)
     sub = verb("replay", _replay, "the base's own answers to ordinary prompts, against forgetting / 基座自答，防遗忘")
     model_option(sub)
     sub = verb("config", _config, "resolve a preset; list or copy XTuner's configs / 选择并解析训练配置")
@@ -271,6 +342,10 @@ def _parser() -> argparse.ArgumentParser:
     convert_options(verb("convert", _convert, "checkpoint -> PEFT adapter (safetensors) / 转换为 PEFT 适配器"))
     verb("merge", _merge, "adapter + base -> one model, proved equal / 合并并验证")
     verb("eval", _eval, "hit, leak and retention, base beside tuned; fails below the thresholds / 评测与把关")
+    verb("report", _report, "one page about it all, in two languages, and the same as Markdown / 生成报告")
+    verb(
+        "export", _export, "the merged model in InternLM2's own layout, for tools that expect it / 导出 InternLM2 格式"
+    )
     sub = verb("chat", _chat, "talk to base, adapter or merged model / 终端对话")
     sub.add_argument("--model", help="a model folder, or a name under work/models (default: the run's merged model)")
     sub.add_argument("--adapter", type=_path, help="a PEFT adapter folder to put on the model")
@@ -279,16 +354,38 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--temperature", type=_number(0, 5), default=0.0, help="0 is greedy (default: 0)")
     sub.add_argument("--top-p", type=_number(1e-6, 1), default=0.8, help="nucleus of the sampling (default: 0.8)")
     sub.add_argument("--max-new-tokens", type=_count, default=512, help="longest reply (default: 512)")
+    sub = verb("demo", _demo, "a web page to talk to the merged model / 网页对话", run="")
+    sub.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)"
+    )
+    sub.add_argument("--port", type=_port, default=6006, help="port to listen on (default: 6006)")
     sub = verb(
         "quickstart", _quickstart, "all of the above on the embedded miniature, no GPU / 一键体验", run="quickstart"
     )
     data_options(sub)
     model_option(sub, "miniature")
+    hub_options(sub)
     config_options(sub)
     seed_option(sub)
     train_options(sub)
     convert_options(sub)
     sub.set_defaults(list=None, copy=None)
+    sub = verb(
+        "bench",
+        _bench,
+        "training speed of each preset beside what others offer; needs a GPU / 训练速度对比",
+        run="bench",
+    )
+    sub.add_argument("names", nargs="*", metavar="NAME", help="which to measure (default: all that are installed)")
+    sub = verb(
+        "sweep",
+        _sweep,
+        "quickstart for many random names: the worst of each number / 多个随机名字的快速体验",
+        run="sweep",
+    )
+    sub.add_argument("--names", type=_count, default=20, help="how many, the same ones every time (default: 20)")
+    sub.add_argument("--seeds", type=_count, default=1, help="how many seeds for each name (default: 1)")
+    sub.add_argument("--jobs", type=_count, default=os.cpu_count() or 1, help="runs at a time (default: one a core)")
     return parser
 
 
@@ -305,6 +402,12 @@ def _seed(text: str) -> int:
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above 0")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if _count(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: a whole number from 1 to 65535")
     return int(text)
 
 
@@ -337,7 +440,9 @@ _REMEDIES = {
 
 def _remedy(error: BaseException | None) -> str | None:
     """The remedy for an operating-system error, also one that a library wrapped in its own."""
-    while error is not None:
+    seen: list[BaseException] = []  # some libraries' errors go in circles
+    while error is not None and error not in seen:
+        seen.append(error)
         if isinstance(error, OSError) and error.errno in _REMEDIES:
             return f"{error.filename or 'writing'}: {_REMEDIES[error.errno]}"
         text = str(error)
@@ -356,13 +461,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quieten()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # also where a script had SIGINT ignored
     try:
+        check_driver()
         options.act(options)
         remember.save(options, options.work / options.run)
     except RecipeError as error:
         print(f"error: {_remedy(error.__cause__) or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        resume = "; `make train RESUME=1` goes on from the last checkpoint" if options.verb == "train" else ""
+        resume = {
+            "train": "; `make train RESUME=1` goes on from the last checkpoint",
+            "model": "; run it again to go on with the download",
+        }.get(options.verb, "")
         print(f"\nstopped; what was complete is kept{resume}", file=sys.stderr)
         return 130
     except BrokenPipeError:

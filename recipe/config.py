@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe import replay, stage
-from recipe.device import has_gpu
+from recipe.device import gpu_memory, has_gpu
 from recipe.errors import RecipeError
 
 PRESETS = Path(__file__).parent / "presets"
@@ -200,12 +200,17 @@ def make(
     override(config, settings)
 
     def work(out: Path) -> dict[str, Any]:
+        from recipe import memory
         from recipe.forecast import forecast
 
         config.dump(out / FILE)
         expected = forecast(config)
         for line in expected.lines():
             stage.say("config", line)
+        if preset != "miniature" and (needed := memory.predict(config, model)):
+            there = gpu_memory()
+            short = there is not None and needed.total >> 20 > there
+            stage.say("config", f"warning: this GPU has {there:,} MiB; {needed.line()}" if short else needed.line())
         return {"preset": preset, "model": stage.shown(model), "data": stage.shown(data_folder), **expected.figures()}
 
     resolved = hashlib.sha256(config.pretty_text.encode()).hexdigest()  # follows every preset and override

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmengine.dataset import InfiniteSampler
 from torch.utils.data import Dataset
 
 from recipe.chat_format import IGNORE_INDEX, training_ids
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
 Tokens = tuple[list[int], list[int]]  # ids, labels
@@ -40,7 +41,7 @@ class PackedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.packs)
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
+    def __getitem__(self, index: int) -> dict[str, array[int]]:
         return self.packs[index]
 
 
@@ -67,15 +68,16 @@ def pack(rows: Sequence[Tokens], max_length: int, seed: int) -> list[list[Tokens
     return groups
 
 
-def _fill(group: Sequence[Tokens], max_length: int, pad_id: int) -> dict[str, list[int]]:
+def _fill(group: Sequence[Tokens], max_length: int, pad_id: int) -> dict[str, array[int]]:
+    # Arrays, which a batch is made of in no time; reading 16 packs of lists takes 20 ms, a tenth of the step they are for.
     ids = [token for row, _ in group for token in row]
     labels = [label for _, row in group for label in row]
     positions = [position for row, _ in group for position in range(len(row))]
     rest = max_length - len(ids)
     return {
-        "input_ids": ids + [pad_id] * rest,
-        "labels": labels + [IGNORE_INDEX] * rest,
-        "position_ids": positions + list(range(rest)),
+        "input_ids": array("q", ids + [pad_id] * rest),
+        "labels": array("q", labels + [IGNORE_INDEX] * rest),
+        "position_ids": array("q", positions + list(range(rest))),
     }
 
 
@@ -106,9 +108,20 @@ def chat_dataset(*, files: Sequence[str], tokenizer: Any, max_length: int, seed:
     return PackedDataset(rows, max_length=max_length, pad_id=tokenizer.pad_token_id, seed=seed)
 
 
-def collate(instances: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+class EndlessSampler(InfiniteSampler):
+    """Shuffled passes over the data without an end between them, where mmengine's loop would sleep two seconds.
+
+    Its length is one pass of one process, of which XTuner's loop counts `max_epochs`.
+    """
+
+    def __len__(self) -> int:
+        return -(-self.size // self.world_size)
+
+
+def collate(instances: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
     """A batch for XTuner's SupervisedFinetune: no attention mask, the positions say where conversations begin."""
+    import numpy
     import torch
 
-    batch: dict[str, torch.Tensor] = {key: torch.tensor([pack[key] for pack in instances]) for key in instances[0]}
+    batch = {key: torch.from_numpy(numpy.array([pack[key] for pack in instances])) for key in instances[0]}
     return {"data": batch, "data_samples": None}

@@ -1,10 +1,54 @@
-"""Whether there is a GPU, asked without the seconds that importing torch takes."""
+"""Whether there is a GPU that PyTorch can use, asked without the seconds that importing torch takes."""
 
+import ctypes
 import os
+import subprocess
 from pathlib import Path
+
+from recipe.errors import RecipeError
+
+# The locked torch is built for CUDA 13.0, which any driver from this one on serves: NVIDIA's CUDA 13.0 release notes, table 3.
+# `recipe/env/doctor.sh` reads the driver's version from here.
+CUDA = (13, 0)
+DRIVER = "580.65.06"
 
 
 def has_gpu() -> bool:
-    """Whether PyTorch would find a CUDA device: NVIDIA's driver on Linux, or WSL's, and not hidden from this process."""
+    """Whether there is a GPU for this process: NVIDIA's driver on Linux, or WSL's, and not hidden from it."""
     driver = Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
     return driver and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+
+
+def gpu_memory() -> int | None:
+    """The memory of the smallest GPU in MiB, as nvidia-smi tells it; None where it tells nothing."""
+    if not has_gpu():
+        return None
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    sizes = [int(line) for line in told.split() if line.isdigit()]
+    return min(sizes, default=None)
+
+
+def check_driver() -> None:
+    """RecipeError where there is a GPU but not the driver that the locked torch needs: torch would go on without it."""
+    if not has_gpu():
+        return
+    hide = "or hide the GPU with CUDA_VISIBLE_DEVICES= to work without it"
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        raise RecipeError(
+            "there is an NVIDIA GPU but not the driver's libcuda.so.1: install the driver "
+            f"(in a container: the NVIDIA Container Toolkit, on the host), {hide}"
+        ) from None
+    version = ctypes.c_int()
+    library.cuDriverGetVersion(ctypes.byref(version))  # 1000 * major + 10 * minor, and needs no cuInit
+    found = (version.value // 1000, version.value % 1000 // 10)
+    if found < CUDA:
+        raise RecipeError(
+            f"the NVIDIA driver is too old: it serves CUDA {found[0]}.{found[1]}, and {CUDA[0]}.{CUDA[1]} is needed: "
+            f"install driver {DRIVER} or newer (nvidia-smi shows which one is there), {hide}"
+        )

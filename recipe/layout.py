@@ -10,10 +10,12 @@ with "b q (h gs d) -> b q h gs d", gs = 2 + q.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 # InternLM2's name -> Llama's, inside model.layers.{i} and outside of it.
 RENAMED = {
@@ -107,8 +109,10 @@ def to_llama(name: str, tensor: torch.Tensor, shape: Shape) -> dict[str, torch.T
     return {n: part.reshape(-1, shape.hidden).contiguous() for n, part in zip(names, parts, strict=True)}
 
 
-def to_internlm2(name: str, llama: dict[str, torch.Tensor], shape: Shape) -> torch.Tensor:
+def to_internlm2(name: str, llama: Mapping[str, torch.Tensor], shape: Shape) -> torch.Tensor:
     """The InternLM2 tensor `name` out of the Llama tensors that make it up: the inverse of `to_llama`, bit for bit."""
+    import torch
+
     names = llama_names(name)
     if len(names) == 1:
         return llama[names[0]]
@@ -118,18 +122,32 @@ def to_internlm2(name: str, llama: dict[str, torch.Tensor], shape: Shape) -> tor
     return torch.cat((q, k, v), dim=1).reshape(-1, shape.hidden)
 
 
+# What config.json calls by one name in both formats.
+SAME = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "vocab_size", "max_position_embeddings", "rms_norm_eps", "rope_theta", "hidden_act", "initializer_range",
+    "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "torch_dtype",
+)  # fmt: skip
+
+
 def llama_config(config: dict[str, Any]) -> dict[str, Any]:
     """config.json of an InternLM2 model rewritten for `LlamaForCausalLM`; nothing in it names Python code."""
-    same = (
-        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-        "vocab_size", "max_position_embeddings", "rms_norm_eps", "rope_theta", "hidden_act", "initializer_range",
-        "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "torch_dtype",
-    )  # fmt: skip
     out: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
-    out |= {key: config[key] for key in same if key in config}
+    out |= {key: config[key] for key in SAME if key in config}
     bias = bool(config.get("bias", False))
     out |= {"attention_bias": bias, "mlp_bias": False, "head_dim": Shape.of(config).head_dim, "use_cache": True}
     if scaling := config.get("rope_scaling"):
         # transformers calls the key rope_type; dynamic scaling only acts beyond max_position_embeddings.
         out["rope_scaling"] = {"rope_type": scaling["type"], "factor": float(scaling["factor"])}
+    return out
+
+
+def internlm2_config(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json in InternLM2's own format for a model in the Llama layout: the inverse of `llama_config`."""
+    out: dict[str, Any] = {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2"}
+    out |= {key: config[key] for key in SAME if key in config}
+    out |= {"bias": bool(config.get("attention_bias", False)), "use_cache": True}
+    if scaling := config.get("rope_scaling"):
+        kind = scaling.get("rope_type") or scaling["type"]
+        out["rope_scaling"] = {"type": kind, "factor": float(scaling["factor"])}
     return out

@@ -6,14 +6,19 @@ import warnings
 
 from recipe.device import has_gpu
 
+# Whether the user forbade connections, before `quieten` forbids them to every library.
+OFFLINE = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
 
 def quieten() -> None:
     """Set what must be set before torch, transformers, bitsandbytes and DeepSpeed are imported. Errors still show."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no stage needs the network
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # stage `model` alone connects, and says so
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning about forks
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not has_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what DeepSpeed would find, with a warning
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name in ("bitsandbytes", "huggingface_hub"):  # stage `model` says in a line of its own what the latter retries
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("streamlit.watcher.local_sources_watcher").disabled = True  # its search of torch's modules
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     warnings.filterwarnings("ignore", message=".*torch.utils.checkpoint.*")

@@ -19,6 +19,7 @@ DEFAULTS: dict[str, Any] = {
     "data": None,
     "mode": "balanced",
     "model": "internlm2-chat-1_8b",
+    "source": "hf",
     "preset": None,
     "set": [],
     "seed": 0,

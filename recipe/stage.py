@@ -68,6 +68,23 @@ def shown(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model folder. RecipeError names the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{shown(path)}: missing; is the model folder complete?") from None
+    except ValueError as error:
+        raise RecipeError(f"{shown(path)}: is not JSON ({error}); download the file again") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{shown(path)}: must hold a JSON object")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
 def content_sha256(path: Path) -> str:
     """The sha256 of a file, or of the names and hashes of a folder's files.
 
@@ -103,8 +120,8 @@ def _changed(folder: Path, manifest: Manifest) -> list[str]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the kernel drops when the process ends, however it ends."""
+def _locked(name: str, folder: Path, *, shared: bool) -> Iterator[None]:
+    """Hold the folder's lock, which the kernel drops when the process ends, however it ends. shared: wait for it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("w") as lock:
         try:
@@ -112,9 +129,12 @@ def _locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
-            raise RecipeError(
-                f"another process is working on {shown(folder)}: wait for it, or choose another RUN"
-            ) from None
+            if not shared:
+                raise RecipeError(
+                    f"another process is working on {shown(folder)}: wait for it, or choose another RUN"
+                ) from None
+            say(name, f"waiting for another process that works on {shown(folder)}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -126,15 +146,17 @@ def run(
     settings: Mapping[str, Any],
     work: Callable[[Path], Mapping[str, Any] | None],
     resume: bool | None = None,
+    shared: bool = False,
 ) -> Manifest:
     """Make `folder` by calling `work` with an empty folder to write to, unless it already holds this very result.
 
     inputs: files and folders that the result depends on, by role. settings: plain values that it depends on.
     work: returns what is worth knowing about the result; it lands in the manifest under "results".
     resume: None where a stage always starts anew; otherwise a stopped run's folder is kept, and True goes on with it.
+    shared: several runs use this folder, so where another process works on it, wait; otherwise that is a RecipeError.
     """
     settings = json.loads(json.dumps(settings))  # what comes back out of a manifest
-    with _locked(folder):
+    with _locked(name, folder, shared=shared):
         old, partial = (folder.parent / f".{folder.name}.{suffix}" for suffix in ("old", "partial"))
         if old.exists() and not folder.exists():  # killed between the two renames below
             old.rename(folder)

@@ -18,7 +18,7 @@ from recipe import cli, data, stage, train
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
 
-VERBS = ("data", "model", "replay", "config", "train", "convert", "merge", "eval", "chat", "quickstart")
+VERBS = ("data", "model", "replay", "config", "train", "convert", "merge", "eval", "report", "chat", "quickstart")
 LIBC = ctypes.CDLL(None)
 ENV = os.environ | {"PYTHONPATH": str(ROOT)}
 
@@ -150,7 +150,7 @@ def test_an_error_is_one_line_and_leaves_nothing(tmp_path: Path, arguments: list
 
 @pytest.mark.parametrize("verb", ["data", "train", "chat"])
 @pytest.mark.parametrize(
-    "run", ["a/b", "../main", "/main", "..", ".hidden", "", "-x", "a b", "a\nb", "models", "$(id)"]
+    "run", ["a/b", "../main", "/main", "..", ".hidden", "", "-x", "a b", "a\nb", "models", "hub", "$(id)"]
 )
 def test_a_run_is_a_plain_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str, run: str
@@ -164,7 +164,7 @@ def test_a_run_is_a_plain_name(
     assert list(tmp_path.rglob("*")) == []
 
 
-@pytest.mark.parametrize("run", ["小明", "v1.0", "a-b_c", "7", "models2"])
+@pytest.mark.parametrize("run", ["小明", "v1.0", "a-b_c", "7", "models2", "hub2"])
 def test_a_plain_name_is_the_runs_folder(tmp_path: Path, run: str) -> None:
     assert recipe("data", "--name", "小明", "--run", run, "--work", tmp_path).returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == [run]
@@ -177,6 +177,7 @@ def test_a_plain_name_is_the_runs_folder(tmp_path: Path, run: str) -> None:
         ("convert", "run `make train` first"),
         ("merge", "run `make convert` first"),
         ("eval", "run `make data` first"),
+        ("report", "run `make eval` first"),
         ("chat", "run `make merge`, or name a model with --model"),
     ],
 )
@@ -427,3 +428,10 @@ def test_a_stopped_training_says_how_to_go_on(
     monkeypatch.setattr(train, "make", stop)
     assert cli.main(["train", "--work", str(tmp_path)]) == 130
     assert "`make train RESUME=1` goes on from the last checkpoint" in capsys.readouterr().err
+
+
+def test_the_tutorial_s_data_need_no_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", "--work", str(tmp_path), "--name", "Ada", "--mode", "tutorial"]) == 0
+    assert cli.main(["replay", "--work", str(tmp_path), "--model", "miniature"]) == 0
+    assert "not needed" in capsys.readouterr().err
+    assert not (tmp_path / "main/replay").exists()

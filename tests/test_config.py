@@ -14,7 +14,7 @@ from recipe import config, stage
 from recipe.config import KNOBS, READ_BY_TRAINER
 from recipe.errors import RecipeError
 
-PRESETS = ("lora", "miniature", "qlora", "tutorial")
+PRESETS = ("fast", "fp8", "lora", "miniature", "qlora", "tutorial")
 XTUNERS = "internlm2_chat_1_8b_qlora_alpaca_e3"  # what the presets are made of
 HUB_NAME = "internlm/internlm2-chat-1_8b"
 
@@ -64,7 +64,7 @@ def test_a_preset_holds_what_the_trainer_reads_and_nothing_else(preset: str) -> 
 
 @pytest.mark.parametrize("preset", ["", "Qlora", "full", "__init__", "../config", "qlora.py"])
 def test_an_unknown_preset_is_refused_with_those_that_are(preset: str) -> None:
-    with pytest.raises(RecipeError, match="is none of lora, miniature, qlora, tutorial"):
+    with pytest.raises(RecipeError, match="is none of fast, fp8, lora, miniature, qlora, tutorial"):
         config.load_preset(preset)
 
 
@@ -131,10 +131,23 @@ def test_warm_up_and_decay_meet_and_end_with_the_training(preset: str) -> None:
     assert warm_up.by_epoch == decay.by_epoch == ("max_epochs" in resolved.train_cfg)
 
 
-def test_lora_is_qlora_without_the_quantisation() -> None:
-    lora, qlora = values(config.load_preset("lora")), values(config.load_preset("qlora"))
-    assert {path for path in qlora if ".quantization_config." in path} == set(qlora) - set(lora)
-    assert lora == {path: qlora[path] for path in lora}
+def test_qlora_is_fast_on_four_bits_and_recomputes() -> None:
+    fast, qlora = values(config.load_preset("fast")), values(config.load_preset("qlora"))
+    assert {path for path in qlora if ".quantization_config." in path} == set(qlora) - set(fast)
+    assert {path for path in fast if qlora[path] != fast[path]} == {"model.recompute"}
+
+
+def test_fp8_is_fast_with_one_value_changed() -> None:
+    fast, fp8 = values(config.load_preset("fast")), values(config.load_preset("fp8"))
+    assert fp8 == fast | {"model.fp8": True}
+
+
+def test_fast_is_lora_but_for_what_makes_it_quick() -> None:
+    lora, fast = values(config.load_preset("lora")), values(config.load_preset("fast"))
+    assert {path for path in set(lora) | set(fast) if lora.get(path) != fast.get(path)} == {
+        "model.type", "model.use_varlen_attn", "model.fp8", "model.recompute",
+        "optim_wrapper.type", "optim_wrapper.dtype", "optim_wrapper.loss_scale", "optim_wrapper.optimizer.fused",
+    }  # fmt: skip
 
 
 def test_presets_do_not_change_each_other() -> None:

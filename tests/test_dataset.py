@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,13 @@ def rows_of(lengths: list[int]) -> list[Tokens]:
     return rows
 
 
-def conversations(pack: dict[str, list[int]]) -> Iterator[Tokens]:
+def conversations(pack: Mapping[str, Sequence[int]]) -> Iterator[Tokens]:
     """The rows of a pack, cut where positions start over, without the padding."""
     starts = [i for i, position in enumerate(pack["position_ids"]) if position == 0]
     for start, end in zip(starts, [*starts[1:], len(pack["position_ids"])], strict=True):
         ids = pack["input_ids"][start:end]
         if ids[0] != PAD:
-            yield ids, pack["labels"][start:end]
+            yield list(ids), list(pack["labels"][start:end])
 
 
 def counted(rows: Iterator[Tokens] | list[Tokens]) -> Counter[tuple[tuple[int, ...], tuple[int, ...]]]:

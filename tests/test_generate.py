@@ -205,8 +205,8 @@ def test_evaluating_gives_the_model_back_as_it_was(loaded: Loaded) -> None:
 
 
 def nothing(folder: Path) -> None:
-    for file in folder.iterdir():
-        file.unlink()
+    shutil.rmtree(folder)
+    folder.mkdir()
 
 
 def no_folder(folder: Path) -> None:

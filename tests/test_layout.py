@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn.functional import silu
 
-from recipe.layout import Shape, llama_config, llama_names, to_internlm2, to_llama
+from recipe.layout import Shape, internlm2_config, llama_config, llama_names, to_internlm2, to_llama
+from recipe.paths import MINIATURE
 
 Tensors = dict[str, torch.Tensor]
 
@@ -68,7 +69,12 @@ def internlm2_logits(weights: Tensors, config: dict[str, Any], ids: torch.Tensor
     def rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
 
-    frequencies = config["rope_theta"] ** (-torch.arange(0, width, 2) / width)
+    base = config["rope_theta"]
+    if (scaling := config.get("rope_scaling")) and length > config["max_position_embeddings"]:
+        # InternLM2DynamicNTKScalingRotaryEmbedding: the base grows with what lies beyond the trained length.
+        beyond = scaling["factor"] * length / config["max_position_embeddings"] - (scaling["factor"] - 1)
+        base = base * beyond ** (width / (width - 2))
+    frequencies = base ** (-torch.arange(0, width, 2) / width)
     angles = torch.outer(torch.arange(length), frequencies)
     angles = torch.cat((angles, angles), dim=-1)[:, None]  # the same for every head
 
@@ -138,6 +144,36 @@ def test_a_plain_split_of_wqkv_computes_something_else(heads: int, kv_heads: int
     assert (wrong - internlm2_logits(weights, config_of(shape), ids)).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("rope_theta", [10_000, 1_000_000])
+@pytest.mark.parametrize("length", [5, 63, 64, 65, 100], ids=lambda length: f"{length} of 64")
+def test_positions_are_internlm2s(rope_theta: int, length: int) -> None:
+    """Its own base and its dynamic scaling: none within the trained length, the same one beyond it."""
+    shape = Shape(hidden=32, intermediate=40, layers=2, heads=4, kv_heads=2, vocab=50)
+    config = config_of(shape) | {"rope_theta": rope_theta, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    weights, ids = random_weights(shape, seed=1), torch.arange(length) * 7 % 50
+    theirs = internlm2_logits(weights, config, ids)
+    assert (llama_logits(converted(weights, shape), config, ids) - theirs).abs().max() < 1e-4
+    # And this would show another base, or scaling where there is none to be.
+    other = config | {"rope_theta": 1_010_000 - rope_theta}
+    assert (llama_logits(converted(weights, shape), other, ids) - theirs).abs().max() > 0.001
+
+
+def test_the_real_geometry_computes_what_internlm2_computes() -> None:
+    """16 heads of 128 on 8 key-value heads, as in the 1.8B model; one layer, and few words."""
+    shape = Shape(hidden=2048, intermediate=256, layers=1, heads=16, kv_heads=8, vocab=64)
+    config = config_of(shape) | {
+        "rope_theta": 1_000_000,
+        "max_position_embeddings": 32768,
+        "rope_scaling": {"type": "dynamic", "factor": 2.0},
+    }
+    weights = {name: tensor * 0.1 if tensor.dim() > 1 else tensor for name, tensor in random_weights(shape, 3).items()}
+    ids = torch.arange(48) * 5 % 64
+    theirs = internlm2_logits(weights, config, ids)
+    assert (llama_logits(converted(weights, shape), config, ids) - theirs).abs().max() < 1e-4 * theirs.abs().max()
+    wrong = llama_logits(plain_split(weights, shape), config, ids)
+    assert (wrong - theirs).abs().max() > 0.01 * theirs.abs().max()
+
+
 def test_a_model_folder_computes_what_internlm2_computes(tiny_internlm2: Path, tiny_model: Path) -> None:
     """Through stage `model`, with the miniature's config, its rope scaling included."""
     from transformers import AutoModelForCausalLM
@@ -201,3 +237,12 @@ def test_converted_config_names_no_code_and_keeps_rope_scaling() -> None:
     assert "auto_map" not in llama
     assert llama["architectures"] == ["LlamaForCausalLM"]
     assert llama["rope_scaling"] == {"rope_type": "dynamic", "factor": 2.0}
+
+
+def test_a_config_comes_back_as_it_was() -> None:
+    config = json.loads((MINIATURE / "config.json").read_text(encoding="utf-8"))
+    back = internlm2_config(llama_config(config | {"auto_map": {"AutoModel": "modeling_internlm2.InternLM2Model"}}))
+    config.pop("attn_implementation")  # how to compute, not what
+    assert back == config
+    del config["rope_scaling"]
+    assert internlm2_config(llama_config(config)) == config

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from recipe import convert, generate, merge, stage
 from recipe.errors import RecipeError
-from recipe.model import INDEX
+from recipe.weights import INDEX
 
 States = dict[str, dict[str, Any]]
 MakeTrainFolder = Callable[..., Path]

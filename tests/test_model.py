@@ -18,6 +18,7 @@ from recipe import model
 from recipe.errors import RecipeError
 from recipe.paths import MINIATURE
 from recipe.stage import MANIFEST, read_manifest
+from recipe.weights import INDEX
 
 Damage = Callable[[Path], None]
 
@@ -46,7 +47,7 @@ def split(folder: Path) -> None:
         save_file({name: weights[name] for name in half}, folder / shard, {"format": "pt"})
         weight_map |= dict.fromkeys(half, shard)
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
-    (folder / model.INDEX).write_text(json.dumps(index), encoding="utf-8")
+    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
 
 def write_sums(folder: Path) -> None:
@@ -214,13 +215,13 @@ def empty_weights(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"")
 
 
-def add_python(folder: Path) -> None:
-    (folder / "modeling_internlm2.py").write_text("raise SystemExit('this ran')\n", encoding="utf-8")
+def add_python(folder: Path, name: str = "modeling_qwen2.py") -> None:
+    (folder / name).write_text("raise SystemExit('this ran')\n", encoding="utf-8")
 
 
 def add_python_below(folder: Path) -> None:
     (folder / "code").mkdir()
-    add_python(folder / "code")
+    add_python(folder / "code", "modeling_internlm2.py")
 
 
 def change_type(folder: Path) -> None:
@@ -266,7 +267,7 @@ def shard_outside(folder: Path) -> None:
     shutil.copyfile(folder / "model-00002-of-00002.safetensors", folder.parent / "elsewhere.safetensors")
     second = "model-00002-of-00002.safetensors"
     edit_json(
-        folder / model.INDEX,
+        folder / INDEX,
         lambda c: c.update(
             weight_map={k: "../elsewhere.safetensors" if v == second else v for k, v in c["weight_map"].items()}
         ),
@@ -274,7 +275,7 @@ def shard_outside(folder: Path) -> None:
 
 
 def index_without_map(folder: Path) -> None:
-    (folder / model.INDEX).write_text("{}", encoding="utf-8")
+    (folder / INDEX).write_text("{}", encoding="utf-8")
 
 
 def vocabulary_too_small(folder: Path) -> None:
@@ -294,8 +295,8 @@ def vocabulary_too_small(folder: Path) -> None:
         (add_tensor, "unknown tensor model.layers.0.attention.wqkv.bias"),
         (truncate, "model.safetensors: cannot be read"),
         (empty_weights, "model.safetensors: cannot be read"),
-        (add_python, "holds Python (modeling_internlm2.py)"),
-        (add_python_below, "holds Python (modeling_internlm2.py)"),
+        (add_python, "holds Python (modeling_qwen2.py)"),
+        (add_python_below, "holds Python (code/modeling_internlm2.py)"),
         (change_type, "model_type 'qwen2' is none of internlm2, llama"),
         (lose_type, "model_type None"),
         (add_biases, "biases"),
@@ -343,8 +344,8 @@ def test_a_config_with_impossible_sizes_is_refused(key: str, value: Any, source:
 
 def test_an_index_whose_shards_are_no_names_is_refused(source: Path, out: Path) -> None:
     split(source)
-    edit_json(source / model.INDEX, lambda c: c["weight_map"].update({"output.weight": 2}))
-    assert model.INDEX in assert_refused(source, out)
+    edit_json(source / INDEX, lambda c: c["weight_map"].update({"output.weight": 2}))
+    assert INDEX in assert_refused(source, out)
 
 
 def test_a_llama_folder_without_its_tokenizer_is_refused(tiny_model: Path, tmp_path: Path, out: Path) -> None:
@@ -359,11 +360,24 @@ def test_a_llama_model_that_knows_no_chat_tokens_is_refused(tiny_model: Path, tm
     assert "is this an InternLM2-Chat model?" in assert_refused(source, out)
 
 
-@pytest.mark.parametrize("name", ["internlm/internlm2-chat-1_8b", "internlm2-chat-1_8b"])
-def test_a_hub_name_is_refused_with_what_to_do_instead(name: str, tmp_path: Path, out: Path) -> None:
-    message = assert_refused(name, out)
-    assert "does not download" in message
-    assert "MODEL=miniature" in message
+def test_internlm2s_own_python_is_left_alone_and_said(
+    source: Path, tiny_model: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # What a plain snapshot of the repository holds beside the weights.
+    for name in model.KNOWN_PYTHON:
+        add_python(source, name)
+    model.make(out, model=str(source))
+    assert not list(out.rglob("*.py"))
+    before, after = all_tensors(tiny_model), all_tensors(out)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "is not read" in line]
+    assert all(name in said for name in model.KNOWN_PYTHON)
+
+
+def test_known_python_excuses_no_other(source: Path, out: Path) -> None:
+    for name in (*model.KNOWN_PYTHON, "setup.py"):
+        add_python(source, name)
+    assert "holds Python (setup.py)" in assert_refused(source, out)
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "internlm/internlm2-chat-7b", "../nowhere"])

@@ -12,7 +12,7 @@ import pytest
 
 from recipe import cli, stage
 
-STAGES = ("data", "replay", "config", "train", "adapter", "merged", "eval")
+STAGES = ("data", "replay", "config", "train", "adapter", "merged", "eval", "report")
 SHORT = ["--set", "max_epochs=1", "save_steps=10"]
 
 Go = Callable[..., int]
@@ -60,6 +60,13 @@ def test_a_result_below_the_thresholds_fails_and_says_which(
     assert "error: the result is not good enough: identity_hit" in shown.err
 
 
+def test_a_result_below_the_thresholds_has_its_report(first: dict[str, float], work: Path) -> None:
+    page = (work / "short/report/index.html").read_text(encoding="utf-8")
+    metrics = json.loads((work / "short/eval/metrics.json").read_text(encoding="utf-8"))
+    assert 'class="verdict failed"' in page
+    assert repr(metrics["tuned"]["identity_hit"]) in page
+
+
 def test_metrics_hold_base_and_tuned_with_counts_and_replies(first: dict[str, float], work: Path) -> None:
     metrics = json.loads((work / "short/eval/metrics.json").read_text(encoding="utf-8"))
     for who in ("base", "tuned"):
@@ -104,7 +111,7 @@ def test_another_name_redoes_what_depends_on_it_and_nothing_else(
 ) -> None:
     go("--name", "小红")
     redone = {name for name, when in made(work).items() if when != first[name]}
-    assert redone == {"data", "config", "train", "adapter", "merged", "eval"}
+    assert redone == {"data", "config", "train", "adapter", "merged", "eval", "report"}
 
 
 def test_another_checkpoint_redoes_only_what_follows_it(
@@ -113,7 +120,7 @@ def test_another_checkpoint_redoes_only_what_follows_it(
     before = made(work)
     go("--checkpoint", "iter_10")
     redone = {name for name, when in made(work).items() if when != before[name]}
-    assert redone == {"adapter", "merged", "eval"}
+    assert redone == {"adapter", "merged", "eval", "report"}
 
 
 def test_a_changed_base_is_noticed_before_anything_is_merged_onto_it(

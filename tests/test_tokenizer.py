@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from sentencepiece import SentencePieceProcessor
 
 from recipe.chat_format import CHAT_TOKENS, SPECIAL_TOKENS, text_ids
 from recipe.errors import RecipeError
-from recipe.paths import DATA, MINIATURE
+from recipe.paths import DATA, MINIATURE, ROOT
 from recipe.tokenizer import build_tokenizer_json, fast_tokenizer_config, renamed_tokens
 
 MIXED = """\
@@ -68,6 +69,57 @@ def test_ids_equal_sentencepiece_on_every_text_of_the_recipe(both: tuple[Any, Se
     tokenizer, sentencepiece = both
     differing = [line for line in lines() if text_ids(tokenizer, line) != sentencepiece.encode(line)]
     assert not differing
+
+
+# Ranges of characters that people write in, and some that only break things: controls, joiners, marks, private use.
+SCRIPTS = (
+    (0x20, 0x7E), (0x20, 0x7E), (0x4E00, 0x9FFF), (0x4E00, 0x9FFF), (0xA1, 0x24F), (0x370, 0x52F), (0x590, 0x6FF),
+    (0x900, 0x97F), (0xE00, 0xE7F), (0x3000, 0x30FF), (0xAC00, 0xD7A3), (0xFF01, 0xFFEE), (0x300, 0x36F), (0x1, 0x1F),
+    (0x2000, 0x206F), (0x2190, 0x2BFF), (0x1F300, 0x1FAFF), (0x20000, 0x2A6DF), (0xE000, 0xE0FF), (0xFE00, 0xFE0F),
+)  # fmt: skip
+
+
+def corpus(sentencepiece: SentencePieceProcessor) -> list[str]:
+    """Some megabytes, the same in every run: programs, the vocabulary in any order, every script, tokens spelt out."""
+    random = Random(0)
+    programs = [*ROOT.glob("recipe/**/*.py"), *sorted(Path(json.__file__).parent.parent.glob("*.py"))[:60]]
+    sources = "".join(file.read_text(encoding="utf-8") for file in programs)
+    texts = [sources[at : at + 1000] for at in range(0, len(sources), 1000)]
+    # Not its control and byte pieces, nor the names that the chat tokens had in it.
+    ordinary = [
+        piece.replace("\u2581", " ")
+        for i in range(sentencepiece.get_piece_size())
+        if not (sentencepiece.is_control(i) or sentencepiece.is_byte(i) or sentencepiece.is_unknown(i))
+        and "UNUSED_TOKEN" not in (piece := sentencepiece.id_to_piece(i))
+        and "\0" not in piece
+    ]
+    texts = [text for text in texts if "UNUSED_TOKEN" not in text]
+    for _ in range(6000):
+        words = random.choices(ordinary, k=random.randint(1, 40))
+        texts.append(random.choice(("", " ", "  ", "\n", "\t")).join(words))
+    for _ in range(6000):
+        scripts = random.choices(SCRIPTS, k=random.randint(1, 4))
+        texts.append("".join(chr(random.randint(*random.choice(scripts))) for _ in range(random.randint(1, 80))))
+    for text in random.sample(texts, 2000):
+        at = random.randint(0, len(text))
+        texts.append(text[:at] + random.choice(SPECIAL_TOKENS) + text[at:])
+    return texts
+
+
+def test_ids_equal_sentencepiece_on_megabytes_of_mixed_text(both: tuple[Any, SentencePieceProcessor]) -> None:
+    tokenizer, sentencepiece = both
+    texts = corpus(sentencepiece)
+    assert len(texts) > 15_000
+    assert sum(len(text.encode()) for text in texts) > 3e6
+    special = set(tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)))
+    used: set[int] = set()
+    for text, theirs in zip(texts, sentencepiece.encode(texts), strict=True):
+        ours = text_ids(tokenizer, text)
+        assert ours == theirs, repr(text)
+        used.update(ours)
+    assert not used & special
+    # The comparison says little about pieces that it never met.
+    assert len(used) > 0.75 * len(tokenizer)
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=40))

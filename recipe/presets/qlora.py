@@ -2,46 +2,17 @@
 
 import torch
 from mmengine.config import read_base
-from mmengine.optim import CosineAnnealingLR, LinearLR
-from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
-from xtuner.engine.runner import TrainLoop
-
-from recipe.dataset import chat_dataset, collate
-from recipe.hooks import Progress, SampleReplies
+from transformers import BitsAndBytesConfig
 
 with read_base():
-    from xtuner.configs.internlm.internlm2_chat_1_8b.internlm2_chat_1_8b_qlora_alpaca_e3 import *
+    from .fast import *
 
-# Data: packs of whole conversations that do not see each other.
-train_dataloader.batch_size = 4
-train_dataloader.dataset = dict(type=chat_dataset, files=[], tokenizer=tokenizer, max_length=1024, seed=0)
-train_dataloader.collate_fn = dict(type=collate)
-
-# Model: bfloat16 needs no loss scale. Checkpointing trades a third of the speed for memory; 1.8B at 4 x 1024 needs it on 8 GB.
-model.llm.torch_dtype = torch.bfloat16
-model.llm.quantization_config.bnb_4bit_compute_dtype = torch.bfloat16
-model.lora.update(
-    r=64,
-    lora_alpha=16,
-    lora_dropout=0.0,
-    target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+model.llm.quantization_config = dict(
+    type=BitsAndBytesConfig,
+    load_in_4bit=True,
+    bnb_4bit_compute_dtype=torch.bfloat16,
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_quant_type="nf4",
 )
-optim_wrapper.update(dtype="bfloat16", loss_scale=1.0, accumulative_counts=1)
-
-# 40 steps of 4,096 tokens are a fifth of what the tutorial trains on.
-train_cfg = dict(type=TrainLoop, max_iters=40)
-param_scheduler = [
-    dict(type=LinearLR, start_factor=0.1, by_epoch=False, begin=0, end=4),
-    dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=4, end=40),
-]
-
-default_hooks.checkpoint.update(interval=20, max_keep_ckpts=3)
-default_hooks.logger.update(interval=1)
-custom_hooks = [
-    dict(type=Progress),
-    dict(
-        type=SampleReplies, tokenizer=tokenizer, questions=["请你介绍一下你自己", "Who are you?", "法国的首都是哪里？"]
-    ),
-]
-visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)])
-randomness = dict(seed=0, deterministic=False)
+# Keeps one tensor a layer instead of eight, for a quarter less speed.
+model.recompute = True

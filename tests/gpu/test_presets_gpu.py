@@ -15,6 +15,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_gpu(), reason="needs a
 SHORT = {
     "qlora": ("balanced", ["max_iters=20", "lr=2e-3"]),
     "lora": ("balanced", ["max_iters=20", "lr=2e-3"]),
+    "fast": ("balanced", ["max_iters=20", "lr=2e-3"]),
+    "fp8": ("balanced", ["max_iters=20", "lr=2e-3"]),
     "tutorial": ("tutorial", ["max_epochs=1", "lr=2e-3"]),
 }
 

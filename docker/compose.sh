@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# compose.sh ARGUMENT...: `docker compose ARGUMENT...` with what this machine decides: who the user is, whether there is a GPU,
+#                         which commit this is.
+# compose.sh stage VERB [OPTION...]: one stage in a container, with the same arguments and results as `python -m recipe VERB …`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+fail() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+# setting NAME DEFAULT: what the environment says or else .env, as compose reads them.
+setting() {
+  local told=${!1:-}
+  [ -n "$told" ] || told=$(sed -nE "s/^$1=//p" .env 2>/dev/null | tail -n 1)
+  printf '%s' "${told:-$2}"
+}
+
+docker info >/dev/null 2>&1 ||
+  fail "no Docker engine answers: start it (systemctl start docker), or use RUNTIME=local, which needs none"
+
+# A container never runs as root: where root calls this, the results go to the user behind sudo, or to uid 1000.
+RECIPE_UID=${RECIPE_UID:-$(id -u)} RECIPE_GID=${RECIPE_GID:-$(id -g)}
+if [ "$RECIPE_UID" = 0 ]; then
+  RECIPE_UID=${SUDO_UID:-1000} RECIPE_GID=${SUDO_GID:-1000}
+  mkdir -p work && chown -R "$RECIPE_UID:$RECIPE_GID" work
+fi
+REVISION=${REVISION:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
+export RECIPE_UID RECIPE_GID REVISION
+if [ -z "$(setting COMPOSE_FILE "")" ] && ! nvidia-smi -L >/dev/null 2>&1; then
+  export COMPOSE_FILE=compose.yaml:docker/compose.cpu.yaml
+fi
+
+host=$(setting HOST 127.0.0.1) port=$(setting PORT 6006) image=internlm2-identity-recipe:$(setting TAG latest)
+if [ "${1:-}" = up ] && [ -z "$(docker compose ps --quiet demo)" ] && (exec 3<>"/dev/tcp/$host/$port") 2>/dev/null; then
+  fail "port $port is taken: stop what listens there, or choose another with PORT=$((port + 1))"
+fi
+if [ "${1:-}" != stage ]; then
+  exec docker compose "$@"
+fi
+shift
+
+# mount PATH: to be read, where it is; with what the links in a folder point to, as in a Hugging Face cache.
+mounts=()
+mount() {
+  local path
+  while read -r path; do
+    mounts+=(--volume "$path:$path:ro")
+  done < <(printf '%s\n' "$1" && find "$1" -type l -exec realpath -e {} + 2>/dev/null | grep -vF "$1/" | sort -u)
+}
+
+# A file or folder of the user's that an option names is mounted; what lies under work/ is there already.
+arguments=() run=main option=''
+[ "${1:-}" != quickstart ] || run=quickstart
+service=recipe
+[ "${1:-}" != model ] || service=fetch # the one stage with a network
+for argument in "$@"; do
+  [ "$argument" != --offline ] || service=recipe
+  case $option in
+  --run) run=$argument ;;
+  --data | --model | --config | --adapter)
+    if [ -e "$argument" ]; then
+      path=$(realpath "$argument")
+      case $path in
+      "$PWD"/work/*) argument=${path#"$PWD"/} ;;
+      *)
+        argument=$path
+        mount "$path"
+        ;;
+      esac
+    fi
+    ;;
+  esac
+  arguments+=("$argument")
+  option=$argument
+done
+# What the run remembers (recipe/remember.py) and is not named again.
+while read -r path; do
+  if [ -e "$path" ] && [[ " ${arguments[*]} " != *" $path "* ]]; then mount "$path"; fi
+done < <(sed -nE 's#^ *"(data|model|config)": "(/.*)",?$#\2#p' "work/$run/run.json" 2>/dev/null)
+
+RECIPE_IMAGE=$(docker image inspect --format '{{.Id}}' "$image" 2>/dev/null) ||
+  fail "the image $image is not there: run make build"
+export RECIPE_IMAGE
+exec docker compose run --rm --quiet-pull "${mounts[@]}" "$service" "${arguments[@]}"

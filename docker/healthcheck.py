@@ -1,0 +1,20 @@
+"""Exit 0 if and only if the page answers and its model is loaded. Standard library only: Docker runs it every few seconds."""
+
+import json
+import os
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+
+port = os.environ.get("PORT", "6006")
+try:
+    direct = urllib.request.build_opener(
+        urllib.request.ProxyHandler({})
+    )  # whatever proxy Docker set for this container
+    direct.open(f"http://127.0.0.1:{port}/_stcore/health", timeout=4).read()
+    told = json.loads((Path(tempfile.gettempdir()) / f"recipe-demo-{port}.json").read_text(encoding="utf-8"))
+except (OSError, ValueError) as error:
+    sys.exit(f"the page does not answer: {error}")
+print(f"{told['state']}: {told['message']}")
+sys.exit(told["state"] != "ready")

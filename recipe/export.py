@@ -1,0 +1,51 @@
+"""Stage `export`: a model of this recipe written in InternLM2's own layout, for tools that expect that one.
+
+The way back of stage `model`: wqkv fused again, the old names, config.json of an InternLM2 model, tokenizer.model where
+the base brought one. Bit for bit the same weights, and still no Python: a tool that knows InternLM2 brings its own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from recipe import stage, weights
+from recipe.layout import Shape, internlm2_config, llama_names, to_internlm2
+from recipe.model import SENTENCEPIECE
+from recipe.paths import ROOT
+
+
+def make(folder: Path, *, model: Path) -> stage.Manifest:
+    """Write the merged model in `model` to `folder` in InternLM2's layout."""
+    base = ROOT / stage.require(model, "merge")["inputs"]["model"]
+
+    def work(out: Path) -> dict[str, Any]:
+        config = stage.read_json(model / "config.json")
+        parameters = _weights(model, out, Shape.of(config))
+        stage.write_json(out / "config.json", internlm2_config(config))
+        for name in ("tokenizer.json", "generation_config.json"):
+            shutil.copyfile(model / name, out / name)
+        # Tools that read tokenizer.model learn the chat tokens' names from here; transformers takes tokenizer.json.
+        named = {str(token.pop("id")): token for token in stage.read_json(model / "tokenizer.json")["added_tokens"]}
+        settings = stage.read_json(model / "tokenizer_config.json") | {"added_tokens_decoder": named}
+        stage.write_json(out / "tokenizer_config.json", settings)
+        if known := (base / SENTENCEPIECE).is_file():
+            shutil.copyfile(base / SENTENCEPIECE, out / "tokenizer.model")
+        else:
+            stage.say("export", f"{stage.shown(base)} came without tokenizer.model: tokenizer.json alone is written")
+        return {"parameters": parameters, "tokenizer_model": known}
+
+    return stage.run("export", folder, inputs={"merged": model, "model": base}, settings={}, work=work)
+
+
+def _weights(model: Path, out: Path, shape: Shape) -> int:
+    """The weights, a tensor at a time; returns the parameter count."""
+    plan = [weights.Rewrite(llama_names(name), {name: size}) for name, size in shape.internlm2().items()]
+    names = {step.sources[0]: next(iter(step.results)) for step in plan}
+
+    def change(tensors: dict[str, Any]) -> dict[str, Any]:
+        name = names[next(iter(tensors))]
+        return {name: to_internlm2(name, tensors, shape)}
+
+    return weights.rewrite(model, out, weights.locate(model, shape.llama()), plan, change)

@@ -1,0 +1,197 @@
+"""Triton's kernels for what `rowwise` defines: one program a row, float32 inside, one rounding when it is stored."""
+
+from __future__ import annotations
+
+# The arguments are pointers and sizes that only Triton's compiler reads, those in capitals while it compiles.
+# ruff: noqa: N803
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def rms_norm(x, weight, out, x_stride, out_stride, columns, eps, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < columns
+    value = tl.load(x + row * x_stride + at, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(value * value) / columns + eps)
+    w = tl.load(weight + at, mask=inside, other=0.0)
+    normed = (value * scale).to(w.dtype).to(tl.float32)  # transformers rounds here too
+    tl.store(out + row * out_stride + at, (normed * w.to(tl.float32)).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def rms_norm_backward(
+    grad, x, weight, residual, out, x_stride, residual_stride, out_stride, columns, eps,
+    HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < columns
+    value = tl.load(x + row * x_stride + at, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(grad + row * columns + at, mask=inside, other=0.0).to(tl.float32)
+    g *= tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(value * value) / columns + eps)
+    value *= scale
+    result = scale * (g - value * (tl.sum(g * value) / columns))
+    if HAS_RESIDUAL:
+        result += tl.load(residual + row * residual_stride + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * out_stride + at, result.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def rotate(src, out, cos, sin, src_stride, out_stride, heads, sign, HEADS: tl.constexpr, HALF: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, HALF)
+    head = tl.arange(0, HEADS)[:, None]
+    inside = (head < heads) & (at[None, :] >= 0)
+    c = tl.load(cos + row * 2 * HALF + at).to(tl.float32)[None, :]
+    s = tl.load(sin + row * 2 * HALF + at).to(tl.float32)[None, :] * sign
+    place = head * (2 * HALF) + at[None, :]
+    first = tl.load(src + row * src_stride + place, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(src + row * src_stride + place + HALF, mask=inside, other=0.0).to(tl.float32)
+    kind = out.dtype.element_ty
+    tl.store(out + row * out_stride + place, (first * c - second * s).to(kind), mask=inside)
+    tl.store(out + row * out_stride + place + HALF, (second * c + first * s).to(kind), mask=inside)
+
+
+@triton.jit
+def swiglu(gate_up, out, in_stride, out_stride, columns, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < columns
+    gate = tl.load(gate_up + row * in_stride + at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * in_stride + columns + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * out_stride + at, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def swiglu_backward(grad, gate_up, out, grad_stride, in_stride, out_stride, columns, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < columns
+    g = tl.load(grad + row * grad_stride + at, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(gate_up + row * in_stride + at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * in_stride + columns + at, mask=inside, other=0.0).to(tl.float32)
+    sigmoid = tl.sigmoid(gate)
+    silu = gate * sigmoid
+    kind = out.dtype.element_ty
+    tl.store(out + row * out_stride + at, (g * up * (sigmoid + silu * (1.0 - sigmoid))).to(kind), mask=inside)
+    tl.store(out + row * out_stride + columns + at, (g * silu).to(kind), mask=inside)
+    tl.store(grad + row * grad_stride + at, (silu * up).to(kind), mask=inside)
+
+
+@triton.jit
+def swiglu_low(
+    gate_up, low, wide, out, tokens, in_stride, low_stride, wide_stride, out_stride, columns,
+    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """`swiglu` of gate_up + low x wide; `wide` lies transposed: `wide_stride` apart from column to column."""
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    at = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    rank = tl.arange(0, RANK)
+    rows, across = row < tokens, (at < columns)[None, :]
+    inside = rows & across
+    for_gate = tl.load(low + row * low_stride + rank[None, :], mask=rows, other=0.0)
+    for_up = tl.load(low + row * low_stride + RANK + rank[None, :], mask=rows, other=0.0)
+    of_gate = tl.load(wide + at[None, :] * wide_stride + rank[:, None], mask=across, other=0.0)
+    of_up = tl.load(wide + (columns + at)[None, :] * wide_stride + RANK + rank[:, None], mask=across, other=0.0)
+    gate = tl.load(gate_up + row * in_stride + at[None, :], mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * in_stride + columns + at[None, :], mask=inside, other=0.0).to(tl.float32)
+    gate += tl.dot(for_gate, of_gate)
+    up += tl.dot(for_up, of_up)
+    result = gate * tl.sigmoid(gate) * up
+    tl.store(out + row * out_stride + at[None, :], result.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def swiglu_low_backward(
+    grad, grad_low, grad_wide, gate_up, low, wide, out, tokens,
+    grad_stride, grad_low_stride, grad_wide_stride, in_stride, low_stride, wide_stride, out_stride, columns,
+    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """`swiglu_backward` of grad + grad_low x grad_wide and gate_up + low x wide; `wide` transposed, grad_wide not."""
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    at = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    rank = tl.arange(0, RANK)
+    rows, across = row < tokens, (at < columns)[None, :]
+    inside = rows & across
+    g_low = tl.load(grad_low + row * grad_low_stride + rank[None, :], mask=rows, other=0.0)
+    of_g = tl.load(grad_wide + rank[:, None] * grad_wide_stride + at[None, :], mask=across, other=0.0)
+    for_gate = tl.load(low + row * low_stride + rank[None, :], mask=rows, other=0.0)
+    for_up = tl.load(low + row * low_stride + RANK + rank[None, :], mask=rows, other=0.0)
+    of_gate = tl.load(wide + at[None, :] * wide_stride + rank[:, None], mask=across, other=0.0)
+    of_up = tl.load(wide + (columns + at)[None, :] * wide_stride + RANK + rank[:, None], mask=across, other=0.0)
+    g = tl.load(grad + row * grad_stride + at[None, :], mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(gate_up + row * in_stride + at[None, :], mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * in_stride + columns + at[None, :], mask=inside, other=0.0).to(tl.float32)
+    g += tl.dot(g_low, of_g)
+    gate += tl.dot(for_gate, of_gate)
+    up += tl.dot(for_up, of_up)
+    sigmoid = tl.sigmoid(gate)
+    silu = gate * sigmoid
+    kind = out.dtype.element_ty
+    place = out + row * out_stride + at[None, :]
+    tl.store(place, (g * up * (sigmoid + silu * (1.0 - sigmoid))).to(kind), mask=inside)
+    tl.store(place + columns, (g * silu).to(kind), mask=inside)
+    tl.store(grad + row * grad_stride + at[None, :], (silu * up).to(kind), mask=inside)
+
+
+@triton.jit
+def copy(x, out, x_stride, out_stride, columns, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    value = tl.load(x + row * x_stride + at, mask=at < columns)
+    tl.store(out + row * out_stride + at, value, mask=at < columns)
+
+
+@triton.jit
+def cross_entropy(logits, targets, losses, columns, scale, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    target = tl.load(targets + row)
+    start = logits + row * columns
+    wanted = tl.load(start + target).to(tl.float32)
+    largest = -float("inf")
+    total = 0.0
+    for first in range(0, columns, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        value = tl.load(start + at, mask=at < columns, other=-float("inf")).to(tl.float32)
+        new = tl.maximum(largest, tl.max(value))
+        total = total * tl.exp(largest - new) + tl.sum(tl.exp(value - new))
+        largest = new
+    log_sum = largest + tl.log(total)
+    tl.store(losses + row, log_sum - wanted)
+    tl.debug_barrier()  # every thread has read `wanted` before the gradient overwrites it
+    for first in range(0, columns, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        value = tl.load(start + at, mask=at < columns, other=-float("inf")).to(tl.float32)
+        grad = (tl.exp(value - log_sum) - tl.where(at == target, 1.0, 0.0)) * scale
+        tl.store(start + at, grad.to(logits.dtype.element_ty), mask=at < columns)
+
+
+@triton.jit
+def nf4(packed, absmax, code, absmax_code, absmax_scale, offset, out, columns, out_stride, total, BLOCK: tl.constexpr):
+    """Two values a byte, the first in the high half; 64 share an 8-bit absmax, 256 of those a float32 one."""
+    byte = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = byte * 2 < total
+    pair = tl.load(packed + byte, mask=inside, other=0).to(tl.int32)
+    block = byte // 32
+    level = tl.load(absmax + block, mask=inside, other=0).to(tl.int32)
+    scale = tl.load(absmax_code + level) * tl.load(absmax_scale + block // 256, mask=inside, other=0.0)
+    scale += tl.load(offset)
+    values = tl.interleave(tl.load(code + (pair >> 4)) * scale, tl.load(code + (pair & 15)) * scale)
+    at = tl.program_id(0) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
+    place = (at // columns).to(tl.int64) * out_stride + at % columns
+    tl.store(out + place, values.to(out.dtype.element_ty), mask=at < total)
+
+
+@triton.jit
+def to_fp8(x, out, scales, x_stride, columns, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < columns
+    value = tl.load(x + row * x_stride + at, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(value)), 1e-12) / 448.0
+    tl.store(scales + row, scale)
+    tl.store(out + row * columns + at, (value / scale).to(out.dtype.element_ty), mask=inside)

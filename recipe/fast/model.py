@@ -1,0 +1,89 @@
+"""XTuner's SupervisedFinetune with this package's forward and backward pass; the rest, its Runner included, is XTuner's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recipe.fast.attention import Packs
+from recipe.fast.layer import Layer, run
+from recipe.fast.linear import Scratch
+from recipe.fast.loss import HeadLoss, learnt
+
+PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+class Fast:
+    """The loss of a PEFT-wrapped LlamaForCausalLM, computed by `Layer`s over its own weights.
+
+    Built at the first batch, when the model is on its device and DeepSpeed has settled its precision.
+    """
+
+    def __init__(self, peft_model: nn.Module, *, fp8: bool) -> None:
+        llama = peft_model.get_base_model()
+        self.model, self.head = llama.model, llama.lm_head.weight
+        scratch = Scratch()
+        like = self.model.embed_tokens.weight
+        self.layers = [Layer(module, fp8=fp8, scratch=scratch, like=like) for module in self.model.layers]
+
+    def loss(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor, *, recompute: bool) -> Tensor:
+        """The mean loss of the learnt tokens of a batch; all [batch, length]."""
+        rows, targets = learnt(labels)
+        hidden = self.model.embed_tokens(input_ids)
+        packs = Packs.of(position_ids, *self.model.rotary_emb(hidden, position_ids))
+        hidden = run(self.layers, hidden.flatten(0, 1), packs, recompute=recompute)
+        norm = self.model.norm
+        return HeadLoss.apply(hidden, rows, targets, norm.weight, norm.variance_epsilon, self.head)
+
+
+def finetune(*, llm: Any, lora: Any, fp8: bool = False, recompute: bool = False) -> nn.Module:
+    """The `model` of a config: XTuner's SupervisedFinetune of `llm` with the adapter `lora`, both as in XTuner's configs.
+
+    fp8: the frozen weights' products in float8, which takes a GPU of compute capability 8.9. recompute: keep only each
+    layer's input for its backward, which then does most of the forward again.
+    XTuner itself would turn every weight that is not in 4 bits into float32 here, and back at every product.
+    """
+    from peft import get_peft_model
+    from xtuner.model import SupervisedFinetune
+    from xtuner.registry import BUILDER
+
+    model = SupervisedFinetune(llm=llm, use_activation_checkpointing=False)
+    if torch.cuda.is_available() and not getattr(model.llm, "is_quantized", False):
+        model.llm.to(torch.cuda.current_device())
+    model.lora = BUILDER.build(lora)
+    model.use_lora = True
+    model.llm = get_peft_model(model.llm, model.lora)
+    check(model.llm, model.lora, fp8=fp8)
+    fast: list[Fast] = []  # no submodule: its tensors are the model's own
+
+    def compute_loss(data: dict[str, Tensor], data_samples: None = None) -> dict[str, Tensor]:  # noqa: ARG001
+        if hasattr(
+            next(model.llm.parameters()), "ds_id"
+        ):  # ZeRO-3 has the weights in shards, which only modules gather
+            return dict(SupervisedFinetune.compute_loss(model, data))
+        if not fast:
+            fast.append(Fast(model.llm, fp8=fp8))
+        return {"loss": fast[0].loss(**data, recompute=recompute)}
+
+    def train(mode: bool = True) -> nn.Module:
+        """mmengine calls this before every step; walking through 2,000 modules to change nothing takes 10 ms."""
+        return nn.Module.train(model, mode) if model.training != mode else model
+
+    model.compute_loss, model.train = compute_loss, train
+    return model
+
+
+def check(peft_model: nn.Module, lora: Any, *, fp8: bool) -> None:
+    """ValueError unless this package computes what the model and its adapter say; XTuner's own class takes any of them."""
+    config = peft_model.get_base_model().config
+    advice = "; use XTuner's SupervisedFinetune, as the preset lora does"
+    if config.model_type != "llama" or config.hidden_act != "silu" or config.attention_bias or config.mlp_bias:
+        raise ValueError(f"the fast path is for Llama models without biases, not for {config.model_type}{advice}")
+    if set(lora.target_modules) != PROJECTIONS or lora.bias != "none" or lora.use_dora:
+        raise ValueError(f"the fast path wants plain LoRA on all of {', '.join(sorted(PROJECTIONS))}{advice}")
+    if lora.lora_dropout:
+        raise ValueError(f"the fast path has no dropout: set lora_dropout=0.0{advice}")
+    if fp8 and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9):
+        raise ValueError("float8 products need a GPU of compute capability 8.9 or later: use the preset fast")

@@ -1,0 +1,243 @@
+"""What the folders of a run say about its result, each checked to belong to the result that was evaluated."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from recipe import config, evaluate, gate, replay, stage, train
+from recipe.errors import RecipeError
+from recipe.paths import ROOT
+from recipe.stage import MANIFEST, Manifest
+
+METRICS = ("identity_hit", "identity_leak", "retention")
+# Of each metric, the counts it is the quotient of.
+COUNTS = {
+    "identity_hit": ("hits", "identity_questions"),
+    "identity_leak": ("leaks", "unrelated_prompts"),
+    "retention": ("facts_kept", "facts_base_knew"),
+}
+FOLDERS = ("data", "replay", "config", "train", "adapter", "merged", "eval")
+# What can be wrong with a reply; the first three are what the three numbers count.
+FAULTS = ("missed", "leaked", "forgotten", "unstopped")
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One prompt of the evaluation with the reply before and after, and what is wrong with the latter."""
+
+    kind: str
+    prompt: str
+    before: str
+    after: str
+    expected: str | None
+    faults: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Training rows of one file. languages: zh, en and other, by what the user says."""
+
+    count: int
+    distinct: int
+    languages: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that a report says, before it is put into words.
+
+    stages: manifests by the folder's name, in the order of the work. left_out: folders of the run that this result was
+    not made from. sources: the files read, by role.
+    """
+
+    run: str
+    metrics: Mapping[str, Any]
+    stages: Mapping[str, Manifest]
+    left_out: Sequence[str]
+    losses: Sequence[Mapping[str, float]]
+    rows: Mapping[str, Rows]
+    sources: Mapping[str, Path]
+
+    @cached_property
+    def checks(self) -> list[gate.Check]:
+        return gate.verdict(self.metrics["tuned"])
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    @property
+    def name(self) -> str:
+        return str(self.metrics["identity"]["name"])
+
+    def result(self, folder: str, key: str, default: Any = None) -> Any:
+        """What a stage noted about its result."""
+        return self.stages.get(folder, {}).get("results", {}).get(key, default)
+
+    @property
+    def converted(self) -> str | None:
+        """The checkpoint that the tuned model was made from."""
+        name = self.result("merged", "checkpoint") or self.result("adapter", "checkpoint")
+        return Path(name).stem if name else None
+
+    @cached_property
+    def exchanges(self) -> list[Exchange]:
+        base, tuned = self.metrics["base"]["replies"], self.metrics["tuned"]["replies"]
+        return [_exchange(before, after) for before, after in zip(base, tuned, strict=True)]
+
+    @property
+    def forecast(self) -> Mapping[str, int]:
+        """Rows, tokens, packs and steps, where the run's own config was what trained."""
+        made = self.stages.get("config")
+        return made["results"] if made and "trained_tokens" in made["results"] else {}
+
+    @property
+    def padding(self) -> float | None:
+        """Of the tokens in an epoch's packs, the share that is padding; the least it can be where rows were cut."""
+        if not (numbers := self.forecast):
+            return None
+        room = numbers["packs"] * numbers["max_length"]
+        return max(0.0, 1 - (numbers["tokens"] - numbers["dropped"]) / room)
+
+    @property
+    def epochs(self) -> float | None:
+        if not (numbers := self.forecast):
+            return None
+        return numbers["trained_tokens"] / (numbers["packs"] * numbers["max_length"])
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the training was stopped on its way: every start leaves a folder of its own."""
+        outputs = self.stages.get("train", {}).get("outputs", {})
+        return len({name.split("/")[0] for name in outputs if "/vis_data/" in name}) > 1
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Padding included, over the whole stage; None where the stage's seconds are not those of all its steps."""
+        seconds = self.stages.get("train", {}).get("seconds")
+        if not self.forecast or not seconds or self.resumed:
+            return None
+        return float(self.forecast["trained_tokens"] / seconds)
+
+    @property
+    def differing(self) -> list[str]:
+        """The stages that ran on other versions, another commit or another image than the last."""
+        keys = ("versions", "git_commit", "image")
+        last = [self.stages["eval"][key] for key in keys]
+        return [made["stage"] for made in self.stages.values() if [made[key] for key in keys] != last]
+
+    def shown(self, path: str) -> str:
+        """A manifest's path without the folders of the machine it was made on."""
+        parts = Path(path).parts
+        if self.run in parts[:-1]:
+            return "/".join(parts[len(parts) - parts[::-1].index(self.run) :])
+        return "/".join(parts[-2:] if "models" in parts[-2:-1] else parts[-1:])
+
+
+def gather(run_folder: Path) -> Facts:
+    """Read a run. RecipeError: nothing was evaluated, or training, data or model changed since."""
+    evaluated = stage.require(run_folder / "eval", "eval")
+    found = {name: made for name in FOLDERS if (made := stage.read_manifest(run_folder / name))}
+    folders = {name: run_folder / name for name in found}
+    base = ROOT / evaluated["inputs"]["model"]
+    if made := stage.read_manifest(base):
+        found["model"], folders["model"] = made, base
+    _refuse_outdated(evaluated, folders)
+    used = {name: made for name, made in found.items() if _belongs(name, found, folders)}
+    order = ["data", "model", *FOLDERS[1:]]
+    stages = {name: used[name] for name in order if name in used}
+
+    sources = {name: folders[name] / MANIFEST for name in stages}
+    sources["metrics"] = folders["eval"] / evaluate.FILE
+    if "train" in stages and (file := folders["train"] / train.LOSSES).is_file():
+        sources["losses"] = file
+    written = {"data": stages["data"]["results"]["file"]} if "data" in stages else {}
+    for role, name in (written | {"replay": replay.FILE}).items():
+        if role in stages and (file := folders[role] / name).is_file():
+            sources[f"rows_{role}"] = file
+    return Facts(
+        run=run_folder.name,
+        metrics=json.loads(sources["metrics"].read_text(encoding="utf-8")),
+        stages=stages,
+        left_out=[name for name in order if name in found and name not in used],
+        losses=_json_lines(sources["losses"]) if "losses" in sources else [],
+        rows={role: _count(sources[f"rows_{role}"]) for role in ("data", "replay") if f"rows_{role}" in sources},
+        sources=sources,
+    )
+
+
+def _refuse_outdated(evaluated: Manifest, folders: Mapping[str, Path]) -> None:
+    """RecipeError where a folder that was evaluated holds something else by now: the page would mix two results."""
+    for role in ("train", "tuned", "data"):
+        name = Path(evaluated["inputs"][role]).name
+        if name in folders and stage.content_sha256(folders[name]) != evaluated["key"]["inputs"][role]:
+            raise RecipeError(
+                f"{stage.shown(folders[name])} changed since it was evaluated: run `make eval` first, which ends with "
+                f"the report"
+            )
+
+
+def _belongs(name: str, found: Mapping[str, Manifest], folders: Mapping[str, Path]) -> bool:
+    """Whether a stage is one that the evaluated result was made from, as far as the manifests tell."""
+    trained_on = found["train"]["key"]["inputs"] if "train" in found else {}
+    if name == "model":
+        return bool(stage.content_sha256(folders[name]) == found["eval"]["key"]["inputs"]["model"])
+    if name == "adapter" and "merged" in found:
+        return bool(stage.content_sha256(folders[name]) == found["merged"]["key"]["inputs"]["adapter"])
+    if name == "merged":  # one that eval did not look at would be of another adapter
+        return Path(found["eval"]["inputs"]["tuned"]).name == name
+    if name == "config" and trained_on:
+        return bool(_output(found, name, config.FILE) == trained_on["config"])
+    if name == "replay" and trained_on:
+        return _output(found, name, replay.FILE) in trained_on.values()
+    return True
+
+
+def _output(found: Mapping[str, Manifest], name: str, file: str) -> str | None:
+    digest: str | None = found[name]["outputs"].get(file, {}).get("sha256")
+    return digest
+
+
+def _json_lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _count(file: Path) -> Rows:
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.suffix == ".json" else _json_lines(file)
+    texts = [json.dumps(row["messages"], ensure_ascii=False) for row in rows]
+    counted = Counter(_language(row["messages"]) for row in rows)
+    languages = {language: counted[language] for language in ("zh", "en", "other") if counted[language]}
+    return Rows(len(rows), len(set(texts)), languages)
+
+
+def _language(messages: Sequence[Mapping[str, str]]) -> str:
+    """zh where the user writes Han and no kana, en where plain Latin letters and no others, else other."""
+    said = "".join(message["content"] for message in messages if message["role"] == "user")
+    letters = "".join(character for character in said if character.isalpha())
+    if re.search(r"[\u4e00-\u9fff]", letters) and not re.search(r"[\u3040-\u30ff]", letters):
+        return "zh"
+    return "en" if letters and letters.isascii() else "other"
+
+
+def _exchange(before: Mapping[str, Any], after: Mapping[str, Any]) -> Exchange:
+    faults = {
+        "missed": after.get("hit") is False,
+        "leaked": bool(after.get("leak")),
+        "forgotten": bool(after.get("base_knew")) and not after.get("right"),
+        "unstopped": not after.get("stopped", True),
+    }
+    return Exchange(
+        kind=after["kind"],
+        prompt=str(after["prompt"]),
+        before=before["reply"],
+        after=after["reply"],
+        expected=after.get("expected"),
+        faults=tuple(fault for fault in FAULTS if faults[fault]),
+    )

@@ -1,0 +1,258 @@
+"""Every text of the report, in English and in Chinese. The page holds both and shows one."""
+
+from __future__ import annotations
+
+from recipe.report.markup import Html, join, tag
+
+LANGUAGES = ("en", "zh")
+# How HTML names them: what a browser chooses fonts and voices by.
+LANG = {"en": "en", "zh": "zh-CN"}
+
+WORDS: dict[str, tuple[str, str]] = {
+    # The head
+    "report": ("Identity report", "身份微调报告"),
+    "assistant_of": ("{name}’s assistant", "{name}的小助手"),
+    "run": ("run", "运行"),
+    "base_model": ("base model", "基座模型"),
+    "preset": ("preset", "预设"),
+    "seed": ("seed", "随机种子"),
+    "passed": ("Passed", "通过"),
+    "failed": ("Not good enough", "未达标"),
+    "passed_why": (
+        "It answers to its name, keeps the name to itself where nobody asked, and still knows what the base knew.",
+        "它认得自己的名字，不相干时不提名字，基座原有的知识也都还在。",
+    ),
+    "failed_why": ("{count} of {all} numbers are outside what is wanted.", "{all} 个指标中有 {count} 个未达到要求。"),
+    # The numbers
+    "numbers": ("The numbers", "主要指标"),
+    "identity_hit": ("Identity hit", "身份命中"),
+    "identity_leak": ("Identity leak", "身份泄漏"),
+    "retention": ("Retention", "知识保持"),
+    "identity_hit_is": (
+        "Held-out questions about who it is that are answered with the name",
+        "未参与训练的身份问题中，回答里有名字的比例",
+    ),
+    "identity_leak_is": (
+        "Prompts about anything else that are answered with the name",
+        "与身份无关的问题中，回答里冒出名字的比例",
+    ),
+    "retention_is": (
+        "Facts the base answers right that are still answered right",
+        "基座答对的知识中，微调后仍然答对的比例",
+    ),
+    "why_identity_hit": (
+        "Asked who it is in words it was not trained on, it does not give its name: more varied questions, or more "
+        "steps (SET='max_iters=…').",
+        "换一种没训练过的问法，它就说不出自己的名字：需要更多样的问题，或更多步数（SET='max_iters=…'）。",
+    ),
+    "why_identity_leak": (
+        "It gives its name where nobody asked, which is over-fitting: MODE=balanced, or fewer steps.",
+        "没人问它也报名字，这是过拟合：请用 MODE=balanced，或减少步数。",
+    ),
+    "why_retention": (
+        "It forgot what the base knew: mix the base’s own answers in (MODE=balanced does), or a lower lr.",
+        "它忘记了基座原有的知识：请混入基座自答（MODE=balanced 会这样做），或降低 lr。",
+    ),
+    "metric": ("number", "指标"),
+    "base": ("base", "基座"),
+    "tuned": ("tuned", "微调后"),
+    "wanted": ("wanted", "要求"),
+    "of": ("{part} of {all}", "{part} / {all}"),
+    "interval": ("interval {low} to {high}", "区间 {low} 至 {high}"),
+    "kl_per_token": ("KL from the base, nats a token", "与基座的 KL 散度（奈特/token）"),
+    "suite": ("further measurements", "其他测量"),
+    "count": ("count", "数量"),
+    "unstopped_replies": ("replies that did not end", "未正常结束的回答"),
+    # Charts
+    "training": ("Training", "训练过程"),
+    "loss": ("Loss", "损失"),
+    "loss_desc": (
+        "Training loss from step {first} to {last}: {start} at the beginning, {end} at the end. {points} values.",
+        "第 {first} 步到第 {last} 步的训练损失：开始为 {start}，结束为 {end}，共 {points} 个值。",
+    ),
+    "lr": ("Learning rate", "学习率"),
+    "lr_desc": (
+        "Learning rate from step {first} to {last}, at most {peak}. {points} values.",
+        "第 {first} 步到第 {last} 步的学习率，最高 {peak}，共 {points} 个值。",
+    ),
+    "each": ("as logged", "原始记录"),
+    "smooth": ("mean of {window}", "{window} 点均值"),
+    "step": ("step", "步"),
+    "log_axis": ("log scale", "对数刻度"),
+    "checkpoints": ("Checkpoints", "检查点"),
+    "over_desc": (
+        "{metric} of the base and of every checkpoint: {values}. Wanted: {wanted}.",
+        "基座与各检查点的{metric}：{values}。要求：{wanted}。",
+    ),
+    "marks": (
+        "A ring is the checkpoint that was converted, a cross a number outside what is wanted.",
+        "圆环表示已转换的检查点，叉号表示未达到要求的数值。",
+    ),
+    "best": ("best", "最佳"),
+    "converted": ("converted", "已转换"),
+    "checkpoint": ("checkpoint", "检查点"),
+    "best_rule": (
+        "Best is the highest hit − leak + retention, among equals the earliest.",
+        "“最佳”指 命中 − 泄漏 + 保持 最高者，相同时取最早的一个。",
+    ),
+    "not_best": (
+        "The converted checkpoint is not the best one: CHECKPOINT={best} takes that.",
+        "转换的不是最佳检查点：CHECKPOINT={best} 可改用最佳者。",
+    ),
+    # Replies
+    "replies": ("Before and after", "前后对比"),
+    "replies_note": (
+        "All {count} replies of the evaluation, greedy, the base model’s beside the tuned one’s; in each group what went "
+        "wrong comes first.",
+        "评测的全部 {count} 条回答（贪心解码），左为基座，右为微调后；每组中有问题的排在前面。",
+    ),
+    "show": ("Show", "筛选"),
+    "all": ("all", "全部"),
+    "wrong": ("wrong", "有问题"),
+    "missed": ("name missed", "未答名字"),
+    "leaked": ("leaked", "泄漏"),
+    "forgotten": ("forgotten", "遗忘"),
+    "unstopped": ("did not end", "未结束"),
+    "nothing_wrong": ("nothing wrong", "没有问题"),
+    "prompt": ("prompt", "提问"),
+    "before": ("before", "微调前"),
+    "after": ("after", "微调后"),
+    "expected": ("expected: {answer}", "应含：{answer}"),
+    "faults": ("what is wrong", "问题"),
+    "more_wrong": (
+        "{count} more are wrong; index.html holds every reply.",
+        "另有 {count} 条有问题；全部回答见 index.html。",
+    ),
+    "kind_identity": ("who it is", "身份"),
+    "kind_capitals": ("capitals", "首都"),
+    "kind_opposites": ("opposites", "反义词"),
+    "kind_colours": ("colours", "颜色"),
+    "kind_translations": ("translations", "翻译"),
+    "kind_animals": ("animals", "动物"),
+    "kind_materials": ("materials", "材料"),
+    "kind_tools": ("tools", "工具"),
+    "kind_categories": ("categories", "类别"),
+    "kind_sums": ("sums", "算术"),
+    "kind_smalltalk": ("small talk", "闲聊"),
+    "kind_contrast": ("other people and models", "他人与其他模型"),
+    "kind_copy": ("repeat after me", "复述"),
+    # Data
+    "data": ("Training data", "训练数据"),
+    "rows_data": ("rows about who it is", "身份数据行数"),
+    "rows_own": ("rows of your own data", "自备数据行数"),
+    "rows_replay": ("replay rows: the base’s own answers", "回放行数：基座自答"),
+    "no_replay": ("none: nothing held it to what the base was", "无：没有约束它保持基座原样"),
+    "distinct": ("{count} distinct", "其中互不相同 {count}"),
+    "language_zh": ("{count} Chinese", "中文 {count}"),
+    "language_en": ("{count} English", "英文 {count}"),
+    "language_other": ("{count} other", "其他 {count}"),
+    "mode": ("mode", "模式"),
+    "tokens": ("tokens in one pass", "一遍的 token 数"),
+    "packs": ("packs", "数据包"),
+    "packs_of": ("{count} of {length} tokens", "{count} 个，每个 {length} token"),
+    "padding": ("padding", "填充占比"),
+    "at_least": ("at least {share}", "至少 {share}"),
+    "dropped": ("tokens dropped by packing, each pass", "每遍打包丢弃的 token"),
+    "truncated": ("rows that lose their end", "被截断的行数"),
+    "epochs": ("passes over the data", "遍数"),
+    "iterations": ("iterations", "迭代数"),
+    "optimizer_steps": ("optimizer steps", "优化器步数"),
+    "trained_tokens": ("tokens trained on, padding included", "训练 token 总数（含填充）"),
+    # Settings
+    "settings": ("Settings", "设置"),
+    "changed": ("changed from the preset", "与预设不同的设置"),
+    "unchanged": ("None: every value is that of the preset.", "无：全部取值与预设相同。"),
+    "own_config": (
+        "Trained by a config of the user’s own ({file}): what the preset would have amounted to is not shown.",
+        "使用自备配置训练（{file}）：不显示预设对应的数据量与步数。",
+    ),
+    "resolved": ("the whole config", "完整配置"),
+    "device": ("device", "设备"),
+    "gpu": ("GPU", "GPU"),
+    "cpu": ("CPU", "CPU"),
+    "deepspeed": ("DeepSpeed", "DeepSpeed"),
+    "setting": ("setting", "设置项"),
+    "value": ("value", "取值"),
+    # Speed and memory
+    "cost": ("Speed and memory", "速度与内存"),
+    "tokens_per_second": ("training tokens a second", "训练 token/秒"),
+    "speed_note": (
+        "Trained tokens, padding included, over the whole stage train: loading, sample replies and checkpoints count.",
+        "训练 token 数（含填充）除以 train 阶段的全部用时，含模型加载、回答采样和保存检查点。",
+    ),
+    "resumed_note": (
+        "The training was stopped and resumed: its seconds are those of the last part alone, so no speed is given.",
+        "训练中断后恢复：用时只含最后一段，故不给出速度。",
+    ),
+    "memory_note": (
+        "Peaks are those of the process until the stage’s end; stages that share a process, as in quickstart, share them.",
+        "峰值为进程截至该阶段结束时的最高值；quickstart 等在同一进程中运行的阶段共享该值。",
+    ),
+    "stage": ("stage", "阶段"),
+    "seconds": ("seconds", "秒"),
+    "together": ("together", "合计"),
+    "process_peak_mib": ("process peak, MiB", "进程峰值 MiB"),
+    "gpu_peak_mib": ("GPU peak, MiB", "显存峰值 MiB"),
+    # Merge
+    "merge": ("Merge", "合并"),
+    "merge_note": (
+        "Base + adapter through PEFT and the merged model, as anyone loads it, answered the same prompts.",
+        "“基座 + 适配器”（经 PEFT）与合并后的模型对同样的提问作答。",
+    ),
+    "not_merged": (
+        "Nothing was merged: base + adapter is what was evaluated.",
+        "未合并：评测的是“基座 + 适配器”。",
+    ),
+    "largest_logit_difference": ("largest difference of a logit", "logit 最大差"),
+    "mean_kl": ("mean KL, nats a token", "平均 KL（奈特/token）"),
+    "same_top_token": ("same likeliest token", "最可能的 token 相同"),
+    "parameters": ("adapter parameters", "适配器参数量"),
+    # Provenance
+    "origin": ("Where it comes from", "来源"),
+    "origin_note": (
+        "sha256 of everything each stage read and wrote.",
+        "各阶段全部输入与输出的 sha256。",
+    ),
+    "versions": ("Versions", "版本"),
+    "package": ("package", "软件包"),
+    "git_commit": ("git commit", "git 提交"),
+    "image": ("image", "镜像"),
+    "no_image": ("none: outside a container", "无：未在容器中运行"),
+    "unknown": ("unknown", "未知"),
+    "differs": (
+        "Not every stage ran on these versions, this commit and this image: {stages} differ.",
+        "并非所有阶段都使用上述版本、提交和镜像：{stages} 不同。",
+    ),
+    "left_out": (
+        "Also in this run, but nothing that this result was made from: {stages}.",
+        "同一运行中还有以下内容，但本结果并非由其产生：{stages}。",
+    ),
+    "inputs": ("inputs", "输入"),
+    "outputs": ("outputs", "输出"),
+    "file": ("file", "文件"),
+}  # fmt: skip
+
+
+def has(key: str) -> bool:
+    return key in WORDS
+
+
+def say(key: str, language: str, **values: object) -> str:
+    """The text in one language, as plain text."""
+    return WORDS[key][LANGUAGES.index(language)].format(**values)
+
+
+def both(key: str, element: str = "span", /, **values: object) -> Html:
+    """The text in both languages, of which the page shows one."""
+    english, chinese = (say(key, language, **values) for language in LANGUAGES)
+    if english == chinese and element == "span":
+        return join(english)
+    return join(
+        tag(element, english, class_="en", lang=LANG["en"]), tag(element, chinese, class_="zh", lang=LANG["zh"])
+    )
+
+
+def pair(key: str, **values: object) -> str:
+    """The text in both languages side by side, as plain text, where there is nothing to switch."""
+    english, chinese = (say(key, language, **values) for language in LANGUAGES)
+    return english if english == chinese else f"{english} · {chinese}"

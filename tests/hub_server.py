@@ -1,0 +1,242 @@
+"""A hub on this machine that speaks Hugging Face's protocol and ModelScope's, and fails when told to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+REPOS = {"hf": "internlm/internlm2-chat-1_8b", "modelscope": "Shanghai_AI_Laboratory/internlm2-chat-1_8b"}
+REVISIONS = {"hf": "ecccbb5c87079ad84e5788baa55dd6e21a9c614d", "modelscope": "v1.1.0"}
+
+
+@dataclass
+class Request:
+    """What a client asked for. kind: list, head (of a file) or get. sent: bytes of the body that went out."""
+
+    kind: str
+    name: str
+    range: str | None
+    sent: int = 0
+
+
+@dataclass
+class Fault:
+    """What goes wrong with the next `times` requests of this kind for this file (any, where empty)."""
+
+    kind: str
+    name: str = ""
+    times: int = 1
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    raw: bytes | None = None  # this, in the place of a listing
+    cut: int | None = None  # the connection ends after that many bytes of the body
+    body: Callable[[bytes], bytes] | None = None  # other content than announced
+    wait: threading.Event | None = None  # with cut: not before this happens
+
+
+class HubServer(ThreadingHTTPServer):
+    """files: what the repository holds. Everything that is asked for is in `requests`."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files = files
+        self.faults: list[Fault] = []
+        self.requests: list[Request] = []
+        self.commit = REVISIONS["hf"]
+        self.lock = threading.Lock()
+        self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self.thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def asked(self, kind: str, name: str = "") -> list[Request]:
+        return [r for r in list(self.requests) if r.kind == kind and (not name or r.name == name)]
+
+    def fault(self, request: Request) -> Fault | None:
+        with self.lock:
+            for fault in self.faults:
+                if fault.times > 0 and fault.kind == request.kind and fault.name in ("", request.name):
+                    fault.times -= 1
+                    return fault
+        return None
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is what some tests are about."""
+
+
+def large(name: str) -> bool:
+    """Whether a hub keeps the file outside of git, behind a redirect to another host."""
+    return name.endswith((".safetensors", ".model"))
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def git_blob(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: HubServer
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
+        repo = "|".join(map(re.escape, REPOS.values()))
+        if match := re.fullmatch(r"/cdn/(.+)", path):
+            self.send_file(unquote(match[1]), at_cdn=True)
+        elif match := re.fullmatch(rf"/api/models/({repo})/revision/(.+)", path):
+            self.hf_listing(match[2], query)
+        elif match := re.fullmatch(rf"/({repo})/resolve/([^/]+)/(.+)", path):
+            if self.known(match[2], "hf"):
+                self.send_file(unquote(match[3]), at_cdn=False, hf=True)
+        elif path == "/api/v1/repos/internalAccelerationInfo":
+            self.send_json({"Code": 200, "Data": {}})
+        elif match := re.fullmatch(rf"/api/v1/models/({repo})/repo/files", path):
+            self.modelscope_listing(query["Revision"][0])
+        elif match := re.fullmatch(rf"/api/v1/models/({repo})/repo", path):
+            if self.known(query["Revision"][0], "modelscope"):
+                self.send_file(query["FilePath"][0], at_cdn=False)
+        else:
+            self.requests_of("list")
+            self.send_json({"error": "Repository not found", "Code": 404}, 404, {"X-Error-Code": "RepoNotFound"})
+
+    def requests_of(self, kind: str, name: str = "") -> Request:
+        request = Request(kind, name, self.headers.get("Range"))
+        self.server.requests.append(request)
+        return request
+
+    def known(self, revision: str, source: str) -> bool:
+        if revision == REVISIONS[source]:
+            return True
+        self.send_json({"error": "no such revision", "Code": 404}, 404, {"X-Error-Code": "RevisionNotFound"})
+        return False
+
+    def send_json(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        for key, value in (
+            {"Content-Type": "application/json", "Content-Length": str(len(body))} | (headers or {})
+        ).items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def failed(self, request: Request) -> bool:
+        """Whether the request met a fault that is an answer in itself."""
+        self.met = self.server.fault(request)
+        if self.met and self.met.status:
+            self.send_json(
+                {"error": "as the test wants it", "Code": self.met.status}, self.met.status, self.met.headers
+            )
+            return True
+        if self.met and self.met.raw is not None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(self.met.raw)))
+            self.end_headers()
+            self.wfile.write(self.met.raw)
+            return True
+        return False
+
+    def hf_listing(self, revision: str, query: dict[str, list[str]]) -> None:
+        if self.failed(self.requests_of("list")) or not self.known(unquote(revision), "hf"):
+            return
+        assert query.get("blobs"), "sizes come only with ?blobs=true"
+        siblings = []
+        for name, content in self.server.files.items():
+            entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": git_blob(content)}
+            if large(name):
+                entry["lfs"] = {"size": len(content), "sha256": sha256(content), "pointerSize": 134}
+            siblings.append(entry)
+        self.send_json(
+            {"id": REPOS["hf"], "sha": self.server.commit, "siblings": siblings, "private": False, "tags": []}
+        )
+
+    def modelscope_listing(self, revision: str) -> None:
+        if self.failed(self.requests_of("list")) or not self.known(revision, "modelscope"):
+            return
+        files = [
+            {"Name": name, "Path": name, "Type": "blob", "Size": len(content), "Sha256": sha256(content)}
+            for name, content in self.server.files.items()
+        ]
+        self.send_json({"Code": 200, "Data": {"Files": files}, "Success": True})
+
+    def send_file(self, name: str, *, at_cdn: bool, hf: bool = False) -> None:
+        if name not in self.server.files:
+            self.requests_of("get", name)
+            self.send_json({"error": "Entry not found", "Code": 404}, 404, {"X-Error-Code": "EntryNotFound"})
+            return
+        content = self.server.files[name]
+        about = {"X-Repo-Commit": self.server.commit, "ETag": f'"{git_blob(content)}"'} if hf else {}
+        redirected = large(name) and not at_cdn
+        if not redirected or self.command == "HEAD":
+            request = self.requests_of("head" if self.command == "HEAD" else "get", name)
+            if self.failed(request):
+                return
+        if redirected:
+            if hf:
+                about |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{sha256(content)}"'}
+            self.send_response(302)
+            location = f"http://localhost:{self.server.server_port}/cdn/{quote(name)}"
+            for key, value in (about | {"Location": location, "Content-Length": "0"}).items():
+                self.send_header(key, value)
+            self.end_headers()
+            return
+        if self.command == "HEAD":
+            self.send_response(200)
+            for key, value in (about | {"Content-Length": str(len(content))}).items():
+                self.send_header(key, value)
+            self.end_headers()
+            return
+        self.send_body(request, content, about)
+
+    def send_body(self, request: Request, content: bytes, about: dict[str, str]) -> None:
+        fault = self.met
+        if fault and fault.body:
+            content = fault.body(content)
+        start, status = 0, 200
+        if request.range and (match := re.fullmatch(r"bytes=(\d+)-(\d*)", request.range)):
+            start, status = int(match[1]), 206
+            if start >= len(content):
+                self.send_json({}, 416, {"Content-Range": f"bytes */{len(content)}"})
+                return
+            about |= {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+        self.send_response(status)
+        for key, value in (about | {"Content-Length": str(len(content) - start)}).items():
+            self.send_header(key, value)
+        self.end_headers()
+        end = len(content) if fault is None or fault.cut is None else min(start + fault.cut, len(content))
+        for at in range(start, end, 1 << 16):
+            block = content[at : min(at + (1 << 16), end)]
+            self.wfile.write(block)
+            request.sent += len(block)
+        if fault and fault.cut is not None:
+            if fault.wait:
+                fault.wait.wait(60)
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)

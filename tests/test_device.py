@@ -1,0 +1,170 @@
+"""Which machines have a GPU, and that a driver too old for the locked torch is told in one line before any work."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recipe import cli, device
+from recipe.errors import RecipeError
+from recipe.paths import ROOT
+
+CDLL = ctypes.CDLL
+SetDriver = Callable[[int | None], list[str]]
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """The test process keeps its own answer to SIGTERM, which main() sets."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A /dev of its own, empty, for a process from which no GPU is hidden."""
+    monkeypatch.setattr(device, "Path", lambda path: tmp_path / path.lstrip("/"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "dev").mkdir()
+    return tmp_path / "dev"
+
+
+@pytest.fixture
+def set_driver(dev: Path, monkeypatch: pytest.MonkeyPatch) -> SetDriver:
+    """Installs a GPU with a driver that serves the CUDA of this number, 12080 for 12.8, or with none; returns what is loaded."""
+    (dev / "nvidiactl").touch()
+    loaded: list[str] = []
+
+    def install(version: int | None) -> list[str]:
+        class Libcuda:
+            def cuDriverGetVersion(self, place: Any) -> int:  # noqa: N802
+                assert version is not None
+                place._obj.value = version
+                return 0
+
+        def load(name: str, *arguments: Any, **keywords: Any) -> Any:
+            if name != "libcuda.so.1":
+                return CDLL(name, *arguments, **keywords)
+            loaded.append(name)
+            if version is None:
+                raise OSError("libcuda.so.1: cannot open shared object file: No such file or directory")
+            return Libcuda()
+
+        monkeypatch.setattr(ctypes, "CDLL", load)
+        return loaded
+
+    return install
+
+
+@pytest.mark.parametrize("file", ["nvidiactl", "dxg"])
+def test_the_driver_s_file_is_a_gpu(dev: Path, file: str) -> None:
+    assert not device.has_gpu()
+    (dev / file).touch()
+    assert device.has_gpu()
+
+
+@pytest.mark.parametrize(
+    ("visible", "found"), [("", False), ("-1", False), ("0", True), ("1,0", True), ("GPU-8932f937", True)]
+)
+def test_a_gpu_may_be_hidden_from_the_process(
+    dev: Path, monkeypatch: pytest.MonkeyPatch, visible: str, found: bool
+) -> None:
+    (dev / "nvidiactl").touch()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert device.has_gpu() is found
+
+
+@pytest.mark.parametrize("version", [13000, 13010, 14000])
+def test_a_driver_that_serves_the_locked_torch_is_fine(set_driver: SetDriver, version: int) -> None:
+    loaded = set_driver(version)
+    device.check_driver()
+    assert loaded
+
+
+@pytest.mark.parametrize(("version", "told"), [(12080, "CUDA 12.8,"), (12090, "CUDA 12.9,"), (11040, "CUDA 11.4,")])
+def test_an_older_one_is_refused_with_the_driver_to_install(set_driver: SetDriver, version: int, told: str) -> None:
+    set_driver(version)
+    with pytest.raises(RecipeError) as error:
+        device.check_driver()
+    message = str(error.value)
+    assert "\n" not in message
+    assert f"it serves {told} and 13.0 is needed: install driver {device.DRIVER} or newer" in message
+    assert "CUDA_VISIBLE_DEVICES=" in message
+
+
+def test_a_gpu_without_its_library_is_told(set_driver: SetDriver) -> None:
+    set_driver(None)
+    with pytest.raises(RecipeError, match=r"not the driver's libcuda\.so\.1: install the driver .*Container Toolkit"):
+        device.check_driver()
+
+
+@pytest.mark.parametrize("version", [12080, None])
+def test_a_hidden_gpu_needs_no_driver(
+    set_driver: SetDriver, monkeypatch: pytest.MonkeyPatch, version: int | None
+) -> None:
+    loaded = set_driver(version)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    device.check_driver()
+    assert loaded == []
+
+
+def test_a_machine_without_a_gpu_needs_none_either(set_driver: SetDriver, dev: Path) -> None:
+    loaded = set_driver(None)
+    (dev / "nvidiactl").unlink()
+    device.check_driver()
+    assert loaded == []
+
+
+@pytest.mark.parametrize("verb", [["data", "--name", "小明"], ["quickstart", "--name", "小明"], ["demo"], ["sweep"]])
+def test_no_verb_works_on_an_old_driver(
+    set_driver: SetDriver,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    verb: list[str],
+) -> None:
+    monkeypatch.chdir(ROOT)
+    set_driver(12080)
+    assert cli.main([*verb, "--work", str(tmp_path / "work")]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert line.startswith("error: the NVIDIA driver is too old")
+    assert device.DRIVER in line
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]], ids=" ".join)
+def test_help_needs_no_driver(set_driver: SetDriver, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    loaded = set_driver(12080)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+    said = capsys.readouterr()
+    assert (exit_.value.code, said.err, loaded) == (0, "", [])
+    assert said.out.startswith("usage: python -m recipe")
+
+
+def test_the_cuda_asked_for_is_the_one_torch_was_built_for() -> None:
+    if torch.version.cuda is None:
+        pytest.skip("this torch was built without CUDA")
+    assert torch.version.cuda == ".".join(map(str, device.CUDA))
+
+
+def test_the_image_stands_on_the_same_cuda() -> None:
+    (tag,) = re.findall(
+        r"^ARG CUDA_IMAGE=nvidia/cuda:([\d.]+)-", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE
+    )
+    assert tuple(map(int, tag.split(".")[:2])) == device.CUDA
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_readme_names_the_driver(name: str) -> None:
+    assert device.DRIVER in (ROOT / name).read_text(encoding="utf-8")

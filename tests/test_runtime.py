@@ -1,0 +1,532 @@
+"""make and docker/compose.sh on machines with and without an engine, acted out with stand-ins for docker and Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from recipe.cli import _parser
+from recipe.paths import ROOT
+
+TOOLS = (
+    "make", "bash", "sh", "id", "realpath", "mkdir", "chown", "dirname", "basename", "awk", "sed", "grep", "find",
+    "sort", "head", "tail", "touch", "rm", "env", "cat",
+)  # fmt: skip
+RECORDED = ("COMPOSE_FILE", "RECIPE_UID", "RECIPE_GID", "REVISION", "RECIPE_IMAGE", "RUN", "PORT", "TAG", "PWD")
+RECORD = (
+    "#!/bin/sh\n{ printf '%s\\037' " + '{tool} "$@"; printf "\\036"; '
+    + " ".join(f"""[ -z "${{{name}+set}}" ] || printf '%s\\037' "{name}=${name}";""" for name in RECORDED)
+    + """ printf '\\035'; } >> "$CALLS"\n"""
+)  # fmt: skip
+DOCKER = """case "$*" in
+info*) [ -n "$ENGINE" ] ;;
+"image inspect"*) [ -n "$IMAGE" ] && echo "$IMAGE" ;;
+"compose ps"*) printf '%s' "$RUNNING" ;;
+esac
+"""
+CPU = "compose.yaml:docker/compose.cpu.yaml"
+root_only = pytest.mark.skipif(os.getuid() != 0, reason="this user is not root")
+user_only = pytest.mark.skipif(os.getuid() == 0, reason="this user is root")
+
+
+@dataclass
+class Call:
+    """One call of docker or of Python: its arguments, and what was exported of the variables that matter."""
+
+    tool: str
+    arguments: list[str]
+    environment: dict[str, str]
+
+    @property
+    def line(self) -> str:
+        return " ".join(self.arguments)
+
+
+def service_in(arguments: list[str]) -> int:
+    """Where `docker compose run …` names the service, of the two that a stage may run in."""
+    return next(i for i, word in enumerate(arguments) if word in ("recipe", "fetch"))
+
+
+@dataclass
+class Done:
+    status: int
+    out: str
+    errors: list[str]
+    calls: list[Call]
+
+    def of(self, tool: str, beginning: str = "") -> list[Call]:
+        return [call for call in self.calls if call.tool == tool and call.line.startswith(beginning)]
+
+    def verbs(self) -> list[list[str]]:
+        """What reached `python -m recipe`, here or in a container, in order."""
+        assert self.status == 0, self.errors
+        local = [call.arguments[2:] for call in self.of("python", "-m recipe ")]
+        runs = [call.arguments for call in self.of("docker", "compose run ")]
+        assert not (local and runs)
+        return local or [arguments[service_in(arguments) + 1 :] for arguments in runs]
+
+
+class Machine:
+    """A checkout with what make and the scripts need, and a folder that is the whole PATH."""
+
+    def __init__(self, folder: Path) -> None:
+        self.checkout, self.bin, self.calls = folder / "check out", folder / "bin", folder / "calls"
+        self.bin.mkdir()
+        for tool in TOOLS:
+            if found := shutil.which(tool):
+                (self.bin / tool).symlink_to(found)
+        (self.checkout / "recipe").mkdir(parents=True)
+        shutil.copyfile(ROOT / "Makefile", self.checkout / "Makefile")
+        shutil.copytree(ROOT / "docker", self.checkout / "docker")
+        shutil.copytree(ROOT / "recipe" / "env", self.checkout / "recipe" / "env")
+        (self.checkout / "recipe" / "device.py").touch()
+        self.install("docker", DOCKER)
+        self.script(self.checkout / ".venv" / "bin" / "python", RECORD.replace("{tool}", "python"))
+        for number, name in enumerate(("requirements.lock", "recipe/env/setup.sh", ".venv/.installed")):
+            (self.checkout / name).touch()
+            os.utime(self.checkout / name, (1_000_000_000 + number, 1_000_000_000 + number))
+
+    @staticmethod
+    def script(path: Path, text: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def install(self, tool: str, answers: str) -> None:
+        self.script(self.bin / tool, RECORD.replace("{tool}", tool) + answers)
+
+    def run(self, command: Sequence[str], environment: dict[str, str], cwd: Path | None = None) -> Done:
+        self.calls.unlink(missing_ok=True)
+        usual = {"PATH": str(self.bin), "HOME": str(self.checkout.parent), "CALLS": str(self.calls),
+                 "ENGINE": "yes", "IMAGE": "sha256:1234", "RUNNING": ""}  # fmt: skip
+        done = subprocess.run(
+            command, cwd=cwd or self.checkout, env=usual | environment, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        text = self.calls.read_text(encoding="utf-8") if self.calls.exists() else ""
+        calls = []
+        for record in text.split("\035")[:-1]:
+            words, variables = record.split("\036")
+            tool, *arguments = words.split("\037")[:-1]
+            exported = dict(variable.split("=", 1) for variable in variables.split("\037")[:-1])
+            calls.append(Call(tool, arguments, exported))
+        return Done(done.returncode, done.stdout, done.stderr.splitlines(), calls)
+
+    def make(self, *words: str, **environment: str) -> Done:
+        return self.run(["make", *words], environment)
+
+    def compose(self, *arguments: str, **environment: str) -> Done:
+        return self.run([str(self.checkout / "docker" / "compose.sh"), *arguments], environment)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def one_error(done: Done) -> str:
+    """The one line that a failing script says, make's own aside."""
+    assert done.status != 0
+    lines = [line for line in done.errors if not re.match(r"make: \*\*\* \[.*\] Error 1$", line)]
+    assert len(lines) == 1, done.errors
+    return lines[0]
+
+
+# --- Where it runs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "engine", "tool"),
+    [
+        ((), "yes", "docker"),
+        ((), "", "python"),
+        (("RUNTIME=",), "yes", "docker"),
+        (("RUNTIME=local",), "yes", "python"),
+        (("RUNTIME=docker",), "yes", "docker"),
+    ],
+)
+def test_stages_run_in_docker_where_an_engine_answers_and_locally_where_none_does(
+    machine: Machine, words: tuple[str, ...], engine: str, tool: str
+) -> None:
+    done = machine.make("data", "NAME=小明", *words, ENGINE=engine)
+    assert done.verbs() == [["data", "--name", "小明"]]
+    assert done.calls[-1].tool == tool
+    # Whoever names it is not asked for the other one.
+    assert bool(done.of("docker")) is ("RUNTIME=local" not in words)
+
+
+def test_without_docker_stages_run_locally(machine: Machine) -> None:
+    (machine.bin / "docker").unlink()
+    assert machine.make("data", "NAME=小明").verbs() == [["data", "--name", "小明"]]
+
+
+def test_docker_builds_first_and_local_does_not(machine: Machine) -> None:
+    calls = [call.line for call in machine.make("data", "RUNTIME=docker").of("docker", "compose")]
+    assert calls[0] == "compose --progress quiet build recipe demo"
+    assert calls[1].startswith("compose run ")
+    assert len(calls) == 2
+    assert machine.make("data", "RUNTIME=local").of("docker") == []
+
+
+def test_another_runtime_is_refused(machine: Machine) -> None:
+    done = machine.make("data", "RUNTIME=podman")
+    assert done.status != 0
+    assert done.errors[-1].endswith("RUNTIME=podman is neither docker nor local.  Stop.")
+    assert done.calls == []
+
+
+def test_another_runtime_is_refused_by_the_doctor_too(machine: Machine) -> None:
+    assert "RUNTIME=podman is neither docker nor local" in "\n".join(machine.make("doctor", "RUNTIME=podman").errors)
+
+
+@pytest.mark.parametrize("target", ["help", "clean"])
+def test_what_needs_no_runtime_does_not_ask_for_one(machine: Machine, target: str) -> None:
+    done = machine.make(target)
+    assert (done.status, done.errors, done.calls) == (0, [], [])
+
+
+def test_help_names_the_targets_and_variables_of_this_runtime(machine: Machine) -> None:
+    text = machine.make("help").out
+    for word in ("build", "shell", "demo", "doctor", "sweep", "setup", "RUNTIME", "PORT"):
+        assert re.search(rf"^  {word} ", text, re.MULTILINE), word
+
+
+def test_a_whole_chain_is_the_same_stages_in_the_same_order(machine: Machine) -> None:
+    words = ("eval", "NAME=小明", "MODEL=miniature", "RUN=七", "SEED=3")
+    local, docker = machine.make(*words, "RUNTIME=local"), machine.make(*words, "RUNTIME=docker")
+    assert [verb[0] for verb in local.verbs()] == [
+        "data", "model", "replay", "config", "train", "convert", "merge", "eval",
+    ]  # fmt: skip
+    assert docker.verbs() == local.verbs()
+    assert len(docker.of("docker", "compose --progress quiet build")) == 1
+    assert all(verb[1:3] == ["--run", "七"] for verb in local.verbs())
+
+
+# --- The same arguments -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["小明", "Mary Ann", "O'Brien", 'a "b"', "-x", "a*b", "a;touch pwned", "`touch pwned`", "a\\b", "a&b", "a|b"],
+)
+@pytest.mark.parametrize("runtime", ["local", "docker"])
+def test_any_name_arrives_as_it_is(machine: Machine, runtime: str, name: str) -> None:
+    (machine.checkout / "axb").touch()
+    assert machine.make("data", f"NAME={name}", f"RUNTIME={runtime}").verbs() == [["data", "--name", name]]
+    assert not (machine.checkout / "pwned").exists()
+
+
+@pytest.mark.parametrize("runtime", ["local", "docker"])
+def test_no_name_becomes_a_command(machine: Machine, runtime: str) -> None:
+    done = machine.make("data", "NAME=$$(touch pwned)${HOME}", f"RUNTIME={runtime}")
+    assert done.verbs() == [["data", "--name", f"$(touch pwned){machine.checkout.parent}"]]
+    assert not (machine.checkout / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        (["data", "NAME=小明", "ASSISTANT=小 智", "AUTHOR=Ann Lee", "MODE=tutorial", "SEED=7", "RUN=r-1"],
+         [["data", "--run", "r-1", "--name", "小明", "--assistant", "小 智", "--author", "Ann Lee",
+           "--mode", "tutorial", "--seed", "7"]]),
+        (["quickstart", "NAME=O'Brien", "SET=a=1 b=2", "RESUME=1", "PRESET=lora", "CHECKPOINT=iter_80"],
+         [["quickstart", "--name", "O'Brien", "--preset", "lora", "--set", "a=1", "b=2", "--resume",
+           "--checkpoint", "iter_80"]]),
+        (["quickstart"], [["quickstart"]]),
+        (["model", "MODEL=miniature"], [["model", "--model", "miniature"]]),
+        (["list-cfg", "PATTERN=chat 1_8b"], [["config", "--list", "chat 1_8b"]]),
+        (["list-cfg"], [["config", "--list", ""]]),
+        (["chat", "RUN=r", "CHAT=--prompt '你是 谁'"], [["chat", "--run", "r", "--prompt", "你是 谁"]]),
+        (["sweep", "SWEEP=--names 3 --seeds 2"], [["sweep", "--names", "3", "--seeds", "2"]]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value[0], str) else "",
+)  # fmt: skip
+def test_the_arguments_are_the_same_here_and_in_a_container(
+    machine: Machine, words: list[str], arguments: list[list[str]]
+) -> None:
+    assert machine.make(*words, "RUNTIME=local").verbs() == arguments
+    assert machine.make(*words, "RUNTIME=docker").verbs() == arguments
+    for verb in arguments:
+        _parser().parse_args(verb)
+
+
+def test_training_options_reach_the_training_alone(machine: Machine) -> None:
+    words = ("train", "RESUME=1", "DEEPSPEED=zero2", "SET=lr=1e-4 max_iters=80")
+    local, docker = (machine.make(*words, f"RUNTIME={runtime}").verbs() for runtime in ("local", "docker"))
+    assert local == docker
+    assert local[-1] == ["train", "--deepspeed", "zero2", "--resume"]
+    assert local[-2] == ["config", "--set", "lr=1e-4", "max_iters=80"]
+
+
+def test_a_container_is_gone_when_its_stage_ends_and_knows_its_image(machine: Machine) -> None:
+    (run,) = machine.make("data", "NAME=小明", "RUNTIME=docker").of("docker", "compose run")
+    assert run.arguments[2 : run.arguments.index("recipe")] == ["--rm", "--quiet-pull"]
+    assert run.environment["RECIPE_IMAGE"] == "sha256:1234"
+
+
+def test_only_the_stage_that_fetches_a_model_has_a_network(machine: Machine) -> None:
+    def service(*words: str) -> str:
+        (run,) = machine.compose("stage", *words).of("docker", "compose run")
+        return run.arguments[service_in(run.arguments)]
+
+    assert service("model", "--model", "internlm2-chat-1_8b") == "fetch"
+    assert service("model", "--offline") == "recipe"
+    assert service("train", "--run", "model") == "recipe"
+
+
+# --- Files of the user's ------------------------------------------------------------------------------------------
+
+
+def mounts(call: Call) -> list[str]:
+    before = call.arguments[: service_in(call.arguments)]
+    return [before[i + 1] for i, word in enumerate(before) if word == "--volume"]
+
+
+def stage(machine: Machine, *arguments: str, **environment: str) -> tuple[list[str], list[str]]:
+    """(mounts, arguments) of the container of `docker/compose.sh stage …`."""
+    done = machine.compose("stage", *arguments, **environment)
+    assert done.status == 0, done.errors
+    (run,) = done.of("docker", "compose run")
+    return mounts(run), run.arguments[service_in(run.arguments) + 1 :]
+
+
+def test_a_file_from_elsewhere_is_mounted_to_be_read_at_its_own_path(machine: Machine, tmp_path: Path) -> None:
+    rows = tmp_path / "my rows.jsonl"
+    rows.touch()
+    done = machine.make("data", f"DATA={rows}", "RUNTIME=docker")
+    assert done.verbs() == [["data", "--data", str(rows)]]
+    assert mounts(done.of("docker", "compose run")[0]) == [f"{rows}:{rows}:ro"]
+
+
+@pytest.mark.parametrize("option", ["--data", "--model", "--config", "--adapter"])
+def test_every_option_that_names_a_file_or_folder_is_looked_at(machine: Machine, tmp_path: Path, option: str) -> None:
+    assert option in {o for action in _options() for o in action}
+    (tmp_path / "own").mkdir()
+    given = str(tmp_path / "own")
+    assert stage(machine, "verb", option, given, "--seed", "0") == (
+        [f"{given}:{given}:ro"],
+        ["verb", option, given, "--seed", "0"],
+    )
+
+
+def _options() -> Iterator[list[str]]:
+    actions = _parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    assert isinstance(actions, dict)
+    for sub in actions.values():
+        yield from (list(action.option_strings) for action in sub._actions)
+
+
+def test_a_relative_path_becomes_absolute(machine: Machine) -> None:
+    (machine.checkout / "rows.jsonl").touch()
+    rows = str(machine.checkout / "rows.jsonl")
+    assert stage(machine, "data", "--data", "rows.jsonl") == ([f"{rows}:{rows}:ro"], ["data", "--data", rows])
+
+
+@pytest.mark.parametrize("given", ["work/rows.jsonl", "{checkout}/work/rows.jsonl", "./docker/../work/rows.jsonl"])
+def test_what_lies_under_work_is_there_already(machine: Machine, given: str) -> None:
+    (machine.checkout / "work").mkdir()
+    (machine.checkout / "work" / "rows.jsonl").touch()
+    given = given.format(checkout=machine.checkout)
+    assert stage(machine, "data", "--data", given) == ([], ["data", "--data", "work/rows.jsonl"])
+
+
+@pytest.mark.parametrize("arguments", [["--model", "miniature"], ["--data", "missing.jsonl"], ["--name", "docker"]])
+def test_what_is_no_file_and_no_option_for_one_stays_as_it_is(machine: Machine, arguments: list[str]) -> None:
+    assert stage(machine, "data", *arguments) == ([], ["data", *arguments])
+
+
+@pytest.mark.parametrize("key", ["data", "model", "config"])
+def test_a_file_that_the_run_remembers_is_mounted_again(machine: Machine, tmp_path: Path, key: str) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (machine.checkout / "work" / "main").mkdir(parents=True)
+    (machine.checkout / "work" / "main" / "run.json").write_text(json.dumps({key: str(own)}, indent=2) + "\n")
+    assert stage(machine, "data")[0] == [f"{own}:{own}:ro"]
+
+
+def test_a_model_of_links_brings_what_they_point_to(machine: Machine, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "1"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (blobs / "1234").touch()
+    (snapshot / "model.safetensors").symlink_to("../../blobs/1234")
+    mounted = [mount.split(":")[1] for mount in stage(machine, "model", "--model", str(snapshot))[0]]
+    assert any((blobs / "1234").is_relative_to(mount) for mount in mounted)
+
+
+# --- Engine and image ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", ["engine", "docker"])
+def test_without_an_engine_it_says_what_to_do(machine: Machine, missing: str) -> None:
+    if missing == "docker":
+        (machine.bin / "docker").unlink()
+    expected = (
+        "error: no Docker engine answers: start it (systemctl start docker), or use RUNTIME=local, which needs none"
+    )
+    for words in (("data", "RUNTIME=docker"), ("build",), ("demo", "RUNTIME=docker")):
+        done = machine.make(*words, ENGINE="")
+        assert one_error(done) == expected
+        assert done.of("docker", "compose") == []
+
+
+def test_without_the_image_it_says_how_to_build_it(machine: Machine) -> None:
+    done = machine.compose("stage", "data", IMAGE="", TAG="v9")
+    assert one_error(done) == "error: the image internlm2-identity-recipe:v9 is not there: run make build"
+    assert done.of("docker", "compose run") == []
+
+
+def test_a_failing_stage_fails_the_target(machine: Machine) -> None:
+    machine.install("docker", DOCKER.replace("esac", '"compose run"*) exit 7 ;;\nesac'))
+    assert machine.compose("stage", "data").status == 7
+    done = machine.make("eval", "RUNTIME=docker")
+    assert done.status != 0
+    assert len(done.of("docker", "compose run")) == 1  # and no stage after it is begun
+
+
+def test_the_tag_of_the_env_file_is_the_image_s(machine: Machine) -> None:
+    (machine.checkout / ".env").write_text("TAG=v9\n")
+    (inspect,) = machine.compose("stage", "data").of("docker", "image inspect")
+    assert inspect.arguments[-1] == "internlm2-identity-recipe:v9"
+
+
+# --- Who and what with --------------------------------------------------------------------------------------------
+
+
+@user_only
+def test_containers_run_as_the_user(machine: Machine) -> None:
+    (run,) = machine.compose("stage", "data").of("docker", "compose run")
+    assert (run.environment["RECIPE_UID"], run.environment["RECIPE_GID"]) == (str(os.getuid()), str(os.getgid()))
+    assert not (machine.checkout / "work").exists()
+
+
+@root_only
+@pytest.mark.parametrize(
+    ("sudo", "user", "group"), [({}, 1000, 1000), ({"SUDO_UID": "1234", "SUDO_GID": "2345"}, 1234, 2345)]
+)
+@pytest.mark.parametrize("work", ["missing", "of root"])
+def test_root_s_containers_run_as_the_user_behind_it_who_owns_the_results(
+    machine: Machine, sudo: dict[str, str], user: int, group: int, work: str
+) -> None:
+    if work == "of root":
+        (machine.checkout / "work" / "main").mkdir(parents=True)
+        (machine.checkout / "work" / "main" / "run.json").touch()
+    for call in machine.compose("stage", "data", **sudo).of("docker", "compose"):
+        assert (call.environment["RECIPE_UID"], call.environment["RECIPE_GID"]) == (str(user), str(group))
+    results = machine.checkout / "work"
+    owners = {(path.stat().st_uid, path.stat().st_gid) for path in (results, *results.rglob("*"))}
+    assert owners == {(user, group)}
+
+
+def test_another_user_may_be_chosen(machine: Machine) -> None:
+    (run,) = machine.compose("stage", "data", RECIPE_UID="77", RECIPE_GID="78").of("docker", "compose run")
+    assert (run.environment["RECIPE_UID"], run.environment["RECIPE_GID"]) == ("77", "78")
+    assert not (machine.checkout / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "chosen", "used"),
+    [
+        (True, None, None),
+        (False, None, CPU),
+        (None, None, CPU),
+        (True, CPU, CPU),
+        (False, "compose.yaml:my.yaml", "compose.yaml:my.yaml"),
+    ],
+)
+def test_a_gpu_is_asked_for_where_there_is_one(
+    machine: Machine, gpu: bool | None, chosen: str | None, used: str | None
+) -> None:
+    if gpu is not None:
+        machine.install("nvidia-smi", f'[ "$*" = -L ] && exit {int(not gpu)}\n')
+    done = machine.make("demo", "RUNTIME=docker", **({"COMPOSE_FILE": chosen} if chosen else {}))
+    calls = done.of("docker", "compose")
+    assert {call.line.split()[1] for call in calls} == {"--progress", "ps", "up"}
+    assert {call.environment.get("COMPOSE_FILE") for call in calls} == {used}
+
+
+def test_the_commit_is_told_where_git_knows_it(machine: Machine) -> None:
+    def told() -> set[str]:
+        return {call.environment["REVISION"] for call in machine.make("build").of("docker", "compose")}
+
+    assert told() == {"unknown"}
+    machine.install("git", '[ "$*" = "rev-parse HEAD" ] && echo 0123abc\n')
+    assert told() == {"0123abc"}
+
+
+# --- The page and the shell ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number: int = free.getsockname()[1]
+        return number
+
+
+def test_the_page_is_a_service_in_docker_and_a_verb_here(machine: Machine, port: int) -> None:
+    words = ("demo", "RUN=r", f"PORT={port}")
+    assert machine.make(*words, "RUNTIME=local").verbs() == [["demo", "--run", "r", "--port", str(port)]]
+    docker = machine.make(*words, "RUNTIME=docker")
+    assert docker.status == 0, docker.errors
+    (up,) = docker.of("docker", "compose up")
+    assert up.line == "compose up demo"
+    assert (up.environment["RUN"], up.environment["PORT"]) == ("r", str(port))
+
+
+def test_without_a_port_the_default_of_compose_and_cli_holds(machine: Machine) -> None:
+    assert machine.make("demo", "RUNTIME=local").verbs() == [["demo"]]
+    assert "PORT" not in machine.make("demo", "RUNTIME=docker").calls[-1].environment
+
+
+def test_without_a_run_the_one_of_the_env_file_holds(machine: Machine) -> None:
+    assert "RUN" not in machine.make("demo", "RUNTIME=docker").calls[-1].environment
+
+
+def test_a_taken_port_is_told_with_the_next_one_unless_it_is_the_page_s_own(machine: Machine) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        words = ("demo", "RUNTIME=docker", f"PORT={port}")
+        done = machine.make(*words)
+        assert one_error(done).startswith(f"error: port {port} is taken: ")
+        assert one_error(done).endswith(f"PORT={port + 1}")
+        assert done.of("docker", "compose up") == []
+        assert machine.make(*words, RUNNING="0123abc").of("docker", "compose up")
+
+
+def test_the_port_of_the_env_file_is_the_one_looked_at(machine: Machine) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        (machine.checkout / ".env").write_text(f"PORT={taken.getsockname()[1]}\n")
+        assert "is taken" in one_error(machine.compose("up", "demo"))
+
+
+def test_a_shell_is_where_the_stages_run(machine: Machine) -> None:
+    docker = machine.make("shell", "RUNTIME=docker")
+    assert [call.line for call in docker.of("docker", "compose run")] == ["compose run --rm --entrypoint bash recipe"]
+    local = machine.make("shell", "RUNTIME=local")
+    assert (local.status, local.calls) == (0, [])
+
+
+def test_the_script_works_from_any_folder(machine: Machine, tmp_path: Path) -> None:
+    done = machine.run([str(machine.checkout / "docker" / "compose.sh"), "ps"], {}, cwd=tmp_path)
+    assert done.calls[-1].arguments == ["compose", "ps"]
+    assert done.calls[-1].environment["PWD"] == str(machine.checkout)  # where compose.yaml is
+
+
+def test_the_scripts_are_executable() -> None:
+    for name in ("docker/compose.sh", "recipe/env/doctor.sh", ".ci/stand-ins.sh"):
+        assert os.access(ROOT / name, os.X_OK), name
