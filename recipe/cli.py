@@ -122,6 +122,7 @@ def _config(options: argparse.Namespace) -> None:
         replay_folder=run.folder("replay"),
         settings=options.set,
         seed=options.seed,
+        processes=options.gpus * options.nnodes,
     )
 
 
@@ -136,13 +137,16 @@ def default_preset(model: str) -> str:
 
 def _train(options: argparse.Namespace) -> None:
     from recipe import config, train
+    from recipe.machines import Machines
 
     run = _run(options)
-    train.make(
+    machines = Machines(options.gpus, options.nnodes, options.node_rank, options.master_addr, options.master_port)
+    (train.join if machines.rank else train.make)(
         run.folder("train"),
         config=options.config or run.folder("config") / config.FILE,
         resume=options.resume,
         deepspeed=options.deepspeed,
+        machines=machines,
     )
 
 
@@ -238,10 +242,15 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _quickstart(options: argparse.Namespace) -> None:
-    """Every stage, in one process: importing the libraries takes longer than most of them."""
+    """Every stage, in one process: importing the libraries takes longer than most of them.
+
+    Of several machines the first goes on after the training; the others have nothing to go on with.
+    """
     for stage in (_data, _model, _replay, _config, _train, _convert, _merge):
         stage(options)
         remember.save(options, options.work / options.run)
+        if stage is _train and options.node_rank:
+            return
     try:
         _eval(options)
     finally:
@@ -313,6 +322,21 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--set", nargs="*", metavar="KEY=VALUE",
                          help="overrides: lr, max_iters, batch_size, r, … or any dotted key of the resolved config")  # fmt: skip
 
+    def machine_options(sub: argparse.ArgumentParser, *, here: bool = True) -> None:
+        group = sub.add_argument_group("several GPUs, several machines", "called as by torchrun; all but the first may "
+                                       "also stand in the environment: NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT")  # fmt: skip
+
+        def option(name: str, text: str, kind: Callable[[str], object], default: int | None = None) -> None:
+            told = os.environ.get(name.removeprefix("--").replace("-", "_").upper()) or default
+            group.add_argument(name, type=kind, default=told, help=text)
+
+        group.add_argument("--gpus", type=_count, help="processes on each machine, one a GPU (default: 1)")
+        option("--nnodes", "machines; call the same on each (default: 1)", _count)
+        if here:
+            option("--node-rank", "which of them this is; 0 writes the result (default: 0)", _whole, 0)
+            option("--master-addr", "an address of machine 0 that all can reach", str)
+            option("--master-port", "a port of it that nothing else uses (default: 29500)", _port, 29500)
+
     def train_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint of a stopped run")
         sub.add_argument("--deepspeed", help="zero1, zero2, zero2_offload, zero3 or zero3_offload")
@@ -338,7 +362,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--list", nargs="?", const="", metavar="PATTERN", help="list XTuner's built-in configs and stop")
     sub.add_argument("--copy", metavar="NAME", help="copy a built-in config for editing and stop")
     sub.add_argument("--to", type=_path, default=Path.cwd(), metavar="DIR", help="where --copy puts it (default: here)")
-    train_options(verb("train", _train, "train with XTuner / 用 XTuner 训练"))
+    machine_options(sub, here=False)
+    sub = verb("train", _train, "train with XTuner / 用 XTuner 训练")
+    train_options(sub)
+    machine_options(sub)
     convert_options(verb("convert", _convert, "checkpoint -> PEFT adapter (safetensors) / 转换为 PEFT 适配器"))
     verb("merge", _merge, "adapter + base -> one model, proved equal / 合并并验证")
     verb("eval", _eval, "hit, leak and retention, base beside tuned; fails below the thresholds / 评测与把关")
@@ -368,6 +395,7 @@ def _parser() -> argparse.ArgumentParser:
     config_options(sub)
     seed_option(sub)
     train_options(sub)
+    machine_options(sub)
     convert_options(sub)
     sub.set_defaults(list=None, copy=None)
     sub = verb(
@@ -391,6 +419,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _path(text: str) -> Path:
     return Path(text).expanduser().absolute()
+
+
+def _whole(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0")
+    return int(text)
 
 
 def _seed(text: str) -> int:

@@ -23,7 +23,7 @@ FILE = "config.py"
 # What mmengine's Runner and XTuner's train.py read; the other variables of a config only served to compute these.
 READ_BY_TRAINER = (
     "model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg", "custom_hooks", "default_hooks",
-    "env_cfg", "visualizer", "log_level", "load_from", "resume", "randomness", "log_processor",
+    "env_cfg", "visualizer", "log_level", "load_from", "resume", "randomness", "log_processor", "model_wrapper_cfg",
 )  # fmt: skip
 
 # Short names of what people change, and every place that must change with it.
@@ -183,8 +183,13 @@ def make(
     replay_folder: Path,
     settings: Sequence[str],
     seed: int,
+    processes: int = 1,
 ) -> stage.Manifest:
-    """Resolve a preset to `folder`/config.py and say what training by it will amount to."""
+    """Resolve a preset to `folder`/config.py and say what training by it will amount to in so many processes.
+
+    The config itself is the same for any number: `batch_size` is of each process, and what counts epochs counts them by
+    the share of a process when the training begins.
+    """
     stage.require(model, "model")
     made = stage.require(data_folder, "data")
     files = [data_folder / made["results"]["file"]]
@@ -204,17 +209,19 @@ def make(
         from recipe.forecast import forecast
 
         config.dump(out / FILE)
-        expected = forecast(config)
+        expected = forecast(config, processes)
         for line in expected.lines():
             stage.say("config", line)
-        if preset != "miniature" and (needed := memory.predict(config, model)):
+        if preset != "miniature" and (needed := memory.predict(config, model, processes)):
             there = gpu_memory()
             short = there is not None and needed.total >> 20 > there
             stage.say("config", f"warning: this GPU has {there:,} MiB; {needed.line()}" if short else needed.line())
         return {"preset": preset, "model": stage.shown(model), "data": stage.shown(data_folder), **expected.figures()}
 
     resolved = hashlib.sha256(config.pretty_text.encode()).hexdigest()  # follows every preset and override
-    chosen = {"preset": preset, "set": list(settings), "seed": seed, "gpu": gpu, "resolved": resolved}
+    chosen = {"preset": preset, "set": list(settings), "seed": seed, "gpu": gpu, "resolved": resolved} | {
+        "processes": processes  # not of the file, but of what is said about it
+    }
     return stage.run("config", folder, inputs=inputs, settings=chosen, work=work)
 
 

@@ -21,7 +21,7 @@ class Forecast:
     """rows: conversations. tokens: of them, in one pass. packs: samples of an epoch. iterations: of the whole run.
 
     optimizer_steps: iterations over gradient accumulation. trained_tokens: pack length times packs seen, padding
-    included. dropped: tokens of an epoch that no pack holds. truncated: rows longer than a pack.
+    included. processes: that share the packs of an epoch, one a GPU. dropped: tokens of an epoch that no pack holds. truncated: rows longer than a pack.
     """
 
     rows: int
@@ -33,15 +33,17 @@ class Forecast:
     trained_tokens: int
     dropped: int
     truncated: int
+    processes: int = 1
 
     def figures(self) -> dict[str, int]:
         return asdict(self)
 
     def lines(self) -> list[str]:
         """What a user is told, warnings included."""
+        shared = f" of {self.processes} processes" if self.processes > 1 else ""
         text = [
             f"{self.rows} rows of {self.tokens:,} tokens in {self.packs} packs of {self.max_length}; "
-            f"{self.iterations} iterations, {self.optimizer_steps} optimizer steps, {self.trained_tokens:,} tokens in all"
+            f"{self.iterations} iterations{shared}, {self.optimizer_steps} optimizer steps, {self.trained_tokens:,} tokens in all"
         ]
         if self.dropped > WORTH_A_WARNING * self.tokens:
             text.append(f"warning: packing drops {self.dropped:,} of {self.tokens:,} tokens of every epoch")
@@ -80,8 +82,11 @@ def xtuner_packs(lengths: Sequence[int], max_length: int, workers: int) -> tuple
     return packs, dropped
 
 
-def forecast(config: Any) -> Forecast:
-    """Count what training by `config` (a resolved preset) amounts to. RecipeError: nothing would be trained."""
+def forecast(config: Any, processes: int = 1) -> Forecast:
+    """Count what training by `config` (a resolved preset) in so many processes amounts to.
+
+    RecipeError: nothing would be trained.
+    """
     from transformers import AutoTokenizer
 
     dataset = config.train_dataloader.dataset
@@ -99,7 +104,7 @@ def forecast(config: Any) -> Forecast:
         cut = [min(length, dataset.max_length) for length in lengths]
         packs, dropped = xtuner_packs(cut, dataset.max_length, dataset.map_num_proc)
     batch = config.train_dataloader.batch_size
-    per_epoch = -(-packs // batch)
+    per_epoch = -(-packs // (processes * batch))  # of a process's share, the last of them filled up
     iterations = config.train_cfg.get("max_iters") or int(config.train_cfg.max_epochs * per_epoch)
     accumulation = config.optim_wrapper.get("accumulative_counts", 1)
     return Forecast(
@@ -109,7 +114,8 @@ def forecast(config: Any) -> Forecast:
         max_length=dataset.max_length,
         iterations=iterations,
         optimizer_steps=-(-iterations // accumulation),
-        trained_tokens=iterations * batch * dataset.max_length,
+        trained_tokens=iterations * processes * batch * dataset.max_length,
         dropped=dropped,
         truncated=truncated,
+        processes=processes,
     )

@@ -7,14 +7,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import is_main_process
+from mmengine.dist import all_reduce, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from tqdm import tqdm
 
 from recipe import generate
+from recipe.fast.model import in_shards
 
 # A sample that has not ended after so many tokens has shown what it has to show.
 SAMPLE_TOKENS = 96
+
+
+class MeanLoss(Hook):
+    """Makes the loss that is logged the mean over all processes; without it mmengine logs the first one's."""
+
+    priority = "HIGHEST"  # before the loss is noted down
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if get_world_size() > 1:
+            outputs["loss"] = outputs["loss"].detach().clone()
+            all_reduce(outputs["loss"], op="mean")  # on a GPU nothing here waits for it
 
 
 class Progress(Hook):
@@ -28,7 +40,7 @@ class Progress(Hook):
         self.tokens = 0
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        self.tokens += data_batch["data"]["input_ids"].numel()
+        self.tokens += data_batch["data"]["input_ids"].numel() * get_world_size()
         self.bar.update()
         if self.bar.n % 10 == 0 or self.bar.n == self.bar.total:  # reading the loss waits for the GPU
             rate = self.tokens / max(self.bar.format_dict["elapsed"], 1e-9)
@@ -59,6 +71,8 @@ class SampleReplies(Hook):
         from mmengine.model import is_model_wrapper
 
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if not is_main_process() and not in_shards(model.llm):
+            return
         conversations = [[{"role": "user", "content": question}] for question in self.questions]
         with generate.evaluating(model.llm):
             replies = generate.answer(model.llm, self.tokenizer, conversations, max_new_tokens=SAMPLE_TOKENS)

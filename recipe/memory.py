@@ -38,8 +38,10 @@ class Memory:
         return f"about {self.total >> 20:,} MiB of GPU memory: {parts}"
 
 
-def predict(config: Any, model: Path) -> Memory | None:
-    """The memory that training by `config` (a resolved preset) on the model in `model` will take on a GPU.
+def predict(config: Any, model: Path, processes: int = 1) -> Memory | None:
+    """The memory that training by `config` (a resolved preset) on the model in `model` will take on each GPU.
+
+    processes: where there are several, DDP holds the buckets that gradients lie in from the start. DeepSpeed is not counted.
 
     None where the config's model is not recipe.fast's: what XTuner and PEFT keep is not known from outside.
     """
@@ -70,8 +72,9 @@ def predict(config: Any, model: Path) -> Memory | None:
     loss = 2 * ROWS * shape.vocab + 2 * hidden * 3 * tokens
     # At the first layer of the backward pass there are all activations and no gradients, at the last the reverse.
     activations = shape.layers * stored * tokens
-    first = 12 * adapter + activations + max(layer, loss)
+    held = 12 if processes == 1 else 16
+    first = held * adapter + activations + max(layer, loss)
     last = 16 * adapter + stored * tokens + layer
     if last > first:
         return Memory(weights, 16 * adapter, stored * tokens, layer)
-    return Memory(weights, 12 * adapter, activations, max(layer, loss))
+    return Memory(weights, held * adapter, activations, max(layer, loss))

@@ -25,6 +25,8 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "config": None,
     "deepspeed": None,
+    "gpus": 1,
+    "nnodes": 1,
     "checkpoint": None,
 }
 # Choosing the first forgets the others: they belonged to another identity, other data, another model.

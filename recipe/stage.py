@@ -103,6 +103,14 @@ def content_sha256(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def key_of(inputs: Mapping[str, Path], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a result depends on, as it stands in the manifest."""
+    return {
+        "settings": json.loads(json.dumps(settings)),  # what comes back out of a manifest
+        "inputs": {role: content_sha256(path) for role, path in inputs.items()},
+    }
+
+
 def _changed(folder: Path, manifest: Manifest) -> list[str]:
     """The outputs that are gone or differ from what the stage wrote."""
     changed = []
@@ -121,7 +129,11 @@ def _changed(folder: Path, manifest: Manifest) -> list[str]:
 
 @contextlib.contextmanager
 def _locked(name: str, folder: Path, *, shared: bool) -> Iterator[None]:
-    """Hold the folder's lock, which the kernel drops when the process ends, however it ends. shared: wait for it."""
+    """Hold the folder's lock, which the kernel drops when the process ends, however it ends. shared: wait for it.
+
+    Where several machines run the same (NNODES), they may share the folder: then too.
+    """
+    shared = shared or os.environ.get("NNODES", "1") not in ("", "1")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("w") as lock:
         try:
@@ -155,12 +167,11 @@ def run(
     resume: None where a stage always starts anew; otherwise a stopped run's folder is kept, and True goes on with it.
     shared: several runs use this folder, so where another process works on it, wait; otherwise that is a RecipeError.
     """
-    settings = json.loads(json.dumps(settings))  # what comes back out of a manifest
     with _locked(name, folder, shared=shared):
         old, partial = (folder.parent / f".{folder.name}.{suffix}" for suffix in ("old", "partial"))
         if old.exists() and not folder.exists():  # killed between the two renames below
             old.rename(folder)
-        key = {"settings": settings, "inputs": {role: content_sha256(path) for role, path in inputs.items()}}
+        key = key_of(inputs, settings)
         manifest = read_manifest(folder)
         if manifest is None and folder.exists() and any(folder.iterdir()):
             raise RecipeError(f"{shown(folder)} holds files that no stage wrote: move them away, or choose another RUN")
@@ -189,6 +200,17 @@ def run(
         shutil.rmtree(old, ignore_errors=True)
         say(name, f"{shown(folder)} ({manifest['seconds']:.1f} s)")
         return manifest
+
+
+@contextlib.contextmanager
+def helping(name: str, folder: Path, rank: int) -> Iterator[Path]:
+    """A work folder for machine `rank`, which helps the first one to make `folder`: gone if all went well."""
+    own = folder.with_name(f"{folder.name}.node{rank}")
+    with _locked(name, own, shared=False):
+        partial = own.parent / f".{own.name}.partial"
+        _prepare(name, partial, {}, None)
+        yield partial
+        shutil.rmtree(partial)
 
 
 def _prepare(name: str, partial: Path, key: Mapping[str, Any], resume: bool | None) -> None:

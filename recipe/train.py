@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
+import signal
+import uuid
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from recipe import stage, trainer
+from recipe.device import has_gpu
 from recipe.errors import RecipeError
+from recipe.machines import ALONE, Guest, Machines, environment, hosting
 from recipe.paths import ROOT
 
 DEEPSPEED = ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
 LOSSES = "losses.jsonl"
 CONFIG = "config.py"
+MEETING = ".meeting"  # in the first machine's work folder: how another one sees that it is its own too
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -28,28 +34,80 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.stem.removeprefix("iter_")))
 
 
-def make(folder: Path, *, config: Path, resume: bool, deepspeed: str | None) -> stage.Manifest:
+def make(
+    folder: Path, *, config: Path, resume: bool, deepspeed: str | None, machines: Machines = ALONE
+) -> stage.Manifest:
     """Train by `config` into `folder`. resume: go on from the last checkpoint of a stopped run of the same inputs.
 
     config: a resolved config, or a user's own XTuner config whose model `make model` has prepared.
+    machines: where; of several, this is the first one, which writes the result. The others call `join`.
     """
+    inputs, settings = _depends_on(config, deepspeed, machines)
+    with hosting(machines) as host:
+
+        def work(out: Path) -> dict[str, Any]:
+            last = saved[-1] if resume and (saved := checkpoints(out)) else None
+            if last:
+                stage.say("train", f"resuming from {last.name}")
+            if host:
+                (out / MEETING).write_text(name := uuid.uuid4().hex)
+                host.agree(stage.key_of(inputs, settings), {"meeting": name, "resume": last and last.name})
+            elif machines.nodes > 1:
+                raise RecipeError(
+                    f"NNODES={machines.nodes}: say with MASTER_ADDR where machine 0 is, and with NODE_RANK which one this is"
+                )
+            _launch(_arguments(config, out, last, deepspeed), out, machines, in_torchrun=deepspeed is not None)
+            (out / MEETING).unlink(missing_ok=True)
+            shutil.copyfile(config, out / CONFIG)
+            return _tidy(out)
+
+        return stage.run("train", folder, inputs=inputs, settings=settings, work=work, resume=resume)
+
+
+def join(folder: Path, *, config: Path, resume: bool, deepspeed: str | None, machines: Machines) -> None:
+    """Train with the machine that makes `folder`, which is this one's too where they share work/, and keep nothing."""
+    inputs, settings = _depends_on(config, deepspeed, machines)
+    guest = Guest(machines)
+    if (plan := guest.plan(stage.key_of(inputs, settings))) is None:
+        stage.say("train", "up to date on machine 0")
+        return
+    theirs = folder.parent / f".{folder.name}.partial"
+    shared = theirs in folder.parent.iterdir() and _reads(theirs / MEETING) == plan["meeting"]
+    if not shared and (deepspeed or resume):
+        what = f"DEEPSPEED={deepspeed}" if deepspeed else "RESUME=1"
+        raise RecipeError(
+            f"{what} on several machines needs a work/ that they share: every one reads and writes checkpoints"
+        )
+    with contextlib.nullcontext(theirs) if shared else stage.helping("train", folder, machines.rank) as out:
+        last = theirs / plan["resume"] if plan["resume"] else None
+        _launch(_arguments(config, out, last, deepspeed), out, machines, in_torchrun=True)
+        guest.end()
+    stage.say("train", f"done; the result is on machine 0{', which shares work/' if shared else ''}")
+
+
+def _reads(file: Path) -> str | None:
+    try:
+        return file.read_text()
+    except OSError:
+        return None
+
+
+def _depends_on(config: Path, deepspeed: str | None, machines: Machines) -> tuple[dict[str, Path], dict[str, Any]]:
+    """(inputs, settings) of a training."""
     if deepspeed and deepspeed not in DEEPSPEED:
         raise RecipeError(f"DEEPSPEED={deepspeed} is none of {', '.join(DEEPSPEED)}")
     inputs = {"config": config, **_read_by(config)}
+    return inputs, {"deepspeed": deepspeed, "processes": machines.processes}
 
-    def work(out: Path) -> dict[str, Any]:
-        arguments = [str(config), "--work-dir", str(out)]
-        if resume and (saved := checkpoints(out)):
-            arguments += ["--resume", str(saved[-1])]
-            stage.say("train", f"resuming from {saved[-1].name}")
-        if deepspeed:
-            arguments += ["--deepspeed", f"deepspeed_{deepspeed}"]
-        _launch(arguments, out, in_torchrun=deepspeed is not None)
-        shutil.copyfile(config, out / CONFIG)
-        return _tidy(out)
 
-    settings = {"deepspeed": deepspeed}
-    return stage.run("train", folder, inputs=inputs, settings=settings, work=work, resume=resume)
+def _arguments(config: Path, out: Path, last: Path | None, deepspeed: str | None) -> list[str]:
+    """XTuner's own. last: the checkpoint to go on from."""
+    arguments = [str(config), "--work-dir", str(out)]
+    if last:
+        arguments += ["--resume", str(last)]
+    if deepspeed:
+        arguments += ["--deepspeed", f"deepspeed_{deepspeed}"]
+    return arguments
 
 
 def _read_by(config: Path) -> dict[str, Path]:
@@ -71,15 +129,15 @@ def _read_by(config: Path) -> dict[str, Path]:
     return {"model": model, **{f"data_{i}": ROOT / name for i, name in enumerate(files)}}
 
 
-def _launch(arguments: list[str], out: Path, *, in_torchrun: bool) -> None:
-    """In this process, which has torch loaded already, or in one of torchrun's, as DeepSpeed wants."""
+def _launch(arguments: list[str], out: Path, machines: Machines, *, in_torchrun: bool) -> None:
+    """In this process, which has torch loaded already, or in torchrun's, as several processes and DeepSpeed want."""
     failed = RecipeError(
         f"training failed; the end of {stage.shown(out / trainer.LOG)} says why; "
         f"`make train RESUME=1` goes on from the last checkpoint once that is mended"
     )
     try:
-        if in_torchrun:
-            _torchrun(["-m", "recipe.trainer", *arguments, "--launcher", "pytorch"])
+        if in_torchrun or machines.processes > 1:
+            _torchrun(["-m", "recipe.trainer", *arguments, "--launcher", "pytorch"], machines)
         else:
             trainer.run(arguments)
     except (OSError, RecipeError):
@@ -88,18 +146,35 @@ def _launch(arguments: list[str], out: Path, *, in_torchrun: bool) -> None:
         raise failed from error
 
 
-def _torchrun(arguments: list[str]) -> None:
-    """What the command `torchrun` does, without its tracebacks of ours."""
+def _torchrun(arguments: list[str], machines: Machines) -> None:
+    """What the command `torchrun` does, without its tracebacks of ours. RecipeError: a process was killed from outside."""
+    import torch
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    if has_gpu() and machines.gpus > (there := torch.cuda.device_count()):
+        raise RecipeError(f"GPUS={machines.gpus}: this machine has {there}")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
-    os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
+    for name, value in environment(machines).items():
+        os.environ.setdefault(name, value)
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
     try:
-        torchrun.run(torchrun.parse_args(["--standalone", "--nproc-per-node=1", *arguments]))
+        torchrun.run(torchrun.parse_args([*machines.torchrun(), *arguments]))
     except SignalException:
         raise KeyboardInterrupt from None
+    except ChildFailedError as error:
+        if killed := {rank: failure.exitcode for rank, failure in error.failures.items() if failure.exitcode < 0}:
+            rank, code = next(iter(killed.items()))
+            raise RecipeError(
+                f"training failed: process {rank} of {machines.processes} was killed by {signal.Signals(-code).name}"
+                f"{', for want of memory?' if -code == signal.SIGKILL else ''}; "
+                f"`make train RESUME=1` goes on from the last checkpoint"
+            ) from None
+        raise
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
 
 
 def _tidy(out: Path) -> dict[str, Any]:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import codecs
 import contextlib
 import copyreg
+import ctypes
+import os
 import runpy
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -49,32 +52,55 @@ def allow_own_checkpoints() -> None:
 def _run_without_gpu() -> None:
     """Let several processes, and DeepSpeed, run where there is no GPU.
 
-    mmengine chooses a CUDA device before it looks whether there is one, and XTuner's DeepSpeed strategy sends batches
-    to it.
+    mmengine chooses a CUDA device before it looks whether there is one, also for DDP, and XTuner's DeepSpeed strategy
+    sends batches to it.
     """
     import torch
     from mmengine._strategy import DeepSpeedStrategy as Plain
+    from mmengine.model import MMDistributedDataParallel
+    from torch.nn.parallel import DistributedDataParallel
     from xtuner.engine import DeepSpeedStrategy
 
     torch.cuda.set_device = lambda _: None
     DeepSpeedStrategy._wrap_model = Plain._wrap_model
 
+    def without_device(self: Any, module: Any, detect_anomalous_params: bool = False, **options: Any) -> None:
+        DistributedDataParallel.__init__(self, module=module, **options | {"device_ids": None})
+        self.detect_anomalous_params = detect_anomalous_params
+
+    MMDistributedDataParallel.__init__ = without_device
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process where torchrun's dies without a word (SIGKILL), so that it trains no further by itself."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
 
 def run(arguments: Sequence[str]) -> None:
-    """Run `xtuner.tools.train` with these arguments; what it prints goes to the work folder's console.log."""
+    """Run `xtuner.tools.train` with these arguments.
+
+    What the first process prints goes to the work folder's console.log, of the others only what they fail with.
+    """
     quieten()
     allow_own_checkpoints()
     if "--launcher" in arguments and not has_gpu():
         _run_without_gpu()
     work_dir = Path(arguments[list(arguments).index("--work-dir") + 1])
     work_dir.mkdir(parents=True, exist_ok=True)
+    rank = int(os.environ.get("RANK", "0")) if "--launcher" in arguments else 0
     saved = sys.argv
     sys.argv = ["xtuner.tools.train", *arguments]
     try:
-        with (work_dir / LOG).open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        with (
+            (work_dir / LOG).open("a", encoding="utf-8") as log,
+            Path(os.devnull).open("w") as nowhere,
+            contextlib.redirect_stdout(nowhere if rank else log),
+        ):
             try:
                 runpy.run_module("xtuner.tools.train", run_name="__main__")
             except Exception:
+                if rank:
+                    print(f"process {rank}:", file=log)
                 traceback.print_exc(file=log)
                 raise
     finally:
@@ -82,6 +108,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    _end_with_parent()
     try:
         run(sys.argv[1:])
     except Exception:

@@ -37,8 +37,10 @@ def prepared(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         return {"rows": 1}
 
     stage.run("replay", run / "replay", inputs={}, settings={}, work=no_answers)
-    folders = {"data_folder": run / "data", "replay_folder": run / "replay"}
-    config.make(run / "config", preset="lora", model=tiny_model, **folders, settings=SETTINGS, seed=0)
+    config.make(
+        run / "config", preset="lora", model=tiny_model, data_folder=run / "data", replay_folder=run / "replay",
+        settings=SETTINGS, seed=0,
+    )  # fmt: skip
     return run
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
+from recipe.chat_format import IGNORE_INDEX
 from recipe.fast.attention import Packs
 from recipe.fast.layer import Layer, run
 from recipe.fast.linear import Scratch
@@ -38,6 +40,35 @@ class Fast:
         return HeadLoss.apply(hidden, rows, targets, norm.weight, norm.variance_epsilon, self.head)
 
 
+def in_shards(llm: nn.Module) -> bool:
+    """Whether ZeRO-3 has the weights in shards, which only the modules' own forward gathers, on all processes together."""
+    return hasattr(next(llm.parameters()), "ds_id")
+
+
+class Weight:
+    """This process's learnt tokens over the mean of all processes'.
+
+    DDP and DeepSpeed take the mean of the processes' gradients; of losses weighted so, that is the gradient of the mean loss over the
+    tokens of all of them: what one process computes on the same packs. XTuner's own class, of the presets `lora` and `tutorial`, takes
+    the mean of means.
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        """labels: [batch, length]."""
+        self.waiting = None
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self.learnt = labels[:, 1:].ne(IGNORE_INDEX).sum().float()
+            self.all = self.learnt.clone()
+            self.waiting = dist.all_reduce(self.all, async_op=True)  # while the loss is computed
+
+    def of(self, loss: Tensor) -> Tensor:
+        """The loss, weighted."""
+        if self.waiting is None:
+            return loss
+        self.waiting.wait()
+        return loss * (self.learnt * dist.get_world_size() / self.all.clamp(min=1))
+
+
 def finetune(*, llm: Any, lora: Any, fp8: bool = False, recompute: bool = False) -> nn.Module:
     """The `model` of a config: XTuner's SupervisedFinetune of `llm` with the adapter `lora`, both as in XTuner's configs.
 
@@ -59,13 +90,12 @@ def finetune(*, llm: Any, lora: Any, fp8: bool = False, recompute: bool = False)
     fast: list[Fast] = []  # no submodule: its tensors are the model's own
 
     def compute_loss(data: dict[str, Tensor], data_samples: None = None) -> dict[str, Tensor]:  # noqa: ARG001
-        if hasattr(
-            next(model.llm.parameters()), "ds_id"
-        ):  # ZeRO-3 has the weights in shards, which only modules gather
-            return dict(SupervisedFinetune.compute_loss(model, data))
+        weight = Weight(data["labels"])
+        if in_shards(model.llm):
+            return {"loss": weight.of(SupervisedFinetune.compute_loss(model, data)["loss"])}
         if not fast:
             fast.append(Fast(model.llm, fp8=fp8))
-        return {"loss": fast[0].loss(**data, recompute=recompute)}
+        return {"loss": weight.of(fast[0].loss(**data, recompute=recompute))}
 
     def train(mode: bool = True) -> nn.Module:
         """mmengine calls this before every step; walking through 2,000 modules to change nothing takes 10 ms."""

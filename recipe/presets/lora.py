@@ -2,12 +2,13 @@
 
 import torch
 from mmengine.config import read_base
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
 from xtuner.engine.runner import TrainLoop
 
 from recipe.dataset import EndlessSampler, chat_dataset, collate
-from recipe.hooks import Progress, SampleReplies
+from recipe.hooks import MeanLoss, Progress, SampleReplies
 
 with read_base():
     from xtuner.configs.internlm.internlm2_chat_1_8b.internlm2_chat_1_8b_qlora_alpaca_e3 import *
@@ -39,6 +40,7 @@ param_scheduler = [
 default_hooks.checkpoint.update(interval=20, max_keep_ckpts=3)
 default_hooks.logger.update(interval=1)
 custom_hooks = [
+    dict(type=MeanLoss),
     dict(type=Progress),
     dict(
         type=SampleReplies, tokenizer=tokenizer, questions=["请你介绍一下你自己", "Who are you?", "法国的首都是哪里？"]
@@ -46,3 +48,6 @@ custom_hooks = [
 ]
 visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)])
 randomness = dict(seed=0, deterministic=False)
+
+# Several processes: gradients lie in the buckets that are sent, instead of being copied back out of them.
+model_wrapper_cfg = dict(type=MMDistributedDataParallel, broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -5,7 +5,7 @@ from mmengine.config import read_base
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
 from xtuner.dataset.map_fns import openai_map_fn
 
-from recipe.hooks import Progress, SampleReplies
+from recipe.hooks import MeanLoss, Progress, SampleReplies
 
 with read_base():
     from xtuner.configs.internlm.internlm2_chat_1_8b.internlm2_chat_1_8b_qlora_alpaca_e3 import *
@@ -25,6 +25,7 @@ param_scheduler[1].end = 2
 
 default_hooks.checkpoint.update(interval=300, max_keep_ckpts=3)
 custom_hooks = [
+    dict(type=MeanLoss),
     dict(type=Progress),
     dict(
         type=SampleReplies,
