@@ -17,6 +17,11 @@ CONFIG    ?=#           an XTuner config of yours / 自备 XTuner 配置
 SEED      ?=#           fixes data, packing, order and LoRA's start / 随机种子
 RESUME    ?=#           RESUME=1 goes on from the last checkpoint / 断点续训
 DEEPSPEED ?=#           zero1, zero2, zero2_offload, zero3, zero3_offload
+GPUS      ?=#           processes that train, one a GPU, on each machine (default: 1) / 每台机器的 GPU 数量
+NNODES    ?=#           machines that train together; start the same on each (default: 1) / 机器数量
+NODE_RANK ?=#           which of them this one is; 0 writes the result (default: 0) / 本机编号
+MASTER_ADDR ?=#         an address of machine 0 that all can reach / 0 号机器的地址
+MASTER_PORT ?=#         a port of it that nothing else uses (default: 29500) / 0 号机器的端口
 CHECKPOINT ?=#          which checkpoint to convert (default: the last) / 选择检查点
 CHAT      ?=#           more for chat, e.g. CHAT='--prompt 你是谁' / 对话参数
 PATTERN   ?=#           which of XTuner's configs to list / 筛选内置配置
@@ -35,8 +40,9 @@ SHELL := bash
 .DEFAULT_GOAL := help
 # Values reach the shell through the environment, never through the recipe's text, so no name can become a command.
 export NAME ASSISTANT AUTHOR DATA MODE MODEL SOURCE OFFLINE PRESET SET CONFIG SEED RESUME DEEPSPEED CHECKPOINT PATTERN
+export NNODES NODE_RANK MASTER_ADDR MASTER_PORT
 # An empty one would hide from compose what .env says.
-$(foreach variable,RUN PORT,$(if $(strip $($(variable))),$(eval export $(variable))))
+$(foreach variable,RUN PORT GPUS,$(if $(strip $($(variable))),$(eval export $(variable))))
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
@@ -52,8 +58,10 @@ identity = $(call option,--name,NAME) $(call option,--assistant,ASSISTANT) $(cal
 model    = $(call option,--model,MODEL)
 hub      = $(call option,--source,SOURCE) $${OFFLINE:+--offline}
 seed     = $(call option,--seed,SEED)
+machines = $(call option,--gpus,GPUS) $(call option,--nnodes,NNODES)
 preset   = $(call option,--preset,PRESET) $${SET:+--set $$SET}
-training = $(call option,--deepspeed,DEEPSPEED) $(call option,--config,CONFIG) $${RESUME:+--resume}
+training = $(call option,--deepspeed,DEEPSPEED) $(call option,--config,CONFIG) $${RESUME:+--resume} $(machines) \
+  $(call option,--node-rank,NODE_RANK) $(call option,--master-addr,MASTER_ADDR) $(call option,--master-port,MASTER_PORT)
 
 # In a recipe, so that only who needs a runtime asks for one.
 .PHONY: ready
@@ -70,7 +78,7 @@ help: ## This text / 本说明
 	  /^##@/ {printf "\n%s%s%s\n", bold, substr($$0, 5), plain} \
 	  /^[a-z-]+:.*## / {printf "  %s%-11s%s %s\n", blue, $$1, plain, $$2}' Makefile; \
 	printf '\n%s\n' "$${bold}Variables / 变量$$plain"; \
-	sed -nE 's/^([A-Z]+) +\?=#? *(.*)$$/\1|\2/p' Makefile | \
+	sed -nE 's/^([A-Z_]+) +\?=#? *(.*)$$/\1|\2/p' Makefile | \
 	  awk -F'|' -v blue="$$blue" -v plain="$$plain" '{printf "  %s%-11s%s %s\n", blue, $$1, plain, $$2}'; \
 	printf '\n%s\n%s\n' "Results lie under work/RUN/, one folder a stage; a stage with unchanged inputs does nothing." \
 	  "结果位于 work/RUN/，每个阶段一个目录；输入未变的阶段不会重复执行。"
@@ -95,10 +103,10 @@ replay: model ## The base's own answers, mixed in against forgetting / 基座自
 
 .PHONY: config
 config: data replay ## Resolve PRESET and SET; says what training will amount to / 解析训练配置
-	@$(RECIPE) config $(common) $(model) $(preset) $(seed)
+	@$(RECIPE) config $(common) $(model) $(preset) $(seed) $(machines)
 
 .PHONY: train
-train: $(if $(CONFIG),data replay,config) ## Train with XTuner (RESUME=1, DEEPSPEED=zero2, CONFIG=…) / 训练
+train: $(if $(CONFIG),data replay,config) ## Train with XTuner (RESUME=1, DEEPSPEED=zero2, GPUS=2, CONFIG=…) / 训练
 	@$(RECIPE) train $(common) $(training)
 
 .PHONY: convert

@@ -50,15 +50,27 @@ mount() {
   done < <(printf '%s\n' "$1" && find "$1" -type l -exec realpath -e {} + 2>/dev/null | grep -vF "$1/" | sort -u)
 }
 
+# GPUS in .env, too, is both: how many a container gets and how many processes train.
+gpus=$(setting GPUS all)
+case ${1:-} in
+config | train | quickstart)
+  if [ "$gpus" != all ] && [[ " $* " != *" --gpus "* ]]; then set -- "$@" --gpus "$gpus"; fi
+  ;;
+esac
+
 # A file or folder of the user's that an option names is mounted; what lies under work/ is there already.
 arguments=() run=main option=''
 [ "${1:-}" != quickstart ] || run=quickstart
-service=recipe
-[ "${1:-}" != model ] || service=fetch # the one stage with a network
+service=recipe # without a network, but for these two
+case ${1:-} in
+model) service=fetch ;;
+train | quickstart) several=cluster ;;
+esac
 for argument in "$@"; do
   [ "$argument" != --offline ] || service=recipe
   case $option in
   --run) run=$argument ;;
+  --nnodes) [ "$argument" = 1 ] || service=${several:-$service} ;;
   --data | --model | --config | --adapter)
     if [ -e "$argument" ]; then
       path=$(realpath "$argument")

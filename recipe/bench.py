@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,10 +24,11 @@ from array import array
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from recipe.device import has_gpu
 from recipe.errors import RecipeError
+from recipe.machines import Machines
 
 LENGTH = 1024
 VOCABULARY = 92544
@@ -39,24 +41,38 @@ RANK = 64
 WARM_UP = 6  # steps before the first window: kernels are compiled and memory is found in them
 WINDOWS = 5
 
-# name -> (what runs it, packs a step, steps a window). The tutorial's own step is one pack, sixteen of which make an update.
-CASES: dict[str, tuple[str, int, int]] = {
-    "tutorial": ("tutorial", 1, 16),
-    "lora": ("lora", 8, 4),
-    "fast, batch 4": ("fast", 4, 8),
-    "fast": ("fast", 8, 6),
-    "fast, batch 16": ("fast", 16, 4),
-    "fp8": ("fp8", 8, 6),
-    "fp8, batch 16": ("fp8", 16, 4),
-    "qlora": ("qlora", 8, 6),
-    "qlora, batch 2": ("qlora", 2, 16),
-    "transformers + PEFT": ("plain", 8, 4),
-    "transformers + PEFT + Liger": ("plain_liger", 8, 4),
-    "TRL": ("trl", 8, 4),
-    "TRL + Liger": ("trl_liger", 8, 4),
-    "Unsloth": ("unsloth", 8, 4),
-    "Unsloth, batch 16": ("unsloth", 16, 4),
-    "Unsloth nf4": ("unsloth_nf4", 8, 4),
+
+class Case(NamedTuple):
+    """runner: a preset, or what else trains. batch: packs a step on each GPU. steps: of a window."""
+
+    runner: str
+    batch: int
+    steps: int
+    gpus: int = 1
+    deepspeed: str | None = None
+
+
+# The tutorial's own step is one pack, sixteen of which make an update.
+CASES = {
+    "tutorial": Case("tutorial", 1, 16),
+    "lora": Case("lora", 8, 4),
+    "fast, batch 4": Case("fast", 4, 8),
+    "fast": Case("fast", 8, 6),
+    "fast, batch 16": Case("fast", 16, 4),
+    "fp8": Case("fp8", 8, 6),
+    "fp8, batch 16": Case("fp8", 16, 4),
+    "qlora": Case("qlora", 8, 6),
+    "qlora, batch 2": Case("qlora", 2, 16),
+    "fast, 2 GPUs": Case("fast", 8, 6, gpus=2),
+    "fast zero2": Case("fast", 8, 6, deepspeed="zero2"),
+    "fast zero2, 2 GPUs": Case("fast", 8, 6, gpus=2, deepspeed="zero2"),
+    "transformers + PEFT": Case("plain", 8, 4),
+    "transformers + PEFT + Liger": Case("plain_liger", 8, 4),
+    "TRL": Case("trl", 8, 4),
+    "TRL + Liger": Case("trl_liger", 8, 4),
+    "Unsloth": Case("unsloth", 8, 4),
+    "Unsloth, batch 16": Case("unsloth", 16, 4),
+    "Unsloth nf4": Case("unsloth_nf4", 8, 4),
 }
 NEEDS = {
     "plain_liger": "liger_kernel", "trl": "trl", "trl_liger": "liger_kernel", "unsloth": "unsloth", "unsloth_nf4": "unsloth",
@@ -98,10 +114,13 @@ class RandomPacks:
 
 
 class Clock:
-    """Times windows of steps. `step` is called after each; seconds count from `started`, the process's own start."""
+    """Times windows of steps. `step` is called after each; seconds count from `started`, the process's own start.
 
-    def __init__(self, *, started: float, tokens: int, steps: int) -> None:
-        self.started, self.tokens, self.steps = started, tokens, steps
+    tokens: of a step, on all GPUs together. What it says of memory is of the first of them.
+    """
+
+    def __init__(self, *, started: float, tokens: int, steps: int, gpus: int = 1) -> None:
+        self.started, self.tokens, self.steps, self.gpus = started, tokens, steps, gpus
         self.done = 0
         self.first: float | None = None
         self.rates: list[float] = []
@@ -144,7 +163,7 @@ class Clock:
             "reserved_mib": reserved >> 20,
             "card_mib": (total - free) >> 20,
             "seconds_to_first_step": round(self.first or 0, 1),
-            "mfu": round(rate * flop_per_token() / ceiling, 3),
+            "mfu": round(rate * flop_per_token() / (ceiling * self.gpus), 3),
             "matmul_tflops": round(ceiling / 1e12),
         }
 
@@ -178,19 +197,19 @@ def make_model(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def xtuner(preset: str, model: Path, batch: int, clock: Clock, work: Path) -> None:
+def xtuner(case: Case, model: Path, clock: Clock, work: Path) -> None:
     """XTuner's trainer by a preset of this recipe, its data and its length replaced, its replies and checkpoints left out."""
     from recipe import config, trainer
 
-    resolved = config.load_preset(preset)
+    resolved = config.load_preset(case.runner)
     for node in config._walk(dict(resolved.items())):
         if "pretrained_model_name_or_path" in node:
             node["pretrained_model_name_or_path"] = str(model)
             node["trust_remote_code"] = False
-    resolved.train_dataloader.batch_size = batch
+    resolved.train_dataloader.batch_size = case.batch
     # The tutorial's packs see each other: without positions it keeps the quick kernel that it had.
     resolved.train_dataloader.dataset = {
-        "type": "recipe.bench.RandomPacks", "count": 64, "positions": preset != "tutorial",
+        "type": "recipe.bench.RandomPacks", "count": 64, "positions": case.runner != "tutorial",
     }  # fmt: skip
     resolved.train_dataloader.collate_fn = {"type": "recipe.dataset.collate"}
     resolved.train_cfg = {"type": "xtuner.engine.runner.TrainLoop", "max_iters": clock.length}
@@ -199,10 +218,23 @@ def xtuner(preset: str, model: Path, batch: int, clock: Clock, work: Path) -> No
         part.pop("convert_to_iter_based", None)
     resolved.default_hooks.checkpoint = None
     resolved.custom_hooks = [{"type": "recipe.bench.clock_hook"}]
-    file = work / "config.py"
+    file = work / f"config_{_rank()}.py"  # the processes write it at the same time
     resolved.dump(file)
     _clocks.append(clock)
-    trainer.run([str(file), "--work-dir", str(work)])
+    arguments = [str(file), "--work-dir", str(work)]
+    if _in_torchrun(case):
+        arguments += ["--launcher", "pytorch"]
+    if case.deepspeed:
+        arguments += ["--deepspeed", f"deepspeed_{case.deepspeed}"]
+    trainer.run(arguments)
+
+
+def _in_torchrun(case: Case) -> bool:
+    return case.gpus > 1 or case.deepspeed is not None
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 _clocks: list[Clock] = []
@@ -316,8 +348,9 @@ def unsloth(model: Path, batch: int, clock: Clock, work: Path, *, nf4: bool) -> 
 
 def one(name: str, model: Path, work: Path, started: float) -> dict[str, Any]:
     """The measurement `name`, in this process."""
-    runner, batch, steps = CASES[name]
-    clock = Clock(started=started, tokens=batch * LENGTH, steps=steps)
+    case = CASES[name]
+    batch = case.batch
+    clock = Clock(started=started, tokens=case.gpus * batch * LENGTH, steps=case.steps, gpus=case.gpus)
     others: dict[str, Callable[[], None]] = {
         "plain": lambda: plain(model, batch, clock, liger=False),
         "plain_liger": lambda: plain(model, batch, clock, liger=True),
@@ -326,14 +359,16 @@ def one(name: str, model: Path, work: Path, started: float) -> dict[str, Any]:
         "unsloth": lambda: unsloth(model, batch, clock, work, nf4=False),
         "unsloth_nf4": lambda: unsloth(model, batch, clock, work, nf4=True),
     }
-    others.get(runner, lambda: xtuner(runner, model, batch, clock, work))()
-    return {"name": name, "batch": batch, **clock.result()}
+    others.get(case.runner, lambda: xtuner(case, model, clock, work))()
+    return {"name": name, "batch": batch, "gpus": case.gpus, **clock.result()}
 
 
-def installed(name: str) -> bool:
-    """Whether what a measurement needs beyond the locked environment is there."""
-    need = NEEDS.get(CASES[name][0])
-    return need is None or find_spec(need) is not None
+def lacking(name: str, gpus: int) -> str | None:
+    """What a measurement needs beyond the locked environment and `gpus` GPUs, where that is not there."""
+    need = NEEDS.get(CASES[name].runner)
+    if need is not None and find_spec(need) is None:
+        return f"{need} is not installed"
+    return f"needs {CASES[name].gpus} GPUs" if CASES[name].gpus > gpus else None
 
 
 def run(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -345,47 +380,54 @@ def run(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
         raise RecipeError("bench: there is no NVIDIA GPU here, and training speed on a CPU says nothing")
     if unknown := [name for name in names if name not in CASES]:
         raise RecipeError(f"bench: {unknown[0]!r} is none of {'; '.join(CASES)}")
+    import torch
+
+    gpus = torch.cuda.device_count()
     folder.mkdir(parents=True, exist_ok=True)
     model = folder / "model"
     if not (model / "config.json").is_file():
         _child(["make", str(model)])
     results: list[dict[str, Any]] = []
     for name in names:
-        if not installed(name):
-            results.append({"name": name, "error": f"{NEEDS[CASES[name][0]]} is not installed"})
+        if lack := lacking(name, gpus):
+            results.append({"name": name, "error": lack})
             continue
         work = folder / "".join(c if c.isalnum() else "_" for c in name)
         work.mkdir(exist_ok=True)
         begun = time.time()
-        lines = _child(["one", name, str(model), str(work), str(begun)])
+        lines = _child(["one", name, str(model), str(work), str(begun)], CASES[name])
         results.append(json.loads(lines[-1]) if lines else {"name": name, "error": f"failed; see {work}/child.log"})
         results[-1]["seconds"] = round(time.time() - begun, 1)
         (folder / "bench.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return results
 
 
-def _child(arguments: list[str]) -> list[str]:
-    """The lines that a process of this module printed; none where it failed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "recipe.bench", *arguments], stdout=subprocess.PIPE, text=True, check=False
-    )
+def _child(arguments: list[str], case: Case | None = None) -> list[str]:
+    """The lines that a process of this module, or the first of several, printed; none where it failed."""
+    start = [sys.executable]
+    if case and _in_torchrun(case):
+        start += ["-m", "torch.distributed.run", *Machines(case.gpus).torchrun()]
+    done = subprocess.run([*start, "-m", "recipe.bench", *arguments], stdout=subprocess.PIPE, text=True, check=False)
     return done.stdout.strip().splitlines() if done.returncode == 0 else []
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """The results as a table in Markdown."""
+    """The results as a table in Markdown. The ratio is to the same on one GPU, where that was measured too."""
+    alone = {CASES[r["name"]]: r["tokens_per_s"] for r in results if "error" not in r}
     lines = [
-        "| what | batch | tokens/s | slowest–fastest | peak MiB | MFU | s to first step |",
-        "|---|---|---|---|---|---|---|",
+        "| what | GPUs | batch | tokens/s | slowest–fastest | x one GPU | peak MiB | MFU | s to first step |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         if "error" in r:
-            lines.append(f"| {r['name']} | | {r['error']} | | | | |")
-        else:
-            lines.append(
-                f"| {r['name']} | {r['batch']} | {r['tokens_per_s']:,} | {r['slowest']:,}–{r['fastest']:,} | "
-                f"{r['peak_mib']:,} | {r['mfu']:.0%} | {r['seconds_to_first_step']} |"
-            )
+            lines.append(f"| {r['name']} | | | {r['error']} | | | | | |")
+            continue
+        single = alone.get(CASES[r["name"]]._replace(gpus=1))
+        ratio = f"{r['tokens_per_s'] / single:.2f}" if single else ""
+        lines.append(
+            f"| {r['name']} | {r['gpus']} | {r['batch']} | {r['tokens_per_s']:,} | {r['slowest']:,}–{r['fastest']:,} | "
+            f"{ratio} | {r['peak_mib']:,} | {r['mfu']:.0%} | {r['seconds_to_first_step']} |"
+        )
     return "\n".join(lines)
 
 
@@ -402,7 +444,9 @@ def main(arguments: Sequence[str]) -> None:
     if chosen.verb == "make":
         make_model(chosen.model)
     else:
-        print(json.dumps(one(chosen.name, chosen.model, chosen.work, chosen.started)))
+        result = one(chosen.name, chosen.model, chosen.work, chosen.started)
+        if _rank() == 0:
+            print(json.dumps(result))
 
 
 if __name__ == "__main__":

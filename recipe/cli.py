@@ -66,6 +66,8 @@ def _run(options: argparse.Namespace) -> Run:
     default = {"model": "miniature"} if options.verb == "quickstart" else {}
     if options.verb != "chat" and not hasattr(options, "chosen"):
         remember.complete(options, options.work / options.run, **default)
+    if getattr(options, "nnodes", 1) > 1:
+        os.environ["NNODES"] = str(options.nnodes)  # stages wait for other machines in a folder that they share
     return run
 
 

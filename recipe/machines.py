@@ -3,7 +3,7 @@
 torchrun starts the processes and brings them together. What it does not ask is whether the machines mean the same training:
 the first one therefore holds a store at MASTER_ADDR:MASTER_PORT (the one that torchrun's processes then use) where each other
 machine says what it would train on. The first answers with a plan, or with the reason why there is none, and at the end with how
-it went, so that every machine ends with the same verdict.
+it went. Who fails says so there, so that no machine waits for one that is gone and all end with the same verdict.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -115,7 +117,9 @@ class Host:
     def end(self, error: str | None) -> None:
         """Tell the others how it went, and wait a little until all of them have heard it."""
         with contextlib.suppress(Exception):  # whatever happens here, the result of this machine stands
-            self.store.set("end", json.dumps({"error": error}))
+            if error is not None:
+                self.store.set("failed", f"machine 0 stopped: {error}")
+            self.store.set("end", "")
             self.store.wait([f"left/{rank}" for rank in self.others], timedelta(seconds=LINGER))
 
 
@@ -128,11 +132,8 @@ def hosting(machines: Machines) -> Iterator[Host | None]:
     host = Host(machines)
     try:
         yield host
-    except KeyboardInterrupt:
-        host.end("it was stopped there")
-        raise
     except BaseException as error:
-        host.end(str(error))
+        host.end(_reason(error))
         raise
     host.end(None)
 
@@ -160,26 +161,81 @@ class Guest:
     def plan(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
         """The first machine's plan for this training; None where it has the result already. RecipeError: there is none."""
         self.store.set(f"here/{self.machines.rank}", json.dumps(key))
-        _until(lambda: self._told("plan") or self._told("end"), f"the other machines to come to {self.machines.where}")
-        if self._told("end"):
-            self.end()
-            return None
-        plan: dict[str, Any] = json.loads(self.store.get("plan"))
-        return plan
+        _until(lambda: _told(self.store, "plan", "end"), f"the other machines to come to {self.machines.where}")
+        if _told(self.store, "plan"):
+            plan: dict[str, Any] = json.loads(self.store.get("plan"))
+            return plan
+        self.end()
+        return None
 
     def end(self) -> None:
         """Wait for the first machine to say how it went. RecipeError: not well."""
-        _until(lambda: self._told("end"), "machine 0 to finish")
-        error = json.loads(self.store.get("end"))["error"]
-        self.store.set(f"left/{self.machines.rank}", "")
-        if error:
-            raise RecipeError(f"machine 0 stopped: {error}")
+        _until(lambda: _told(self.store, "end"), "machine 0 to finish")
+        if _told(self.store, "failed"):
+            raise RecipeError(self.store.get("failed").decode())
 
-    def _told(self, name: str) -> bool:
-        try:
-            return bool(self.store.check([name]))
-        except Exception:  # the store's own errors, which differ by how the connection was lost
-            raise RecipeError(f"machine 0 at {self.machines.where} is gone; it says why") from None
+
+@contextlib.contextmanager
+def joining(machines: Machines) -> Iterator[Guest]:
+    """The store of the first machine, which hears when this one fails."""
+    guest = Guest(machines)
+    try:
+        yield guest
+    except BaseException as error:
+        with contextlib.suppress(Exception):
+            if not _told(guest.store, "failed"):
+                guest.store.set("failed", f"machine {machines.rank} stopped: {_reason(error)}")
+        raise
+    finally:
+        with contextlib.suppress(Exception):
+            guest.store.set(f"left/{machines.rank}", "")
+
+
+@contextlib.contextmanager
+def watching(store: Any) -> Iterator[None]:
+    """End this machine's processes where another machine fails, for which they would wait; RecipeError says why.
+
+    store: of a Host or a Guest; None where there is no other machine.
+    """
+    if store is None:
+        yield
+        return
+    over, reasons = threading.Event(), []
+
+    def look() -> None:
+        while not over.wait(5 * POLL):
+            try:
+                if _told(store, "failed"):
+                    reasons.append(store.get("failed").decode())
+            except RecipeError as error:
+                reasons.append(str(error))
+            if reasons:
+                time.sleep(LINGER / 10)  # this machine may be about to say more
+                if not over.is_set():
+                    os.kill(os.getpid(), signal.SIGTERM)  # as Ctrl-C would
+                return
+
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if reasons:
+            raise RecipeError(reasons[0]) from None
+        raise
+    finally:
+        over.set()
+
+
+def _told(store: Any, *names: str) -> bool:
+    """Whether one of the names is set. RecipeError: the first machine does not answer any more."""
+    try:
+        return any(store.check([name]) for name in names)
+    except Exception:  # the store's own errors, which differ by how the connection was lost
+        raise RecipeError("machine 0 is gone without a word") from None
+
+
+def _reason(error: BaseException) -> str:
+    return "it was interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
 
 
 def _resolve(machines: Machines) -> None:
@@ -215,10 +271,16 @@ def _differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     return ", ".join(names)
 
 
-def environment(machines: Machines) -> dict[str, str]:
-    """What a process of torchrun's needs in its environment: its share of the cores, and a network that works."""
+@contextlib.contextmanager
+def environment(machines: Machines) -> Iterator[None]:
+    """What torchrun's processes need in their environment, where nobody set it: a share of the cores, a network that works."""
     each = str(max(1, (os.cpu_count() or 1) // machines.gpus))
-    found = {"OMP_NUM_THREADS": each, "MKL_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", each)}
-    if interface := machines.interface():
-        found["GLOO_SOCKET_IFNAME"] = interface
-    return found
+    wanted = {"OMP_NUM_THREADS": each, "GLOO_SOCKET_IFNAME": machines.interface()}
+    wanted["MKL_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", each)
+    added = {name: value for name, value in wanted.items() if value and name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def save(options: argparse.Namespace, folder: Path) -> None:
     if chosen is None or chosen == _read(folder / FILE):
         return
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{FILE}.partial"
+    partial = folder / f".{FILE}.{uuid.uuid4().hex}"  # several machines may share the folder
     partial.write_text(json.dumps(chosen, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     partial.replace(folder / FILE)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
 import signal
+import sys
 import uuid
 import zipfile
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 from recipe import stage, trainer
 from recipe.device import has_gpu
 from recipe.errors import RecipeError
-from recipe.machines import ALONE, Guest, Machines, environment, hosting
+from recipe.machines import ALONE, Machines, environment, hosting, joining, watching
 from recipe.paths import ROOT
 
 DEEPSPEED = ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
@@ -25,12 +25,20 @@ CONFIG = "config.py"
 MEETING = ".meeting"  # in the first machine's work folder: how another one sees that it is its own too
 
 
-def checkpoints(folder: Path) -> list[Path]:
+def checkpoints(folder: Path, processes: int = 0) -> list[Path]:
     """The checkpoints in `folder` that can be read to the end, oldest first: files, or folders under DeepSpeed.
 
-    A process killed while it saves leaves a file without the directory that ends a zip archive.
+    A process killed while it saves leaves a file without the directory that ends a zip archive. processes: of whom each must
+    have written its part of a folder.
     """
-    found = [path for path in folder.glob("iter_*.pth") if path.is_dir() or zipfile.is_zipfile(path)]
+
+    def whole(path: Path) -> bool:
+        if path.is_file():
+            return zipfile.is_zipfile(path)
+        parts = list(path.glob("*.pt"))
+        return sum("optim_states" in part.name for part in parts) >= processes and all(map(zipfile.is_zipfile, parts))
+
+    found = [path for path in folder.glob("iter_*.pth") if whole(path)]
     return sorted(found, key=lambda path: int(path.stem.removeprefix("iter_")))
 
 
@@ -46,7 +54,7 @@ def make(
     with hosting(machines) as host:
 
         def work(out: Path) -> dict[str, Any]:
-            last = saved[-1] if resume and (saved := checkpoints(out)) else None
+            last = saved[-1] if resume and (saved := checkpoints(out, machines.processes)) else None
             if last:
                 stage.say("train", f"resuming from {last.name}")
             if host:
@@ -56,7 +64,8 @@ def make(
                 raise RecipeError(
                     f"NNODES={machines.nodes}: say with MASTER_ADDR where machine 0 is, and with NODE_RANK which one this is"
                 )
-            _launch(_arguments(config, out, last, deepspeed), out, machines, in_torchrun=deepspeed is not None)
+            with watching(host and host.store):
+                _launch(_arguments(config, out, last, deepspeed), out, machines, in_torchrun=deepspeed is not None)
             (out / MEETING).unlink(missing_ok=True)
             shutil.copyfile(config, out / CONFIG)
             return _tidy(out)
@@ -67,21 +76,22 @@ def make(
 def join(folder: Path, *, config: Path, resume: bool, deepspeed: str | None, machines: Machines) -> None:
     """Train with the machine that makes `folder`, which is this one's too where they share work/, and keep nothing."""
     inputs, settings = _depends_on(config, deepspeed, machines)
-    guest = Guest(machines)
-    if (plan := guest.plan(stage.key_of(inputs, settings))) is None:
-        stage.say("train", "up to date on machine 0")
-        return
     theirs = folder.parent / f".{folder.name}.partial"
-    shared = theirs in folder.parent.iterdir() and _reads(theirs / MEETING) == plan["meeting"]
-    if not shared and (deepspeed or resume):
-        what = f"DEEPSPEED={deepspeed}" if deepspeed else "RESUME=1"
-        raise RecipeError(
-            f"{what} on several machines needs a work/ that they share: every one reads and writes checkpoints"
-        )
-    with contextlib.nullcontext(theirs) if shared else stage.helping("train", folder, machines.rank) as out:
-        last = theirs / plan["resume"] if plan["resume"] else None
-        _launch(_arguments(config, out, last, deepspeed), out, machines, in_torchrun=True)
-        guest.end()
+    with joining(machines) as guest:
+        if (plan := guest.plan(stage.key_of(inputs, settings))) is None:
+            stage.say("train", "up to date on machine 0")
+            return
+        shared = theirs in folder.parent.iterdir() and _reads(theirs / MEETING) == plan["meeting"]
+        if not shared and (deepspeed or resume):
+            what = f"DEEPSPEED={deepspeed}" if deepspeed else "RESUME=1"
+            raise RecipeError(
+                f"{what} on several machines needs a work/ that they share: every one reads and writes checkpoints"
+            )
+        with contextlib.nullcontext(theirs) if shared else stage.helping("train", folder, machines.rank) as out:
+            last = theirs / plan["resume"] if plan["resume"] else None
+            with watching(guest.store):
+                _launch(_arguments(config, out, last, deepspeed), out, machines, in_torchrun=True)
+            guest.end()
     stage.say("train", f"done; the result is on machine 0{', which shares work/' if shared else ''}")
 
 
@@ -156,19 +166,18 @@ def _torchrun(arguments: list[str], machines: Machines) -> None:
     if has_gpu() and machines.gpus > (there := torch.cuda.device_count()):
         raise RecipeError(f"GPUS={machines.gpus}: this machine has {there}")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    for name, value in environment(machines).items():
-        os.environ.setdefault(name, value)
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
     try:
-        torchrun.run(torchrun.parse_args([*machines.torchrun(), *arguments]))
+        with environment(machines):
+            torchrun.run(torchrun.parse_args([*machines.torchrun(), *arguments]))
     except SignalException:
         raise KeyboardInterrupt from None
     except ChildFailedError as error:
-        if killed := {rank: failure.exitcode for rank, failure in error.failures.items() if failure.exitcode < 0}:
-            rank, code = next(iter(killed.items()))
+        print(file=sys.stderr)  # behind the progress bar, which nobody closed
+        killed = [rank for rank, failure in error.failures.items() if failure.exitcode == -signal.SIGKILL]
+        if killed:  # the others, whom torchrun stops, or who lose the connection, are not to blame
             raise RecipeError(
-                f"training failed: process {rank} of {machines.processes} was killed by {signal.Signals(-code).name}"
-                f"{', for want of memory?' if -code == signal.SIGKILL else ''}; "
+                f"training failed: process {killed[0]} of {machines.processes} was killed (SIGKILL), for want of memory?; "
                 f"`make train RESUME=1` goes on from the last checkpoint"
             ) from None
         raise

@@ -29,10 +29,12 @@ def allow_own_checkpoints() -> None:
     """Make the loss histories that mmengine saves beside the tensors plain enough for torch.load's weights-only reader.
 
     They carry bound methods, for which that reader (the default since torch 2.6) would need leave to call getattr; here
-    they are saved as their numbers. What else it has to know are numpy's scalars: the last loss, a learning rate.
+    they are saved as their numbers. What else it has to know are numpy's scalars (the last loss, a learning rate) and the class of
+    the settings that DeepSpeed saves beside its part of a model.
     """
     import numpy
     import torch
+    from mmengine.config import ConfigDict
     from mmengine.logging.history_buffer import HistoryBuffer
 
     def numbers(buffer: Any) -> tuple[Any, tuple[list[float], list[float], int]]:
@@ -46,14 +48,14 @@ def allow_own_checkpoints() -> None:
         type(numpy.dtype("float64")),
         type(numpy.dtype("int64")),
     ]
-    torch.serialization.add_safe_globals([HistoryBuffer, *scalar, codecs.encode])
+    torch.serialization.add_safe_globals([HistoryBuffer, ConfigDict, *scalar, codecs.encode])
 
 
-def _run_without_gpu() -> None:
+def _run_without_gpu(*, deepspeed: bool) -> None:
     """Let several processes, and DeepSpeed, run where there is no GPU.
 
     mmengine chooses a CUDA device before it looks whether there is one, also for DDP, and XTuner's DeepSpeed strategy
-    sends batches to it.
+    sends batches to it. Gloo, unlike NCCL, gathers by operations that autograd sees, and DeepSpeed gathers parameters.
     """
     import torch
     from mmengine._strategy import DeepSpeedStrategy as Plain
@@ -69,6 +71,10 @@ def _run_without_gpu() -> None:
         self.detect_anomalous_params = detect_anomalous_params
 
     MMDistributedDataParallel.__init__ = without_device
+    if deepspeed:
+        from deepspeed import DeepSpeedEngine
+
+        DeepSpeedEngine.step = torch.no_grad()(DeepSpeedEngine.step)
 
 
 def _end_with_parent() -> None:
@@ -84,7 +90,7 @@ def run(arguments: Sequence[str]) -> None:
     quieten()
     allow_own_checkpoints()
     if "--launcher" in arguments and not has_gpu():
-        _run_without_gpu()
+        _run_without_gpu(deepspeed="--deepspeed" in arguments)
     work_dir = Path(arguments[list(arguments).index("--work-dir") + 1])
     work_dir.mkdir(parents=True, exist_ok=True)
     rank = int(os.environ.get("RANK", "0")) if "--launcher" in arguments else 0
