@@ -14,7 +14,7 @@ cd "$SLURM_SUBMIT_DIR"
 
 GPUS=${SLURM_GPUS_ON_NODE:?the job has no GPUs: ask for some with --gpus-per-node}
 NNODES=$SLURM_JOB_NUM_NODES
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) # jobs may share a node
 export GPUS NNODES
 

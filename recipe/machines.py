@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -103,7 +104,10 @@ class Host:
             raise RecipeError(f"{self.where} {reason}") from None
 
     def agree(self, key: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
-        """Wait for every machine, see that all of them would train on the same, and send them the plan."""
+        """Wait for every machine, see that all of them would train on the same, send them the plan, and hear that they can.
+
+        torchrun, which then waits for them, hears no Ctrl-C meanwhile.
+        """
         names = [f"here/{rank}" for rank in self.others]
         _until(lambda: self.store.check(names), f"{len(names)} other machine(s) to come to {self.where}")
         for rank, name in zip(self.others, names, strict=True):
@@ -113,11 +117,15 @@ class Host:
                     f"copy the run's folder under work/ there, or share work/"
                 )
         self.store.set("plan", json.dumps(plan))
+        ready = [f"ready/{rank}" for rank in self.others]
+        _until(lambda: self.store.check(ready) or _told(self.store, "failed"), "the other machines to begin")
+        if _told(self.store, "failed"):
+            raise RecipeError(self.store.get("failed").decode())
 
     def end(self, error: str | None) -> None:
         """Tell the others how it went, and wait a little until all of them have heard it."""
         with contextlib.suppress(Exception):  # whatever happens here, the result of this machine stands
-            if error is not None:
+            if error is not None and not _told(self.store, "failed"):
                 self.store.set("failed", f"machine 0 stopped: {error}")
             self.store.set("end", "")
             self.store.wait([f"left/{rank}" for rank in self.others], timedelta(seconds=LINGER))
@@ -168,6 +176,10 @@ class Guest:
         self.end()
         return None
 
+    def ready(self) -> None:
+        """Say that this machine can follow the plan."""
+        self.store.set(f"ready/{self.machines.rank}", "")
+
     def end(self) -> None:
         """Wait for the first machine to say how it went. RecipeError: not well."""
         _until(lambda: _told(self.store, "end"), "machine 0 to finish")
@@ -213,6 +225,9 @@ def watching(store: Any) -> Iterator[None]:
                 time.sleep(LINGER / 10)  # this machine may be about to say more
                 if not over.is_set():
                     os.kill(os.getpid(), signal.SIGTERM)  # as Ctrl-C would
+                if not over.wait(LINGER):  # it waits where Python hears no signal
+                    print(f"error: {reasons[0]}", file=sys.stderr, flush=True)
+                    os._exit(1)  # the kernel ends the processes that it started; see recipe/trainer.py
                 return
 
     threading.Thread(target=look, daemon=True).start()

@@ -89,6 +89,7 @@ def join(folder: Path, *, config: Path, resume: bool, deepspeed: str | None, mac
             )
         with contextlib.nullcontext(theirs) if shared else stage.helping("train", folder, machines.rank) as out:
             last = theirs / plan["resume"] if plan["resume"] else None
+            guest.ready()
             with watching(guest.store):
                 _launch(_arguments(config, out, last, deepspeed), out, machines, in_torchrun=True)
             guest.end()
@@ -165,7 +166,9 @@ def _torchrun(arguments: list[str], machines: Machines) -> None:
 
     if has_gpu() and machines.gpus > (there := torch.cuda.device_count()):
         raise RecipeError(f"GPUS={machines.gpus}: this machine has {there}")
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
     try:
         with environment(machines):

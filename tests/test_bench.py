@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +26,7 @@ def test_an_unknown_name_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_every_preset_of_the_real_model_is_measured() -> None:
-    runners = {runner for runner, _, _ in bench.CASES.values()}
+    runners = {case.runner for case in bench.CASES.values()}
     assert set(config.presets()) - {"miniature"} <= runners
 
 
@@ -50,11 +52,44 @@ def test_packs_are_the_same_for_everyone() -> None:
     assert len(first[0]["input_ids"]) == bench.LENGTH
 
 
-def test_the_table_shows_figures_and_failures() -> None:
-    figures = {
-        "name": "fast", "batch": 8, "tokens_per_s": 61234, "slowest": 61000, "fastest": 61500, "peak_mib": 15682,
-        "mfu": 0.65, "seconds_to_first_step": 20.0,
+def figures(name: str, rate: int) -> dict[str, Any]:
+    case = bench.CASES[name]
+    return {
+        "name": name, "batch": case.batch, "gpus": case.gpus, "tokens_per_s": rate, "slowest": 61000, "fastest": 61500,
+        "peak_mib": 15682, "mfu": 0.65, "seconds_to_first_step": 20.0,
     }  # fmt: skip
-    text = bench.table([figures, {"name": "TRL", "error": "trl is not installed"}])
-    assert "| fast | 8 | 61,234 | 61,000–61,500 | 15,682 | 65% | 20.0 |" in text
+
+
+def test_the_table_shows_figures_ratios_and_failures() -> None:
+    measured = [figures("fast", 61234), figures("fast, 2 GPUs", 119406), figures("fast zero2, 2 GPUs", 100000)]
+    text = bench.table([*measured, {"name": "TRL", "error": "trl is not installed"}])
+    assert "| fast | 1 | 8 | 61,234 | 61,000–61,500 | 1.00 | 15,682 | 65% | 20.0 |" in text
+    assert "| fast, 2 GPUs | 2 | 8 | 119,406 | 61,000–61,500 | 1.95 |" in text
+    assert "| fast zero2, 2 GPUs | 2 | 8 | 100,000 | 61,000–61,500 |  |" in text  # without zero2 on one GPU
     assert "trl is not installed" in text
+    assert len({line.count("|") for line in text.splitlines()}) == 1
+
+
+def test_what_takes_two_gpus_is_measured_beside_one_and_left_out_where_there_is_one() -> None:
+    for name, case in bench.CASES.items():
+        if case.gpus > 1:
+            assert case._replace(gpus=1) in bench.CASES.values(), name
+            assert bench.lacking(name, 1) == f"needs {case.gpus} GPUs"
+            assert bench.lacking(name, case.gpus) is None
+    assert {case.deepspeed for case in bench.CASES.values() if case.gpus == 2} == {None, "zero2"}
+
+
+@pytest.mark.parametrize("name", ["fast", "fast zero2", "fast, 2 GPUs"])
+def test_several_processes_are_torchruns_and_one_is_not(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        started.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout="a line\n{}\n")
+
+    monkeypatch.setattr(bench.subprocess, "run", run)
+    assert bench._child(["one", name], bench.CASES[name])[-1] == "{}"
+    case = bench.CASES[name]
+    assert ("torch.distributed.run" in started[0]) is (name != "fast")
+    assert (f"--nproc-per-node={case.gpus}" in started[0]) is (name != "fast")
+    assert started[0][-4:] == ["-m", "recipe.bench", "one", name]

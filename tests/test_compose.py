@@ -56,7 +56,7 @@ def defaults(value: Any) -> Any:
 
 
 def test_the_services_are_the_page_and_the_stages() -> None:
-    assert set(SERVICES) == {"demo", "recipe", "fetch"}
+    assert set(SERVICES) == {"demo", "recipe", "fetch", "cluster"}
     assert [name for name, service in SERVICES.items() if not service.get("profiles")] == ["demo"]  # what `up` starts
 
 
@@ -131,14 +131,16 @@ def test_the_page_listens_where_its_port_is_published() -> None:
     assert (options.verb, options.host, options.port, options.run) == ("demo", "0.0.0.0", demo.PORT, "")
 
 
-@pytest.mark.parametrize(("service", "network"), [("recipe", "none"), ("fetch", "bridge")])
-def test_a_stage_has_no_life_of_its_own_and_no_network_but_to_fetch(service: str, network: str) -> None:
+@pytest.mark.parametrize(("service", "network"), [("recipe", "none"), ("fetch", "bridge"), ("cluster", "host")])
+def test_a_stage_has_no_life_of_its_own_and_no_network_but_to_fetch_and_for_other_machines(
+    service: str, network: str
+) -> None:
     stages = SERVICES[service]
     assert stages["network_mode"] == network
     assert stages["profiles"] == ["stages"]
     assert not {"restart", "ports"} & set(stages)
     assert defaults(stages["shm_size"]) == "2g"
-    assert "RECIPE_IMAGE" in stages["environment"]
+    assert {"RECIPE_IMAGE", "NNODES"} <= set(stages["environment"])
 
 
 @every_service
@@ -149,7 +151,7 @@ def test_a_gpu_can_be_hidden_from_a_container_as_the_driver_check_advises(servic
 @every_service
 def test_a_service_is_built_from_its_target_under_its_own_name(service: str) -> None:
     told = defaults(SERVICES[service])
-    target = {"fetch": "recipe"}.get(service, service)
+    target = {"fetch": "recipe", "cluster": "recipe"}.get(service, service)
     assert told["image"] == f"internlm2-identity-{target}:latest"
     assert told["pull_policy"] != "always"
     assert told["build"]["target"] == target

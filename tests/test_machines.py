@@ -69,6 +69,7 @@ def host(port: int, error: type[BaseException] | None = None) -> None:
 def test_the_same_training_gets_the_plan_and_the_verdict(port: int) -> None:
     def act(other: Guest) -> Any:
         plan = other.plan(KEY)
+        other.ready()
         other.end()
         return plan
 
@@ -103,6 +104,7 @@ def test_what_is_complete_there_is_not_waited_for(port: int) -> None:
 def test_a_failure_or_a_stop_of_the_first_is_every_machines(port: int) -> None:
     def act(other: Guest) -> None:
         other.plan(KEY)
+        other.ready()
         other.end()
 
     thread, found = guest(port, act)
@@ -115,6 +117,8 @@ def test_a_failure_or_a_stop_of_the_first_is_every_machines(port: int) -> None:
 def test_a_failure_of_another_machine_ends_the_wait_for_it(port: int) -> None:
     def act(other: Guest) -> None:
         other.plan(KEY)
+        other.ready()
+        time.sleep(0.5)
         raise RecipeError("no memory")
 
     thread, found = guest(port, act)
@@ -125,6 +129,18 @@ def test_a_failure_of_another_machine_ends_the_wait_for_it(port: int) -> None:
             time.sleep(20)
     thread.join(20)
     assert str(found[0]) == "no memory"
+
+
+def test_a_machine_that_cannot_follow_the_plan_ends_the_first(port: int) -> None:
+    def act(other: Guest) -> None:
+        other.plan(KEY)
+        raise RecipeError("no shared folder")
+
+    thread, found = guest(port, act)
+    with pytest.raises(RecipeError, match=r"^machine 1 stopped: no shared folder$"):
+        host(port)
+    thread.join(20)
+    assert str(found[0]) == "no shared folder"
 
 
 def test_who_does_not_come_is_waited_for_in_vain(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ READMES = ("README.md", "README.zh-CN.md")
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in (*READMES, "CONTRIBUTING.md")}
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):.*## ", MAKEFILE, re.MULTILINE))
-VARIABLES = set(re.findall(r"^([A-Z]+) +\?=", MAKEFILE, re.MULTILINE))
+VARIABLES = set(re.findall(r"^([A-Z_]+) +\?=", MAKEFILE, re.MULTILINE))
 
 
 def code_of(text: str) -> list[str]:
@@ -36,7 +36,7 @@ def test_every_make_target_and_variable_named_exists(name: str) -> None:
         targets = [word for word in words if "=" not in word]
         assert set(targets) <= TARGETS, command
         assert {word.split("=")[0] for word in words if "=" in word} <= VARIABLES, command
-    for variable in re.findall(r"`([A-Z]+)=", TEXT[name]):
+    for variable in re.findall(r"`([A-Z_]+)=", TEXT[name]):
         assert variable in VARIABLES
 
 

@@ -21,7 +21,7 @@ TOOLS = (
     "make", "bash", "sh", "id", "realpath", "mkdir", "chown", "dirname", "basename", "awk", "sed", "grep", "find",
     "sort", "head", "tail", "touch", "rm", "env", "cat",
 )  # fmt: skip
-RECORDED = ("COMPOSE_FILE", "RECIPE_UID", "RECIPE_GID", "REVISION", "RECIPE_IMAGE", "RUN", "PORT", "TAG", "PWD")
+RECORDED = ("COMPOSE_FILE", "RECIPE_UID", "RECIPE_GID", "REVISION", "RECIPE_IMAGE", "RUN", "PORT", "TAG", "PWD", "GPUS")
 RECORD = (
     "#!/bin/sh\n{ printf '%s\\037' " + '{tool} "$@"; printf "\\036"; '
     + " ".join(f"""[ -z "${{{name}+set}}" ] || printf '%s\\037' "{name}=${name}";""" for name in RECORDED)
@@ -52,8 +52,8 @@ class Call:
 
 
 def service_in(arguments: list[str]) -> int:
-    """Where `docker compose run …` names the service, of the two that a stage may run in."""
-    return next(i for i, word in enumerate(arguments) if word in ("recipe", "fetch"))
+    """Where `docker compose run …` names the service, of those that a stage may run in."""
+    return next(i for i, word in enumerate(arguments) if word in ("recipe", "fetch", "cluster"))
 
 
 @dataclass
@@ -267,13 +267,44 @@ def test_training_options_reach_the_training_alone(machine: Machine) -> None:
     assert local[-2] == ["config", "--set", "lr=1e-4", "max_iters=80"]
 
 
+def test_several_gpus_and_machines_reach_config_and_training(machine: Machine) -> None:
+    words = ("train", "GPUS=4", "NNODES=2", "NODE_RANK=1", "MASTER_ADDR=node0", "MASTER_PORT=29501")
+    local, docker = (machine.make(*words, f"RUNTIME={runtime}").verbs() for runtime in ("local", "docker"))
+    assert local == docker
+    assert local[-2] == ["config", "--gpus", "4", "--nnodes", "2"]
+    assert local[-1] == [
+        "train", "--gpus", "4", "--nnodes", "2", "--node-rank", "1", "--master-addr", "node0", "--master-port", "29501",
+    ]  # fmt: skip
+    for verb in local:
+        _parser().parse_args(verb)
+
+
+def test_machines_told_by_the_environment_are_told_too(machine: Machine) -> None:
+    done = machine.make("train", "RUNTIME=local", NNODES="2", NODE_RANK="1", MASTER_ADDR="node0")
+    assert done.verbs()[-1] == ["train", "--nnodes", "2", "--node-rank", "1", "--master-addr", "node0"]
+
+
+def test_a_container_gets_as_many_gpus_as_processes_train(machine: Machine) -> None:
+    def told(*words: str) -> tuple[str | None, list[str]]:
+        run = machine.make("train", *words, "RUNTIME=docker").of("docker", "compose run")[-1]
+        return run.environment.get("GPUS"), run.arguments[service_in(run.arguments) + 1 :]
+
+    assert told() == (None, ["train"])
+    assert told("GPUS=2") == ("2", ["train", "--gpus", "2"])
+    (machine.checkout / ".env").write_text("GPUS=3\n")  # which compose reads by itself
+    assert told() == (None, ["train", "--gpus", "3"])
+    assert told("GPUS=2") == ("2", ["train", "--gpus", "2"])
+    (machine.checkout / ".env").write_text("GPUS=all\n")
+    assert told() == (None, ["train"])
+
+
 def test_a_container_is_gone_when_its_stage_ends_and_knows_its_image(machine: Machine) -> None:
     (run,) = machine.make("data", "NAME=小明", "RUNTIME=docker").of("docker", "compose run")
     assert run.arguments[2 : run.arguments.index("recipe")] == ["--rm", "--quiet-pull"]
     assert run.environment["RECIPE_IMAGE"] == "sha256:1234"
 
 
-def test_only_the_stage_that_fetches_a_model_has_a_network(machine: Machine) -> None:
+def test_only_what_fetches_a_model_or_trains_on_several_machines_has_a_network(machine: Machine) -> None:
     def service(*words: str) -> str:
         (run,) = machine.compose("stage", *words).of("docker", "compose run")
         return run.arguments[service_in(run.arguments)]
@@ -281,6 +312,10 @@ def test_only_the_stage_that_fetches_a_model_has_a_network(machine: Machine) -> 
     assert service("model", "--model", "internlm2-chat-1_8b") == "fetch"
     assert service("model", "--offline") == "recipe"
     assert service("train", "--run", "model") == "recipe"
+    assert service("train", "--gpus", "2", "--nnodes", "1") == "recipe"
+    assert service("train", "--nnodes", "2") == "cluster"
+    assert service("quickstart", "--nnodes", "2") == "cluster"
+    assert service("config", "--nnodes", "2") == "recipe"
 
 
 # --- Files of the user's ------------------------------------------------------------------------------------------
