@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,10 @@ def save(options: argparse.Namespace, folder: Path) -> None:
     if chosen is None or chosen == _read(folder / FILE):
         return
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{FILE}.{uuid.uuid4().hex}"  # several machines may share the folder
+    partial = folder / f".{FILE}.partial"
     partial.write_text(json.dumps(chosen, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / FILE)
+    with contextlib.suppress(FileNotFoundError):  # another machine that shares the folder has just put the same there
+        partial.replace(folder / FILE)
 
 
 def _read(file: Path) -> dict[str, Any]:

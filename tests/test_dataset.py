@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe.chat_format import IGNORE_INDEX, training_ids
-from recipe.dataset import PackedDataset, Tokens, chat_dataset, collate, pack, read_tokens
+from recipe.dataset import EndlessSampler, PackedDataset, Tokens, chat_dataset, collate, pack, read_tokens
 
 PAD = 0
 # Lengths of conversations; 16 and less is where packs are taken for full.
@@ -235,3 +236,18 @@ def test_the_configs_own_tokenizer_is_built(tiny_model: Path, tokenizer: Any, tm
     built = chat_dataset(files=[str(file)], tokenizer=described, max_length=64, seed=0)
     same = chat_dataset(files=[str(file)], tokenizer=tokenizer, max_length=64, seed=0)
     assert built.packs == same.packs
+
+
+@given(size=st.integers(1, 40), processes=st.integers(1, 5), batch=st.integers(1, 3))
+def test_the_processes_of_a_step_see_what_one_process_with_a_batch_so_much_larger_sees(
+    size: int, processes: int, batch: int
+) -> None:
+    def steps(rank: int, count: int, batch: int) -> list[list[int]]:
+        with patch("mmengine.dataset.sampler.get_dist_info", lambda: (rank, count)):
+            indices = iter(EndlessSampler(range(size), seed=3))  # type: ignore[arg-type]
+        return [[next(indices) for _ in range(batch)] for _ in range(2 * size)]
+
+    shares = [steps(rank, processes, batch) for rank in range(processes)]
+    together = steps(0, 1, processes * batch)
+    for number, step in enumerate(together):
+        assert Counter(step) == Counter(index for share in shares for index in share[number])

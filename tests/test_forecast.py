@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmengine.dataset import DefaultSampler
 
 from recipe import config
 from recipe.chat_format import training_ids
 from recipe.data import tutorial_rows
-from recipe.dataset import PackedDataset
+from recipe.dataset import EndlessSampler, PackedDataset
 from recipe.errors import RecipeError
 from recipe.forecast import MAP_BATCH, Forecast, forecast, shards, xtuner_packs
 from recipe.identity import Identity
@@ -155,6 +156,28 @@ def test_epochs_are_counted_in_batches_the_last_one_included(tiny_model: Path, t
     chosen = resolved("tutorial", tiny_model, tmp_path / "rows.jsonl", "max_length=64", f"batch_size={batch_size}")
     counted = forecast(chosen)
     assert counted.iterations == 2 * len(DataLoader(range(counted.packs), batch_size=batch_size))
+
+
+@pytest.mark.parametrize(("preset", "sampler"), [("tutorial", DefaultSampler), ("qlora", EndlessSampler)])
+@pytest.mark.parametrize(("processes", "batch_size"), [(2, 1), (2, 3), (3, 2), (64, 1)])
+def test_epochs_of_several_processes_are_counted_by_the_share_of_one(
+    preset: str, sampler: Any, processes: int, batch_size: int, tiny_model: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from mmengine.dataset import sampler as samplers
+    from torch.utils.data import DataLoader
+
+    write_rows(tmp_path / "rows.jsonl", [("你好", "你好！")] * 40)
+    chosen = resolved(preset, tiny_model, tmp_path / "rows.jsonl", "max_length=64", f"batch_size={batch_size}")
+    chosen.train_cfg = {"max_epochs": 2}
+    counted = forecast(chosen, processes)
+    for rank in range(processes):
+        monkeypatch.setattr(samplers, "get_dist_info", lambda rank=rank: (rank, processes))
+        packs = range(counted.packs)
+        loader = DataLoader(packs, batch_size=batch_size, sampler=sampler(packs, seed=0))  # type: ignore[arg-type]
+        assert counted.iterations == 2 * len(loader)
+    assert counted.trained_tokens == counted.iterations * processes * batch_size * 64
+    assert f"of {processes} processes" in counted.lines()[0]
 
 
 def test_a_pack_too_short_for_any_answer_is_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,14 @@ def test_recomputing_takes_less_and_a_larger_batch_more(model: Path) -> None:
         assert predicted is not None
         sizes.append(predicted.total)
     assert sizes == sorted(sizes)
+
+
+def test_the_buckets_of_several_processes_are_counted(model: Path) -> None:
+    one, two = (memory.predict(resolved("fast", 8), model, processes) for processes in (1, 2))
+    assert one is not None
+    assert two is not None
+    assert two.adapter * 12 == one.adapter * 16
+    assert dataclasses.replace(two, adapter=one.adapter) == one
 
 
 def test_it_says_what_takes_it(model: Path) -> None:

@@ -30,3 +30,16 @@ def test_it_trains_converts_merges_and_is_measured(preset: str, tmp_path: Path) 
     assert losses[-1]["loss"] < 0.7 * losses[0]["loss"]
     assert (tmp_path / preset / "eval/metrics.json").is_file()
     assert json.loads((tmp_path / preset / "train/manifest.json").read_text())["gpu_peak_mib"] > 0
+
+
+@pytest.mark.parametrize("options", [[], ["--deepspeed", "zero2"], ["--deepspeed", "zero3"]], ids=" ".join)
+def test_two_gpus_train_what_converts_and_merges(options: list[str], tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    arguments = ["--name", "小明", "--preset", "fast", "--set", "max_iters=20", "lr=2e-3", "--gpus", "2", *options]
+    cli.main(["quickstart", "--work", str(tmp_path), "--run", "two", *arguments])
+    losses = [json.loads(line) for line in (tmp_path / "two/train/losses.jsonl").read_text().splitlines()]
+    assert losses[-1]["loss"] < 0.7 * losses[0]["loss"]
+    assert (tmp_path / "two/eval/metrics.json").is_file()
