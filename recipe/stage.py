@@ -259,8 +259,11 @@ def _manifest(
         "seconds": round(seconds, 3),
         "process_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
+    peak = results.get("gpu_peak_mib", 0)  # of processes that the stage has started
     if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
-        manifest["gpu_peak_mib"] = torch.cuda.max_memory_allocated() // 2**20
+        peak = max(peak, torch.cuda.max_memory_allocated() // 2**20)
+    if peak:
+        manifest["gpu_peak_mib"] = peak
     with (partial / MANIFEST).open("w", encoding="utf-8") as written:
         json.dump(manifest, written, ensure_ascii=False, indent=2)
         written.flush()

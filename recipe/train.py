@@ -194,9 +194,11 @@ def _tidy(out: Path) -> dict[str, Any]:
     import torch
 
     losses: dict[int, dict[str, Any]] = {}
+    peak = 0
     for scalars in sorted(out.glob("*/vis_data/scalars.json")):
         for line in scalars.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
+            peak = max(peak, record.get("memory", 0))  # MiB, on a GPU; mmengine counts anew after every step
             if "loss" in record:
                 losses[record["step"]] = {key: record[key] for key in ("step", "loss", "lr") if key in record}
     saved = checkpoints(out)
@@ -209,4 +211,5 @@ def _tidy(out: Path) -> dict[str, Any]:
     (out / "last_checkpoint").unlink(missing_ok=True)  # holds the path of the work folder, which changes now
     first, last = losses[min(losses)], losses[max(losses)]
     stage.say("train", f"loss {first['loss']:.3f} -> {last['loss']:.4f} in {last['step']} iterations")
-    return {"checkpoints": [path.name for path in saved], "last_loss": last["loss"], "iterations": last["step"]}
+    results = {"checkpoints": [path.name for path in saved], "last_loss": last["loss"], "iterations": last["step"]}
+    return results | ({"gpu_peak_mib": peak} if peak else {})

@@ -89,9 +89,6 @@ def run(arguments: Sequence[str]) -> None:
     What the first process prints goes to the work folder's console.log, of the others only what they fail with.
     """
     quieten()
-    allow_own_checkpoints()
-    if "--launcher" in arguments and not has_gpu():
-        _run_without_gpu(deepspeed="--deepspeed" in arguments)
     work_dir = Path(arguments[list(arguments).index("--work-dir") + 1])
     work_dir.mkdir(parents=True, exist_ok=True)
     rank = int(os.environ.get("RANK", "0")) if "--launcher" in arguments else 0
@@ -104,6 +101,9 @@ def run(arguments: Sequence[str]) -> None:
             contextlib.redirect_stdout(nowhere if rank else log),
         ):
             try:
+                allow_own_checkpoints()
+                if "--launcher" in arguments and not has_gpu():
+                    _run_without_gpu(deepspeed="--deepspeed" in arguments)
                 runpy.run_module("xtuner.tools.train", run_name="__main__")
             except Exception:
                 if rank:

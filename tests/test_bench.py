@@ -87,7 +87,7 @@ def test_several_processes_are_torchruns_and_one_is_not(name: str, monkeypatch: 
         started.append(command)
         return subprocess.CompletedProcess(command, 0, stdout="a line\n{}\n")
 
-    monkeypatch.setattr(bench.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     assert bench._child(["one", name], bench.CASES[name])[-1] == "{}"
     case = bench.CASES[name]
     assert ("torch.distributed.run" in started[0]) is (name != "fast")

@@ -244,7 +244,7 @@ def test_the_processes_of_a_step_see_what_one_process_with_a_batch_so_much_large
 ) -> None:
     def steps(rank: int, count: int, batch: int) -> list[list[int]]:
         with patch("mmengine.dataset.sampler.get_dist_info", lambda: (rank, count)):
-            indices = iter(EndlessSampler(range(size), seed=3))  # type: ignore[arg-type]
+            indices = iter(EndlessSampler(range(size), seed=3))
         return [[next(indices) for _ in range(batch)] for _ in range(2 * size)]
 
     shares = [steps(rank, processes, batch) for rank in range(processes)]

@@ -174,7 +174,7 @@ def test_epochs_of_several_processes_are_counted_by_the_share_of_one(
     for rank in range(processes):
         monkeypatch.setattr(samplers, "get_dist_info", lambda rank=rank: (rank, processes))
         packs = range(counted.packs)
-        loader = DataLoader(packs, batch_size=batch_size, sampler=sampler(packs, seed=0))  # type: ignore[arg-type]
+        loader = DataLoader(packs, batch_size=batch_size, sampler=sampler(packs, seed=0))
         assert counted.iterations == 2 * len(loader)
     assert counted.trained_tokens == counted.iterations * processes * batch_size * 64
     assert f"of {processes} processes" in counted.lines()[0]

@@ -17,7 +17,10 @@ from recipe import machines
 from recipe.errors import RecipeError
 from recipe.machines import Guest, Machines, hosting, joining, watching
 
-KEY = {"settings": {"processes": 2, "deepspeed": None}, "inputs": {"config": "a", "model": "b", "data_0": "c"}}
+KEY: dict[str, dict[str, Any]] = {
+    "settings": {"processes": 2, "deepspeed": None},
+    "inputs": {"config": "a", "model": "b", "data_0": "c"},
+}
 
 
 @pytest.fixture
@@ -185,7 +188,7 @@ def test_gloo_listens_where_the_first_machine_is() -> None:
 
 
 def test_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machines.os, "cpu_count", lambda: 9)
+    monkeypatch.setattr(os, "cpu_count", lambda: 9)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
     for gpus, threads in ((4, "2"), (64, "1")):

@@ -362,6 +362,7 @@ def _settings(facts: Facts) -> Html:
         (both("seed"), str(chosen["seed"])),
         (both("device"), both("gpu" if chosen.get("gpu") else "cpu")),
         (both("deepspeed"), deepspeed),
+        (both("processes"), str(processes) if (processes := chosen.get("processes", 1)) > 1 else None),
         (both("resolved"), tag("code", "config/config.py")),
     ])  # fmt: skip
     rows = [(tag("code", key), tag("code", value)) for key, value in changed]

@@ -171,6 +171,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "gpu": ("GPU", "GPU"),
     "cpu": ("CPU", "CPU"),
     "deepspeed": ("DeepSpeed", "DeepSpeed"),
+    "processes": ("processes, one a GPU", "进程数（每块 GPU 一个）"),
     "setting": ("setting", "设置项"),
     "value": ("value", "取值"),
     # Speed and memory
