@@ -15,6 +15,7 @@ def quieten() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # stage `model` alone connects, and says so
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning about forks
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # that a network has no reverse DNS
     if not has_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what DeepSpeed would find, with a warning
     for name in ("bitsandbytes", "huggingface_hub"):  # stage `model` says in a line of its own what the latter retries

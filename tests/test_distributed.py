@@ -250,6 +250,7 @@ def both(namespaces: tuple[str, str], checkouts: Sequence[Path], *options: str) 
     """(exit status, what it said) of `train` on two machines, the first told by options, the second by the environment."""
     started = []
     for rank, (name, folder) in enumerate(zip(namespaces, checkouts, strict=True)):
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}  # both machines are this one
         told = {"NNODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "10.99.0.1", "MASTER_PORT": "29511"}
         words = [word for key, value in told.items() for word in (f"--{key.lower().replace('_', '-')}", value)]
         line = [
@@ -265,9 +266,7 @@ def both(namespaces: tuple[str, str], checkouts: Sequence[Path], *options: str) 
             *(() if rank else words),
         ]
         started.append(
-            subprocess.Popen(
-                line, cwd=folder, env=os.environ | (told if rank else {}), stderr=subprocess.PIPE, text=True
-            )
+            subprocess.Popen(line, cwd=folder, env=alone | (told if rank else {}), stderr=subprocess.PIPE, text=True)
         )
     try:
         return [(each.wait(180), each.stderr.read() if each.stderr else "") for each in started]
