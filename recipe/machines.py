@@ -72,6 +72,8 @@ class Machines:
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((self.address, self.port))  # sends nothing
             mine = probe.getsockname()[0]
+            if mine.startswith("127.") and self.address not in ("127.0.0.1", "localhost"):
+                return None  # machine 0's own name, which /etc/hosts has for itself: not where the others are
             for _, name in socket.if_nameindex():
                 with contextlib.suppress(OSError):  # an interface without an address
                     found = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()))  # SIOCGIFADDR
@@ -236,6 +238,17 @@ def watching(store: Any) -> Iterator[None]:
     except KeyboardInterrupt:
         if reasons:
             raise RecipeError(reasons[0]) from None
+        raise
+    except RecipeError as error:
+        over.set()
+        if (
+            error.__cause__ is not None
+        ):  # the processes lost something: perhaps another machine, which may say so in a moment
+            deadline = time.monotonic() + LINGER / 10
+            while time.monotonic() < deadline:
+                if _told(store, "failed"):
+                    raise RecipeError(store.get("failed").decode()) from None
+                time.sleep(POLL)
         raise
     finally:
         over.set()

@@ -180,7 +180,7 @@ def _torchrun(arguments: list[str], machines: Machines) -> None:
         killed = [rank for rank, failure in error.failures.items() if failure.exitcode == -signal.SIGKILL]
         if killed:  # the others, whom torchrun stops, or who lose the connection, are not to blame
             raise RecipeError(
-                f"training failed: process {killed[0]} of {machines.processes} was killed (SIGKILL), for want of memory?; "
+                f"training failed: process {killed[0]} of {machines.processes} was killed (SIGKILL), perhaps for want of memory; "
                 f"`make train RESUME=1` goes on from the last checkpoint"
             ) from None
         raise

@@ -134,6 +134,20 @@ def test_a_failure_of_another_machine_ends_the_wait_for_it(port: int) -> None:
     assert str(found[0]) == "no memory"
 
 
+def test_processes_that_fail_for_want_of_another_machine_s_are_not_to_blame(port: int) -> None:
+    def act(other: Guest) -> None:
+        other.plan(KEY)
+        other.ready()
+        with watching(other.store):
+            raise RecipeError("the log says why") from ConnectionError()
+
+    thread, found = guest(port, act)
+    with pytest.raises(KeyboardInterrupt):
+        host(port, KeyboardInterrupt)
+    thread.join(20)
+    assert str(found[0]) == "machine 0 stopped: it was interrupted"
+
+
 def test_a_machine_that_cannot_follow_the_plan_ends_the_first(port: int) -> None:
     def act(other: Guest) -> None:
         other.plan(KEY)
