@@ -73,8 +73,11 @@ def make(
         return stage.run("train", folder, inputs=inputs, settings=settings, work=work, resume=resume)
 
 
-def join(folder: Path, *, config: Path, resume: bool, deepspeed: str | None, machines: Machines) -> None:
-    """Train with the machine that makes `folder`, which is this one's too where they share work/, and keep nothing."""
+def join(folder: Path, *, config: Path, resume: bool, deepspeed: str | None, machines: Machines) -> None:  # noqa: ARG001
+    """Train with the machine that makes `folder`, which is this one's too where they share work/, and keep nothing.
+
+    Whether it goes on from a checkpoint, that machine decides.
+    """
     inputs, settings = _depends_on(config, deepspeed, machines)
     theirs = folder.parent / f".{folder.name}.partial"
     with joining(machines) as guest:
@@ -82,7 +85,7 @@ def join(folder: Path, *, config: Path, resume: bool, deepspeed: str | None, mac
             stage.say("train", "up to date on machine 0")
             return
         shared = theirs in folder.parent.iterdir() and _reads(theirs / MEETING) == plan["meeting"]
-        if not shared and (deepspeed or resume):
+        if not shared and (deepspeed or plan["resume"]):
             what = f"DEEPSPEED={deepspeed}" if deepspeed else "RESUME=1"
             raise RecipeError(
                 f"{what} on several machines needs a work/ that they share: every one reads and writes checkpoints"
