@@ -57,7 +57,9 @@ class Machines:
 
     def torchrun(self) -> list[str]:
         """The options that tell torchrun of it."""
-        each = [f"--nnodes={self.nodes}", f"--nproc-per-node={self.gpus}"]
+        # Not SIGINT, which torchrun would hand on: at Ctrl-C the processes get SIGTERM, which ends them without a traceback.
+        signals = "--signals-to-handle=SIGTERM,SIGHUP,SIGQUIT"
+        each = [f"--nnodes={self.nodes}", f"--nproc-per-node={self.gpus}", signals]
         if self.nodes == 1:
             return [*each, "--standalone", "--local-addr=127.0.0.1"]
         return [*each, f"--node-rank={self.rank}", f"--master-addr={self.address}", f"--master-port={self.port}"]

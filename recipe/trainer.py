@@ -78,8 +78,7 @@ def _run_without_gpu(*, deepspeed: bool) -> None:
 
 
 def _end_with_parent() -> None:
-    """End at once, without a traceback, where torchrun's process is stopped, also where that dies without a word (SIGKILL)."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Have the kernel end this process where torchrun's dies without a word (SIGKILL), so that it trains no further by itself."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
