@@ -26,6 +26,7 @@ PYTEST    ?=#           more for pytest, e.g. PYTEST='-m slow' for the control /
 RUN       ?=#           name of the run: its folder is work/RUN (default: main) / 运行名称
 RUNTIME   ?=#           docker or local (default: docker where an engine answers) / 运行环境
 PORT      ?=#           port of the web page (default: 6006) / 网页端口
+API_PORT  ?=#           port of the API (default: 8000); API_KEY is read from the environment / 接口端口
 
 # --- How it works ----------------------------------------------------------------------------------------------------
 
@@ -36,7 +37,7 @@ SHELL := bash
 # Values reach the shell through the environment, never through the recipe's text, so no name can become a command.
 export NAME ASSISTANT AUTHOR DATA MODE MODEL SOURCE OFFLINE PRESET SET CONFIG SEED RESUME DEEPSPEED CHECKPOINT PATTERN
 # An empty one would hide from compose what .env says.
-$(foreach variable,RUN PORT,$(if $(strip $($(variable))),$(eval export $(variable))))
+$(foreach variable,RUN PORT API_PORT,$(if $(strip $($(variable))),$(eval export $(variable))))
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
@@ -70,7 +71,7 @@ help: ## This text / 本说明
 	  /^##@/ {printf "\n%s%s%s\n", bold, substr($$0, 5), plain} \
 	  /^[a-z-]+:.*## / {printf "  %s%-11s%s %s\n", blue, $$1, plain, $$2}' Makefile; \
 	printf '\n%s\n' "$${bold}Variables / 变量$$plain"; \
-	sed -nE 's/^([A-Z]+) +\?=#? *(.*)$$/\1|\2/p' Makefile | \
+	sed -nE 's/^([A-Z_]+) +\?=#? *(.*)$$/\1|\2/p' Makefile | \
 	  awk -F'|' -v blue="$$blue" -v plain="$$plain" '{printf "  %s%-11s%s %s\n", blue, $$1, plain, $$2}'; \
 	printf '\n%s\n%s\n' "Results lie under work/RUN/, one folder a stage; a stage with unchanged inputs does nothing." \
 	  "结果位于 work/RUN/，每个阶段一个目录；输入未变的阶段不会重复执行。"
@@ -137,6 +138,14 @@ chat: ready ## Talk to the result of RUN in the terminal / 终端对话
 demo: ready ## A web page to talk to the result: http://127.0.0.1:6006 / 网页对话
 	@$(if $(filter docker,$(runtime)),docker/compose.sh up demo,$(RECIPE) demo $(common) $(call option,--port,PORT))
 
+.PHONY: api
+api: ready ## The same for programs, as OpenAI's API: http://127.0.0.1:8000/v1 / OpenAI 兼容接口
+	@$(if $(filter docker,$(runtime)),docker/compose.sh up api,$(RECIPE) api $(common) $(call option,--port,API_PORT))
+
+.PHONY: speed
+speed: ready ## Tokens a second and first-token latency of what they serve (SPEED=--random) / 推理速度
+	@$(RECIPE) speed $(common) $(SPEED)
+
 .PHONY: list-cfg
 list-cfg: ready ## XTuner's built-in configs, PATTERN=chat_1_8b filters / 列出 XTuner 内置配置
 	@$(RECIPE) config --list "$$PATTERN"
@@ -174,6 +183,10 @@ $(VENV)/.installed-dev: requirements-dev.lock recipe/env/setup.sh
 .PHONY: test
 test: $(VENV)/.installed-dev ## All tests that need no GPU, browser or Docker / 测试
 	@$(PYTHON) -m pytest tests $(PYTEST)
+
+.PHONY: test-browser
+test-browser: $(VENV)/.installed-dev ## The page in a real browser (Chromium), and many visitors at once / 浏览器测试
+	@$(PYTHON) -m pytest tests/browser -m "browser and not slow" $(PYTEST)
 
 .PHONY: test-image
 test-image: $(VENV)/.installed-dev ## Build the images and test them for real; needs Docker / 镜像测试

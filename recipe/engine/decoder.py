@@ -43,7 +43,9 @@ class Projections:
         self.b: Tensor | None = None
         if adapted := [module for module in modules if hasattr(module, "lora_A")]:
             (name,) = adapted[0].active_adapters
-            parts = [(module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]) for module in modules]
+            parts = [
+                (module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]) for module in modules
+            ]
             self.a = torch.cat([a for a, _, _ in parts]).to(self.weight)
             self.b = torch.block_diag(*(scale * b for _, b, scale in parts)).to(self.weight)
 
@@ -78,14 +80,20 @@ class Decoder:
 
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         if not isinstance(base, LlamaForCausalLM):
-            raise RecipeError(f"the engine speaks for Llama-layout models, not {type(base).__name__}: `make model` converts")
+            raise RecipeError(
+                f"the engine speaks for Llama-layout models, not {type(base).__name__}: `make model` converts"
+            )
         config = base.config
         self.slots, self.length = slots, length
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.size = base.model.layers[0].self_attn.head_dim
         self.eps = config.rms_norm_eps
         self.layers = [Layer(module) for module in base.model.layers]
-        self.embedding, self.norm, self.head = base.model.embed_tokens.weight, base.model.norm.weight, base.lm_head.weight
+        self.embedding, self.norm, self.head = (
+            base.model.embed_tokens.weight,
+            base.model.norm.weight,
+            base.lm_head.weight,
+        )
         self.adapted_model = self.layers[0].qkv.a is not None
         self.device = self.head.device
         # The position behind the end is never read; asking for it would stretch a dynamic rotary embedding.
@@ -104,7 +112,9 @@ class Decoder:
     def bytes_per_token(config: Any) -> int:
         """What the keys and values of one token take in a model of this configuration, in 16 bits on a GPU, else in 32."""
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(2 * config.num_hidden_layers * config.num_key_value_heads * size * (2 if torch.cuda.is_available() else 4))
+        return int(
+            2 * config.num_hidden_layers * config.num_key_value_heads * size * (2 if torch.cuda.is_available() else 4)
+        )
 
     def read(self, slot: int, ids: list[int], start: int, *, adapted: bool) -> Tensor:
         """Read a part of a prompt, whose first token is the slot's `start`-th; returns the logits after it [1, vocabulary]."""
@@ -118,7 +128,12 @@ class Decoder:
             keys, values = self.cache[layer, :, slot, :, :end]
             keys[:, start:], values[:, start:] = k.transpose(0, 1), v.transpose(0, 1)
             out = functional.scaled_dot_product_attention(
-                q.transpose(0, 1)[None], keys[None], values[None], attn_mask=mask, is_causal=mask is None, enable_gqa=True
+                q.transpose(0, 1)[None],
+                keys[None],
+                values[None],
+                attn_mask=mask,
+                is_causal=mask is None,
+                enable_gqa=True,
             )
             return out[0].transpose(0, 1).flatten(1)
 
@@ -138,7 +153,10 @@ class Decoder:
             keys[rows, :, at], values[rows, :, at] = k, v
             # The queries that share a key-value head are laid out as if they were tokens: one kernel, nothing repeated.
             out = functional.scaled_dot_product_attention(
-                q.view(batch, self.kv_heads, group, self.size), keys[:batch, :, :window], values[:batch, :, :window], mask
+                q.view(batch, self.kv_heads, group, self.size),
+                keys[:batch, :, :window],
+                values[:batch, :, :window],
+                mask,
             )
             return out.reshape(batch, -1)
 

@@ -26,7 +26,7 @@ class Sampling:
     @classmethod
     def of(cls, generation_config: Any, **changes: Any) -> Sampling:
         """As the model's own generation_config.json has it."""
-        told = {
+        told: dict[str, Any] = {
             "temperature": (generation_config.temperature or 0.0) if generation_config.do_sample else 0.0,
             "top_p": generation_config.top_p or 1.0,
             "repetition_penalty": generation_config.repetition_penalty or 1.0,
@@ -65,6 +65,11 @@ class Reply:
         """Wait until there are more than `seen` characters or the reply has ended; False if neither came in time."""
         with self._changed:
             return self._changed.wait_for(lambda: len(self.text) > seen or self.ended is not None, timeout)
+
+    def join(self) -> None:
+        """Wait for the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.ended is not None)
 
     def pieces(self) -> Iterator[str]:
         """The text as it comes. Raises what the engine failed with; closing the iterator cancels the reply."""

@@ -84,7 +84,12 @@ class Engine:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, slots: int = SLOTS, length: int | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        slots: int = SLOTS,
+        length: int | None = None,
     ) -> None:
         from recipe.engine.decoder import Decoder
         from recipe.engine.graphs import Graphs
@@ -96,14 +101,16 @@ class Engine:
         self.length = self.decoder.length
         self.defaults = Sampling.of(model.generation_config)
         self.sampler = Sampler(fitting, len(self.decoder.head), self.decoder.device)
-        self._stops = set(stop_ids(tokenizer))
+        self.stops = set(stop_ids(tokenizer))  # the ids that end a reply
         self._gpu = self.decoder.device.type == "cuda"
         state = (self.decoder.tokens, self.decoder.positions)
         self._step: Callable[..., None] = Graphs(self._take_step, state) if self._gpu else self._take_step
         self._waiting: deque[Turn] = deque()
         self._reading: deque[Turn] = deque()
         self._speaking: dict[int, Turn] = {}  # slot -> turn
-        self._held: list[tuple[bool, list[int]]] = [(True, [])] * fitting  # what each slot's cache holds of its last turn
+        self._held: list[tuple[bool, list[int]]] = [
+            (True, [])
+        ] * fitting  # what each slot's cache holds of its last turn
         self._launched: deque[Launched] = deque()
         self._work = threading.Condition()
         self._closed = False
@@ -132,10 +139,22 @@ class Engine:
 
         RecipeError: the conversation leaves no room for a reply.
         """
-        ids = prompt_ids(self.tokenizer, messages)
+        return self.start(prompt_ids(self.tokenizer, messages), sampling, adapted=adapted, on_change=on_change)
+
+    def start(
+        self,
+        ids: list[int],
+        sampling: Sampling,
+        *,
+        adapted: bool = True,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> Reply:
+        """`reply` to a prompt that is tokens already."""
         room = self.length - len(ids)
         if room < 1:
-            raise RecipeError(f"the conversation is {len(ids)} tokens long and the model reads {self.length}: shorten it")
+            raise RecipeError(
+                f"the conversation is {len(ids)} tokens long and the model reads {self.length}: shorten it"
+            )
         reply = Reply(on_change, prompt_tokens=len(ids))
         text, chance = Text(self.tokenizer, sampling.stop), random.Random(sampling.seed)
         turn = Turn(reply, sampling, ids, adapted or not self.can_compare, text, chance)
@@ -286,7 +305,7 @@ class Engine:
                 self._hear(turn, chosen[index])
 
     def _hear(self, turn: Turn, token: int) -> None:
-        if token in self._stops:
+        if token in self.stops:
             self._finish(turn, "stop")
             return
         turn.said.append(token)
