@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -171,9 +172,12 @@ def test_long_conversations_grow_past_every_window(tiny: Engine, tiny_model: Pat
 def test_a_conversation_that_goes_on_is_not_read_anew(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     original = Decoder.read
-    monkeypatch.setattr(
-        Decoder, "read", lambda self, slot, ids, *a, **k: (read.append(len(ids)), original(self, slot, ids, *a, **k))[1]
-    )
+
+    def count(self: Decoder, slot: int, ids: list[int], *where: Any, **how: Any) -> Any:
+        read.append(len(ids))
+        return original(self, slot, ids, *where, **how)
+
+    monkeypatch.setattr(Decoder, "read", count)
     first = [{"role": "user", "content": "tell me about 小明 " * 5}]
     (reply,) = greedy(tiny, first)
     whole = sum(read)
@@ -338,13 +342,12 @@ def test_a_cancelled_reply_keeps_what_was_said_and_frees_its_place(tiny: Engine)
 
 
 def test_closing_the_pieces_and_an_exception_between_them_cancel(tiny: Engine) -> None:
-    for leave in (lambda pieces: pieces.close(), lambda pieces: pieces.throw(KeyboardInterrupt)):
+    leaves: list[Any] = [lambda pieces: pieces.close(), lambda pieces: pieces.throw(KeyboardInterrupt)]
+    for leave in leaves:
         pieces = tiny.reply(CONVERSATIONS[0], Sampling(max_new_tokens=1800)).pieces()
         next(pieces)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             leave(pieces)
-        except KeyboardInterrupt:
-            pass
         until(lambda: tiny.busy == 0)
 
 
