@@ -22,7 +22,7 @@ from recipe.page.words import EXAMPLES, LANGUAGES, words
 
 REFRESH = 0.05  # seconds between two looks at a reply
 
-st.set_page_config(page_title="InternLM2", page_icon="💬")
+st.set_page_config(page_title="InternLM2")  # an emoji as its icon would be fetched from a CDN
 model = demo.served()
 state: Any = st.session_state
 
@@ -195,6 +195,7 @@ def show_growing(question: str, replies: dict[str, Reply]) -> None:
                 going[0].wait(len(going[0].text), 0.5)
         except StopException:
             stop()
+            commit()
             raise
 
 

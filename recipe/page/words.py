@@ -16,7 +16,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "examples": ("试试这些问题：", "Some questions to begin with:"),
     "ask": ("输入问题，按回车发送", "Type a question, press Enter"),
     # The conversation
-    "stop": ("停止生成", "Stop"),
+    "stop": ("停止生成", "Stop generating"),
     "regenerate": ("重新生成", "Regenerate"),
     "edit": ("修改问题", "Edit the question"),
     "edit_question": ("修改最后一个问题", "Edit the last question"),
