@@ -22,6 +22,7 @@ CHAT      ?=#           more for chat, e.g. CHAT='--prompt 你是谁' / 对话�
 PATTERN   ?=#           which of XTuner's configs to list / 筛选内置配置
 SWEEP     ?=#           more for sweep, e.g. SWEEP='--names 3 --seeds 2' / 多名字测试参数
 BENCH     ?=#           which to measure, e.g. BENCH='fast qlora tutorial' / 测速对象
+SPEED     ?=#           more for speed, e.g. SPEED=--random on a GPU / 推理测速参数
 PYTEST    ?=#           more for pytest, e.g. PYTEST='-m slow' for the control / 测试参数
 RUN       ?=#           name of the run: its folder is work/RUN (default: main) / 运行名称
 RUNTIME   ?=#           docker or local (default: docker where an engine answers) / 运行环境

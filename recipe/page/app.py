@@ -40,6 +40,7 @@ if "turns" not in state:
     state.pending = None  # (question, {who: Reply})
     state.message = None  # (kind, text) to show once
     state.editing = False
+    state.begun = False
     state.language = preferred_language()
     # Streamlit takes a widget whose label or value changes for another one, so settings begin anew in each version from
     # `initial`: what they were before the language changed, or a file was read.
@@ -80,7 +81,7 @@ def ask(question: str) -> None:
             reply.cancel()
         state.message = "error", say("too_long", why=error)
         return
-    state.pending, state.editing = (question, replies), False
+    state.pending, state.editing, state.begun = (question, replies), False, True
 
 
 def stop() -> None:
@@ -194,8 +195,10 @@ def show_growing(question: str, replies: dict[str, Reply]) -> None:
                 time.sleep(REFRESH)
                 going[0].wait(len(going[0].text), 0.5)
         except StopException:
-            stop()
-            commit()
+            for reply in replies.values():
+                reply.cancel()
+            if "pending" in state:  # stopped by Streamlit's own button; of a visitor who left no state can be read
+                commit()
             raise
 
 
@@ -258,11 +261,14 @@ with st.sidebar:
         )
 
 asked = st.chat_input(say("ask"))
-if asked:
+if asked and not state.begun:
     if state.pending:  # a new question ends the reply to the last
         stop()
         commit()
     ask(asked)
+if state.begun:  # a run that is interrupted would leave the question to the next one, which would ask it again
+    state.begun = False
+    st.experimental_rerun()
 if state.message:
     kind, text = state.message
     state.message = None
@@ -279,6 +285,7 @@ elif state.editing and state.turns:
         send, leave, _ = st.columns([1, 1, 4])
         if send.form_submit_button(say("send"), type="primary") and edited.strip():
             ask_last(edited)
+            state.begun = False
             st.experimental_rerun()
         if leave.form_submit_button(say("cancel")):
             state.editing = False
@@ -289,6 +296,7 @@ elif state.turns:
     edit.button(f"✎ {say('edit')}", on_click=state.__setitem__, args=("editing", True))
 else:
     st.caption(say("examples"))
-    for i, column in enumerate(st.columns(2) * 2):
-        example = EXAMPLES[state.language][i]
-        column.button(example, on_click=ask, args=(example,), use_container_width=True)
+    for i, example in enumerate(EXAMPLES[state.language]):
+        if i % 2 == 0:
+            row = st.columns(2)
+        row[i % 2].button(example, on_click=ask, args=(example,), use_container_width=True)

@@ -22,7 +22,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "edit_question": ("修改最后一个问题", "Edit the last question"),
     "send": ("发送", "Send"),
     "cancel": ("取消", "Cancel"),
-    "thinking": ("…", "…"),
     "tuned": ("微调后", "Tuned"),
     "base": ("基座", "Base"),
     "empty_reply": ("（没有内容）", "(nothing)"),

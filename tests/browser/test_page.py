@@ -134,7 +134,6 @@ def test_a_new_question_ends_the_reply_to_the_last(visit: Visit, endless: Server
     ask_for_ever(page)
     page.wait_for_timeout(500)
     number(page, EN("longest"), 5)
-    assert button(page, EN("stop")).count() == 1
     ask(page, "法国的首都是哪里？")
     replies = answered(page, 2)
     assert EN("stopped") in replies[0]
@@ -292,7 +291,7 @@ print("$x$")
 
 <script>window.hacked = 1</script>
 <img src=x onerror="window.hacked = 2"><iframe src="javascript:parent.hacked=3"></iframe>
-[link](javascript:window.hacked=4) ![p](http://127.0.0.1:9/picture.png) <a href="javascript:window.hacked=5">go</a>
+[link](javascript:window.hacked=4) [l](&#106;avascript:window.hacked=7) ![p](http://127.0.0.1:9/picture.png) <a href="javascript:window.hacked=5">go</a>
 <svg onload="window.hacked=6"><style>*{display:none}</style>
 """
 
@@ -312,10 +311,7 @@ def test_markdown_is_shown_and_script_is_not_run(visit: Visit, picture: Any) -> 
     assert "$5 or $10" in reply.inner_text()
     for tag in ("script", "iframe", "img", "svg style"):
         assert reply.locator(tag).count() == 0, tag
-    for link in reply.locator("a").all():
-        if (href := link.get_attribute("href")) and href.startswith("javascript:"):
-            assert href == "javascript:void(0)"  # what react-markdown makes of it
-            link.click()
+    assert [link.get_attribute("href") for link in reply.locator("a").all()] == ["http://127.0.0.1:9/picture.png"]
     page.wait_for_timeout(500)
     assert page.evaluate("window.hacked") is None
     assert not [url for url in asked if "127.0.0.1:9/" in url]
@@ -355,6 +351,7 @@ def test_it_is_used_by_keyboard_alone(visit: Visit) -> None:
                 return
         raise AssertionError(f"Tab does not reach {name}")
 
+    button(page, EXAMPLES["en"][3]).wait_for()
     tab_to(EXAMPLES["en"][1])
     page.keyboard.press("Enter")
     assert "Paris" in answered(page)[0]
