@@ -183,23 +183,23 @@ def show_growing(question: str, replies: dict[str, Reply]) -> None:
     with st.chat_message("assistant"):
         growing = {who: place.empty() for who, place in places(list(replies)).items()}
         st.button(say("stop"), on_click=stop, key="stop", type="primary")
-        try:
-            while True:
-                going = [reply for reply in replies.values() if not reply.ended]
-                for who, place in growing.items():
-                    place.markdown(
-                        f"{shown(replies[who].text)} ▌" if replies[who] in going else shown(replies[who].text)
-                    )
-                if not going:
-                    break
-                time.sleep(REFRESH)
-                going[0].wait(len(going[0].text), 0.5)
-        except StopException:
-            for reply in replies.values():
-                reply.cancel()
-            if "pending" in state:  # stopped by Streamlit's own button; of a visitor who left no state can be read
-                commit()
-            raise
+    for _ in range(3):  # over what stood there, which Streamlit leaves faded until the run ends
+        st.empty()
+    try:
+        while True:
+            going = [reply for reply in replies.values() if not reply.ended]
+            for who, place in growing.items():
+                place.markdown(shown(replies[who].text) + (" ▌" if replies[who] in going else ""))
+            if not going:
+                break
+            time.sleep(REFRESH)
+            going[0].wait(len(going[0].text), 0.5)
+    except StopException:
+        for reply in replies.values():
+            reply.cancel()
+        if "pending" in state:  # stopped by Streamlit's own button; of a visitor who left no state can be read
+            commit()
+        raise
 
 
 # --- The page -----------------------------------------------------------------------------------------------------

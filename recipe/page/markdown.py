@@ -20,8 +20,8 @@ _LINK = re.compile(rf"\](?=\(\s*(?!{_WEB}))", re.IGNORECASE)
 _LINK_IN_CODE = re.compile(rf"\](?=\(\s*(?!{_WEB})[^)]*[:&\\])", re.IGNORECASE)
 _DEFINITION = re.compile(rf"\](?=:\s*(?!{_WEB})\S*[:&\\])", re.IGNORECASE)
 _BARE = re.compile(r"<(?=(?:javascript|vbscript|data):)", re.IGNORECASE)
-# Streamlit's own notation for coloured text and icons, which no model means.
-_STREAMLIT = re.compile(r":(?=[\w-]+[:\[])")
+# A colon before a letter begins a directive in Streamlit's Markdown, which is how `key:value` and `std::vector` lose a word.
+_STREAMLIT = re.compile(r":(?=[A-Za-z])")
 
 
 def shown(text: str) -> str:
