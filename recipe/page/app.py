@@ -38,6 +38,7 @@ def preferred_language() -> str:
 if "turns" not in state:
     state.turns = []
     state.pending = None  # (question, {who: Reply})
+    state.replaced = None  # the turn in whose place it is asked
     state.message = None  # (kind, text) to show once
     state.editing = False
     state.begun = False
@@ -94,16 +95,23 @@ def regenerate() -> None:
 
 
 def ask_last(question: str) -> None:
-    """Ask in place of the last question; where that is refused the turn stays."""
-    last = state.turns.pop()
+    """Ask in place of the last question; where that is refused, fails or says nothing, the turn stays."""
+    state.replaced = state.turns.pop()
     ask(question)
     if state.pending is None:
-        state.turns.append(last)
+        restore()
+
+
+def restore() -> None:
+    """The turn that was to be replaced, back again."""
+    if state.replaced:
+        state.turns.append(state.replaced)
+        state.replaced = None
 
 
 def clear() -> None:
     stop()
-    state.turns, state.pending, state.editing = [], None, False
+    state.turns, state.pending, state.replaced, state.editing = [], None, None, False
 
 
 def take_file() -> None:
@@ -151,9 +159,13 @@ def commit() -> None:
     failed = [reply.error for reply in replies.values() if reply.error]
     if failed:
         state.message = "error", failure(failed[0])
+        restore()
     elif any(reply.text or reply.ended != "cancelled" for reply in replies.values()):
         texts = {who: reply.text for who, reply in replies.items()}
         state.turns.append(Turn(question, texts, {who: note(reply) for who, reply in replies.items()}))
+        state.replaced = None
+    else:
+        restore()
 
 
 def places(who: list[str]) -> dict[str, Any]:
