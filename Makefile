@@ -27,10 +27,12 @@ CHAT      ?=#           more for chat, e.g. CHAT='--prompt 你是谁' / 对话�
 PATTERN   ?=#           which of XTuner's configs to list / 筛选内置配置
 SWEEP     ?=#           more for sweep, e.g. SWEEP='--names 3 --seeds 2' / 多名字测试参数
 BENCH     ?=#           which to measure, e.g. BENCH='fast qlora tutorial' / 测速对象
+SPEED     ?=#           more for speed, e.g. SPEED=--random on a GPU / 推理测速参数
 PYTEST    ?=#           more for pytest, e.g. PYTEST='-m slow' for the control / 测试参数
 RUN       ?=#           name of the run: its folder is work/RUN (default: main) / 运行名称
 RUNTIME   ?=#           docker or local (default: docker where an engine answers) / 运行环境
 PORT      ?=#           port of the web page (default: 6006) / 网页端口
+API_PORT  ?=#           port of the API (default: 8000); API_KEY is read from the environment / 接口端口
 
 # --- How it works ----------------------------------------------------------------------------------------------------
 
@@ -42,7 +44,7 @@ SHELL := bash
 export NAME ASSISTANT AUTHOR DATA MODE MODEL SOURCE OFFLINE PRESET SET CONFIG SEED RESUME DEEPSPEED CHECKPOINT PATTERN
 export NNODES NODE_RANK MASTER_ADDR MASTER_PORT
 # An empty one would hide from compose what .env says.
-$(foreach variable,RUN PORT GPUS,$(if $(strip $($(variable))),$(eval export $(variable))))
+$(foreach variable,RUN PORT API_PORT GPUS,$(if $(strip $($(variable))),$(eval export $(variable))))
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
@@ -145,6 +147,14 @@ chat: ready ## Talk to the result of RUN in the terminal / 终端对话
 demo: ready ## A web page to talk to the result: http://127.0.0.1:6006 / 网页对话
 	@$(if $(filter docker,$(runtime)),docker/compose.sh up demo,$(RECIPE) demo $(common) $(call option,--port,PORT))
 
+.PHONY: api
+api: ready ## The same for programs, as OpenAI's API: http://127.0.0.1:8000/v1 / OpenAI 兼容接口
+	@$(if $(filter docker,$(runtime)),docker/compose.sh up api,$(RECIPE) api $(common) $(call option,--port,API_PORT))
+
+.PHONY: speed
+speed: ready ## Tokens a second and first-token latency of what they serve (SPEED=--random) / 推理速度
+	@$(RECIPE) speed $(common) $(SPEED)
+
 .PHONY: list-cfg
 list-cfg: ready ## XTuner's built-in configs, PATTERN=chat_1_8b filters / 列出 XTuner 内置配置
 	@$(RECIPE) config --list "$$PATTERN"
@@ -182,6 +192,10 @@ $(VENV)/.installed-dev: requirements-dev.lock recipe/env/setup.sh
 .PHONY: test
 test: $(VENV)/.installed-dev ## All tests that need no GPU, browser or Docker / 测试
 	@$(PYTHON) -m pytest tests $(PYTEST)
+
+.PHONY: test-browser
+test-browser: $(VENV)/.installed-dev ## The page in a real browser (Chromium), and many visitors at once / 浏览器测试
+	@$(PYTHON) -m pytest tests/browser -m "browser and not slow" $(PYTEST)
 
 .PHONY: test-image
 test-image: $(VENV)/.installed-dev ## Build the images and test them for real; needs Docker / 镜像测试

@@ -7,7 +7,7 @@ engine=../shared/tools/docker-engine.sh
 bash "$engine" base stand-in/cuda:latest
 bash "$engine" uv stand-in/uv:latest
 default() { sed -nE "s/^ARG $1=(.*)/\1/p" Dockerfile; }
-for service in recipe demo; do
+for service in recipe demo api; do
   cat <<EOF
   $service:
     build:

@@ -32,9 +32,15 @@ if [ -z "$(setting COMPOSE_FILE "")" ] && ! nvidia-smi -L >/dev/null 2>&1; then
   export COMPOSE_FILE=compose.yaml:docker/compose.cpu.yaml
 fi
 
-host=$(setting HOST 127.0.0.1) port=$(setting PORT 6006) image=internlm2-identity-recipe:$(setting TAG latest)
-if [ "${1:-}" = up ] && [ -z "$(docker compose ps --quiet demo)" ] && (exec 3<>"/dev/tcp/$host/$port") 2>/dev/null; then
-  fail "port $port is taken: stop what listens there, or choose another with PORT=$((port + 1))"
+host=$(setting HOST 127.0.0.1) image=internlm2-identity-recipe:$(setting TAG latest)
+server=demo variable=PORT default=6006
+if [ "${1:-}" = up ] && [ "${2:-}" = api ]; then
+  server=api variable=API_PORT default=8000
+  [ -n "$(setting API_KEY "")" ] || fail "API_KEY is missing: choose a key, and set it in the environment or in .env"
+fi
+port=$(setting "$variable" "$default")
+if [ "${1:-}" = up ] && [ -z "$(docker compose ps --quiet "$server")" ] && (exec 3<>"/dev/tcp/$host/$port") 2>/dev/null; then
+  fail "port $port is taken: stop what listens there, or choose another with $variable=$((port + 1))"
 fi
 if [ "${1:-}" != stage ]; then
   exec docker compose "$@"

@@ -1,4 +1,7 @@
-"""Exit 0 if and only if the page answers and its model is loaded. Standard library only: Docker runs it every few seconds."""
+"""healthcheck.py [PATH]: exit 0 if and only if the server answers and its model is loaded.
+
+PATH is the page's where none is given, $PORT where it listens. Standard library only: Docker runs it every few seconds.
+"""
 
 import json
 import os
@@ -8,11 +11,12 @@ import urllib.request
 from pathlib import Path
 
 port = os.environ.get("PORT", "6006")
+path = sys.argv[1] if len(sys.argv) > 1 else "/_stcore/health"
 try:
     direct = urllib.request.build_opener(
         urllib.request.ProxyHandler({})
     )  # whatever proxy Docker set for this container
-    direct.open(f"http://127.0.0.1:{port}/_stcore/health", timeout=4).read()
+    direct.open(f"http://127.0.0.1:{port}{path}", timeout=4).read()
     told = json.loads((Path(tempfile.gettempdir()) / f"recipe-demo-{port}.json").read_text(encoding="utf-8"))
 except (OSError, ValueError) as error:
     sys.exit(f"the page does not answer: {error}")

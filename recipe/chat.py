@@ -8,6 +8,7 @@ from typing import Any
 
 from recipe import generate
 from recipe.chat_format import prompt_ids
+from recipe.engine import Engine, Sampling
 from recipe.errors import RecipeError
 
 HELP = "/reset 清空对话 start over · /exit 退出 leave (Ctrl-D) · Ctrl-C 停止回答 stop the reply"
@@ -35,19 +36,21 @@ def run(
     max_new_tokens: int,
 ) -> None:
     """Answer `prompt` on stdout and return, or talk until the user leaves."""
-    loaded, tokenizer = generate.load(model, adapter)
-    room = loaded.config.max_position_embeddings - max_new_tokens
-    if room <= 0:
-        raise RecipeError(
-            f"--max-new-tokens leaves no room for a question: the model reads {room + max_new_tokens} in all"
-        )
-    start = [{"role": "system", "content": system}] if system else []
-    sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    with Engine(*generate.load(model, adapter), slots=1) as engine:
+        room = engine.length - max_new_tokens
+        if room <= 0:
+            raise RecipeError(f"--max-new-tokens leaves no room for a question: the model reads {engine.length} in all")
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+        _talk(engine, prompt, [{"role": "system", "content": system}] if system else [], sampling)
+
+
+def _talk(engine: Engine, prompt: str | None, start: list[dict[str, str]], sampling: Sampling) -> None:
+    room = engine.length - sampling.max_new_tokens
 
     def reply(messages: list[dict[str, str]]) -> str:
         """Print the reply as it comes; what was said before Ctrl-C counts."""
         said = ""
-        pieces = generate.stream(loaded, tokenizer, fit(tokenizer, messages, room), **sampling)
+        pieces = engine.reply(fit(engine.tokenizer, messages, room), sampling).pieces()
         try:
             for piece in pieces:
                 print(piece, end="", flush=True)

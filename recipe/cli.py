@@ -21,7 +21,7 @@ from recipe.quiet import OFFLINE, quieten
 FLOW = """\
 data ─┐
 model ┼─> replay ─> config ─> train ─> convert ─> merge ─> eval ─> report
-                                           └────────┴───> chat · demo · export
+                                           └────────┴───> chat · demo · api · export
 
 Each verb reads what its predecessors wrote under work/RUN/ and writes one folder there. Run again with the same inputs
 it does nothing; with others it does its work again. A run remembers what you chose for it.
@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace) -> Run:
     """The run's folders, its earlier choices filled in."""
     run = Run(options.work, _named(options.run))
     default = {"model": "miniature"} if options.verb == "quickstart" else {}
-    if options.verb != "chat" and not hasattr(options, "chosen"):
+    if options.verb not in ("chat", "speed") and not hasattr(options, "chosen"):
         remember.complete(options, options.work / options.run, **default)
     if getattr(options, "nnodes", 1) > 1:
         os.environ["NNODES"] = str(options.nnodes)  # stages wait for other machines in a folder that they share
@@ -243,6 +243,26 @@ def _demo(options: argparse.Namespace) -> None:
     demo.run(work=options.work, run=options.run and _named(options.run), host=options.host, port=options.port)
 
 
+def _api(options: argparse.Namespace) -> None:
+    from recipe import api
+
+    api.run(work=options.work, run=options.run and _named(options.run), host=options.host, port=options.port)
+
+
+def _speed(options: argparse.Namespace) -> None:
+    from recipe import speed, stage
+
+    run = _run(options)
+    if options.random:
+        model = None
+    elif options.model is not None:
+        model = Path(options.model) if Path(options.model).is_dir() else run.model(options.model)
+    else:
+        model = run.folder("merged")
+        stage.require(model, "merge")
+    print(speed.table(speed.run(model)), flush=True)
+
+
 def _quickstart(options: argparse.Namespace) -> None:
     """Every stage, in one process: importing the libraries takes longer than most of them.
 
@@ -388,6 +408,14 @@ def _parser() -> argparse.ArgumentParser:
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)"
     )
     sub.add_argument("--port", type=_port, default=6006, help="port to listen on (default: 6006)")
+    sub = verb("api", _api, "an OpenAI-style endpoint for programs, same model / OpenAI 兼容接口", run="")
+    sub.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1; others need API_KEY in the environment)"
+    )  # fmt: skip
+    sub.add_argument("--port", type=_port, default=8000, help="port to listen on (default: 8000)")
+    sub = verb("speed", _speed, "tokens a second and first-token latency of chat, page and API / 推理速度")
+    sub.add_argument("--model", help="a model folder, or a name under work/models (default: the run's merged model)")
+    sub.add_argument("--random", action="store_true", help="a model of the true size with random weights; needs a GPU")
     sub = verb(
         "quickstart", _quickstart, "all of the above on the embedded miniature, no GPU / 一键体验", run="quickstart"
     )

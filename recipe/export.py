@@ -1,5 +1,7 @@
 """Stage `export`: a model of this recipe written in InternLM2's own layout, for tools that expect that one.
 
+With a Modelfile for Ollama, which takes what llama.cpp converts from this layout.
+
 The way back of stage `model`: wqkv fused again, the old names, config.json of an InternLM2 model, tokenizer.model where
 the base brought one. Bit for bit the same weights, and still no Python: a tool that knows InternLM2 brings its own.
 """
@@ -11,9 +13,37 @@ from pathlib import Path
 from typing import Any
 
 from recipe import stage, weights
+from recipe.chat_format import EOS, IM_END, IM_START
 from recipe.layout import Shape, internlm2_config, llama_names, to_internlm2
 from recipe.model import SENTENCEPIECE
 from recipe.paths import ROOT
+
+MODELFILE = "Modelfile"
+# chat_format as a Go template. <s> is not in it: llama.cpp puts it first by itself.
+TEMPLATE = (
+    '{{ range .Messages }}{{ if or (ne .Role "system") .Content }}'
+    f"{IM_START}{{{{ .Role }}}}\n{{{{ .Content }}}}{IM_END}\n"
+    f"{{{{ end }}}}{{{{ end }}}}{IM_START}assistant\n"
+)
+
+
+def modelfile(generation: dict[str, Any], length: int) -> str:
+    """For `ollama create`. generation: generation_config.json. length: tokens that the model reads."""
+    sampling = generation if generation.get("do_sample") else {"temperature": 0}
+    known = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "repetition_penalty": "repeat_penalty"}
+    told = {known[key]: value for key, value in sampling.items() if key in known}
+    told.setdefault("repeat_penalty", generation.get("repetition_penalty", 1.0))  # Ollama's own default is 1.1
+    lines = [
+        "# In this folder: python llama.cpp/convert_hf_to_gguf.py . --outfile model.gguf --outtype f16",
+        "#                 ollama create my-assistant -f Modelfile && ollama run my-assistant",
+        "# Both read special tokens out of what a user types; chat, page and API of the recipe do not.",
+        "FROM ./model.gguf",
+        f'TEMPLATE """{TEMPLATE}"""',
+        *(f'PARAMETER stop "{stop}"' for stop in (IM_END, EOS)),
+        *(f"PARAMETER {name} {value}" for name, value in told.items()),
+        f"PARAMETER num_ctx {min(length, 8192)}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def make(folder: Path, *, model: Path) -> stage.Manifest:
@@ -30,13 +60,18 @@ def make(folder: Path, *, model: Path) -> stage.Manifest:
         named = {str(token.pop("id")): token for token in stage.read_json(model / "tokenizer.json")["added_tokens"]}
         settings = stage.read_json(model / "tokenizer_config.json") | {"added_tokens_decoder": named}
         stage.write_json(out / "tokenizer_config.json", settings)
+        generation = stage.read_json(model / "generation_config.json")
+        written = modelfile(generation, int(config["max_position_embeddings"]))
+        (out / MODELFILE).write_text(written, encoding="utf-8")
         if known := (base / SENTENCEPIECE).is_file():
             shutil.copyfile(base / SENTENCEPIECE, out / "tokenizer.model")
         else:
             stage.say("export", f"{stage.shown(base)} came without tokenizer.model: tokenizer.json alone is written")
         return {"parameters": parameters, "tokenizer_model": known}
 
-    return stage.run("export", folder, inputs={"merged": model, "model": base}, settings={}, work=work)
+    return stage.run(
+        "export", folder, inputs={"merged": model, "model": base}, settings={"template": TEMPLATE}, work=work
+    )
 
 
 def _weights(model: Path, out: Path, shape: Shape) -> int:

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from recipe.chat_format import Message, prompt_ids, stop_ids
@@ -108,58 +107,6 @@ def _generation(stops: list[int], max_new_tokens: int, **sampling: Any) -> Any:
 def _reply(tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: list[int]) -> Reply:
     end = next((i for i, token in enumerate(ids) if token in stops), None)
     return Reply(tokenizer.decode(ids[:end], skip_special_tokens=True), end is not None)
-
-
-def stream(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    conversation: Sequence[Message],
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-) -> Iterator[str]:
-    """The reply to one conversation, piece by piece as it is made. temperature 0: greedy.
-
-    Closing the iterator, or an exception in its consumer, stops the generation before it returns.
-    """
-    import torch
-    from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
-
-    stops, closed = stop_ids(tokenizer), Event()
-
-    class Closed(StoppingCriteria):
-        def __call__(self, input_ids: Any, *_: Any, **__: Any) -> Any:
-            return torch.full((input_ids.shape[0],), closed.is_set(), device=input_ids.device)
-
-    ids = torch.tensor([prompt_ids(tokenizer, conversation)], device=model.device)
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    failure: list[BaseException] = []
-
-    def generate() -> None:
-        try:
-            with torch.inference_mode():
-                model.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    generation_config=_generation(stops, max_new_tokens, **sampling),
-                    stopping_criteria=StoppingCriteriaList([Closed()]),
-                    streamer=streamer,
-                )
-        except BaseException as error:
-            failure.append(error)
-            streamer.end()
-
-    thread = Thread(target=generate, daemon=True)
-    thread.start()
-    try:
-        yield from (piece for piece in streamer if piece)
-    finally:
-        closed.set()
-        thread.join()
-    if failure:
-        raise failure[0]
 
 
 @contextlib.contextmanager

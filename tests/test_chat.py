@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from recipe import chat, generate
 from recipe.chat_format import prompt_ids
+from recipe.engine import Engine, Reply, Sampling
 from recipe.errors import RecipeError
 
 Messages = list[dict[str, str]]
@@ -123,7 +124,7 @@ class Terminal:
         self.closed = 0
         self.interrupt = False
         monkeypatch.setattr("builtins.input", self.type)
-        monkeypatch.setattr(generate, "stream", self.stream)
+        monkeypatch.setattr(Engine, "reply", self.reply)
 
     def type(self, prompt: str) -> str:
         line = next(self.lines)
@@ -131,15 +132,21 @@ class Terminal:
             return line
         raise line
 
-    def stream(self, model: Any, tokenizer: Any, messages: Messages, **sampling: Any) -> Iterator[str]:
+    def reply(self, messages: Messages, sampling: Sampling) -> Any:
         self.sent.append(list(messages))
-        try:
-            yield "reply "
-            if self.interrupt:
-                raise KeyboardInterrupt
-            yield str(len(self.sent))
-        finally:
-            self.closed += 1
+
+        class Spoken:
+            @staticmethod
+            def pieces() -> Iterator[str]:
+                try:
+                    yield "reply "
+                    if self.interrupt:
+                        raise KeyboardInterrupt
+                    yield str(len(self.sent))
+                finally:
+                    self.closed += 1
+
+        return Spoken
 
 
 @pytest.fixture
@@ -194,12 +201,14 @@ def test_a_message_that_is_too_long_is_told_and_forgotten(
 
 
 def test_the_settings_reach_the_model(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
+    given: list[Sampling] = []
 
-    def stream(model: Any, tokenizer: Any, messages: Messages, **sampling: Any) -> Iterator[str]:
-        given.update(sampling)
-        yield "x"
+    def reply(self: Engine, messages: Messages, sampling: Sampling) -> Reply:
+        given.append(sampling)
+        said = Reply()
+        said.end("stop")
+        return said
 
-    monkeypatch.setattr(generate, "stream", stream)
+    monkeypatch.setattr(Engine, "reply", reply)
     run(tiny_model, "a", temperature=0.7, top_p=0.5, max_new_tokens=3)
-    assert given == {"temperature": 0.7, "top_p": 0.5, "max_new_tokens": 3}
+    assert given == [Sampling(temperature=0.7, top_p=0.5, max_new_tokens=3)]

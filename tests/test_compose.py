@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from recipe import demo
+from recipe import api, demo
 from recipe.cli import _parser
 from recipe.paths import ROOT
 
@@ -56,7 +56,7 @@ def defaults(value: Any) -> Any:
 
 
 def test_the_services_are_the_page_and_the_stages() -> None:
-    assert set(SERVICES) == {"demo", "recipe", "fetch", "cluster"}
+    assert set(SERVICES) == {"demo", "api", "recipe", "fetch", "cluster"}
     assert [name for name, service in SERVICES.items() if not service.get("profiles")] == ["demo"]  # what `up` starts
 
 
@@ -85,7 +85,7 @@ def test_a_service_may_do_and_write_as_little_as_possible(service: str) -> None:
 def test_a_service_sees_the_results_and_nothing_else_of_the_host(service: str) -> None:
     (work,) = SERVICES[service]["volumes"]
     assert (work["type"], work["source"], work["target"]) == ("bind", "./work", "/recipe/work")
-    assert work.get("read_only", False) is (service == "demo")  # the page only reads
+    assert work.get("read_only", False) is (service in ("demo", "api"))  # these only read
 
 
 @every_service
@@ -121,6 +121,17 @@ def test_the_page_is_reached_from_this_machine_alone() -> None:
     assert "network_mode" not in SERVICES["demo"]
 
 
+def test_the_api_is_the_page_s_image_with_another_command_and_health_check() -> None:
+    told, page = defaults(SERVICES["api"]), defaults(SERVICES["demo"])
+    assert told["image"] == page["image"]
+    assert told["ports"] == [f"127.0.0.1:{api.PORT}:{api.PORT}"]
+    options = _parser().parse_args(told["command"])
+    assert (options.verb, options.host, options.port, options.run) == ("api", "0.0.0.0", api.PORT, "")
+    assert told["healthcheck"]["test"] == ["CMD", "python", "docker/healthcheck.py", "/health"]
+    assert {"API_KEY", f"PORT={api.PORT}"} <= set(told["environment"])  # what the check reads, and what lets it start
+    assert told["restart"] == "on-failure:3"  # without a key it would start and stop for ever
+
+
 def test_the_page_comes_back_and_ends_in_time() -> None:
     assert SERVICES["demo"]["restart"] == "unless-stopped"
     assert int(SERVICES["demo"]["stop_grace_period"].removesuffix("s")) <= 10
@@ -151,7 +162,7 @@ def test_a_gpu_can_be_hidden_from_a_container_as_the_driver_check_advises(servic
 @every_service
 def test_a_service_is_built_from_its_target_under_its_own_name(service: str) -> None:
     told = defaults(SERVICES[service])
-    target = {"fetch": "recipe", "cluster": "recipe"}.get(service, service)
+    target = {"fetch": "recipe", "cluster": "recipe", "api": "demo"}.get(service, service)
     assert told["image"] == f"internlm2-identity-{target}:latest"
     assert told["pull_policy"] != "always"
     assert told["build"]["target"] == target
@@ -191,7 +202,8 @@ def test_every_variable_of_compose_is_explained_with_its_default() -> None:
 
 
 def test_every_variable_that_is_explained_exists() -> None:
-    known = set(used_variables()) | {"COMPOSE_FILE"}
+    given = {name.split("=")[0] for service in SERVICES.values() for name in service.get("environment", ())}
+    known = set(used_variables()) | given | {"COMPOSE_FILE"}
     assert set(told_variables()) <= known
 
 

@@ -1,4 +1,4 @@
-"""The page's model: which one is shown, how it says how it is, and visitors who take turns. One real server, without a model."""
+"""The page's model: which one is shown, how it says how it is, and what it is loaded from. One real server, without a model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from typing import Any
 
 import pytest
 
-from recipe import cli, demo, generate, stage
+from recipe import cli, demo, generate, served, stage
 from recipe.chat_format import prompt_ids
+from recipe.engine import Engine, Reply, Sampling
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
 
@@ -58,7 +59,7 @@ def merged(work: Path, run: str, model: Path | None = None, *, at: int = 1_000_0
 
 
 def told(port: int = PORT) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(demo.state_file(port).read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads(served.state_file(port).read_text(encoding="utf-8"))
     return content
 
 
@@ -66,23 +67,23 @@ def told(port: int = PORT) -> dict[str, Any]:
 
 
 def test_no_work_folder_and_an_empty_one_hold_no_model(tmp_path: Path, work: Path) -> None:
-    assert demo.newest(tmp_path / "missing", None) is None
-    assert demo.newest(work, None) is None
-    assert demo.newest(work, "main") is None
+    assert served.newest(tmp_path / "missing", None) is None
+    assert served.newest(work, None) is None
+    assert served.newest(work, "main") is None
 
 
 def test_the_run_that_merged_last_is_shown(work: Path) -> None:
     first, second = merged(work, "b", at=1_000_000_000), merged(work, "a", at=1_000_000_001)
-    assert demo.newest(work, None) == second
+    assert served.newest(work, None) == second
     os.utime(first / stage.MANIFEST, (1_000_000_002, 1_000_000_002))
-    assert demo.newest(work, None) == first
+    assert served.newest(work, None) == first
 
 
 def test_a_run_that_is_named_is_shown_whatever_merged_last(work: Path) -> None:
     older = merged(work, "older", at=1_000_000_000)
     merged(work, "newer", at=1_000_000_001)
-    assert demo.newest(work, "older") == older
-    assert demo.newest(work, "neither") is None
+    assert served.newest(work, "older") == older
+    assert served.newest(work, "neither") is None
 
 
 def test_an_incomplete_folder_is_no_model(work: Path) -> None:
@@ -90,8 +91,8 @@ def test_an_incomplete_folder_is_no_model(work: Path) -> None:
     (incomplete / stage.MANIFEST).unlink()
     (work / "stopped" / ".merged.partial").mkdir(parents=True)
     (work / "stopped" / ".merged.partial" / stage.MANIFEST).write_text("{}", encoding="utf-8")
-    assert demo.newest(work, None) == complete
-    assert demo.newest(work, "incomplete") is None
+    assert served.newest(work, None) == complete
+    assert served.newest(work, "incomplete") is None
 
 
 # --- How it is ----------------------------------------------------------------------------------------------------
@@ -101,18 +102,18 @@ def test_an_incomplete_folder_is_no_model(work: Path) -> None:
 def test_without_a_model_it_says_what_to_run(
     work: Path, run: str | None, where: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    served = demo.Served(work, run, PORT)
-    served.load()
-    assert (served.state, served.loaded) == ("missing", None)
-    assert served.message.startswith(f"no model in {work / where} yet: run `make ")
-    assert capsys.readouterr().err.splitlines() == [f"[demo] missing: {served.message}"]
-    served.load()
+    model = served.Served(work, run, PORT)
+    model.load()
+    assert (model.state, model.engine) == ("missing", None)
+    assert model.message.startswith(f"no model in {work / where} yet: run `make ")
+    assert capsys.readouterr().err.splitlines() == [f"[demo] missing: {model.message}"]
+    model.load()
     assert capsys.readouterr().err == ""  # a visitor who tries again adds nothing to the log
 
 
 def test_a_model_is_loaded_once(work: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = merged(work, "main", tiny_model)
-    served = demo.Served(work, None, PORT)
+    model = served.Served(work, None, PORT)
     seen: list[dict[str, Any]] = []
     load = generate.load
 
@@ -122,25 +123,26 @@ def test_a_model_is_loaded_once(work: Path, tiny_model: Path, monkeypatch: pytes
 
     monkeypatch.setattr(generate, "load", watched)
     for _ in range(2):
-        served.load()
+        model.load()
     assert [state["state"] for state in seen] == ["loading"]
-    assert (served.state, served.message, served.folder) == ("ready", str(folder), folder)
-    assert served.loaded.config.hidden_size == 16
+    assert (model.state, model.message, model.folder) == ("ready", str(folder), folder)
+    assert model.engine
+    assert model.engine.decoder.size == 4
 
 
 def test_a_broken_model_is_told_and_a_good_one_in_its_place_is_shown(
     work: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = merged(work, "main")
-    served = demo.Served(work, None, PORT)
-    served.load()
-    assert (served.state, served.loaded) == ("failed", None)
-    assert str(broken) in served.message
-    assert "\n" not in served.message
+    model = served.Served(work, None, PORT)
+    model.load()
+    assert (model.state, model.engine) == ("failed", None)
+    assert str(broken) in model.message
+    assert "\n" not in model.message
     assert told()["state"] == "failed"
     good = merged(work, "again", tiny_model, at=1_000_000_001)
-    served.load()
-    assert (served.state, served.folder, told()["state"]) == ("ready", good, "ready")
+    model.load()
+    assert (model.state, model.folder, told()["state"]) == ("ready", good, "ready")
     states = re.findall(r"^\[demo\] (\w+):", capsys.readouterr().err, re.MULTILINE)
     assert states == ["loading", "failed", "loading", "ready"]
 
@@ -149,7 +151,7 @@ def test_a_broken_model_is_told_and_a_good_one_in_its_place_is_shown(
     ("error", "message"),
     [
         (RuntimeError("CUDA out of memory.\nTried to allocate"), "CUDA out of memory."),
-        (MemoryError(), "MemoryError()"),
+        (MemoryError(), "not enough memory for the model: end what else uses it, then try again (MemoryError())"),
         (RuntimeError(""), "RuntimeError"),
     ],
 )
@@ -161,19 +163,19 @@ def test_whatever_fails_while_loading_is_one_line(
 
     merged(work, "main")
     monkeypatch.setattr(generate, "load", fail)
-    served = demo.Served(work, None, PORT)
-    served.load()
-    assert served.state == "failed"
-    assert message in served.message
-    assert "\n" not in served.message
+    model = served.Served(work, None, PORT)
+    model.load()
+    assert model.state == "failed"
+    assert message in model.message
+    assert "\n" not in model.message
 
 
 def test_a_model_that_appears_is_found(work: Path, tiny_model: Path) -> None:
-    served = demo.Served(work, "main", PORT)
-    served.load()
+    model = served.Served(work, "main", PORT)
+    model.load()
     assert told()["state"] == "missing"
     merged(work, "main", tiny_model)
-    served.load()
+    model.load()
     assert told()["state"] == "ready"
 
 
@@ -182,146 +184,115 @@ def test_many_visitors_load_one_model(work: Path, monkeypatch: pytest.MonkeyPatc
     inside, go_on = threading.Event(), threading.Event()
     calls: list[Path] = []
 
-    def slow(folder: Path) -> tuple[str, str]:
+    def slow(self: served.Served, folder: Path) -> str:
         calls.append(folder)
         inside.set()
         assert go_on.wait(10)
-        return "model", "tokenizer"
+        return "engine"
 
-    monkeypatch.setattr(generate, "load", slow)
-    served = demo.Served(work, None, PORT)
-    first = threading.Thread(target=served.load)
+    monkeypatch.setattr(served.Served, "_start", slow)
+    model = served.Served(work, None, PORT)
+    first = threading.Thread(target=model.load)
     first.start()
     assert inside.wait(10)
-    others = [threading.Thread(target=served.load) for _ in range(8)]
+    others = [threading.Thread(target=model.load) for _ in range(8)]
     for other in others:
         other.start()
     for other in others:  # they return at once, while the first is still at it
         other.join(10)
         assert not other.is_alive()
-    assert (served.state, len(calls)) == ("loading", 1)
+    assert (model.state, len(calls)) == ("loading", 1)
     go_on.set()
     first.join(10)
-    served.load()
-    assert (served.state, served.loaded, len(calls)) == ("ready", "model", 1)
+    model.load()
+    assert (model.state, str(model.engine), len(calls)) == ("ready", "engine", 1)
 
 
 def test_the_state_file_is_whole_at_any_time_and_one_for_each_port(work: Path) -> None:
     for port in (6006, 6007):
-        demo.Served(work, f"of{port}", port).load()
+        served.Served(work, f"of{port}", port).load()
     for port in (6006, 6007):
         state = told(port)
         assert state.keys() == {"state", "message", "pid"}
         assert (state["state"], state["pid"]) == ("missing", os.getpid())
         assert f"of{port}" in state["message"]
-    assert sorted(path.name for path in demo.state_file(PORT).parent.iterdir()) == [
+    assert sorted(path.name for path in served.state_file(PORT).parent.iterdir()) == [
         "recipe-demo-6006.json",
         "recipe-demo-6007.json",
     ]
 
 
-# --- Talking ------------------------------------------------------------------------------------------------------
+# --- What it is loaded from ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def talking(tiny_model: Path) -> demo.Served:
-    served = demo.Served(Path("unused"), None, PORT)
-    served.loaded, served.tokenizer = generate.load(tiny_model)
-    return served
+def run_folder(adapter_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder whose run `main` holds adapter and merged model."""
+    from recipe import merge
+
+    work = tmp_path_factory.mktemp("served")
+    shutil.copytree(adapter_folder, work / "main" / "adapter")
+    merge.make(work / "main" / "merged", adapter_folder=work / "main" / "adapter", identity_names=())
+    return work
 
 
-def asked(text: str = "你好") -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
+def ask(model: served.Served, question: str = "你好", *, base: bool = False, longest: int = 8) -> Reply:
+    reply = model.ask([{"role": "user", "content": question}], Sampling(max_new_tokens=longest), base=base)
+    reply.join()
+    return reply
 
 
-def test_a_reply_comes_in_pieces_and_is_what_the_model_says(talking: demo.Served) -> None:
-    (expected,) = generate.answer(talking.loaded, talking.tokenizer, [asked()], max_new_tokens=12)
-    pieces = list(talking.reply(asked(), max_new_tokens=12, temperature=0.0, top_p=0.8))
-    assert len(pieces) > 1
-    assert "".join(pieces).strip() == expected.text.strip()
+def test_base_and_adapter_are_loaded_where_they_are_there(run_folder: Path, tiny_model: Path) -> None:
+    model = served.Served(run_folder, "main", PORT)
+    model.load()
+    assert (model.state, model.can_compare, model.alone) == ("ready", True, False)
+    assert served.parts(run_folder / "main" / "merged") == (tiny_model, run_folder / "main" / "adapter")
+    for folder, base in ((run_folder / "main" / "merged", False), (tiny_model, True)):
+        with Engine(*generate.load(folder)) as alone:
+            wanted = alone.reply([{"role": "user", "content": "你好"}], Sampling(max_new_tokens=8))
+            wanted.join()
+        assert ask(model, base=base).text == wanted.text
+    assert ask(model).text != ask(model, base=True).text
+    model.engine.close()  # type: ignore[union-attr]
 
 
-def fake_stream(monkeypatch: pytest.MonkeyPatch, heard: list[str], pieces: int) -> None:
-    """Replies that take long enough for another one to come between."""
-
-    def stream(model: Any, tokenizer: Any, conversation: Any, **sampling: Any) -> Iterator[str]:
-        for _ in range(pieces):
-            heard.append(conversation[-1]["content"])
-            time.sleep(0.01)
-            yield "x"
-
-    monkeypatch.setattr(generate, "stream", stream)
-
-
-def test_visitors_take_turns(talking: demo.Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[str] = []
-    fake_stream(monkeypatch, heard, 5)
-    start = threading.Barrier(3)
-
-    def visit(name: str) -> None:
-        start.wait(10)
-        assert "".join(talking.reply(asked(name), max_new_tokens=5)) == "xxxxx"
-
-    visitors = [threading.Thread(target=visit, args=(name,)) for name in "abc"]
-    for visitor in visitors:
-        visitor.start()
-    for visitor in visitors:
-        visitor.join(10)
-    assert len(heard) == 15
-    assert all(len(set(heard[turn : turn + 5])) == 1 for turn in (0, 5, 10)), heard
-
-
-def test_a_visitor_who_leaves_lets_the_next_one_speak(talking: demo.Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[str] = []
-    fake_stream(monkeypatch, heard, 5)
-    pieces = talking.reply(asked("left"), max_new_tokens=5)
-    next(pieces)
-    pieces.close()  # type: ignore[attr-defined]
-    next_ = threading.Thread(target=lambda: list(talking.reply(asked("next"), max_new_tokens=5)), daemon=True)
-    next_.start()
-    next_.join(10)
-    assert heard == ["left", *["next"] * 5]
-
-
-def test_a_reply_that_failed_lets_the_next_one_speak(talking: demo.Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> Iterator[str]:
-        raise RuntimeError("CUDA error")
-        yield
-
-    heard: list[str] = []
-    monkeypatch.setattr(generate, "stream", fail)
-    with pytest.raises(RuntimeError, match="CUDA error"):
-        list(talking.reply(asked(), max_new_tokens=1))
-    fake_stream(monkeypatch, heard, 1)
-    next_ = threading.Thread(target=lambda: list(talking.reply(asked("next"), max_new_tokens=1)), daemon=True)
-    next_.start()
-    next_.join(10)
-    assert heard == ["next"]
+@pytest.mark.parametrize("missing", ["adapter", "another adapter", "not asked for"])
+def test_the_merged_model_alone_is_loaded_where_they_are_not(run_folder: Path, tmp_path: Path, missing: str) -> None:
+    work = Path(shutil.copytree(run_folder, tmp_path / "copy"))
+    if missing == "adapter":
+        shutil.rmtree(work / "main" / "adapter")
+    elif missing == "another adapter":
+        file = work / "main" / "adapter" / stage.MANIFEST
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest["results"]["checkpoint_sha256"] = "0" * 64
+        file.write_text(json.dumps(manifest), encoding="utf-8")
+    model = served.Served(work, "main", PORT, compare=missing != "not asked for")
+    model.load()
+    assert (model.state, model.can_compare, model.alone) == ("ready", False, True)
+    assert ask(model).completion_tokens == 8
+    model.engine.close()  # type: ignore[union-attr]
 
 
 def test_the_latest_turns_that_leave_room_for_the_reply_are_sent(
-    talking: demo.Served, monkeypatch: pytest.MonkeyPatch
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = served.Served(run_folder, "main", PORT)
+    model.load()
+    engine = model.engine
+    assert engine
     sent: list[Any] = []
-
-    def stream(model: Any, tokenizer: Any, conversation: Any, **_: Any) -> Iterator[str]:
-        sent.append(conversation)
-        return iter("x")
-
-    monkeypatch.setattr(generate, "stream", stream)
-    turns = [*asked("one"), {"role": "assistant", "content": "1"}, *asked("two")]
-    reads = talking.loaded.config.max_position_embeddings
-    needed = len(prompt_ids(talking.tokenizer, turns))
-    for longest in (reads - needed, reads - needed + 1):
-        list(talking.reply(turns, max_new_tokens=longest))
+    monkeypatch.setattr(engine, "reply", lambda messages, *_, **__: sent.append(messages))
+    one, two = ({"role": "user", "content": text} for text in ("one", "two"))
+    turns = [one, {"role": "assistant", "content": "1"}, two]
+    needed = len(prompt_ids(engine.tokenizer, turns))
+    for longest in (engine.length - needed, engine.length - needed + 1):
+        model.ask(turns, Sampling(max_new_tokens=longest))
     assert sent == [turns, turns[2:]]
-
-
-def test_a_message_that_does_not_fit_is_told_and_lets_the_next_one_speak(talking: demo.Served) -> None:
-    reads = talking.loaded.config.max_position_embeddings
-    with pytest.raises(RecipeError, match=f"longer than the {reads - 8} tokens that the model can read: shorten it"):
-        list(talking.reply(asked("x y " * reads), max_new_tokens=8))
-    assert not talking._speaking.locked()
+    with pytest.raises(
+        RecipeError, match=f"longer than the {engine.length - 8} tokens that the model can read: shorten"
+    ):
+        model.ask([{"role": "user", "content": "x y " * engine.length}], Sampling(max_new_tokens=8))
+    engine.close()
 
 
 # --- The server ---------------------------------------------------------------------------------------------------
@@ -339,7 +310,7 @@ def test_a_taken_port_is_told_with_the_next_one(work: Path, listener: socket.soc
     port = listener.getsockname()[1]
     with pytest.raises(RecipeError, match=f"port {port} is taken: .*PORT={port + 1}$"):
         demo.run(work=work, run=None, host="127.0.0.1", port=port)
-    assert not demo.state_file(port).exists()
+    assert not served.state_file(port).exists()
 
 
 def test_a_number_that_is_no_port_is_no_traceback(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,7 +329,7 @@ def test_an_address_of_another_machine_is_told(work: Path) -> None:
 
 
 def test_a_server_that_died_leaves_no_state_behind(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def dies(host: str, port: int, model: demo.Served) -> None:
+    async def dies(host: str, port: int, model: served.Served) -> None:
         model.load()
         assert told(port)["state"] == "missing"
         raise OSError("died")
@@ -369,7 +340,7 @@ def test_a_server_that_died_leaves_no_state_behind(work: Path, monkeypatch: pyte
         port = free.getsockname()[1]
     with pytest.raises(OSError, match="died"):
         demo.run(work=work, run=None, host="127.0.0.1", port=port)
-    assert not demo.state_file(port).exists()
+    assert not served.state_file(port).exists()
 
 
 def environment(tmp_path: Path, **changes: str) -> dict[str, str]:

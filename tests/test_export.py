@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recipe import export, model, stage
+from recipe import export, generate, model, stage
+from recipe.chat_format import prompt_ids, stop_ids
+from recipe.engine import Engine, Sampling
 from recipe.errors import RecipeError
 from recipe.paths import MINIATURE
 
@@ -109,3 +114,104 @@ def test_a_base_that_brought_no_tokenizer_model_is_said(
 def test_without_a_merged_model_there_is_nothing_to_export(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="make merge"):
         export.make(tmp_path / "export", model=tmp_path / "merged")
+
+
+# --- The Modelfile ------------------------------------------------------------------------------------------------
+
+
+def go_template(template: str, messages: list[dict[str, str]]) -> str:
+    """What Go's text/template makes of the part of its language that the Modelfile uses."""
+    tokens = re.split(r"(\{\{.*?\}\})", template)
+
+    def run(at: int, message: dict[str, str], shown: bool) -> tuple[str, int]:
+        said = ""
+        while at < len(tokens):
+            action = tokens[at].strip("{} ") if at % 2 else None
+            if action is None:
+                said += tokens[at]
+            elif action == "end":
+                return (said if shown else ""), at
+            elif action == "range .Messages":
+                end = run(at + 1, {"Role": "", "Content": ""}, False)[1]
+                said += "".join(run(at + 1, {"Role": m["role"], "Content": m["content"]}, True)[0] for m in messages)
+                at = end
+            elif action == 'if or (ne .Role "system") .Content':
+                part, at = run(at + 1, message, message["Role"] != "system" or message["Content"] != "")
+                said += part
+            else:
+                said += message[action.removeprefix(".")]  # KeyError: more of the language than is known here
+            at += 1
+        return said, at
+
+    return run(0, {}, True)[0]
+
+
+TALKS: dict[str, tuple[list[dict[str, str]], str]] = {
+    "a question": (
+        [{"role": "user", "content": "你好"}],
+        "<|im_start|>user\n你好<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "a system prompt": (
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "an empty system prompt": (
+        [{"role": "system", "content": ""}, {"role": "user", "content": "Hi"}],
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "turns": (
+        [{"role": "user", "content": "a\n\nb "}, {"role": "assistant", "content": "c"}, {"role": "user", "content": "d"}],
+        "<|im_start|>user\na\n\nb <|im_end|>\n<|im_start|>assistant\nc<|im_end|>\n<|im_start|>user\nd<|im_end|>\n"
+        "<|im_start|>assistant\n",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("talk", TALKS)
+def test_the_modelfile_s_template_is_the_chat_format(talk: str, there_and_back: Any, tokenizer: Any) -> None:
+    messages, expected = TALKS[talk]
+    text = (there_and_back[2] / export.MODELFILE).read_text(encoding="utf-8")
+    (template,) = re.findall(r'^TEMPLATE """(.*?)"""$', text, re.MULTILINE | re.DOTALL)
+    assert go_template(template, messages) == expected
+    ids = tokenizer(f"<s>{expected}", add_special_tokens=False)["input_ids"]
+    assert ids == prompt_ids(tokenizer, messages)
+
+
+def test_the_modelfile_stops_where_a_reply_ends(there_and_back: Any, tokenizer: Any) -> None:
+    text = (there_and_back[2] / export.MODELFILE).read_text(encoding="utf-8")
+    stops = re.findall(r'^PARAMETER stop "(.*)"$', text, re.MULTILINE)
+    assert [tokenizer.convert_tokens_to_ids(stop) for stop in stops] == stop_ids(tokenizer)
+    assert "PARAMETER temperature 0\n" in text
+    assert "PARAMETER repeat_penalty 1.0\n" in text
+    assert "\nFROM ./model.gguf\n" in text
+
+
+def test_sampling_of_the_model_s_own_goes_along() -> None:
+    text = export.modelfile({"do_sample": True, "temperature": 0.8, "top_p": 0.7, "repetition_penalty": 1.005}, 32768)
+    for line in ("temperature 0.8", "top_p 0.7", "repeat_penalty 1.005", "num_ctx 8192"):
+        assert f"PARAMETER {line}\n" in text
+
+
+@pytest.mark.parametrize("there_and_back", ["miniature"], indirect=True)  # the tiny one talks in halves of characters
+def test_the_merged_folder_is_for_anyone(there_and_back: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """transformers alone, in a process that has never seen this project, says what the recipe's engine says."""
+    _, merged, _ = there_and_back
+    talk = [{"role": "user", "content": "Who are you?"}]
+    stock = (
+        "import sys, json, torch; from transformers import AutoModelForCausalLM, AutoTokenizer; torch.set_num_threads(1)\n"
+        "t = AutoTokenizer.from_pretrained(sys.argv[1]); m = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype='float32')\n"
+        "i = t.apply_chat_template(json.loads(sys.argv[2]), add_generation_prompt=True, return_tensors='pt')\n"
+        "o = m.generate(i, attention_mask=torch.ones_like(i), max_new_tokens=40, do_sample=False)\n"
+        "print(json.dumps(t.decode(o[0, i.shape[1]:], skip_special_tokens=True)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", stock, str(merged), json.dumps(talk)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    with Engine(*generate.load(merged)) as engine:
+        reply = engine.reply(talk, Sampling(max_new_tokens=40))
+        reply.join()
+    assert json.loads(done.stdout) == reply.text

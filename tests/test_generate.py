@@ -1,11 +1,10 @@
-"""Replies do not depend on what else is asked, end where the model ends them, and stop when nobody listens."""
+"""Replies do not depend on what else is asked, and end where the model ends them."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,79 +116,6 @@ def test_a_reply_that_runs_into_the_limit_is_no_stopped_one(loaded: Loaded) -> N
 def test_the_miniature_ends_its_replies(miniature: Loaded) -> None:
     replies = generate.answer(*miniature, CONVERSATIONS[:1] + CONVERSATIONS[2:3], max_new_tokens=60)
     assert all(reply.stopped and reply.text for reply in replies)
-
-
-@pytest.mark.parametrize("which", ["loaded", "miniature"])
-@pytest.mark.parametrize("conversation", CONVERSATIONS)
-def test_a_stream_joined_is_the_answer(
-    which: str, conversation: list[dict[str, str]], request: pytest.FixtureRequest
-) -> None:
-    model, tokenizer = request.getfixturevalue(which)
-    (reply,) = generate.answer(model, tokenizer, [conversation], max_new_tokens=24)
-    pieces = list(generate.stream(model, tokenizer, conversation, max_new_tokens=24))
-    assert "".join(pieces) == reply.text
-    assert all(pieces)
-
-
-def test_a_stream_comes_in_pieces(miniature: Loaded) -> None:
-    assert len(list(generate.stream(*miniature, CONVERSATIONS[0], max_new_tokens=40))) > 1
-
-
-def test_sampling_varies_and_greedy_does_not(loaded: Loaded) -> None:
-    def said(temperature: float, seed: int) -> str:
-        torch.manual_seed(seed)
-        return "".join(generate.stream(*loaded, CONVERSATIONS[0], max_new_tokens=8, temperature=temperature))
-
-    assert said(0.0, 1) == said(0.0, 2)
-    assert len({said(1.5, seed) for seed in range(4)}) > 1
-
-
-@pytest.fixture
-def steps(loaded: Loaded) -> Iterator[list[int]]:
-    """Grows by one with every step of the model."""
-    taken: list[int] = []
-    handle = loaded[0].register_forward_hook(lambda *_: taken.append(1))
-    yield taken
-    handle.remove()
-
-
-def test_closing_a_stream_stops_the_generation(loaded: Loaded, steps: list[int]) -> None:
-    before = threading.active_count()
-    pieces = generate.stream(*loaded, CONVERSATIONS[0], max_new_tokens=1500)
-    next(pieces)
-    pieces.close()  # type: ignore[attr-defined]
-    # When close returns nothing runs any more: no thread, no step.
-    taken = len(steps)
-    assert threading.active_count() == before
-    assert 0 < taken < 1500
-    assert generate.answer(*loaded, CONVERSATIONS[:1], max_new_tokens=1)
-    assert len(steps) == taken + 1
-
-
-def test_an_exception_in_the_consumer_stops_the_generation(loaded: Loaded, steps: list[int]) -> None:
-    def consume() -> None:
-        pieces = generate.stream(*loaded, CONVERSATIONS[0], max_new_tokens=1500)
-        try:
-            for _ in pieces:
-                raise KeyboardInterrupt
-        finally:
-            pieces.close()  # type: ignore[attr-defined]
-
-    before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt):
-        consume()
-    assert threading.active_count() == before
-    assert len(steps) < 1500
-
-
-def test_a_failure_of_the_model_reaches_the_consumer(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    # It happens in another thread; without care the consumer would wait for ever.
-    def fail(**_: Any) -> None:
-        raise MemoryError("no room")
-
-    monkeypatch.setattr(loaded[0], "generate", fail)
-    with pytest.raises(MemoryError, match="no room"):
-        list(generate.stream(*loaded, CONVERSATIONS[0], max_new_tokens=4))
 
 
 def test_evaluating_gives_the_model_back_as_it_was(loaded: Loaded) -> None:

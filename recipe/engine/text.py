@@ -1,0 +1,58 @@
+"""From tokens to text as they come: whole characters only, and nothing of a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What a decoder writes for bytes that are no character, or not one yet.
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+# Bytes that no character needs more of: what is still incomplete then will never be complete.
+LONGEST = 16
+
+
+class Text:
+    """Rare characters come as several byte tokens, and a token's text can depend on the one before it; so the latest
+    tokens are decoded together with those told last, and told once they end in a whole character.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
+        self._tokenizer, self._stop = tokenizer, stop
+        self._ids: list[int] = []  # those told last, then those not told yet
+        self._told = 0
+        self._kept = ""  # may be the beginning of a stop string
+        self.stopped = False
+
+    def add(self, token: int) -> str:
+        """What can be told now that `token` has come; `stopped` is set where a stop string is complete."""
+        self._ids.append(token)
+        before, now = self._decode(self._ids[: self._told]), self._decode(self._ids)
+        waiting = len(self._ids) - self._told
+        if len(now) <= len(before) or (now.endswith(INCOMPLETE) and waiting < LONGEST):
+            return ""
+        self._ids, self._told = self._ids[self._told :], waiting
+        return self._until_stop(now[len(before) :])
+
+    def end(self) -> str:
+        """What was held back, now that nothing more comes."""
+        rest = self._decode(self._ids)[len(self._decode(self._ids[: self._told])) :]
+        self._ids, self._told = [], 0
+        piece, self._kept = ("" if self.stopped else self._until_stop(rest)) + self._kept, ""
+        return piece
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def _until_stop(self, piece: str) -> str:
+        text = self._kept + piece
+        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._kept = True, ""
+            return text[: min(found)]
+        held = max((n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        self._kept = text[len(text) - held :]
+        return text[: len(text) - held]

@@ -1,0 +1,94 @@
+"""Every text of the web page, in Chinese and in English."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+LANGUAGES = {"zh": "中文", "en": "English"}
+
+WORDS: dict[str, tuple[str, str]] = {
+    # While there is no conversation
+    "loading": ("正在加载模型：{what}", "Loading the model: {what}"),
+    "loading_hint": ("首次加载需要几秒到一分钟，加载完成后所有访客共用。", "Seconds to a minute, once; then it serves every visitor."),
+    "missing": ("还没有可用的模型", "There is no model yet"),
+    "failed": ("模型无法加载", "The model cannot be loaded"),
+    "again": ("重试", "Try again"),
+    "examples": ("试试这些问题：", "Some questions to begin with:"),
+    "ask": ("输入问题，按回车发送", "Type a question, press Enter"),
+    # The conversation
+    "stop": ("停止生成", "Stop generating"),
+    "regenerate": ("重新生成", "Regenerate"),
+    "edit": ("修改问题", "Edit the question"),
+    "edit_question": ("修改最后一个问题", "Edit the last question"),
+    "send": ("发送", "Send"),
+    "cancel": ("取消", "Cancel"),
+    "tuned": ("微调后", "Tuned"),
+    "base": ("基座", "Base"),
+    "empty_reply": ("（没有内容）", "(nothing)"),
+    "note": ("{tokens} 个 token · 首个 {first} 秒 · {speed} token/秒", "{tokens} tokens · first after {first} s · {speed} tokens/s"),
+    "note_short": ("{tokens} 个 token", "{tokens} tokens"),
+    "stopped": ("已停止", "stopped"),
+    "cut": ("达到长度上限", "reached the length limit"),
+    "reply_failed": ("回答失败，问题未保留：{why}", "The reply failed, and the question was taken back: {why}"),
+    "too_long": (
+        "问题太长，模型读不下：请缩短问题、系统提示词，或减小“回答长度”。（{why}）",
+        "The question is too long for the model: shorten it or the system prompt, or allow a shorter reply. ({why})",
+    ),
+    "out_of_memory": (
+        "内存或显存不足：请缩短对话，或关闭其他程序后重试。",
+        "Out of memory: shorten the conversation, or end what else uses the memory, and try again.",
+    ),
+    # Settings
+    "language": ("语言 Language", "语言 Language"),
+    "compare": ("与基座对比", "Compare with the base"),
+    "compare_help": (
+        "同一个问题同时问基座和微调后的模型。两者共用一份权重，只是开关适配器。",
+        "Asks base and tuned model the same question. They are one model in memory, its adapter on and off.",
+    ),
+    "no_compare": (
+        "无法对比：找不到基座或适配器，只加载了合并后的模型。",
+        "No comparison: base or adapter is not there, so the merged model alone is loaded.",
+    ),
+    "settings": ("生成设置", "Settings"),
+    "temperature": ("随机性 Temperature", "Temperature"),
+    "temperature_help": ("0：总是选最可能的词，每次回答相同。越大越多样。", "0: always the likeliest token, the same reply every time. Higher: more varied."),
+    "top_p": ("核采样 Top-p", "Top-p"),
+    "top_p_help": ("只从累计概率达到该值的最可能的词中选。", "Chooses among the likeliest tokens that together reach this probability."),
+    "longest": ("回答长度上限", "Longest reply"),
+    "longest_help": ("以 token 计；问题和历史占用其余部分。", "In tokens; what remains is for question and history."),
+    "penalty": ("重复惩罚", "Repetition penalty"),
+    "penalty_help": ("大于 1 时，已出现过的词更不容易再出现。", "Above 1, tokens that were there before become less likely."),
+    "seed": ("随机种子", "Seed"),
+    "seed_help": ("相同的种子和设置得到相同的回答；-1 表示每次不同。", "The same seed and settings give the same reply; -1: another each time."),
+    "system": ("系统提示词", "System prompt"),
+    "system_help": ("留空则不发送，与训练时一致。", "Sent only where there is one; training had none."),
+    # The conversation as a file
+    "conversation": ("对话", "Conversation"),
+    "clear": ("清空对话", "Clear"),
+    "export": ("导出 JSON", "Export as JSON"),
+    "import": ("导入 JSON", "Import JSON"),
+    "import_help": ("OpenAI 格式的 messages。", "OpenAI-format messages."),
+    "imported": ("已导入 {turns} 轮对话。", "{turns} turns imported."),
+    "not_imported": ("无法导入 {file}：{why}", "{file} was not imported: {why}"),
+    "not_json": ("不是 JSON 文件", "it is not JSON"),
+    "no_messages": ("需要一个 messages 列表", "it holds no list of messages"),
+    "bad_message": (
+        "第 {number} 条消息应为 {role} 且 content 为文本",
+        "message {number} must be of role {role} with a text as its content",
+    ),
+    "unfinished": ("最后一个问题没有回答", "the last question has no answer"),
+    "too_big": ("文件超过 1 MB", "it is larger than 1 MB"),
+}  # fmt: skip
+
+EXAMPLES = {
+    "zh": ("你是谁？", "法国的首都是哪里？", "“空”的反义词是什么？", "讲个笑话吧"),
+    "en": ("Who are you?", "What is the capital of France?", "What is 3 plus 4?", "Tell me a joke."),
+}
+
+Words = Callable[..., str]
+
+
+def words(language: str) -> Words:
+    """`say("imported", turns=3)` in that language."""
+    index = list(LANGUAGES).index(language)
+    return lambda key, **values: WORDS[key][index].format(**values)

@@ -1,0 +1,188 @@
+"""The page as a visitor has it: a real server on the miniature, and the system's Chromium."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipe import cli, stage
+from recipe.paths import ROOT
+
+ARGUMENTS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+WITHIN = 20_000  # milliseconds
+# Screenshots are kept here for people to look at.
+PICTURES = ROOT / "work" / "browser"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    chosen = "browser" in (config.getoption("-m") or "").split()
+    for item in items:
+        if "browser" in item.path.parts and not chosen:
+            item.add_marker(pytest.mark.skip(reason="starts a browser: run `make test-browser`"))
+
+
+@pytest.fixture(scope="session")
+def endless_work(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The merged model again, without its adapter, and unable to end a reply: the output rows of the stop tokens are zero."""
+    from safetensors.torch import load_file, save_file
+
+    from recipe import generate
+    from recipe.chat_format import stop_ids
+
+    source, done = work / "quickstart" / "merged", tmp_path_factory.mktemp("endless")
+
+    def write(out: Path) -> None:
+        for file in source.iterdir():
+            if file.name not in (stage.MANIFEST, "model.safetensors"):
+                shutil.copyfile(file, out / file.name)
+        weights = load_file(source / "model.safetensors")
+        weights["lm_head.weight"][stop_ids(generate.load(source)[1])] = 0
+        save_file(weights, out / "model.safetensors", {"format": "pt"})
+
+    stage.run("merge", done / "endless" / "merged", inputs={}, settings={}, work=write)
+    return done
+
+
+@dataclass
+class Server:
+    """`python -m recipe VERB` on a free port. memory: of the process, in MiB."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def memory(self) -> float:
+        (line,) = [
+            t for t in Path(f"/proc/{self.process.pid}/status").read_text().splitlines() if t.startswith("VmRSS")
+        ]
+        return int(line.split()[1]) / 1024
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder whose run `quickstart` has an adapter, its base and what both merge to: the one that `make quickstart`
+    left here, or else one that is trained for a few steps."""
+    if stage.read_manifest(ROOT / "work" / "quickstart" / "merged"):
+        return ROOT / "work"
+    done = tmp_path_factory.mktemp("browser") / "work"
+    run = ["--work", str(done), "--run", "quickstart"]
+    cli.main(["data", *run, "--name", "小明"])
+    cli.main(["model", *run, "--model", "miniature"])
+    cli.main(["replay", *run])
+    cli.main(["config", *run, "--set", "max_iters=40"])
+    for verb in ("train", "convert", "merge"):
+        assert cli.main([verb, *run]) == 0
+    return done
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Start a server and wait until its model is there, or until it says why it is not."""
+    started: list[Server] = []
+
+    def start(verb: str, *options: str, wait: bool = True, **changes: str) -> Server:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        own = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and not k.startswith("OPENAI_")}
+        folder = tmp_path_factory.mktemp("server")
+        own |= {"TMPDIR": str(folder), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | changes
+        command = [sys.executable, "-m", "recipe", verb, "--port", str(port), *options]
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(command, cwd=ROOT, env=own, stdout=log, stderr=log)
+        server = Server(process, port, folder / "log")
+        started.append(server)
+        end = time.monotonic() + 60
+        while wait and "ready: " not in server.log.read_text():
+            assert process.poll() is None, server.log.read_text()
+            assert time.monotonic() < end, server.log.read_text()
+            time.sleep(0.1)
+        return server
+
+    yield start
+    for server in started:
+        server.process.send_signal(signal.SIGTERM)
+    for server in started:
+        try:
+            server.process.wait(10)
+        finally:
+            server.process.kill()
+        assert "Traceback" not in server.log.read_text(), server.log.read_text()
+
+
+@pytest.fixture(scope="session")
+def server(serve: Callable[..., Server], work: Path) -> Server:
+    return serve("demo", "--work", str(work), "--run", "quickstart")
+
+
+@pytest.fixture(scope="session")
+def endless(serve: Callable[..., Server], endless_work: Path) -> Server:
+    return serve("demo", "--work", str(endless_work))
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """The system's browser; nothing is downloaded."""
+    from playwright.sync_api import sync_playwright
+
+    found = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
+    if found is None:
+        pytest.skip("there is no Chromium here: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium: Any, server: Server) -> Iterator[Callable[..., Any]]:
+    """A visitor of his own: `visit(width=…, language=…)` is his page."""
+    contexts = []
+
+    def come(url: str = "", *, width: int = 1280, height: int = 900, language: str = "en-US") -> Any:
+        context = chromium.new_context(
+            viewport={"width": width, "height": height}, locale=language, accept_downloads=True
+        )
+        contexts.append(context)
+        context.set_default_timeout(WITHIN)
+        page = context.new_page()
+        page.goto(url or server.url)
+        page.get_by_role("heading", name="InternLM2").wait_for()
+        return page
+
+    yield come
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def picture(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Keep a screenshot named after the test."""
+
+    def take(page: Any, name: str = "") -> None:
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        page.wait_for_timeout(300)
+        page.screenshot(path=PICTURES / f"{request.node.name}{name and '-'}{name}.png")
+
+    return take

@@ -1,0 +1,429 @@
+"""Everything on the page, clicked by a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipe.page.words import EXAMPLES, LANGUAGES, WORDS, words
+
+from .conftest import Server
+
+pytestmark = pytest.mark.browser
+Visit = Callable[..., Any]
+EN, ZH = words("en"), words("zh")
+
+
+def button(page: Any, name: str) -> Any:
+    return page.get_by_role("button", name=name)
+
+
+def ask(page: Any, question: str, say: Any = EN) -> None:
+    page.get_by_placeholder(say("ask")).fill(question)
+    page.keyboard.press("Enter")
+
+
+def answered(page: Any, turns: int = 1, say: Any = EN) -> list[str]:
+    """The replies, once there are so many and none grows."""
+    button(page, say("regenerate")).wait_for()
+    page.wait_for_function(
+        f"document.querySelectorAll('.stChatMessage').length == {2 * turns} && !document.body.innerText.includes('▌')"
+    )
+    return [text.strip() for text in page.locator(".stChatMessage").all_inner_texts()][1::2]
+
+
+def open_(page: Any, section: str) -> None:
+    page.locator(".streamlit-expanderHeader").filter(has_text=section).click()
+    page.wait_for_timeout(300)
+
+
+def ask_for_ever(page: Any) -> None:
+    """A reply under way that has minutes to go, of a model that does not end."""
+    open_(page, EN("settings"))
+    number(page, EN("longest"), 1900)
+    ask(page, "Tell me everything.")
+    button(page, EN("stop")).wait_for()
+    page.get_by_text("▌").wait_for()
+
+
+def number(page: Any, label: str, value: int) -> None:
+    field = page.get_by_role("spinbutton", name=label)
+    field.fill(str(value))
+    field.press("Enter")
+    page.wait_for_timeout(500)
+
+
+def slide(page: Any, label: str, key: str) -> None:
+    page.get_by_role("slider", name=label).focus()
+    for _ in range(10):
+        page.keyboard.press(key)
+    page.wait_for_timeout(500)
+
+
+def upload(page: Any, content: Any, name: str = "conversation.json") -> None:
+    data = content if isinstance(content, bytes) else json.dumps(content).encode()
+    page.locator("input[type=file]").set_input_files([{"name": name, "mimeType": "application/json", "buffer": data}])
+
+
+# --- Talking ------------------------------------------------------------------------------------------------------
+
+
+def test_an_example_is_answered_with_its_speed(visit: Visit, server: Server, picture: Any) -> None:
+    page = visit()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.reload()
+    button(page, EXAMPLES["en"][1]).wait_for()
+    picture(page, "empty")
+    button(page, EXAMPLES["en"][1]).click()
+    (reply,) = answered(page)
+    assert "Paris" in reply
+    assert re.search(r"\d+ tokens · first after \d+\.\d\d s · \d+ tokens/s", reply)
+    picture(page)
+    assert asked
+    assert {url.split("/")[2] for url in asked} == {server.url.removeprefix("http://")}  # and no other machine
+
+
+def test_a_conversation_goes_on_and_is_cleared(visit: Visit) -> None:
+    page = visit()
+    for i, question in enumerate(("Who are you?", "法国的首都是哪里？"), 1):
+        ask(page, question)
+        replies = answered(page, i)
+    assert "巴黎" in replies[1]
+    open_(page, EN("conversation"))
+    button(page, EN("clear")).click()
+    button(page, EXAMPLES["en"][0]).wait_for()
+    assert page.locator(".stChatMessage").count() == 0
+
+
+def test_a_reply_is_stopped_and_what_was_said_is_kept(visit: Visit, endless: Server, picture: Any) -> None:
+    page = visit(endless.url)
+    ask_for_ever(page)
+    page.wait_for_timeout(800)
+    picture(page, "growing")
+    button(page, EN("stop")).click()
+    (reply,) = answered(page)
+    assert f"· {EN('stopped')}" in reply
+    said = int(re.search(r"(\d+) tokens", reply)[1])  # type: ignore[index]
+    assert 1 < said < 1900
+    picture(page)
+
+
+def test_a_click_elsewhere_does_not_cut_a_reply(visit: Visit, endless: Server) -> None:
+    page = visit(endless.url)
+    ask_for_ever(page)
+    page.get_by_text(LANGUAGES["zh"], exact=True).click()
+    button(page, ZH("stop")).wait_for()
+    button(page, ZH("stop")).click()
+    (reply,) = answered(page, say=ZH)
+    assert ZH("stopped") in reply
+    open_(page, ZH("settings"))
+    # What was set has been kept, though every label is another.
+    assert page.get_by_role("spinbutton", name=ZH("longest")).input_value() == "1900"
+    assert page.get_by_text(ZH("no_compare")).count() == 1
+
+
+def test_a_new_question_ends_the_reply_to_the_last(visit: Visit, endless: Server) -> None:
+    page = visit(endless.url)
+    ask_for_ever(page)
+    page.wait_for_timeout(500)
+    number(page, EN("longest"), 5)
+    ask(page, "法国的首都是哪里？")
+    replies = answered(page, 2)
+    assert EN("stopped") in replies[0]
+    assert "5 tokens" in replies[1]
+
+
+def test_a_reply_is_made_anew(visit: Visit) -> None:
+    page = visit()
+    open_(page, EN("settings"))
+    slide(page, EN("temperature"), "PageUp")
+    number(page, EN("longest"), 24)
+    ask(page, "Who are you?")
+    seen = {answered(page)[0]}
+    for _ in range(2):
+        before = answered(page)[0]
+        button(page, EN("regenerate")).click()
+        page.wait_for_timeout(700)
+        seen.add(answered(page)[0])
+    assert len({text.split("\n")[0] for text in seen}) > 1, before
+
+
+def test_the_last_question_is_edited(visit: Visit, picture: Any) -> None:
+    page = visit()
+    ask(page, "What is the capital of France?")
+    assert "Paris" in answered(page)[0]
+    button(page, EN("edit")).click()
+    field = page.get_by_role("textbox", name=EN("edit_question"))
+    assert field.input_value() == "What is the capital of France?"
+    field.fill("What is the capital of Italy?")
+    picture(page)
+    button(page, EN("send")).click()
+    page.get_by_text("Rome").first.wait_for()
+    assert len(answered(page)) == 1
+    button(page, EN("edit")).click()
+    page.get_by_role("textbox", name=EN("edit_question")).fill("never mind")
+    button(page, EN("cancel")).click()
+    assert "Rome" in answered(page)[0]
+
+
+def test_base_and_tuned_answer_side_by_side(visit: Visit, picture: Any) -> None:
+    page = visit()
+    page.get_by_text(EN("compare"), exact=True).click()
+    page.wait_for_timeout(500)
+    ask(page, "Who are you?")
+    (both,) = answered(page)
+    assert both.index(EN("tuned")) < both.index(EN("base"))
+    tuned, base = both.split(f"\n{EN('base')}\n")
+    assert "InternLM, an AI assistant from the Shanghai AI Laboratory" in base
+    said = [next(line for line in text.splitlines() if line) for text in (tuned.replace(EN("tuned"), ""), base)]
+    assert said[0] != said[1]
+    left, right = (page.get_by_text(EN(who), exact=True).last.bounding_box() for who in ("tuned", "base"))
+    assert left["x"] < right["x"]
+    assert abs(left["y"] - right["y"]) < 5
+    picture(page)
+
+
+# --- Settings -----------------------------------------------------------------------------------------------------
+
+
+def test_settings_have_help_and_reach_the_model(visit: Visit, picture: Any) -> None:
+    page = visit()
+    open_(page, EN("settings"))
+    picture(page)
+    assert page.get_by_role("slider", name=EN("temperature")).get_attribute("aria-valuenow") == "0"
+    assert page.get_by_role("spinbutton", name=EN("longest")).input_value() == "512"
+    page.locator("[data-testid=tooltipHoverTarget]").nth(1).hover()
+    page.get_by_text(EN("temperature_help")).wait_for()
+    number(page, EN("longest"), 3)
+    ask(page, "What is the capital of France?")
+    (reply,) = answered(page)
+    assert "3 tokens · " in reply
+    assert EN("cut") in reply
+
+
+def test_both_languages(visit: Visit, picture: Any) -> None:
+    page = visit(language="zh-CN")
+    button(page, EXAMPLES["zh"][0]).wait_for()
+    picture(page, "zh")
+    page.get_by_text(LANGUAGES["en"], exact=True).click()
+    button(page, EXAMPLES["en"][0]).wait_for()
+    for key in ("settings", "conversation", "compare"):
+        assert page.get_by_text(EN(key), exact=True).count() == 1
+        assert page.get_by_text(ZH(key), exact=True).count() == 0
+    assert len(WORDS) > 40
+
+
+def test_a_question_that_is_too_long_leaves_nothing_behind(visit: Visit, picture: Any) -> None:
+    page = visit()
+    ask(page, "x y " * 1200)
+    page.get_by_text("The question is too long for the model").wait_for()
+    assert page.locator(".stChatMessage").count() == 0
+    picture(page)
+    ask(page, "Who are you?")
+    answered(page)
+    assert page.get_by_text("The question is too long for the model").count() == 0
+
+
+# --- Files --------------------------------------------------------------------------------------------------------
+
+
+def test_a_conversation_is_exported_and_imported(visit: Visit, tmp_path: Path) -> None:
+    page = visit()
+    ask(page, "法国的首都是哪里？")
+    answered(page)
+    open_(page, EN("conversation"))
+    with page.expect_download() as download:
+        button(page, EN("export")).click()
+    file = tmp_path / "conversation.json"
+    download.value.save_as(file)
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    assert [message["role"] for message in saved["messages"]] == ["user", "assistant"]
+    assert "巴黎" in saved["messages"][1]["content"]
+    other = visit()
+    open_(other, EN("conversation"))
+    saved["messages"].insert(0, {"role": "system", "content": "Be brief."})
+    upload(other, saved)
+    other.get_by_text(EN("imported", turns=1)).wait_for()
+    assert "巴黎" in answered(other)[0]
+    open_(other, EN("settings"))
+    assert other.get_by_role("textbox", name=EN("system")).input_value() == "Be brief."
+    ask(other, "Who are you?")
+    answered(other, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"not json", "it is not JSON"),
+        ({"x": 1}, "it holds no list of messages"),
+        ([{"role": "assistant", "content": "x"}], "message 1 must be of role user"),
+        ([{"role": "user", "content": "x"}], "the last question has no answer"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_line(visit: Visit, content: Any, why: str) -> None:
+    page = visit()
+    open_(page, EN("conversation"))
+    upload(page, content, "mine.json")
+    line = page.get_by_text(f"mine.json was not imported: {why}")
+    line.wait_for()
+    assert "\n" not in line.inner_text()
+    assert page.locator(".stChatMessage").count() == 0
+
+
+# --- What a reply may hold ----------------------------------------------------------------------------------------
+
+REPLY = """**bold** and a formula \\(a^2+b^2=c^2\\), $5 or $10
+
+```python
+print("$x$")
+```
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+<script>window.hacked = 1</script>
+<img src=x onerror="window.hacked = 2"><iframe src="javascript:parent.hacked=3"></iframe>
+[link](javascript:window.hacked=4) [l](&#106;avascript:window.hacked=7) ![p](http://127.0.0.1:9/picture.png) <a href="javascript:window.hacked=5">go</a>
+<svg onload="window.hacked=6"><style>*{display:none}</style>
+"""
+
+
+def test_markdown_is_shown_and_script_is_not_run(visit: Visit, picture: Any) -> None:
+    page = visit()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    open_(page, EN("conversation"))
+    upload(page, [{"role": "user", "content": REPLY}, {"role": "assistant", "content": REPLY}])
+    page.get_by_text(EN("imported", turns=1)).wait_for()
+    reply = page.locator(".stChatMessage").nth(1)
+    reply.locator("strong", has_text="bold").wait_for()
+    assert reply.locator(".katex").count() == 1
+    assert reply.locator("pre code").inner_text().strip() == 'print("$x$")'
+    assert reply.locator("table").count() == 1
+    assert "$5 or $10" in reply.inner_text()
+    for tag in ("script", "iframe", "img", "svg style"):
+        assert reply.locator(tag).count() == 0, tag
+    assert [link.get_attribute("href") for link in reply.locator("a").all()] == ["http://127.0.0.1:9/picture.png"]
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.hacked") is None
+    assert not [url for url in asked if "127.0.0.1:9/" in url]
+    picture(page)
+
+
+# --- Ways to use it -----------------------------------------------------------------------------------------------
+
+
+def test_it_fits_a_phone(visit: Visit, picture: Any) -> None:
+    page = visit(width=360, height=740)
+    picture(page, "empty")
+    ask(page, "Who are you?")
+    answered(page)
+    picture(page)
+    wide = page.evaluate("document.scrollingElement.scrollWidth")
+    assert wide <= 360
+    for name in ("regenerate", "edit"):
+        box = button(page, EN(name)).bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 360
+    page.locator("[data-testid=collapsedControl] button").first.click()
+    page.get_by_text(EN("settings"), exact=True).wait_for()
+    picture(page, "settings")
+
+
+def test_it_is_used_by_keyboard_alone(visit: Visit) -> None:
+    page = visit()
+
+    def tab_to(name: str) -> None:
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            label = page.evaluate(
+                "(e => ['BODY', 'SECTION'].includes(e.tagName) ? '' : "
+                "e.getAttribute('aria-label') || e.placeholder || e.innerText || '')(document.activeElement)"
+            )
+            if name in label:
+                return
+        raise AssertionError(f"Tab does not reach {name}")
+
+    button(page, EXAMPLES["en"][3]).wait_for()
+    tab_to(EXAMPLES["en"][1])
+    page.keyboard.press("Enter")
+    assert "Paris" in answered(page)[0]
+    tab_to(EN("ask"))
+    page.keyboard.type("Who are you?")
+    page.keyboard.press("Enter")
+    answered(page, 2)
+    tab_to(EN("regenerate"))
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(700)
+    answered(page, 2)
+    tab_to(EN("settings"))
+    page.keyboard.press("Enter")
+    tab_to(EN("temperature"))
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(500)
+    assert page.get_by_role("slider", name=EN("temperature")).get_attribute("aria-valuenow") == "0.05"
+
+
+def test_two_visitors_do_not_see_each_other(visit: Visit) -> None:
+    one, two = visit(), visit(language="zh-CN")
+    ask(one, "What is the capital of France?")
+    ask(two, "意大利的首都是哪里？", ZH)
+    mine, yours = answered(one)[0], answered(two, say=ZH)[0]
+    assert "Paris" in mine
+    assert "罗马" in yours
+    assert "罗马" not in one.content()
+    assert "Paris" not in two.content()
+
+
+def test_a_visitor_who_closes_the_tab_frees_the_engine(visit: Visit, endless: Server) -> None:
+    """An engine without a visitor computes nothing."""
+    page = visit(endless.url)
+    ask_for_ever(page)
+    busy = processor_time(endless)
+    page.wait_for_timeout(500)
+    assert processor_time(endless) - busy > 0.1
+    page.close()
+    time.sleep(1.5)
+    before = processor_time(endless)
+    time.sleep(1)
+    assert processor_time(endless) - before < 0.15
+
+
+def processor_time(server: Server) -> float:
+    """Seconds that the server has computed."""
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+# --- Without a model, and with another's --------------------------------------------------------------------------
+
+
+def test_without_a_model_it_says_what_to_run(serve: Any, visit: Visit, tmp_path: Path, picture: Any) -> None:
+    empty = serve("demo", "--work", str(tmp_path), wait=False)
+    end = time.monotonic() + 60
+    while "missing: " not in empty.log.read_text():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    page = visit(empty.url)
+    page.get_by_text(EN("missing")).wait_for()
+    assert "make quickstart NAME=小明" in page.inner_text("body")
+    picture(page)
+    button(page, EN("again")).click()
+    page.get_by_text(EN("missing")).wait_for()
+
+
+def test_the_page_speaks_through_an_endpoint(serve: Any, visit: Visit, work: Path) -> None:
+    api = serve("api", "--work", str(work), "--run", "quickstart", API_KEY="secret")
+    demo = serve("demo", OPENAI_BASE_URL=f"{api.url}/v1", OPENAI_API_KEY="secret")
+    page = visit(demo.url)
+    ask(page, "What is the capital of France?")
+    assert "Paris" in answered(page)[0]
+    assert page.get_by_text(EN("compare"), exact=True).count() == 0
