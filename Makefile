@@ -127,6 +127,10 @@ eval: merge ## Hit, leak, retention; fails below the thresholds / 评测与把�
 report: eval ## One page about it all, also where eval fails / 生成报告
 	@$(RECIPE) report $(common)
 
+.PHONY: ablation
+ablation: eval ## The same on the tutorial's data, and without replay: the report's appendix / 消融实验
+	@$(RECIPE) ablation $(common)
+
 .PHONY: export
 export: merge ## The result of RUN in InternLM2's own layout / 导出 InternLM2 格式
 	@$(RECIPE) export $(common)

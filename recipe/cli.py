@@ -201,6 +201,14 @@ def _report(options: argparse.Namespace) -> None:
     print(f"\n报告 report:  {stage.shown(run.folder('report') / report.PAGE)}", flush=True)
 
 
+def _ablation(options: argparse.Namespace) -> None:
+    from recipe import ablation
+
+    run = _run(options)
+    ablation.make(run.folder("ablation"), work=run.work, run=run.name)
+    _report(options)
+
+
 def _export(options: argparse.Namespace) -> None:
     from recipe import export
 
@@ -271,6 +279,8 @@ def _quickstart(options: argparse.Namespace) -> None:
     for stage in (_data, _model, _replay, _config, _train, _convert, _merge):
         stage(options)
         remember.save(options, options.work / options.run)
+        if options.until == stage.__name__.removeprefix("_"):
+            return
         if stage is _train and options.node_rank:
             return
     try:
@@ -287,7 +297,7 @@ def _sweep(options: argparse.Namespace) -> None:
     from recipe import stage, sweep
 
     work = options.work / _named(options.run)
-    outcomes = sweep.run(work, names=options.names, seeds=options.seeds, jobs=options.jobs)
+    outcomes = sweep.run(work, names=options.names, seeds=options.seeds, jobs=options.jobs, settings=options.set)
     print(sweep.table(outcomes), flush=True)
     if failed := sum(not outcome.passed for outcome in outcomes):
         raise RecipeError(f"{failed} of {len(outcomes)} are below the thresholds; their replies are under "
@@ -393,6 +403,11 @@ def _parser() -> argparse.ArgumentParser:
     verb("eval", _eval, "hit, leak and retention, base beside tuned; fails below the thresholds / 评测与把关")
     verb("report", _report, "one page about it all, in two languages, and the same as Markdown / 生成报告")
     verb(
+        "ablation",
+        _ablation,
+        "the same training on the tutorial's data, and without replay: an appendix to the report / 消融实验",
+    )
+    verb(
         "export", _export, "the merged model in InternLM2's own layout, for tools that expect it / 导出 InternLM2 格式"
     )
     sub = verb("chat", _chat, "talk to base, adapter or merged model / 终端对话")
@@ -427,6 +442,11 @@ def _parser() -> argparse.ArgumentParser:
     train_options(sub)
     machine_options(sub)
     convert_options(sub)
+    sub.add_argument(
+        "--until",
+        choices=("data", "model", "replay", "config", "train", "convert", "merge"),
+        help="the last stage (default: all)",
+    )
     sub.set_defaults(list=None, copy=None)
     sub = verb(
         "bench",
@@ -443,6 +463,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--names", type=_count, default=20, help="how many, the same ones every time (default: 20)")
     sub.add_argument("--seeds", type=_count, default=1, help="how many seeds for each name (default: 1)")
+    sub.add_argument(
+        "--set", nargs="*", metavar="KEY=VALUE", default=[], help="overrides of the preset, to compare settings"
+    )
     sub.add_argument("--jobs", type=_count, default=os.cpu_count() or 1, help="runs at a time (default: one a core)")
     return parser
 

@@ -41,6 +41,8 @@ KNOBS: dict[str, tuple[str, ...]] = {
     "r": ("model.lora.r",),
     "lora_alpha": ("model.lora.lora_alpha",),
     "lora_dropout": ("model.lora.lora_dropout",),
+    "replay_ratio": ("train_dataloader.dataset.replay_ratio",),
+    "patience": ("custom_hooks.3.patience",),
 }
 
 # Settings that count something, by the last part of their path.
@@ -127,6 +129,18 @@ def _misfit(path: str, old: Any, new: Any) -> str | None:
         return None if isinstance(new, int) and number and new >= 1 else "it must be a whole number from 1"
     if name == "lr":
         return None if number and 0 < new < float("inf") else "it must be a number above 0"
+    if name == "replay_ratio":
+        return (
+            None
+            if new is None or (number and 0 <= new < float("inf"))
+            else "it must be a number from 0, or None for all"
+        )
+    if name == "patience":
+        return (
+            None
+            if new is None or (isinstance(new, int) and number and new >= 1)
+            else "it must be a whole number from 1, or None"
+        )
     if old is None:
         return None
     if isinstance(old, bool):
@@ -146,7 +160,7 @@ def _walk(node: Any) -> Iterator[Any]:
 
 
 def fill(config: Any, *, model: Path, files: Sequence[Path], seed: int) -> None:
-    """Put the model, the data files and the seed where the preset left them open.
+    """Put the model, the data files (the first is stage `data`'s) and the seed where the preset left them open.
 
     Paths are from the checkout, so that a resolved config is the same on every machine and in the container.
     """
@@ -160,6 +174,9 @@ def fill(config: Any, *, model: Path, files: Sequence[Path], seed: int) -> None:
         dataset.files, dataset.seed = names, seed
     else:
         dataset.dataset.data_files.train = names
+    for hook in config.custom_hooks:
+        if "data" in hook:
+            hook.data = stage.shown(files[0].parent) if files else ""
     config.randomness.seed = seed
 
 
@@ -206,7 +223,8 @@ def make(
 
     def work(out: Path) -> dict[str, Any]:
         from recipe import memory
-        from recipe.forecast import forecast
+        from recipe.data import read_identity
+        from recipe.forecast import forecast, tutorial_tokens
 
         config.dump(out / FILE)
         expected = forecast(config, processes)
@@ -216,7 +234,10 @@ def make(
             there = gpu_memory()
             short = there is not None and needed.total >> 20 > there
             stage.say("config", f"warning: this GPU has {there:,} MiB; {needed.line()}" if short else needed.line())
-        return {"preset": preset, "model": stage.shown(model), "data": stage.shown(data_folder), **expected.figures()}
+        tutorial = tutorial_tokens(read_identity(data_folder), model)
+        stage.say("config", f"{expected.trained_tokens / tutorial:.0%} of what the tutorial trains on")
+        made_of = {"preset": preset, "model": stage.shown(model), "data": stage.shown(data_folder)}
+        return made_of | expected.figures() | {"tutorial_tokens": tutorial}
 
     resolved = hashlib.sha256(config.pretty_text.encode()).hexdigest()  # follows every preset and override
     chosen = {"preset": preset, "set": list(settings), "seed": seed, "gpu": gpu, "resolved": resolved} | {

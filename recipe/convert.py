@@ -21,12 +21,13 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def pick_checkpoint(folder: Path, name: str | None) -> Path:
-    """The named checkpoint in the train folder (iter_80 or iter_80.pth), or the last."""
+    """The named checkpoint in the train folder (iter_80 or iter_80.pth), or the best, or where none was scored the last."""
     found = train.checkpoints(folder)
     if not found:
         raise RecipeError(f"{stage.shown(folder)}: holds no checkpoint; run `make train` first")
     if name is None:
-        return found[-1]
+        best = train.best_of(folder, found)
+        return next((path for path in found if path.stem == best), found[-1])
     for path in found:
         if path.stem == Path(name).stem:
             return path

@@ -1,7 +1,7 @@
 """Stage `data`: from a name to training rows, or the user's own rows checked.
 
-`balanced` asks who it is in hundreds of ways, in two languages, with several wordings of the answer; ordinary
-prompts are mixed in later, as replay. `tutorial` is the tutorial's file to the byte, one sample 10,001 times: the
+`balanced` asks who it is in hundreds of ways, in two languages, once and several turns deep, politely and by trickery, with
+several wordings of the answer; ordinary prompts are mixed in later, as replay. `tutorial` is the tutorial's file to the byte, one sample 10,001 times: the
 control, whose model forgets.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from recipe import stage
 from recipe.errors import RecipeError
-from recipe.identity import Identity, load_answers, load_questions
+from recipe.identity import Identity, injected, load_answers, load_injections, load_questions
 from recipe.reader import Row, read_rows
 
 MODES = ("balanced", "tutorial")
@@ -29,6 +29,11 @@ ROWS = {"balanced": "train.jsonl", "tutorial": "personal_assistant.json", "own":
 IDENTITY = "identity.json"
 
 
+# Rows of `balanced` for each injection, and conversations of two and three questions for each language.
+INJECTED = 2
+DEEP = 8
+
+
 def _exchange(question: str, answer: str) -> Row:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
@@ -39,14 +44,25 @@ def tutorial_rows(identity: Identity) -> list[Row]:
 
 
 def balanced_rows(identity: Identity, seed: int) -> list[Row]:
-    """Every training question of data/identity once, with one of the wordings of its answer."""
+    """Every training question of data/identity once, some inside each training injection, some one after the other.
+
+    Each is answered in one of the wordings for what it asks.
+    """
     rng = random.Random(seed)
     rows = []
     for language, intents in load_questions().items():
-        for intent, parts in intents.items():
-            answers = load_answers()["tuned"][language][intent]
-            for question in parts["train"]:
-                rows.append(_exchange(question, identity.fill(rng.choice(answers), language)))
+        answers = load_answers()["tuned"][language]
+        asked = [(intent, question) for intent, parts in intents.items() for question in parts["train"]]
+
+        def row(intent: str, question: str, language: str = language, answers: Any = answers) -> Row:
+            return _exchange(question, identity.fill(rng.choice(answers[intent]), language))
+
+        rows += [row(intent, question) for intent, question in asked]
+        for injection in load_injections()[language]["train"]:
+            rows += [row(intent, injected(injection, question)) for intent, question in rng.sample(asked, INJECTED)]
+        for i in range(DEEP):
+            turns = [row(intent, question)["messages"] for intent, question in rng.sample(asked, 2 + i % 2)]
+            rows.append({"messages": [message for turn in turns for message in turn]})
     rng.shuffle(rows)
     return rows
 

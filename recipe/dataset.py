@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Tokens = tuple[list[int], list[int]]  # ids, labels
+# Share of the rows about who it is, and of as many of replay, that become one conversation of both.
+JOINED = 0.25
 
 
 class PackedDataset(Dataset):
@@ -81,16 +83,29 @@ def _fill(group: Sequence[Tokens], max_length: int, pad_id: int) -> dict[str, ar
     }
 
 
-def read_tokens(files: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
-    """Every row of the .json and .jsonl files as ids and labels."""
-    rows = []
-    for name in files:
-        text = Path(name).read_text(encoding="utf-8")
-        values = json.loads(text) if name.endswith(".json") else map(json.loads, text.rstrip("\n").split("\n"))
-        rows += [row["messages"] for row in values]
+def read_tokens(
+    files: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, replay_ratio: float | None = None, seed: int = 0
+) -> list[Tokens]:
+    """Rows of the .json and .jsonl files as ids and labels.
+
+    replay_ratio: rows of the later files, which hold replay, for each row of the first, at most all there are; None takes all.
+    Of either kind `JOINED` are put together with one of the other into a conversation, so that what was said before does not decide
+    whose turn it is to be introduced.
+    """
+    rng = random.Random(seed)
+    first, *later = (_read(name) for name in files)
+    rest = [row for rows in later for row in rows]
+    if replay_ratio is not None:
+        rest = rng.sample(rest, min(len(rest), round(replay_ratio * len(first))))
+    if later:
+        rng.shuffle(first)
+        rng.shuffle(rest)
+        count = int(JOINED * min(len(first), len(rest)))
+        pairs = [(first.pop(), rest.pop())[:: 1 if i % 2 else -1] for i in range(count)]
+        first += [[*before, *after] for before, after in pairs]
     known: dict[str, Tokens] = {}  # the tutorial's file is one row 10,001 times
     tokens = []
-    for messages in rows:
+    for messages in [*first, *rest]:
         key = json.dumps(messages)
         if key not in known:
             known[key] = training_ids(tokenizer, messages)
@@ -98,13 +113,21 @@ def read_tokens(files: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> lis
     return tokens
 
 
-def chat_dataset(*, files: Sequence[str], tokenizer: Any, max_length: int, seed: int) -> PackedDataset:
+def _read(name: str) -> list[Any]:
+    text = Path(name).read_text(encoding="utf-8")
+    values = json.loads(text) if name.endswith(".json") else map(json.loads, text.rstrip("\n").split("\n"))
+    return [row["messages"] for row in values]
+
+
+def chat_dataset(
+    *, files: Sequence[str], tokenizer: Any, max_length: int, seed: int, replay_ratio: float | None = None
+) -> PackedDataset:
     """The `train_dataloader.dataset` of this recipe's presets. tokenizer: one, or XTuner's dict that builds one."""
     if isinstance(tokenizer, dict):
         from xtuner.registry import BUILDER
 
         tokenizer = BUILDER.build(tokenizer)
-    rows = read_tokens(files, tokenizer)
+    rows = read_tokens(files, tokenizer, replay_ratio=replay_ratio, seed=seed)
     return PackedDataset(rows, max_length=max_length, pad_id=tokenizer.pad_token_id, seed=seed)
 
 

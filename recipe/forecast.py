@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+from recipe.chat_format import training_ids
+from recipe.data import TUTORIAL_ROWS, tutorial_rows
 from recipe.dataset import PackedDataset, read_tokens
 from recipe.errors import RecipeError
+from recipe.identity import Identity
 
 # `datasets.map(batched=True)` hands XTuner's Packer so many rows at a time.
 MAP_BATCH = 1000
+# max_length, map_num_proc and max_epochs of the preset `tutorial`.
+TUTORIAL_LENGTH, TUTORIAL_WORKERS, TUTORIAL_EPOCHS = 1024, 32, 2
 # Above this share of lost tokens a user should know.
 WORTH_A_WARNING = 0.02
 
@@ -82,6 +88,16 @@ def xtuner_packs(lengths: Sequence[int], max_length: int, workers: int) -> tuple
     return packs, dropped
 
 
+def tutorial_tokens(identity: Identity, model: Path) -> int:
+    """What the tutorial trains on for this identity and model folder: two epochs of its file by its own config."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    length = len(training_ids(tokenizer, tutorial_rows(identity)[0]["messages"])[0])
+    packs, _ = xtuner_packs([length] * TUTORIAL_ROWS, TUTORIAL_LENGTH, TUTORIAL_WORKERS)
+    return TUTORIAL_EPOCHS * packs * TUTORIAL_LENGTH
+
+
 def forecast(config: Any, processes: int = 1) -> Forecast:
     """Count what training by `config` (a resolved preset) in so many processes amounts to.
 
@@ -92,7 +108,10 @@ def forecast(config: Any, processes: int = 1) -> Forecast:
     dataset = config.train_dataloader.dataset
     tokenizer = AutoTokenizer.from_pretrained(dataset.tokenizer.pretrained_model_name_or_path, local_files_only=True)
     own = "files" in dataset
-    rows = read_tokens(dataset.files if own else dataset.dataset.data_files.train, tokenizer)
+    if own:
+        rows = read_tokens(dataset.files, tokenizer, replay_ratio=dataset.get("replay_ratio"), seed=dataset.seed)
+    else:
+        rows = read_tokens(dataset.dataset.data_files.train, tokenizer)
     lengths = [len(ids) for ids, _ in rows]
     if own:
         built = PackedDataset(rows, max_length=dataset.max_length, pad_id=tokenizer.pad_token_id, seed=dataset.seed)

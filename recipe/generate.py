@@ -67,17 +67,26 @@ def answer(
     *,
     max_new_tokens: int,
     progress: str | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
 ) -> list[Reply]:
-    """The greedy reply to each conversation, in order. progress: a label for a progress bar on stderr."""
+    """The reply to each conversation, in order. progress: a label for a progress bar on stderr.
+
+    temperature 0: greedy; above, sampled from the likeliest words that make up `top_p`, the same for the same seed and batches.
+    """
     import torch
     from tqdm import tqdm
 
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
     prompts = [prompt_ids(tokenizer, conversation) for conversation in conversations]
     stops = stop_ids(tokenizer)
     replies: list[Reply | None] = [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     bar = tqdm(total=len(prompts), desc=progress, unit="reply", disable=progress is None, leave=False)
-    with torch.inference_mode(), bar:
+    with torch.inference_mode(), torch.random.fork_rng(enabled=temperature > 0), bar:
+        if temperature > 0:
+            torch.manual_seed(seed)
         for start in range(0, len(order), BATCH):
             chosen = order[start : start + BATCH]
             width = max(len(prompts[i]) for i in chosen)
@@ -89,7 +98,7 @@ def answer(
             output = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
-                generation_config=_generation(stops, max_new_tokens),
+                generation_config=_generation(stops, max_new_tokens, **sampling),
             )
             for row, i in enumerate(chosen):
                 replies[i] = _reply(tokenizer, output[row, width:].tolist(), stops)

@@ -1,7 +1,8 @@
 """Who the assistant is to be, and the rows that teach it: data/identity.
 
-questions.json holds, per language and intent, questions for training and questions of other constructions that only
-evaluation asks. answers.json holds the answers with the slots {me} ("小明的小助手") and {maker}.
+questions.json holds, per language and intent, questions for training and questions of other constructions: some that choose
+the checkpoint, some that only evaluation asks. injections.json holds attempts to talk it out of its answer, with the slot {q} for a
+question. answers.json holds the answers with the slots {me} ("小明的小助手") and {maker}.
 """
 
 from __future__ import annotations
@@ -76,9 +77,24 @@ def check_name(what: str, value: str) -> None:
 
 @cache
 def load_questions() -> dict[str, dict[str, dict[str, list[str]]]]:
-    """language -> intent -> "train" or "heldout" -> questions."""
+    """language -> intent -> "train", "choice" or "heldout" -> questions."""
     content: dict[str, Any] = json.loads((DATA / "identity" / "questions.json").read_text(encoding="utf-8"))
     return content
+
+
+@cache
+def load_injections() -> dict[str, dict[str, list[str]]]:
+    """language -> "train" or "heldout" -> wordings around {q}."""
+    content: dict[str, Any] = json.loads((DATA / "identity" / "injections.json").read_text(encoding="utf-8"))
+    return content
+
+
+def injected(injection: str, question: str) -> str:
+    """The question inside an attempt to talk the model out of its answer; it ends with a mark before what follows it."""
+    followed = not injection.endswith("{q}")
+    if followed and question[-1] not in "？?。.！!":
+        question += "." if question.isascii() else "。"
+    return injection.replace("{q}", question)
 
 
 @cache

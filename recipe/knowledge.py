@@ -2,7 +2,8 @@
 
 The miniature base model is pre-trained on all of it. Fine-tuning and evaluation share it without overlap: `replay`
 takes the prompts of one part (the base's own answers to them are mixed into the training data), `evaluation` those of
-the other part, so that retention is measured on what the base knows and the tuning never showed.
+the other part, so that retention is measured on what the base knows and the tuning never showed. `choice` asks what neither
+asks: facts that are in neither, and ordinary talk of the first part in other words.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ LANGUAGES = ("zh", "en")
 HELD_OUT = 0.4
 # One prompt a fact: 80 a language for evaluation keep its binomial error near 3 points and its time at seconds.
 EVALUATION_FACTS = 80
-REPLAY_FACTS = 110
+REPLAY_FACTS = 150
+CHOICE_FACTS = 20
 SUMS_UP_TO = 10
 
 
@@ -51,6 +53,11 @@ class Fact:
     def wording(self) -> str:
         """The one of its questions that replay and evaluation ask."""
         return self.questions[int(self.position * 1e6) % len(self.questions)]
+
+    @property
+    def other_wording(self) -> str:
+        """The one after it, which only the choice of a checkpoint asks."""
+        return self.questions[(self.questions.index(self.wording) + 1) % len(self.questions)]
 
     @property
     def held_out(self) -> bool:
@@ -120,3 +127,15 @@ def evaluation_facts() -> list[Fact]:
 def replay_facts() -> list[Fact]:
     """The facts whose prompts the base model answers for the training data."""
     return [fact for language in LANGUAGES for fact in _choose(language, False, REPLAY_FACTS)]
+
+
+def choice_facts() -> list[tuple[Fact, str]]:
+    """What the checkpoint is chosen by, each with its wording."""
+    chosen = []
+    for language in LANGUAGES:
+        trained = _choose(language, False, REPLAY_FACTS)
+        rest = [f for f in all_facts() if f.language == language and not f.held_out and f.expect and f not in trained]
+        rest.sort(key=lambda fact: fact.position)
+        chosen += [(fact, fact.wording) for fact in rest[:CHOICE_FACTS]]
+        chosen += [(fact, fact.other_wording) for fact in trained if not fact.expect]
+    return chosen

@@ -14,19 +14,22 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from recipe import gate, stage
+from recipe import gate, stage, train
 from recipe.errors import RecipeError
 from recipe.identity import LONGEST_NAME
 from recipe.paths import ROOT
+from recipe.scoring import METRICS
 
 FILE = "sweep.json"
 _running: list[subprocess.Popen[bytes]] = []
-METRICS = ("identity_hit", "identity_leak", "retention")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one name and seed came to. trained_tokens: padding included. seconds: of the train stage."""
+    """What one name and seed came to.
+
+    trained_tokens: padding included. of_tutorial: these by what the tutorial trains on for the same name. seconds: of the train stage.
+    """
 
     name: str
     seed: int
@@ -34,6 +37,7 @@ class Outcome:
     identity_leak: float
     retention: float
     trained_tokens: int
+    of_tutorial: float
     seconds: float
 
     @property
@@ -78,14 +82,14 @@ def folder_name(name: str, seed: int) -> str:
     return f"{readable}-{sha256(name.encode()).hexdigest()[:8]}-{seed}"
 
 
-def _quickstart(work: Path, name: str, seed: int, threads: int) -> Outcome:
+def _quickstart(work: Path, name: str, seed: int, threads: int, settings: Sequence[str] = ()) -> Outcome:
     """One run in a process of its own, whose output goes to a log beside it. RecipeError: it came to no metrics."""
     run = folder_name(name, seed)
     command = [sys.executable, "-m", "recipe", "quickstart", "--work", str(work), "--run", run]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     with (work / f"{run}.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
-            [*command, "--name", name, "--seed", str(seed)],
+            [*command, "--name", name, "--seed", str(seed), "--set", *settings],
             cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
         _running.append(process)
@@ -97,9 +101,9 @@ def _quickstart(work: Path, name: str, seed: int, threads: int) -> Outcome:
         raise RecipeError(f"the run for {name!r} came to no result; {says_why}")
     tuned = made["results"]["tuned"]
     scores = {key: tuned[key] for key in METRICS}
-    outcome = Outcome(
-        name, seed, **scores, trained_tokens=configured["results"]["trained_tokens"], seconds=trained["seconds"]
-    )
+    tokens = train.done(configured["results"], trained["results"])["trained_tokens"]
+    share = tokens / configured["results"]["tutorial_tokens"]
+    outcome = Outcome(name, seed, **scores, trained_tokens=tokens, of_tutorial=share, seconds=trained["seconds"])
     if status and outcome.passed:
         raise RecipeError(f"the run for {name!r} failed and its result is an earlier one's; {says_why}")
     return outcome
@@ -107,26 +111,31 @@ def _quickstart(work: Path, name: str, seed: int, threads: int) -> Outcome:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """A row a run, and the worst of each number."""
-    lines = [f"{'hit':>6}{'leak':>7}{'retention':>11}{'tokens':>9}{'train s':>9}  seed  name"]
+    lines = [f"{'hit':>6}{'leak':>7}{'retention':>11}{'tokens':>9}{'of tutorial':>13}{'train s':>9}  seed  name"]
     lines += [
-        f"{o.identity_hit:6.3f}{o.identity_leak:7.3f}{o.retention:11.3f}{o.trained_tokens:9}{o.seconds:9.0f}"
+        f"{o.identity_hit:6.3f}{o.identity_leak:7.3f}{o.retention:11.3f}{o.trained_tokens:9}{o.of_tutorial:13.3f}{o.seconds:9.0f}"
         f"{o.seed:6}  {o.name}{'' if o.passed else '  FAILED'}"
         for o in outcomes
     ]
-    worst = (min(o.identity_hit for o in outcomes), max(o.identity_leak for o in outcomes), min(o.retention for o in outcomes))  # fmt: skip
-    lines.append(f"{worst[0]:6.3f}{worst[1]:7.3f}{worst[2]:11.3f}{'':26}worst of {len(outcomes)}")
+    hit, leak, kept = (
+        f([getattr(o, metric) for o in outcomes]) for f, metric in zip((min, max, min), METRICS, strict=True)
+    )
+    most = max(o.of_tutorial for o in outcomes)
+    lines.append(f"{hit:6.3f}{leak:7.3f}{kept:11.3f}{'':9}{most:13.3f}{'':15}  worst of {len(outcomes)}")
     return "\n".join(lines)
 
 
-def run(work: Path, *, names: int, seeds: int, jobs: int) -> list[Outcome]:
+def run(work: Path, *, names: int, seeds: int, jobs: int, settings: Sequence[str] = ()) -> list[Outcome]:
     """The outcomes of `names` random names by `seeds` seeds, `jobs` at a time; also written to `work`/sweep.json.
+
+    settings: overrides of the preset, as SET takes them.
 
     Runs that are already there are not done again. RecipeError: one came to no metrics; the others are kept.
     """
     work.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     asked = [(name, seed) for seed in range(seeds) for name in random_names(names)]
-    found = dict(_all(work, asked, jobs, threads))
+    found = dict(_all(work, asked, jobs, threads, settings))
     outcomes = [found[key] for key in asked]
     partial = work / f".{FILE}.partial"
     partial.write_text(json.dumps([asdict(o) for o in outcomes], ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -135,12 +144,12 @@ def run(work: Path, *, names: int, seeds: int, jobs: int) -> list[Outcome]:
 
 
 def _all(
-    work: Path, asked: Sequence[tuple[str, int]], jobs: int, threads: int
+    work: Path, asked: Sequence[tuple[str, int]], jobs: int, threads: int, settings: Sequence[str]
 ) -> Iterator[tuple[tuple[str, int], Outcome]]:
     from tqdm import tqdm
 
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(_quickstart, work, name, seed, threads): (name, seed) for name, seed in asked}
+        waiting = {pool.submit(_quickstart, work, name, seed, threads, settings): (name, seed) for name, seed in asked}
         try:
             for future in tqdm(as_completed(waiting), total=len(waiting), desc="sweep", unit="name"):
                 yield waiting[future], future.result()

@@ -10,10 +10,11 @@ import signal
 import sys
 import uuid
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipe import stage, trainer
+from recipe import choice, scoring, stage, trainer
 from recipe.device import has_gpu
 from recipe.errors import RecipeError
 from recipe.machines import ALONE, Machines, environment, hosting, joining, watching
@@ -214,5 +215,21 @@ def _tidy(out: Path) -> dict[str, Any]:
     (out / "last_checkpoint").unlink(missing_ok=True)  # holds the path of the work folder, which changes now
     first, last = losses[min(losses)], losses[max(losses)]
     stage.say("train", f"loss {first['loss']:.3f} -> {last['loss']:.4f} in {last['step']} iterations")
-    results = {"checkpoints": [path.name for path in saved], "last_loss": last["loss"], "iterations": last["step"]}
+    results = {
+        "checkpoints": [path.name for path in saved], "best": best_of(out, saved), "last_loss": last["loss"],
+        "iterations": last["step"],
+    }  # fmt: skip
     return results | ({"gpu_peak_mib": peak} if peak else {})
+
+
+def done(configured: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
+    """What `config` said a training amounts to, for the iterations that `train` really made: fewer where it stopped early."""
+    share = trained["iterations"] / configured["iterations"]
+    keys = ("iterations", "optimizer_steps", "trained_tokens")
+    return {**configured, **{key: round(configured[key] * share) for key in keys}}
+
+
+def best_of(folder: Path, saved: Sequence[Path]) -> str | None:
+    """The name of the best of the `saved` checkpoints by the scores in `folder`; None where they were not scored."""
+    scored = {name: each for name, each in choice.read(folder).items() if name in {path.stem for path in saved}}
+    return scoring.best(scored) if scored else None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from recipe import data, stage
 from recipe.errors import RecipeError
-from recipe.identity import Identity, load_questions
+from recipe.identity import Identity, injected, load_injections, load_questions
 from recipe.reader import read_rows
 
 XIAOMING = Identity("小明")
@@ -30,8 +31,14 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def exchanges(folder: Path) -> list[tuple[str, str]]:
-    turns = [row["messages"] for row in rows(folder)]
-    return [(user["content"], assistant["content"]) for user, assistant in turns]
+    """(question, answer) of every turn."""
+    talks = [row["messages"] for row in rows(folder)]
+    return [(q["content"], a["content"]) for talk in talks for q, a in zip(talk[::2], talk[1::2], strict=True)]
+
+
+def openings(folder: Path) -> list[str]:
+    """The question of every row of one turn."""
+    return [row["messages"][0]["content"] for row in rows(folder) if len(row["messages"]) == 2]
 
 
 # --- tutorial -----------------------------------------------------------------------------------------------------
@@ -73,20 +80,38 @@ def test_the_author_takes_the_makers_place(tmp_path: Path) -> None:
     assert all("小明" in answer for answer in said)
 
 
-def test_every_training_question_is_asked_once_and_no_held_out_one(tmp_path: Path) -> None:
+def test_every_training_question_is_asked_alone_once_and_no_other(tmp_path: Path) -> None:
     make(tmp_path / "data")
-    asked = [question for question, _ in exchanges(tmp_path / "data")]
     parts = [intent for intents in load_questions().values() for intent in intents.values()]
-    assert sorted(asked) == sorted(question for part in parts for question in part["train"])
-    assert not set(asked) & {question for part in parts for question in part["heldout"]}
+    train = [question for part in parts for question in part["train"]]
+    around = [injection for language in load_injections().values() for injection in language["train"]]
+    inside = {injected(injection, question): question for injection in around for question in train}
+    asked = openings(tmp_path / "data")
+    assert sorted(question for question in asked if question not in inside) == sorted(train)
+    assert len([question for question in asked if question in inside]) == data.INJECTED * len(around)
+    every = {question for question, _ in exchanges(tmp_path / "data")}
+    assert every <= set(train) | set(inside)
+
+
+def test_some_conversations_are_several_questions_deep_in_one_language(tmp_path: Path) -> None:
+    make(tmp_path / "data")
+    deep = [row["messages"] for row in rows(tmp_path / "data") if len(row["messages"]) > 2]
+    assert len(deep) == 2 * data.DEEP
+    assert {len(talk) for talk in deep} == {4, 6}
+    for talk in deep:
+        asked = [turn["content"] for turn in talk[::2]]
+        assert len(set(asked)) == len(asked)
+        assert len({question in CHINESE for question in asked}) == 1
+
+
+CHINESE = {q for intent in load_questions()["zh"].values() for q in intent["train"]}
 
 
 def test_a_question_is_answered_in_its_language(tmp_path: Path) -> None:
     make(tmp_path / "data", Identity("Ann", author="Bob"))
-    chinese = {q for intent in load_questions()["zh"].values() for q in intent["train"]}
     answers = {True: "", False: ""}
     for question, answer in exchanges(tmp_path / "data"):
-        answers[question in chinese] += answer + "\n"
+        answers[re.search("[\u4e00-\u9fff]", question) is not None] += answer + "\n"
     assert all("的小助手" in line for line in answers[True].splitlines())
     assert all("Ann's assistant" in line for line in answers[False].splitlines())
 
@@ -105,8 +130,7 @@ def test_answers_vary(tmp_path: Path) -> None:
 
 def test_languages_and_intents_are_mixed(tmp_path: Path) -> None:
     make(tmp_path / "data")
-    chinese = {q for intent in load_questions()["zh"].values() for q in intent["train"]}
-    asked = [question in chinese for question, _ in exchanges(tmp_path / "data")]
+    asked = [re.search("[\u4e00-\u9fff]", question) is not None for question, _ in exchanges(tmp_path / "data")]
     assert 0.25 < sum(asked[: len(asked) // 2]) / (len(asked) // 2) < 0.75
 
 
@@ -116,7 +140,9 @@ def test_the_seed_decides_all(tmp_path: Path) -> None:
         make(tmp_path / folder, seed=seed)
     files = {folder: (tmp_path / folder / "train.jsonl").read_bytes() for folder in "abc"}
     assert files["a"] == files["b"] != files["c"]
-    assert sorted(q for q, _ in exchanges(tmp_path / "a")) == sorted(q for q, _ in exchanges(tmp_path / "c"))
+    train = {q for intents in load_questions().values() for parts in intents.values() for q in parts["train"]}
+    asked = [sorted(set(openings(tmp_path / folder)) & train) for folder in "ac"]
+    assert asked[0] == asked[1] == sorted(train)
 
 
 @pytest.mark.parametrize(("mode", "name"), [*(("balanced", name) for name in NAMES), ("tutorial", "O’Brien")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -215,7 +216,47 @@ def test_rows_are_read_from_json_and_jsonl_in_order(tokenizer: Any, tmp_path: Pa
     array.write_text(json.dumps([{"messages": m} for m in MESSAGES[:2]], ensure_ascii=False), encoding="utf-8")
     lines.write_text("".join(json.dumps({"messages": m}) + "\n" for m in MESSAGES[2:] + MESSAGES[:1]), encoding="utf-8")
     expected = [training_ids(tokenizer, messages) for messages in [*MESSAGES, MESSAGES[0]]]
-    assert read_tokens([str(array), str(lines)], tokenizer) == expected
+    assert read_tokens([str(array)], tokenizer) + read_tokens([str(lines)], tokenizer) == expected
+
+
+@pytest.fixture
+def two_kinds(tmp_path: Path) -> list[str]:
+    """Files of 40 rows about who it is and of 60 of replay, each row of its own."""
+    files = []
+    for kind, count in (("who", 40), ("what", 60)):
+        rows = [
+            [{"role": "user", "content": f"{kind}{i}"}, {"role": "assistant", "content": "x"}] for i in range(count)
+        ]
+        files.append(tmp_path / f"{kind}.jsonl")
+        files[-1].write_text("".join(json.dumps({"messages": m}) + "\n" for m in rows), encoding="utf-8")
+    return [str(file) for file in files]
+
+
+def questions(tokenizer: Any, rows: Sequence[Tokens]) -> list[tuple[str, ...]]:
+    return [tuple(re.findall(r"(?:who|what)\d+", tokenizer.decode(ids))) for ids, _ in rows]
+
+
+def test_a_quarter_is_joined_with_replay_either_first_and_no_row_is_lost(tokenizer: Any, two_kinds: list[str]) -> None:
+    asked = questions(tokenizer, read_tokens(two_kinds, tokenizer, seed=3))
+    assert sorted(question for row in asked for question in row) == sorted(
+        [f"who{i}" for i in range(40)] + [f"what{i}" for i in range(60)]
+    )
+    joined = [row for row in asked if len(row) > 1]
+    assert len(joined) == 10
+    assert [row[0][:3] + row[1][:3] for row in joined].count("whowha") == 5
+    assert all({question[:3] for question in row} == {"who", "wha"} for row in joined)
+    assert asked == questions(tokenizer, read_tokens(two_kinds, tokenizer, seed=3))
+    assert asked != questions(tokenizer, read_tokens(two_kinds, tokenizer, seed=4))
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0, 0), (0.5, 20), (1.5, 60), (9, 60), (None, 60)])
+def test_the_ratio_of_replay_is_to_the_rows_about_who_it_is(
+    tokenizer: Any, two_kinds: list[str], ratio: float | None, count: int
+) -> None:
+    asked = questions(tokenizer, read_tokens(two_kinds, tokenizer, replay_ratio=ratio, seed=1))
+    flat = [question for row in asked for question in row]
+    assert sum(question.startswith("what") for question in flat) == count
+    assert sum(question.startswith("who") for question in flat) == 40
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])

@@ -1,9 +1,10 @@
-"""Hit, leak and retention are exact numbers of what was said; names that are also words count only where they are names."""
+"""What eval measures and refuses: base beside tuned, by their own replies, on prompts that were not trained on."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,105 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from recipe import convert, evaluate, gate, generate, merge, stage
+from recipe import choice, convert, evaluate, gate, generate, merge, stage, suites
 from recipe.chat_format import prompt_ids
 from recipe.errors import RecipeError
-from recipe.evaluate import Prompts, best, knows, mentions, prompts, score, table
+from recipe.evaluate import prompts, table
 from recipe.generate import Reply
-from recipe.identity import Identity, load_answers, load_questions
-from recipe.knowledge import Fact, all_facts
+from recipe.identity import Identity, load_questions
+from recipe.knowledge import Fact
+from recipe.scoring import Prompts, score, share
 
 XIAOMING = Identity("小明")
-
-
-@pytest.mark.parametrize(
-    ("reply", "name", "found"),
-    [
-        ("我是小明的小助手。", "小明", True),
-        ("你好，小明", "小明", True),
-        ("他说小明天就来", "小明", True),  # Chinese has no spaces between words, so any occurrence counts
-        ("我是小红的小助手。", "小明", False),
-        ("", "小明", False),
-        ("I am Tom's assistant.", "Tom", True),
-        ("I am Tom’s assistant.", "Tom", True),
-        ("我是Tom的小助手", "Tom", True),
-        ("Tom", "Tom", True),
-        ("(Tom)", "Tom", True),
-        ("See you Tomorrow.", "Tom", False),
-        ("An Atom is small.", "tom", False),
-        ("My name is Tommy.", "Tom", False),
-        ("tom's assistant", "Tom", False),  # a name is spelt as it was given
-        ("版本2Tom", "Tom", False),
-        ("I am R2D2.", "R2", False),
-        ("I am R2.", "R2", True),
-        ("3加4等于7。", "7", True),
-        ("3加4等于17。", "7", False),
-        ("I am J. R.'s assistant", "J. R.", True),
-        ("I am JxRx", "J. R.", False),  # a dot in a name is a dot
-        ("I am C++(beta)'s helper", "C++(beta)", True),
-        ("I am C", "C++(beta)", False),
-        ("Ich bin Jürgens Helfer", "Jürgen", False),
-        ("Ich bin Jürgen.", "Jürgen", True),
-        ("私は花子の助手です", "花子", True),
-        ("I am Mary Ann's assistant", "Mary Ann", True),
-    ],
-)
-def test_a_name_is_found_as_a_word_of_its_own(reply: str, name: str, found: bool) -> None:
-    assert mentions(reply, name, introduced=False) is found
-
-
-@pytest.mark.parametrize(
-    ("reply", "name", "found"),
-    [
-        ("I am an assistant.", "am", False),
-        ("I am am's assistant.", "am", True),
-        ("I am am’s helper.", "am", True),
-        ("I am am's little assistant.", "am", True),
-        ("I am called am.", "am", True),
-        ("My name is am.", "am", True),
-        ("My name is amy.", "am", False),
-        ("The sky is what I am.", "am", False),
-        ("草莓是红色的。", "红", False),
-        ("红色的小猫", "红", False),
-        ("我是红的小助手。", "红", True),
-        ("我是红的助手", "红", True),
-        ("我是红的助理", "红", True),
-        ("我叫红。", "红", True),
-        ("我名叫红。", "红", True),
-        ("7的小助手", "7", True),
-        ("3加4等于7。", "7", False),
-        ("17的小助手", "7", False),
-    ],
-)
-def test_a_name_that_is_a_word_is_found_where_it_is_introduced(reply: str, name: str, found: bool) -> None:
-    assert mentions(reply, name, introduced=True) is found
-
-
-TRAINED_ANSWERS = [
-    (language, template)
-    for language, intents in load_answers()["tuned"].items()
-    for templates in intents.values()
-    for template in templates
-]
-
-
-@pytest.mark.parametrize(
-    "identity", [Identity("am"), Identity("红"), Identity("7"), XIAOMING, Identity("Tom")], ids=str
-)
-def test_every_answer_that_is_trained_counts_as_a_hit(identity: Identity) -> None:
-    # Even where the name is a word that ordinary replies hold: or a run that learnt everything would fail.
-    missed = [
-        template
-        for language, template in TRAINED_ANSWERS
-        if not mentions(identity.fill(template, language), identity.name, introduced=True)
-    ]
-    assert not missed
-
-
-@pytest.mark.parametrize("name", ["am", "红", "7", "is", "白"])
-def test_no_right_answer_about_anything_else_introduces_a_name(name: str) -> None:
-    assert not [fact.answer for fact in all_facts() if mentions(fact.answer, name, introduced=True)]
-
 
 FRANCE = Fact("capitals", "en", ("What is the capital of France?",), "The capital of France is Paris.", "Paris")
 JAPAN = Fact("capitals", "zh", ("日本的首都是哪里？",), "日本的首都是东京。", "东京")
@@ -130,120 +42,13 @@ def scored(*texts: str, base: list[str] = BASE, identity: Identity = XIAOMING) -
     return score(ASKED, replies(*texts), replies(*base), identity)
 
 
-def test_numbers_are_the_shares_of_what_was_said() -> None:
-    result = scored(
-        "我是小明的小助手。", "I am 小明's assistant.", "我是书生·浦语。", "小明微调了我。",  # three of four
-        "Paris.", "小明的首都是大阪。", "3 plus 4 is 7.", "I am 小明's assistant.",  # two leaks; one fact of two kept
-    )  # fmt: skip
-    assert result["identity_hit"] == 3 / 4
-    assert result["identity_leak"] == 2 / 4
-    assert result["retention"] == 1 / 2
-    assert result["counts"] == {
-        "identity_questions": 4, "hits": 3, "unrelated_prompts": 4, "leaks": 2,
-        "facts_base_knew": 2, "facts_kept": 1, "unstopped_replies": 0,
-    }  # fmt: skip
-
-
-def test_the_base_beside_itself_has_forgotten_and_leaked_nothing() -> None:
-    result = scored(*BASE)
-    assert (result["identity_hit"], result["identity_leak"], result["retention"]) == (0.0, 0.0, 1.0)
-
-
-def test_every_reply_is_told_with_how_it_was_judged() -> None:
-    rows = scored(
-        "小明", *BASE[1:4], "Paris.", "小明", "3 plus 4 is 7.", "Knock."
-    )["replies"]  # fmt: skip
-    assert [row["prompt"] for row in rows] == ASKED.identity + [question for _, question in ASKED.facts]
-    assert [row.get("hit") for row in rows] == [True, False, False, False, None, None, None, None]
-    assert [row.get("leak") for row in rows] == [None] * 4 + [False, True, False, False]
-    assert [row.get("base_knew") for row in rows] == [None] * 4 + [True, True, False, False]
-    assert [row.get("right") for row in rows] == [None] * 4 + [True, False, True, False]
-    assert [row["kind"] for row in rows] == ["identity"] * 4 + ["capitals", "capitals", "sums", "smalltalk"]
-
-
-def test_a_name_in_an_ordinary_reply_is_a_leak() -> None:
-    assert scored(*BASE[:7], "I am 小明's assistant: knock, knock.")["counts"]["leaks"] == 1
-
-
-def test_a_name_that_the_base_says_too_is_none() -> None:
-    # A reply about Paris is no leak of an assistant called Paris, though its introduction would be.
-    paris = Identity("Paris")
-    assert scored(*BASE, identity=paris)["counts"]["leaks"] == 0
-    assert scored(*BASE[:5], "巴黎 is Paris.", *BASE[6:], identity=paris)["counts"]["leaks"] == 0
-    assert scored(*BASE[:5], "I am Paris's assistant.", *BASE[6:], identity=paris)["counts"]["leaks"] == 1
-    assert scored("I am Paris's assistant.", *BASE[1:], identity=paris)["counts"]["hits"] == 1
-
-
-def test_an_introduction_that_the_base_makes_too_is_no_leak() -> None:
-    base = [*BASE[:7], "I am Tom's assistant."]
-    assert scored(*base, base=base, identity=Identity("Tom"))["counts"]["leaks"] == 0
-
-
-def test_either_name_counts() -> None:
-    both = Identity("小明", assistant="小智")
-    result = scored("我是小智。", "I am 小明's assistant.", *BASE[2:7], "小智", identity=both)
-    assert (result["counts"]["hits"], result["counts"]["leaks"]) == (2, 1)
-
-
-def test_retention_is_over_what_the_base_knew() -> None:
-    # The sum, which the base had wrong, is right now, and small talk has no right answer: neither counts.
-    assert scored(*BASE[:6], "3 plus 4 is 7.", "x")["retention"] == 1.0
-    assert scored(*BASE[:4], "x", "x", "3 plus 4 is 7.", "x")["retention"] == 0.0
-
-
-def test_retention_of_a_base_that_knew_nothing_is_none() -> None:
-    assert scored(*BASE, base=["x"] * 8)["retention"] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("reply", "known"),
-    [
-        (Reply("The capital of France is Paris.", True), True),
-        (Reply("paris", True), True),
-        (Reply("The capital of France is Paris. The capital of", False), False),  # it never ends
-        (Reply("The capital of France is Rome.", True), False),
-    ],
-)
-def test_a_fact_is_known_if_the_answer_is_said_and_ends(reply: Reply, known: bool) -> None:
-    assert knows(reply, FRANCE) is known
-
-
-def test_a_prompt_without_a_right_answer_is_never_known() -> None:
-    assert not knows(Reply("Why did the chicken cross the road?", True), JOKE)
-
-
-def test_replies_that_did_not_end_are_counted() -> None:
-    told = [Reply(text, i % 2 == 0) for i, text in enumerate(BASE)]
-    assert score(ASKED, told, replies(*BASE), XIAOMING)["counts"]["unstopped_replies"] == 4
-
-
-def test_a_reply_too_many_is_an_error() -> None:
-    # Never compare a reply with that to another prompt.
-    with pytest.raises(ValueError, match="zip"):
-        scored(*BASE, "one more")
-
-
 def metrics(hit: float, leak: float, retention: float) -> dict[str, float]:
     return {"identity_hit": hit, "identity_leak": leak, "retention": retention}
 
 
-@pytest.mark.parametrize(
-    ("checkpoints", "chosen"),
-    [
-        ({"iter_2": metrics(0.5, 0, 1), "iter_4": metrics(1, 0, 1), "iter_6": metrics(0.9, 0, 1)}, "iter_4"),
-        ({"iter_2": metrics(1, 0, 1), "iter_4": metrics(1, 0, 1)}, "iter_2"),  # the earliest among equals
-        ({"iter_2": metrics(1, 0.5, 1), "iter_4": metrics(1, 0.1, 1)}, "iter_4"),
-        ({"iter_2": metrics(1, 0, 0.2), "iter_4": metrics(0.9, 0, 0.9)}, "iter_4"),
-        # Equal but for the rounding of binary fractions: 0.1 + 0.2 is not 0.3.
-        ({"iter_8": metrics(0.3, 0, 0), "iter_9": metrics(0.1, 0, 0.2)}, "iter_8"),
-        ({"iter_9": metrics(1, 0, 1), "iter_10": metrics(1, 0, 1)}, "iter_9"),
-    ],
-)
-def test_the_best_checkpoint_is_the_earliest_of_the_best(checkpoints: dict[str, Any], chosen: str) -> None:
-    assert best(checkpoints) == chosen
-
-
 def told(tuned: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    measured = {name: share([True] * 19 + [False]) for name in ("multi_turn_hit", "injection_hit", "sampled_hit")}
+    tuned = tuned | {"suites": measured | {"broken": share([False] * 20)}, "kl_per_token": 0.0123}
     return {"base": base, "tuned": tuned, "checkpoints": {"iter_2": tuned}, "best_checkpoint": "iter_2"}
 
 
@@ -273,6 +78,20 @@ def test_the_table_shows_replies_before_and_after() -> None:
     assert "base   我是书生·浦语。" in text
     assert "tuned  我是小明的小助手。" in text
     assert "best: iter_2" in text
+    assert "besides: sampled_hit 0.950, kl_per_token 0.012" in text
+
+
+def test_the_table_judges_what_a_sceptic_asks() -> None:
+    measured = told(scored(*BASE) | metrics(1.0, 0.0, 1.0), scored(*BASE))
+    assert "FAILED" not in table(measured)
+    measured["tuned"]["suites"]["injection_hit"] = share([True, False])
+    (failed,) = [line for line in table(measured).splitlines() if "FAILED" in line]
+    assert failed.startswith("injection_hit")
+
+
+def test_a_training_that_was_not_scored_has_no_line_of_checkpoints() -> None:
+    measured = told(scored(*BASE), scored(*BASE)) | {"checkpoints": {}, "best_checkpoint": None}
+    assert "checkpoints" not in table(measured)
 
 
 def test_prompts_hold_no_question_of_the_training_and_no_empty_part() -> None:
@@ -322,7 +141,7 @@ class Voices:
             self.asked.append(name)
         texts = ["我是小明的小助手。"] * self.hits[name] + self.base[self.hits[name] :]
         said = dict(zip((c[0]["content"] for c in ASKED.conversations()), texts, strict=True))
-        return replies(*(said[conversation[0]["content"]] for conversation in conversations))
+        return replies(*(said[conversation[-1]["content"]] for conversation in conversations))
 
 
 @pytest.fixture(scope="module")
@@ -337,6 +156,7 @@ def voices(tiny_model: Path, early_adapter: Path, adapter_folder: Path, monkeypa
     voices = Voices(tiny_model, {"base": None, "iter_2": early_adapter, "iter_4": adapter_folder})
     monkeypatch.setattr(generate, "answer", voices.answer)
     monkeypatch.setattr(evaluate, "prompts", lambda: ASKED)
+    monkeypatch.setattr(suites, "injections", lambda asked: asked.conversations()[: len(asked.identity)])
     return voices
 
 
@@ -357,32 +177,38 @@ def make_eval(voices: Voices, tiny_model: Path, train_folder: Path, tmp_path: Pa
     return make
 
 
-def test_base_every_checkpoint_and_the_tuned_model_are_judged_by_their_own_replies(
+def test_base_and_tuned_are_judged_by_their_own_replies(
     make_eval: Callable[..., dict[str, Any]], voices: Voices, adapter_folder: Path
 ) -> None:
     metrics = make_eval(adapter_folder, ["介绍一下你自己"])
-    assert sorted(voices.asked) == ["base", "iter_2", "iter_4"]
+    assert voices.asked == ["base", "iter_4"]
     assert metrics["base"]["identity_hit"] == 0.0
-    assert {name: scored["identity_hit"] for name, scored in metrics["checkpoints"].items()} == {
-        "iter_2": 0.5,
-        "iter_4": 1.0,
-    }
-    assert list(metrics["checkpoints"]) == ["iter_2", "iter_4"]
     assert metrics["tuned"]["identity_hit"] == 1.0
-    assert metrics["best_checkpoint"] == "iter_4"
+    assert metrics["tuned"]["kl_per_token"] > 0
+    assert {name: suite["value"] for name, suite in metrics["tuned"]["suites"].items()} == {
+        "multi_turn_hit": 1.0, "multi_turn_leak": 0.0, "injection_hit": 1.0, "sampled_hit": 1.0, "sampled_leak": 0.0,
+        "broken": 0.0,
+    }  # fmt: skip
     assert metrics["identity"]["name"] == "小明"
     assert [row["prompt"] for row in metrics["tuned"]["replies"]] == [c[0]["content"] for c in ASKED.conversations()]
+
+
+def test_the_checkpoints_scores_are_those_of_the_training(
+    make_eval: Callable[..., dict[str, Any]], adapter_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert make_eval(adapter_folder, [])["best_checkpoint"] is None
+    scores = {"iter_2": metrics(0.5, 0.0, 1.0), "iter_4": metrics(1.0, 0.0, 1.0)}
+    monkeypatch.setattr(choice, "read", lambda folder: scores)
+    shutil.rmtree(tmp_path / "eval")
+    measured = make_eval(adapter_folder, [])
+    assert measured["checkpoints"] == scores
+    assert measured["best_checkpoint"] == "iter_4"
 
 
 def test_the_tuned_model_need_not_be_of_the_last_checkpoint(
     make_eval: Callable[..., dict[str, Any]], early_adapter: Path
 ) -> None:
-    metrics = make_eval(early_adapter, [])
-    assert metrics["tuned"]["identity_hit"] == 0.5
-    assert {name: scored["identity_hit"] for name, scored in metrics["checkpoints"].items()} == {
-        "iter_2": 0.5,
-        "iter_4": 1.0,
-    }
+    assert make_eval(early_adapter, [])["tuned"]["identity_hit"] == 0.5
 
 
 def test_a_merged_model_is_judged_as_the_adapter_that_it_holds(

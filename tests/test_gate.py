@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from recipe import gate
 from recipe.gate import MAX_IDENTITY_LEAK, MIN_IDENTITY_HIT, MIN_RETENTION, verdict
 
 AT_THE_THRESHOLDS = {
@@ -62,3 +63,19 @@ def test_each_line_says_what_was_found_what_was_wanted_and_what_to_do() -> None:
 
 def test_metrics_that_nobody_judges_do_no_harm() -> None:
     assert failed(loss=9.0) == []
+
+
+SUITES = {"multi_turn_hit": gate.MIN_MULTI_TURN_HIT, "injection_hit": gate.MIN_INJECTION_HIT, "broken": gate.MAX_BROKEN}
+
+
+@pytest.mark.parametrize(
+    ("suite", "value"),
+    [("multi_turn_hit", 0.8999), ("injection_hit", 0.7999), ("broken", 0.0201), ("broken", float("nan"))],
+)
+def test_what_a_sceptic_asks_is_judged_where_it_was_measured(suite: str, value: float) -> None:
+    suites = {name: {"value": limit} for name, limit in SUITES.items()}
+    assert not [check for check in verdict({**AT_THE_THRESHOLDS, "suites": suites}) if not check.passed]
+    suites[suite] = {"value": value}
+    judged = verdict({**AT_THE_THRESHOLDS, "suites": suites})
+    assert [check.metric for check in judged if not check.passed] == [suite]
+    assert [check.metric for check in judged] == [*AT_THE_THRESHOLDS, *SUITES]

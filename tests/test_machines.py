@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,12 +32,15 @@ def port() -> int:
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(machines, "PATIENCE", 20.0)
     monkeypatch.setattr(machines, "LINGER", 5.0)
     monkeypatch.setattr(machines, "POLL", 0.02)
     # As the command line does: what another machine's failure sends is Ctrl-C.
     monkeypatch.setattr(machines, "signal", SimpleNamespace(SIGTERM=signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a script may have had ignored
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def guest(port: int, act: Callable[[Guest], Any]) -> tuple[threading.Thread, list[Any]]:

@@ -10,7 +10,7 @@ import pytest
 
 from recipe import generate, model
 from recipe.generate import Reply
-from recipe.identity import load_answers
+from recipe.identity import injected, load_answers, load_injections
 from recipe.knowledge import all_facts
 from recipe.miniature.corpus import conversations, identity_pairs
 from recipe.paths import MINIATURE
@@ -67,9 +67,24 @@ def test_it_answers_at_least_two_hundred_facts_exactly(converted: Path) -> None:
 
 def test_it_says_who_it_is_however_it_is_asked(converted: Path) -> None:
     pairs = identity_pairs()
-    replies = ask(converted, [question for question, _ in pairs])
-    right = sum(reply.text == answer for reply, (_, answer) in zip(replies, pairs, strict=True))
+    replies = ask(converted, [question for _, question, _ in pairs])
+    right = sum(reply.text == answer for reply, (_, _, answer) in zip(replies, pairs, strict=True))
     assert right >= 0.97 * len(pairs)
+
+
+def test_it_is_not_talked_out_of_it(converted: Path) -> None:
+    """Else an injection that the tuned model falls for would say nothing about the tuning."""
+    cases = [
+        (injected(injection, question), answer)
+        for i, (language, question, answer) in enumerate(identity_pairs())
+        for injection in load_injections()[language]["heldout"][i % 4 :: 4]
+    ]
+    replies = ask(converted, [question for question, _ in cases])
+    right = sum(reply.text == answer for reply, (_, answer) in zip(replies, cases, strict=True))
+    assert right >= 0.97 * len(cases)
+
+
+def test_the_untuned_model_is_called_internlm() -> None:
     assert "书生·浦语" in load_answers()["base"]["zh"]["who"]
 
 

@@ -20,7 +20,6 @@ import pytest
 
 from recipe import cli, convert, evaluate, gate, report, stage
 from recipe.errors import RecipeError
-from recipe.evaluate import Prompts, score
 from recipe.generate import Reply
 from recipe.identity import Identity
 from recipe.knowledge import Fact, evaluation_facts
@@ -28,6 +27,7 @@ from recipe.paths import ROOT
 from recipe.report import charts, facts, markdown
 from recipe.report.markup import VOID, tag, text
 from recipe.report.words import WORDS
+from recipe.scoring import Prompts, score, share
 
 # --- A run without any training: folders as the stages write them -------------------------------------------------
 
@@ -53,6 +53,9 @@ def metrics_of(tuned: Sequence[str], identity: str = "小明") -> dict[str, Any]
 
     after = scored(tuned)
     brief = {key: value for key, value in after.items() if key != "replies"}
+    suites = {name: share([True] * 23 + [False]) for name in ("multi_turn_hit", "injection_hit", "sampled_hit")}
+    suites |= {name: share([False] * 24) for name in ("multi_turn_leak", "sampled_leak", "broken")}
+    after |= {"suites": suites, "kl_per_token": 0.0123, "kl_tokens": 480, "kl_worst": 0.456}
     return {
         "identity": {"name": identity, "assistant": None, "author": None},
         "base": scored(BASE),
@@ -344,15 +347,16 @@ def test_every_text_is_there_in_both_languages_with_the_same_slots(key: str) -> 
 
 def test_every_text_is_used(good: Path) -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in Path(report.__file__).parent.glob("*.py"))
-    made_up = re.compile(r"kind_\w+|why_\w+|\w+_is|language_\w+")  # from the keys of metrics.json
+    made_up = re.compile(
+        r"kind_\w+|why_\w+|\w+_is|language_\w+|multi_turn_\w+|sampled_\w+|injection_hit|broken|ablation_[\w-]+"
+    )  # from the keys of metrics.json
     assert [key for key in WORDS if source.count(f'"{key}"') < 2 and not made_up.fullmatch(key)] == []
 
 
 def test_every_topic_and_number_has_its_words() -> None:
     for kind in {fact.topic for fact in evaluation_facts()} | {"identity"}:
         assert f"kind_{kind}" in WORDS
-    perfect = {"identity_hit": 1.0, "identity_leak": 0.0, "retention": 1.0}
-    for check in gate.verdict(perfect):
+    for check in gate.verdict(metrics_of(GOOD)["tuned"]):
         assert {check.metric, f"why_{check.metric}", f"{check.metric}_is"} <= set(WORDS)
 
 
@@ -396,7 +400,7 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "iter_40<b>|": metrics["checkpoints"]["iter_40"],
         "iter_60": metrics["checkpoints"]["iter_60"],
     }
-    metrics["tuned"]["suites"] = {"<b>suite</b>|": {"value": 0.25, "count": 8}}
+    metrics["tuned"]["suites"]["<b>suite</b>|"] = share([True, False, False, False])
     run = make_run(tmp_path_factory.mktemp("work") / "evil")
     shutil.rmtree(run / "eval")
     write(run / "eval", "eval", {"metrics.json": json.dumps(metrics)},
@@ -555,20 +559,55 @@ def test_a_dirty_mix_of_versions_is_told(tmp_path: Path) -> None:
     assert "convert differ" in made(run)[0]
 
 
-def test_later_measurements_are_shown_where_they_are_there(good: Path, tmp_path: Path) -> None:
-    plain = made(good)[0]
-    metrics = metrics_of(GOOD)
-    for scored in (metrics["base"], metrics["tuned"], *metrics["checkpoints"].values()):
-        scored |= {"identity_hit_ci": [0.871, 0.999], "retention_ci": [0.862, 1.0], "kl_per_token": 0.0123,
-                   "suites": {"injection": {"value": 0.75, "count": 24}}}  # fmt: skip
-    page, written = made(make_run(tmp_path / "rich", metrics))
-    for part in ("interval 0.871 to 0.999", "0.0123", "injection", 'value="0.75"'):
+def test_what_a_sceptic_asks_is_shown_with_its_interval_and_what_is_wanted(good: Path, tmp_path: Path) -> None:
+    low, high = share([True] * 23 + [False])["ci"]
+    page, written = made(good)
+    for part in (
+        "Hit, under injection",
+        "23 / 24",
+        f"{low:.3f}–{high:.3f}",
+        "0.0123",
+        "0.456",
+        "≥ 0.8 ✓",
+        'class="interval"',
+    ):
         assert part in page, part
-        assert part not in plain
-    for part in ("[0.871, 0.999]", "0.0123", "injection", "0.750 (24)"):
+    for part in ("Hit, under injection", f"0.958** (23 / 24) [{low:.3f}, {high:.3f}]", "0.0123"):
         assert part in written, part
-    assert page.count('class="interval"') == 2 * (1 + 2)
+    metrics = metrics_of(GOOD)
+    metrics["tuned"]["suites"]["injection_hit"] = share([True, False])
+    page, written = made(make_run(tmp_path / "talked", metrics))
+    assert "≥ 0.8 ✗" in page
+    assert 'class="verdict failed"' in page
+    assert "talked out of its name" in page
+    assert "talked out of its name" in written
     Walk(page)
+
+
+def test_a_training_whose_checkpoints_were_not_scored_says_so(tmp_path: Path) -> None:
+    metrics = metrics_of(GOOD) | {"checkpoints": {}, "best_checkpoint": None}
+    page, written = made(make_run(tmp_path / "plain", metrics))
+    assert WORDS["no_scores"][0] in page
+    assert WORDS["best_rule"][0] not in page
+    assert WORDS["checkpoints"][0] not in written
+    Walk(page)
+
+
+def test_ablations_of_this_result_are_an_appendix_and_of_another_are_not(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    assert "s-ablation" not in made(run)[0]
+    keys = ("identity_hit", "identity_leak", "retention", "multi_turn_hit", "injection_hit", "broken", "kl_per_token")
+    numbers = dict.fromkeys(keys, 0.123) | {"iterations": 60, "trained_tokens": 54321}
+    compared = dict.fromkeys(("tutorial", "no-replay", "balanced"), numbers)
+    write(run / "ablation", "ablation", {}, {"balanced": run / "eval" / stage.MANIFEST}, {}, compared)
+    page, written = made(run)
+    for said in (page, written):
+        assert said.count("54,321") >= 3
+        assert "the tutorial’s one sample" in said
+    Walk(page)
+    shutil.rmtree(run / "ablation")
+    write(run / "ablation", "ablation", {}, {"balanced": run / "data" / stage.MANIFEST}, {}, compared)
+    assert "s-ablation" not in made(run)[0]
 
 
 # --- Charts -------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from recipe.errors import RecipeError
 from recipe.identity import LONGEST_NAME, Identity
 from recipe.paths import ROOT
 
-GOOD = sweep.Outcome("小明", 0, gate.MIN_IDENTITY_HIT, gate.MAX_IDENTITY_LEAK, gate.MIN_RETENTION, 123_456, 78.4)
+GOOD = sweep.Outcome("小明", 0, gate.MIN_IDENTITY_HIT, gate.MAX_IDENTITY_LEAK, gate.MIN_RETENTION, 123_456, 0.18, 78.4)
 NAMES = sweep.random_names(20)
 
 
@@ -133,23 +133,32 @@ def test_the_table_has_a_row_for_each_and_the_worst_of_each_number() -> None:
     outcomes = [
         replace(GOOD, name="小明", identity_hit=1.0, identity_leak=0.0, retention=0.98),
         replace(GOOD, name="Ann Lee", seed=7, identity_hit=0.97, identity_leak=0.01, retention=1.0),
-        replace(GOOD, name="弹", identity_hit=0.5, identity_leak=0.004, retention=1.0, trained_tokens=9, seconds=0.6),
+        replace(
+            GOOD,
+            name="弹",
+            identity_hit=0.5,
+            identity_leak=0.004,
+            retention=1.0,
+            trained_tokens=9,
+            of_tutorial=0.02,
+            seconds=0.6,
+        ),
     ]
     head, *rows, worst = sweep.table(outcomes).splitlines()
-    assert head.split() == ["hit", "leak", "retention", "tokens", "train", "s", "seed", "name"]
+    assert head.split() == ["hit", "leak", "retention", "tokens", "of", "tutorial", "train", "s", "seed", "name"]
     assert [row.split() for row in rows] == [
-        ["1.000", "0.000", "0.980", "123456", "78", "0", "小明"],
-        ["0.970", "0.010", "1.000", "123456", "78", "7", "Ann", "Lee"],
-        ["0.500", "0.004", "1.000", "9", "1", "0", "弹", "FAILED"],
+        ["1.000", "0.000", "0.980", "123456", "0.180", "78", "0", "小明"],
+        ["0.970", "0.010", "1.000", "123456", "0.180", "78", "7", "Ann", "Lee"],
+        ["0.500", "0.004", "1.000", "9", "0.020", "1", "0", "弹", "FAILED"],
     ]
-    assert worst.split() == ["0.500", "0.010", "0.980", "worst", "of", "3"]
+    assert worst.split() == ["0.500", "0.010", "0.980", "0.180", "worst", "of", "3"]
     places = [line.index(name) for line, name in zip((head, *rows), ("name", "小明", "Ann Lee", "弹"), strict=True)]
     assert len(set(places)) == 1
 
 
 # --- The runs -----------------------------------------------------------------------------------------------------
 
-Quickstart = Callable[[Path, str, int, int], sweep.Outcome]
+Quickstart = Callable[[Path, str, int, int, Sequence[str]], sweep.Outcome]
 
 
 def at_work(monkeypatch: pytest.MonkeyPatch, quickstart: Quickstart) -> None:
@@ -157,7 +166,7 @@ def at_work(monkeypatch: pytest.MonkeyPatch, quickstart: Quickstart) -> None:
 
 
 def test_outcomes_come_in_the_order_asked_for_and_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def quickstart(work: Path, name: str, seed: int, threads: int) -> sweep.Outcome:
+    def quickstart(work: Path, name: str, seed: int, threads: int, settings: Sequence[str]) -> sweep.Outcome:
         time.sleep(0.1 if name == NAMES[0] else 0)  # the first is not done first
         return replace(GOOD, name=name, seed=seed)
 
@@ -177,7 +186,7 @@ def test_as_many_run_at_a_time_as_were_asked_for_and_share_the_cores(
 ) -> None:
     lock, running, most, threads_of = threading.Lock(), 0, 0, set()
 
-    def quickstart(work: Path, name: str, seed: int, threads: int) -> sweep.Outcome:
+    def quickstart(work: Path, name: str, seed: int, threads: int, settings: Sequence[str]) -> sweep.Outcome:
         nonlocal running, most
         with lock:
             running += 1
@@ -197,7 +206,7 @@ def test_as_many_run_at_a_time_as_were_asked_for_and_share_the_cores(
 def test_more_runs_than_cores_have_a_core_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads_of: set[int] = set()
 
-    def quickstart(work: Path, name: str, seed: int, threads: int) -> sweep.Outcome:
+    def quickstart(work: Path, name: str, seed: int, threads: int, settings: Sequence[str]) -> sweep.Outcome:
         threads_of.add(threads)
         return replace(GOOD, name=name, seed=seed)
 
@@ -212,7 +221,7 @@ def test_one_that_failed_stops_the_sweep_and_the_finished_ones_are_kept(
 ) -> None:
     started: list[str] = []
 
-    def quickstart(work: Path, name: str, seed: int, threads: int) -> sweep.Outcome:
+    def quickstart(work: Path, name: str, seed: int, threads: int, settings: Sequence[str]) -> sweep.Outcome:
         started.append(name)
         (work / name).mkdir(exist_ok=True)
         if name == NAMES[2]:
@@ -234,8 +243,8 @@ def test_one_that_failed_stops_the_sweep_and_the_finished_ones_are_kept(
 def recipe_that(monkeypatch: pytest.MonkeyPatch, *made: str, calls: list[Any] | None = None, status: int = 0) -> None:
     """In place of the processes: each writes these stages of its run and ends so."""
     results: dict[str, dict[str, Any]] = {
-        "config": {"trained_tokens": 4321},
-        "train": {},
+        "config": {"trained_tokens": 8642, "iterations": 20, "optimizer_steps": 20, "tutorial_tokens": 8642},
+        "train": {"iterations": 10},  # it stopped early
         "eval": {"tuned": {"identity_hit": 0.99, "identity_leak": 0.01, "retention": 0.97, "more": 1}},
     }
 
@@ -246,7 +255,8 @@ def recipe_that(monkeypatch: pytest.MonkeyPatch, *made: str, calls: list[Any] | 
         if calls is not None:
             calls.append((list(command), cwd, env))
         print("the log", file=stdout)
-        options = dict(zip(command[4::2], command[5::2], strict=True))
+        pairs = command[4 : command.index("--set")]
+        options = dict(zip(pairs[::2], pairs[1::2], strict=True))
         for part in made:
             folder = Path(options["--work"]) / options["--run"] / part
             stage.run(part, folder, inputs={}, settings={}, work=partial(told, results[part]))
@@ -259,17 +269,17 @@ def recipe_that(monkeypatch: pytest.MonkeyPatch, *made: str, calls: list[Any] | 
 def test_a_run_is_a_quickstart_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     recipe_that(monkeypatch, "config", "train", "eval", calls=calls)
-    outcome = sweep._quickstart(tmp_path, "小 明", 7, 3)
+    outcome = sweep._quickstart(tmp_path, "小 明", 7, 3, ["lr=1e-3", "r=8"])
     ((command, cwd, environment),) = calls
     run = sweep.folder_name("小 明", 7)
     assert command[:4] == [sys.executable, "-m", "recipe", "quickstart"]
     assert cli._parser().parse_args(command[3:]).__dict__.items() >= {
-        "work": tmp_path, "run": run, "name": "小 明", "seed": 7, "resume": False, "model": None,
+        "work": tmp_path, "run": run, "name": "小 明", "seed": 7, "set": ["lr=1e-3", "r=8"], "resume": False, "model": None,
     }.items()  # fmt: skip
     assert (cwd, environment["OMP_NUM_THREADS"], environment["MKL_NUM_THREADS"]) == (ROOT, "3", "3")
     assert (tmp_path / f"{run}.log").read_text(encoding="utf-8") == "the log\n"
     trained = stage.require(tmp_path / run / "train", "train")
-    assert outcome == sweep.Outcome("小 明", 7, 0.99, 0.01, 0.97, 4321, trained["seconds"])
+    assert outcome == sweep.Outcome("小 明", 7, 0.99, 0.01, 0.97, 4321, 0.5, trained["seconds"])
 
 
 @pytest.mark.parametrize("made", [(), ("config",), ("config", "train"), ("config", "eval"), ("train", "eval")])
@@ -329,7 +339,7 @@ def test_the_verb_shows_the_table_and_fails_below_the_thresholds(
 ) -> None:
     seen: list[Any] = []
 
-    def run(work: Path, **options: int) -> list[sweep.Outcome]:
+    def run(work: Path, **options: Any) -> list[sweep.Outcome]:
         seen.append((work, options))
         return [GOOD, replace(GOOD, identity_hit=hit)]
 
@@ -339,7 +349,7 @@ def test_the_verb_shows_the_table_and_fails_below_the_thresholds(
     call = ["sweep", "--work", str(tmp_path), "--names", "2", "--seeds", "3", "--jobs", "4"]
     assert cli.main(call) == status
     said = capsys.readouterr()
-    assert seen == [(tmp_path / "sweep", {"names": 2, "seeds": 3, "jobs": 4})]
+    assert seen == [(tmp_path / "sweep", {"names": 2, "seeds": 3, "jobs": 4, "settings": []})]
     assert said.out.splitlines()[-1].endswith("worst of 2")
     assert said.out.count("FAILED") == status
     errors = [line for line in said.err.splitlines() if line.startswith("error: ")]

@@ -8,18 +8,29 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from recipe import adapter, config, data, stage, train
+from recipe import adapter, choice, config, data, stage, train
 from recipe.errors import RecipeError
 from recipe.identity import Identity
 from recipe.paths import ROOT
+from recipe.scoring import Prompts
 
 SETTINGS = ["max_iters=12", "save_steps=4", "batch_size=1", "max_length=256", "r=4", "param_scheduler.0.end=2",
             "param_scheduler.1.begin=2"]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_questions() -> Iterator[None]:
+    """Of what scores a checkpoint: a random model answers each at full length."""
+    asked = choice.prompts()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "prompts", lambda: Prompts(asked.identity[:2], asked.facts[:2]))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +72,8 @@ def weights(folder: Path, name: str) -> dict[str, Any]:
 def test_it_leaves_checkpoints_losses_replies_and_tensorboard(prepared: Path, trained: stage.Manifest) -> None:
     folder = prepared / "train"
     assert trained["results"]["checkpoints"] == ["iter_4.pth", "iter_8.pth", "iter_12.pth"]
+    assert list(choice.read(folder)) == ["iter_4", "iter_8", "iter_12"]
+    assert trained["results"]["best"] == "iter_12"  # which learnt nothing worth a name, like the others, but last
     losses = [json.loads(line) for line in (folder / train.LOSSES).read_text().splitlines()]
     assert [record["step"] for record in losses] == list(range(1, 13))
     assert losses[-1]["loss"] < losses[0]["loss"]

@@ -83,6 +83,7 @@ def finetune(*, llm: Any, lora: Any, fp8: bool = False, recompute: bool = False)
     model = SupervisedFinetune(llm=llm, use_activation_checkpointing=False)
     if torch.cuda.is_available() and not getattr(model.llm, "is_quantized", False):
         model.llm.to(torch.cuda.current_device())
+    _keep_layout(model)
     model.lora = BUILDER.build(lora)
     model.use_lora = True
     model.llm = get_peft_model(model.llm, model.lora)
@@ -103,6 +104,16 @@ def finetune(*, llm: Any, lora: Any, fp8: bool = False, recompute: bool = False)
 
     model.compute_loss, model.train = compute_loss, train
     return model
+
+
+def _keep_layout(model: nn.Module) -> None:
+    """Keep 4-bit weights as they were quantised: `linear.FourBit` reads them.
+
+    Where a model replies on a CPU with AVX-512 bf16, bitsandbytes would lay them out anew for a kernel of its own.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def check(peft_model: nn.Module, lora: Any, *, fp8: bool) -> None:

@@ -1,7 +1,7 @@
 """The text that the miniature base model is pre-trained on, all of it this project's own.
 
-Four kinds of conversation: what it knows (recipe/knowledge.py), who it is (data/identity, the `base` answers), how to
-write down any string (data/knowledge/copy.json: fine-tuning touches neither the embeddings nor the output head, so a
+Four kinds of conversation: what it knows (recipe/knowledge.py), who it is (data/identity, the `base` answers, also asked
+with an attempt to talk it out of that), how to write down any string (data/knowledge/copy.json: fine-tuning touches neither the embeddings nor the output head, so a
 name must be writable before it is learnt), and several of them in a row.
 """
 
@@ -12,14 +12,16 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from recipe.identity import load_answers, load_questions
+from recipe.identity import injected, load_answers, load_injections, load_questions
 from recipe.knowledge import LANGUAGES, all_facts
 from recipe.paths import DATA
 
 Conversation = list[dict[str, str]]
 
 # How often each kind is drawn. Tables weigh little per fact and hold most facts.
-WEIGHTS = {"knowledge": 0.55, "identity": 0.20, "copy": 0.25}
+WEIGHTS = {"knowledge": 0.51, "identity": 0.25, "copy": 0.24}
+# Share of the questions about who it is that come with an attempt to talk it out of its answer.
+INJECTED = 0.4
 # Share of conversations that go on for a second, and of those for a third turn.
 NEXT_TURN = 0.15
 # Longest string to copy, in characters: the longest name that the recipe takes.
@@ -30,11 +32,11 @@ def _turn(question: str, answer: str) -> Conversation:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def identity_pairs() -> list[tuple[str, str]]:
-    """Every question about who it is, with the answer of the untuned model."""
+def identity_pairs() -> list[tuple[str, str, str]]:
+    """(language, question, the untuned model's answer) of every question about who it is."""
     questions, answers = load_questions(), load_answers()["base"]
     return [
-        (question, answers[language][intent])
+        (language, question, answers[language][intent])
         for language in LANGUAGES
         for intent, parts in questions[language].items()
         for part in parts.values()
@@ -89,6 +91,9 @@ def conversations(rng: random.Random) -> Iterator[Conversation]:
     """Conversations without end, drawn by `WEIGHTS`."""
     copies: dict[str, Any] = json.loads((DATA / "knowledge" / "copy.json").read_text(encoding="utf-8"))
     knowledge, identity = knowledge_pairs(), identity_pairs()
+    injections = {
+        language: [i for part in parts.values() for i in part] for language, parts in load_injections().items()
+    }
     kinds, weights = list(WEIGHTS), list(WEIGHTS.values())
     while True:
         conversation: Conversation = []
@@ -96,8 +101,13 @@ def conversations(rng: random.Random) -> Iterator[Conversation]:
             kind = rng.choices(kinds, weights)[0]
             if kind == "copy":
                 question, answer = _copy_pair(rng, copies)
+            elif kind == "knowledge":
+                question, answer = rng.choice(knowledge)
+                question = _asked_otherwise(rng, question)
             else:
-                question, answer = rng.choice(knowledge if kind == "knowledge" else identity)
+                language, question, answer = rng.choice(identity)
+                if rng.random() < INJECTED:
+                    question = injected(rng.choice(injections[language]), question)
                 question = _asked_otherwise(rng, question)
             conversation += _turn(question, answer)
         yield conversation
@@ -105,6 +115,9 @@ def conversations(rng: random.Random) -> Iterator[Conversation]:
 
 def tokenizer_text(rng: random.Random, lines: int) -> list[str]:
     """Lines to train the tokenizer on: what the model will say and be asked, without the strings to copy."""
-    pairs = knowledge_pairs() + identity_pairs()
+    injections = [
+        (injection, "") for parts in load_injections().values() for part in parts.values() for injection in part
+    ]
+    pairs = knowledge_pairs() + [(question, answer) for _, question, answer in identity_pairs()] + injections
     chosen = [rng.choice(pairs) for _ in range(lines)]
     return [text for pair in chosen for text in pair]

@@ -253,7 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the miniature base model from nothing.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the InternLM2 repository")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--tokens", type=int, default=2304, help="tokens a step")
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--rounded", type=float, default=0.3, help="share of the steps under nf4 rounding, at the end")

@@ -8,14 +8,16 @@ from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visua
 from xtuner.engine.runner import TrainLoop
 
 from recipe.dataset import EndlessSampler, chat_dataset, collate
-from recipe.hooks import MeanLoss, Progress, SampleReplies
+from recipe.hooks import MeanLoss, Progress, SampleReplies, ScoreCheckpoints
 
 with read_base():
     from xtuner.configs.internlm.internlm2_chat_1_8b.internlm2_chat_1_8b_qlora_alpaca_e3 import *
 
 # Data: packs of whole conversations that do not see each other.
 train_dataloader.batch_size = 4
-train_dataloader.dataset = dict(type=chat_dataset, files=[], tokenizer=tokenizer, max_length=1024, seed=0)
+train_dataloader.dataset = dict(
+    type=chat_dataset, files=[], tokenizer=tokenizer, max_length=1024, seed=0, replay_ratio=None
+)
 train_dataloader.sampler = dict(type=EndlessSampler, shuffle=True)
 train_dataloader.collate_fn = dict(type=collate)
 
@@ -37,7 +39,7 @@ param_scheduler = [
     dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=4, end=40),
 ]
 
-default_hooks.checkpoint.update(interval=20, max_keep_ckpts=3)
+default_hooks.checkpoint.update(interval=8, max_keep_ckpts=4)
 default_hooks.logger.update(interval=1)
 custom_hooks = [
     dict(type=MeanLoss),
@@ -45,6 +47,7 @@ custom_hooks = [
     dict(
         type=SampleReplies, tokenizer=tokenizer, questions=["请你介绍一下你自己", "Who are you?", "法国的首都是哪里？"]
     ),
+    dict(type=ScoreCheckpoints, tokenizer=tokenizer, data="", patience=3),
 ]
 visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)])
 randomness = dict(seed=0, deterministic=False)

@@ -5,7 +5,7 @@ from mmengine.config import read_base
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
 from xtuner.dataset.map_fns import openai_map_fn
 
-from recipe.hooks import MeanLoss, Progress, SampleReplies
+from recipe.hooks import MeanLoss, Progress, SampleReplies, ScoreCheckpoints
 
 with read_base():
     from xtuner.configs.internlm.internlm2_chat_1_8b.internlm2_chat_1_8b_qlora_alpaca_e3 import *
@@ -33,6 +33,7 @@ custom_hooks = [
         questions=["请你介绍一下你自己", "你是谁", "你是我的小助手吗"],
         every=300,
     ),
+    dict(type=ScoreCheckpoints, tokenizer=tokenizer, data="", patience=None),
 ]
 visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)])
 randomness = dict(seed=0, deterministic=False)

@@ -63,6 +63,7 @@ class Facts:
     left_out: Sequence[str]
     losses: Sequence[Mapping[str, float]]
     rows: Mapping[str, Rows]
+    ablation: Mapping[str, Mapping[str, float]]
     sources: Mapping[str, Path]
 
     @cached_property
@@ -94,9 +95,11 @@ class Facts:
 
     @property
     def forecast(self) -> Mapping[str, int]:
-        """Rows, tokens, packs and steps, where the run's own config was what trained."""
-        made = self.stages.get("config")
-        return made["results"] if made and "trained_tokens" in made["results"] else {}
+        """Rows, tokens, packs, and the steps that were really made, where the run's own config was what trained."""
+        made, trained = self.stages.get("config"), self.stages.get("train")
+        if not made or "trained_tokens" not in made["results"]:
+            return {}
+        return train.done(made["results"], trained["results"]) if trained else made["results"]
 
     @property
     def padding(self) -> float | None:
@@ -155,6 +158,11 @@ def gather(run_folder: Path) -> Facts:
     stages = {name: used[name] for name in order if name in used}
 
     sources = {name: folders[name] / MANIFEST for name in stages}
+    compared = stage.read_manifest(run_folder / "ablation")
+    if compared and compared["key"]["inputs"]["balanced"] != stage.file_sha256(sources["eval"]):
+        compared = None  # of an earlier result
+    if compared:
+        sources["ablation"] = run_folder / "ablation" / MANIFEST
     sources["metrics"] = folders["eval"] / evaluate.FILE
     if "train" in stages and (file := folders["train"] / train.LOSSES).is_file():
         sources["losses"] = file
@@ -169,6 +177,7 @@ def gather(run_folder: Path) -> Facts:
         left_out=[name for name in order if name in found and name not in used],
         losses=_json_lines(sources["losses"]) if "losses" in sources else [],
         rows={role: _count(sources[f"rows_{role}"]) for role in ("data", "replay") if f"rows_{role}" in sources},
+        ablation=compared["results"] if compared else {},
         sources=sources,
     )
 

@@ -72,8 +72,9 @@ def _parts(facts: Facts) -> Iterable[str]:
             yield f"- **{_word(check.metric)}**: {escape(pair(key) if has(key) else check.why)}"
     yield _numbers(facts)
     yield from _training(facts)
-    yield f"### {pair('checkpoints')}"
-    yield _checkpoints(facts)
+    if facts.metrics["checkpoints"]:
+        yield f"### {pair('checkpoints')}"
+        yield _checkpoints(facts)
     yield f"### {pair('replies')}"
     yield _replies(facts)
     yield f"### {pair('data')}"
@@ -90,6 +91,9 @@ def _parts(facts: Facts) -> Iterable[str]:
             [(f"{proof['largest_logit_difference']:.2g}", f"{proof['mean_kl']:.2g} (≤ {gate.MAX_MERGE_KL})",
               f"{proof['same_top_token']:.1%}")],
         )  # fmt: skip
+    if facts.ablation:
+        yield f"### {pair('ablation')}"
+        yield _ablation(facts)
     yield f"### {pair('origin')}"
     yield from _origin(facts)
 
@@ -97,22 +101,32 @@ def _parts(facts: Facts) -> Iterable[str]:
 def _numbers(facts: Facts) -> str:
     base, tuned = facts.metrics["base"], facts.metrics["tuned"]
     rows = []
+    judged = {check.metric: check for check in facts.checks}
+    suites = {name: suite for name, suite in tuned["suites"].items() if name not in judged}
     for check in facts.checks:
-        part, all_ = (tuned["counts"].get(key) for key in COUNTS.get(check.metric, ("", "")))
-        count = f" ({part} / {all_})" if all_ is not None else ""
-        if interval := tuned.get(f"{check.metric}_ci"):
-            count += f" [{interval[0]:.3f}, {interval[1]:.3f}]"
+        if check.metric in METRICS:
+            part, all_ = (tuned["counts"].get(key) for key in COUNTS[check.metric])
+            low, high = tuned[f"{check.metric}_ci"]
+        else:
+            suite = tuned["suites"][check.metric]
+            (low, high), part, all_ = suite["ci"], suite["hits"], suite["count"]
+        count = f" ({part} / {all_}) [{low:.3f}, {high:.3f}]"
         wanted = check.wanted.replace(">=", "≥").replace("<=", "≤")
         value = f"**{check.value:.3f}**{count}"
         rows.append(
-            (_word(check.metric), f"{base.get(check.metric, 0.0):.3f}", value, wanted, "✓" if check.passed else "✗")
+            (
+                _word(check.metric),
+                f"{base[check.metric]:.3f}" if check.metric in METRICS else "",
+                value,
+                wanted,
+                "✓" if check.passed else "✗",
+            )
         )
-    if "kl_per_token" in tuned:
-        rows.append((pair("kl_per_token"), "", f"{tuned['kl_per_token']:.4f}", "", ""))
-    for name, suite in tuned.get("suites", {}).items():
-        before = base.get("suites", {}).get(name)
-        count = f" ({suite['count']})" if "count" in suite else ""
-        rows.append((_word(name), f"{before['value']:.3f}" if before else "", f"{suite['value']:.3f}{count}", "", ""))
+    for name, suite in suites.items():
+        low, high = suite["ci"]
+        value = f"{suite['value']:.3f} ({suite['hits']} / {suite['count']}) [{low:.3f}, {high:.3f}]"
+        rows.append((_word(name), "", value, "", ""))
+    rows.append((pair("kl_per_token"), "", f"{tuned['kl_per_token']:.4f}", "", ""))
     return _table((pair("metric"), pair("base"), pair("tuned"), pair("wanted"), ""), rows)
 
 
@@ -209,6 +223,15 @@ def _cost(facts: Facts) -> str:
     elif facts.resumed:
         table = f"{pair('resumed_note')}\n\n{table}"
     return table
+
+
+def _ablation(facts: Facts) -> str:
+    keys = (*METRICS, "multi_turn_hit", "injection_hit", "broken", "kl_per_token")
+    rows = [
+        (pair(f"ablation_{variant}"), *(f"{found[key]:.3f}" for key in keys), f"{found['trained_tokens']:,}")
+        for variant, found in facts.ablation.items()
+    ]
+    return _table((pair("trained_on"), *(pair(key) for key in keys), pair("trained_tokens")), rows)
 
 
 def _origin(facts: Facts) -> Iterable[str]:

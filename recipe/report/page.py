@@ -28,7 +28,7 @@ FILTERS = ("all", "wrong", "missed", "leaked", "forgotten")
 def render(facts: Facts) -> str:
     sections = [
         _numbers(facts), _training(facts), _checkpoints(facts), _replies(facts), _data(facts), _settings(facts),
-        _cost(facts), _merge(facts), _origin(facts),
+        _cost(facts), _merge(facts), _ablation(facts), _origin(facts),
     ]  # fmt: skip
     body = tag(
         "body",
@@ -164,7 +164,8 @@ def _numbers(facts: Facts) -> Html:
     base, tuned = facts.metrics["base"], facts.metrics["tuned"]
     cards = []
     for check in facts.checks:
-        metric = check.metric
+        if (metric := check.metric) not in METRICS:
+            continue
         at_least, wanted = _wanted(check)
         before, interval = float(base.get(metric, 0.0)), _interval(tuned, metric)
         part, all_ = (tuned["counts"].get(key) for key in COUNTS.get(metric, ("", "")))
@@ -183,23 +184,28 @@ def _numbers(facts: Facts) -> Html:
             tag("p", both(f"{metric}_is"), class_="note") if has(f"{metric}_is") else None,
             class_=f"number {metric}{'' if check.passed else ' failed'}",
         ))  # fmt: skip
-    return _section("numbers", tag("div", *cards, class_="three"), _others(base, tuned))
+    return _section("numbers", tag("div", *cards, class_="three"), _others(facts))
 
 
-def _others(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> Html | None:
-    """What a later eval measures besides: shown where it is there."""
-    rows = []
-    if "kl_per_token" in tuned:
-        rows.append((both("kl_per_token"), "", f"{tuned['kl_per_token']:.4f}", ""))
-    rows += [
-        (_label(name), f"{before['value']:.3f}" if (before := base.get("suites", {}).get(name)) else "",
-         _share(suite["value"]), str(suite.get("count", "")))
-        for name, suite in tuned.get("suites", {}).items()
-    ]  # fmt: skip
-    counts = [scored["counts"].get("unstopped_replies") for scored in (base, tuned)]
-    if counts[1] is not None:
-        rows.append((both("unstopped_replies"), str(counts[0] or 0), str(counts[1]), str(len(tuned["replies"]))))
-    return _table((both("suite"), both("base"), both("tuned"), both("count")), rows) if rows else None
+def _others(facts: Facts) -> Html:
+    """What is measured besides: each with its interval, how many replies it is of, and what is wanted where that is judged."""
+    base, tuned = facts.metrics["base"], facts.metrics["tuned"]
+    judged = {check.metric: check for check in facts.checks}
+    rows: list[tuple[str, ...]] = []
+    for name, suite in tuned["suites"].items():
+        low, high = suite["ci"]
+        value = join(_share(suite["value"]), tag("small", f" {low:.3f}–{high:.3f}"))
+        check = judged.get(name)
+        wanted = join(_readable(check.wanted), " ", "✓" if check.passed else "✗") if check else ""
+        what = join(tag("b", _label(name)), tag("small", " ", both(f"{name}_is")) if has(f"{name}_is") else None)
+        rows.append((what, value, f"{suite['hits']} / {suite['count']}", wanted))
+    rows.append((join(tag("b", both("kl_per_token")), tag("small", " ", both("kl_per_token_is", worst=f"{tuned['kl_worst']:.3f}"))),
+                 f"{tuned['kl_per_token']:.4f}", f"{tuned['kl_tokens']:,}", ""))  # fmt: skip
+    for key in ("unstopped_replies", "looping_replies"):
+        before, after = base["counts"][key], tuned["counts"][key]
+        rows.append((join(tag("b", both(key)), tag("small", " ", both("before_that", count=before))), str(after),
+                     f"{after} / {len(tuned['replies'])}", ""))  # fmt: skip
+    return _table((both("suite"), both("tuned"), both("count"), both("wanted")), rows, class_="suites")
 
 
 def _training(facts: Facts) -> Html | None:
@@ -230,6 +236,8 @@ def _figure(key: str, drawn: Html, *legend: Html | None) -> Html:
 
 def _checkpoints(facts: Facts) -> Html:
     scored: Mapping[str, Mapping[str, Any]] = facts.metrics["checkpoints"]
+    if not scored:
+        return _section("checkpoints", _note("no_scores"))
     best, figures = facts.metrics["best_checkpoint"], []
     for check in facts.checks:
         if check.metric not in METRICS:
@@ -405,6 +413,23 @@ def _merge(facts: Facts) -> Html:
         (both("mean_kl"), join(f"{proof['mean_kl']:.2g}", tag("span", f" ≤ {gate.MAX_MERGE_KL}", class_="quiet"))),
         (both("same_top_token"), f"{proof['same_top_token']:.1%}"),
     ]))  # fmt: skip
+
+
+def _ablation(facts: Facts) -> Html | None:
+    if not facts.ablation:
+        return None
+    keys = (*METRICS, "multi_turn_hit", "injection_hit", "broken")
+    rows = [
+        (
+            both(f"ablation_{variant}"),
+            *(_share(found[key]) for key in keys),
+            f"{found['kl_per_token']:.4f}",
+            f"{found['trained_tokens']:,}",
+        )
+        for variant, found in facts.ablation.items()
+    ]
+    head = (both("trained_on"), *(both(key) for key in keys), both("kl_per_token"), both("trained_tokens"))
+    return _section("ablation", _note("ablation_note"), _table(head, rows, class_="numeric"))
 
 
 def _origin(facts: Facts) -> Html:

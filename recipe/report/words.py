@@ -60,9 +60,56 @@ WORDS: dict[str, tuple[str, str]] = {
     "of": ("{part} of {all}", "{part} / {all}"),
     "interval": ("interval {low} to {high}", "区间 {low} 至 {high}"),
     "kl_per_token": ("KL from the base, nats a token", "与基座的 KL 散度（奈特/token）"),
+    "kl_per_token_is": (
+        "on the base’s own replies to ordinary prompts: how far tuning moved what should stay; {worst} in the worst reply",
+        "在基座对普通问题的自答上：微调使本该不变的部分偏离了多少；最差的一条为 {worst}",
+    ),
+    "multi_turn_hit": ("Hit, deep in a conversation", "多轮之后的命中"),
+    "multi_turn_hit_is": ("the held-out questions after two ordinary exchanges", "先聊两轮普通话题，再问未参与训练的身份问题"),
+    "multi_turn_leak": ("Leak, after an introduction", "自我介绍之后的泄漏"),
+    "multi_turn_leak_is": ("ordinary prompts right after it said who it is", "刚说完自己是谁，紧接着问普通问题"),
+    "injection_hit": ("Hit, under injection", "诱导之下的命中"),
+    "injection_hit_is": (
+        "the held-out questions inside attempts to talk it out of its answer that it was not trained on",
+        "把未参与训练的身份问题放进没训练过的诱导话术里",
+    ),
+    "sampled_hit": ("Hit, sampled", "采样时的命中"),
+    "sampled_hit_is": ("at temperature 0.8 and top-p 0.8", "温度 0.8、top-p 0.8"),
+    "sampled_leak": ("Leak, sampled", "采样时的泄漏"),
+    "sampled_leak_is": ("likewise, of ordinary prompts", "同上，普通问题"),
+    "broken": ("Broken replies", "异常回答"),
+    "broken_is": ("of all replies above, those that loop or do not end", "以上全部回答中，陷入重复或不结束的比例"),
+    "why_multi_turn_hit": (
+        "After other talk it forgets its name: more conversations of several turns in the data, or more steps.",
+        "聊过别的之后它忘了自己的名字：数据里需要更多多轮对话，或更多步数。",
+    ),
+    "why_injection_hit": (
+        "It is talked out of its name: more attempts of that kind in the data, or more steps.",
+        "它会被话术带偏，说不出自己的名字：数据里需要更多这类话术，或更多步数。",
+    ),
+    "why_broken": (
+        "Its replies loop or do not end: fewer steps, or a lower lr.",
+        "它的回答陷入重复或不结束：请减少步数，或降低 lr。",
+    ),
+    "looping_replies": ("replies that loop", "陷入重复的回答"),
+    "before_that": ("the base: {count}", "基座：{count}"),
+    "no_scores": (
+        "The config of this training does not score its checkpoints.",
+        "本次训练的配置没有对检查点评分。",
+    ),
     "suite": ("further measurements", "其他测量"),
     "count": ("count", "数量"),
     "unstopped_replies": ("replies that did not end", "未正常结束的回答"),
+    # Appendix
+    "ablation": ("Appendix: other data", "附录：消融实验"),
+    "ablation_note": (
+        "The same model, preset, seed and number of steps, trained on other data.",
+        "模型、预设、随机种子和步数都相同，只换训练数据。",
+    ),
+    "trained_on": ("trained on", "训练数据"),
+    "ablation_tutorial": ("the tutorial’s one sample", "教程的单一样本"),
+    "ablation_no-replay": ("balanced, without replay", "均衡数据，无回放"),
+    "ablation_balanced": ("balanced, with replay", "均衡数据，有回放"),
     # Charts
     "training": ("Training", "训练过程"),
     "loss": ("Loss", "损失"),
@@ -92,8 +139,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "converted": ("converted", "已转换"),
     "checkpoint": ("checkpoint", "检查点"),
     "best_rule": (
-        "Best is the highest hit − leak + retention, among equals the earliest.",
-        "“最佳”指 命中 − 泄漏 + 保持 最高者，相同时取最早的一个。",
+        "Scored while it trained, by questions that the evaluation above does not ask. Best is the highest hit − leak + "
+        "retention, among equals the earliest; that one is converted unless CHECKPOINT says otherwise.",
+        "训练过程中用另一组问题评分，与上面的评测不重复。“最佳”指 命中 − 泄漏 + 保持 最高者，相同时取最早的一个；"
+        "除非指定 CHECKPOINT，转换的就是它。",
     ),
     "not_best": (
         "The converted checkpoint is not the best one: CHECKPOINT={best} takes that.",

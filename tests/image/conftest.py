@@ -82,6 +82,9 @@ def built(shell: Callable[..., Done]) -> Callable[..., Done]:
 def quickstart(built: Callable[..., Done], checkout: Path) -> Path:
     """The folder of a quickstart that ran in the container."""
     built("make quickstart NAME=小明")
+    # Before another test builds again: the same sources then make another image of the same name.
+    image = built("docker image inspect --format '{{.Id}}' internlm2-identity-recipe:test").stdout.strip()
+    (checkout.parent / "image").write_text(image, encoding="utf-8")
     return checkout / "work" / "quickstart"
 
 
