@@ -9,8 +9,9 @@ import pytest
 
 from recipe import config, gate
 from recipe.cli import _parser
+from recipe.data import balanced_rows
 from recipe.evaluate import prompts
-from recipe.identity import load_questions
+from recipe.identity import Identity
 from recipe.paths import ROOT
 
 READMES = ("README.md", "README.zh-CN.md")
@@ -72,10 +73,12 @@ def test_every_file_linked_or_named_exists(name: str) -> None:
 @pytest.mark.parametrize("name", READMES)
 def test_counts_and_thresholds_are_the_code_s(name: str) -> None:
     text, asked = TEXT[name], prompts()
-    trained = sum(len(parts["train"]) for intents in load_questions().values() for parts in intents.values())
+    trained = len(balanced_rows(Identity("小明"), 0))
     for number in (trained, len(asked.identity), len(asked.facts)):
         assert re.search(rf"\b{number}\b", text) or f" {number} " in text or str(number) in text, number
     assert text.count(f"≥ {gate.MIN_IDENTITY_HIT}") >= 2
+    assert f"≥ {gate.MIN_MULTI_TURN_HIT}" in text
+    assert f"≥ {gate.MIN_INJECTION_HIT}" in text
     assert f"≤ {gate.MAX_IDENTITY_LEAK}" in text
 
 
