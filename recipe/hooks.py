@@ -16,7 +16,6 @@ from recipe import choice, generate, scoring
 from recipe.chat_format import text_ids
 from recipe.data import read_identity
 from recipe.fast.model import in_shards
-from recipe.stage import say
 
 # A sample that has not ended after so many tokens has shown what it has to show.
 SAMPLE_TOKENS = 96
@@ -142,7 +141,8 @@ class ScoreCheckpoints(Hook):
         partial.replace(self.file)
         hit, leak, kept = (self.scores[name][metric] for metric in scoring.METRICS)
         ending = "; no more is to be gained, stopping here" if ends else ""
-        say("train", f"{name}: hit {hit:.2f}, leak {leak:.2f}, retention {kept:.2f}{ending}")
+        told = f"  step {_step(name)}: hit {hit:.2f}, leak {leak:.2f}, retention {kept:.2f}{ending}"
+        tqdm.write(told, file=sys.stderr)
 
 
 def _answers(llm: Any) -> bool:

@@ -115,7 +115,7 @@ def test_each_checkpoint_is_scored_and_the_last_step_is_one(train: Any, capsys: 
     assert made == 5
     assert {name: each["counts"]["hits"] for name, each in found.items()} == {"iter_2": 10, "iter_4": 20, "iter_5": 32}
     assert all(each["retention"] == 1.0 and "replies" not in each for each in found.values())
-    assert "iter_5: hit 0.50, leak 0.00, retention 1.00" in capsys.readouterr().err
+    assert "step 5: hit 0.50, leak 0.00, retention 1.00" in capsys.readouterr().err
 
 
 def test_what_brings_no_more_ends(train: Any, capsys: pytest.CaptureFixture[str]) -> None:
