@@ -76,9 +76,10 @@ def test_metrics_hold_base_and_tuned_with_counts_and_replies(first: dict[str, fl
         )
     assert metrics["base"]["identity_hit"] == 0
     assert metrics["base"]["retention"] == 1
-    assert len(metrics["checkpoints"]) == 2
-    assert "iter_10" in metrics["checkpoints"]
-    assert metrics["best_checkpoint"] in metrics["checkpoints"]
+    assert list(metrics["checkpoints"])[:2] == ["iter_10", "iter_20"]  # and the last step
+    assert len(metrics["checkpoints"]) == 3
+    merged = json.loads((work / "short/merged/manifest.json").read_text(encoding="utf-8"))["results"]["checkpoint"]
+    assert merged == f"{metrics['best_checkpoint']}.pth"
 
 
 def test_the_merged_model_loads_with_plain_transformers_and_answers_alike(first: dict[str, float], work: Path) -> None:
