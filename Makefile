@@ -42,9 +42,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 # Values reach the shell through the environment, never through the recipe's text, so no name can become a command.
 export NAME ASSISTANT AUTHOR DATA MODE MODEL SOURCE OFFLINE PRESET SET CONFIG SEED RESUME DEEPSPEED CHECKPOINT PATTERN
-export NNODES NODE_RANK MASTER_ADDR MASTER_PORT
-# An empty one would hide from compose what .env says.
-$(foreach variable,RUN PORT API_PORT GPUS,$(if $(strip $($(variable))),$(eval export $(variable))))
+# An empty one would hide from compose what .env says, and be taken for a port by PyTorch.
+$(foreach variable,RUN PORT API_PORT GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT,$(if $(strip $($(variable))),$(eval export $(variable))))
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
