@@ -34,6 +34,8 @@ First time, no GPU needed / 第一次使用（无需 GPU）：
 
 # MiB that a card of 16 GB reports at the least; `fast` takes 10 GiB as it stands, and the driver and a desktop want some.
 FAST_FROM = 15_000
+# Folders under --work that belong to no run.
+SHARED = ("models", "hub", "replay")
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,17 @@ class Run:
 
         return self.work / "models" / model_name(model)
 
+    def replay(self, model: str) -> Path:
+        """Of the model, not of the run: runs on the same base share it."""
+        from recipe.model import model_name
+
+        return self.work / "replay" / model_name(model)
+
 
 def _named(run: str) -> str:
-    if not re.fullmatch(r"[\w][\w.-]*", run) or run in ("models", "hub"):
+    if not re.fullmatch(r"[\w][\w.-]*", run) or run in SHARED:
         raise RecipeError(
-            f"RUN={run!r}: a run is named with letters, digits, '-', '_' and '.', and not 'models' or 'hub'"
+            f"RUN={run!r}: a run is named with letters, digits, '-', '_' and '.', and none of {', '.join(SHARED)}"
         )
     return run
 
@@ -103,7 +111,7 @@ def _replay(options: argparse.Namespace) -> None:
     if made and made["results"]["mode"] == "tutorial":
         stage.say("replay", "not needed: the tutorial has none")
         return
-    replay.make(run.folder("replay"), model=run.model(options.model))
+    replay.make(run.replay(options.model), model=run.model(options.model))
 
 
 def _config(options: argparse.Namespace) -> None:
@@ -121,7 +129,7 @@ def _config(options: argparse.Namespace) -> None:
         preset=options.preset or default_preset(options.model),
         model=run.model(options.model),
         data_folder=run.folder("data"),
-        replay_folder=run.folder("replay"),
+        replay_folder=run.replay(options.model),
         settings=options.set,
         seed=options.seed,
         processes=options.gpus * options.nnodes,

@@ -20,7 +20,10 @@ MAX_NEW_TOKENS = 128
 
 
 def make(folder: Path, *, model: Path) -> stage.Manifest:
-    """Write the base's greedy answers to the replay prompts; replies that do not end are left out."""
+    """Write the base's greedy answers to the replay prompts; replies that do not end are left out.
+
+    They depend on the model's content and the prompts alone, so that `folder` serves every run on that model.
+    """
     stage.require(model, "model")
     prompts = [fact.wording for fact in replay_facts()]
 
@@ -40,4 +43,4 @@ def make(folder: Path, *, model: Path) -> stage.Manifest:
         return {"prompts": len(prompts), "rows": len(rows)}
 
     settings = {"prompts": prompts, "max_new_tokens": MAX_NEW_TOKENS}
-    return stage.run("replay", folder, inputs={"model": model}, settings=settings, work=work)
+    return stage.run("replay", folder, inputs={"model": model}, settings=settings, work=work, shared=True)

@@ -10,11 +10,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from recipe import cli, data, stage, train
+from recipe import cli, data, generate, stage, train
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
 
@@ -150,7 +151,7 @@ def test_an_error_is_one_line_and_leaves_nothing(tmp_path: Path, arguments: list
 
 @pytest.mark.parametrize("verb", ["data", "train", "chat"])
 @pytest.mark.parametrize(
-    "run", ["a/b", "../main", "/main", "..", ".hidden", "", "-x", "a b", "a\nb", "models", "hub", "$(id)"]
+    "run", ["a/b", "../main", "/main", "..", ".hidden", "", "-x", "a b", "a\nb", "models", "hub", "replay", "$(id)"]
 )
 def test_a_run_is_a_plain_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str, run: str
@@ -430,8 +431,28 @@ def test_a_stopped_training_says_how_to_go_on(
     assert "`make train RESUME=1` goes on from the last checkpoint" in capsys.readouterr().err
 
 
+def test_the_base_answers_once_for_all_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def answer(model: Any, tokenizer: Any, conversations: Any, **_: Any) -> list[Any]:
+        asked.append(len(conversations))
+        return [SimpleNamespace(text="Yes.", stopped=True) for _ in conversations]
+
+    monkeypatch.setattr(generate, "load", lambda folder: (None, None))
+    monkeypatch.setattr(generate, "answer", answer)
+    common = ["--work", str(tmp_path), "--run"]
+    assert cli.main(["model", *common, "one", "--model", "miniature"]) == 0
+    for run in ("one", "two"):
+        assert cli.main(["data", *common, run, "--name", run]) == 0
+        assert cli.main(["replay", *common, run, "--model", "miniature"]) == 0
+    assert len(asked) == 1
+    assert [path.parent for path in tmp_path.rglob("replay.jsonl")] == [tmp_path / "replay/miniature"]
+
+
 def test_the_tutorial_s_data_need_no_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data", "--work", str(tmp_path), "--name", "Ada", "--mode", "tutorial"]) == 0
     assert cli.main(["replay", "--work", str(tmp_path), "--model", "miniature"]) == 0
     assert "not needed" in capsys.readouterr().err
-    assert not (tmp_path / "main/replay").exists()
+    assert not (tmp_path / "replay").exists()

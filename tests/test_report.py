@@ -100,8 +100,8 @@ def make_run(
                  {"rows": 4, "file": "train.jsonl", "mode": "balanced"})  # fmt: skip
     files = {"data_0": data / "train.jsonl"}
     if replayed:
-        write(run / "replay", "replay", {"replay.jsonl": rows("Hi.")}, {"model": model}, {}, {"prompts": 1, "rows": 1})
-        files["data_1"] = run / "replay/replay.jsonl"
+        answers = write(run.parent / "replay/tiny", "replay", {"replay.jsonl": rows("Hi.")}, {"model": model}, {}, {"prompts": 1, "rows": 1})  # fmt: skip
+        files["data_1"] = answers / "replay.jsonl"
     figures = {"rows": 5, "tokens": 900, "packs": 2, "max_length": 512, "iterations": 60, "optimizer_steps": 30,
                "trained_tokens": 61440, "dropped": 0, "truncated": 0}  # fmt: skip
     config = write(run / "config", "config", {"config.py": "lr = 1"}, {"data": data, "model": model},
@@ -507,7 +507,7 @@ def test_without_replay_and_merge_there_is_still_a_report(tmp_path: Path) -> Non
 
 def test_of_the_eval_alone_there_is_a_report(tmp_path: Path) -> None:
     run = make_run(tmp_path / "alone")
-    for name in ("data", "replay", "config", "train", "adapter", "merged"):
+    for name in ("data", "config", "train", "adapter", "merged"):
         shutil.rmtree(run / name)
     walk = Walk(made(run)[0])
     assert "s-training" not in [attributes["id"] for attributes, _ in walk.all("section")]

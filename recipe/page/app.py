@@ -91,7 +91,8 @@ def stop() -> None:
 
 
 def regenerate() -> None:
-    ask_last(state.turns[-1].question)
+    if not state.pending:  # a second click, on the button that is about to go
+        ask_last(state.turns[-1].question)
 
 
 def ask_last(question: str) -> None:

@@ -23,7 +23,7 @@ COUNTS = {
     "identity_leak": ("leaks", "unrelated_prompts"),
     "retention": ("facts_kept", "facts_base_knew"),
 }
-FOLDERS = ("data", "replay", "config", "train", "adapter", "merged", "eval")
+FOLDERS = ("data", "config", "train", "adapter", "merged", "eval")
 # What can be wrong with a reply; the first three are what the three numbers count.
 FAULTS = ("missed", "leaked", "forgotten", "unstopped")
 
@@ -152,9 +152,12 @@ def gather(run_folder: Path) -> Facts:
     base = ROOT / evaluated["inputs"]["model"]
     if made := stage.read_manifest(base):
         found["model"], folders["model"] = made, base
+    for file in map(Path, found.get("train", {}).get("inputs", {}).values()):
+        if file.name == replay.FILE and (made := stage.read_manifest(ROOT / file.parent)):
+            found["replay"], folders["replay"] = made, ROOT / file.parent
     _refuse_outdated(evaluated, folders)
     used = {name: made for name, made in found.items() if _belongs(name, found, folders)}
-    order = ["data", "model", *FOLDERS[1:]]
+    order = ["data", "model", "replay", *FOLDERS[1:]]
     stages = {name: used[name] for name in order if name in used}
 
     sources = {name: folders[name] / MANIFEST for name in stages}

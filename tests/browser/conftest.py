@@ -88,7 +88,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cli.main(["data", *run, "--name", "小明"])
     cli.main(["model", *run, "--model", "miniature"])
     cli.main(["replay", *run])
-    cli.main(["config", *run, "--set", "max_iters=40"])
+    cli.main(["config", *run, "--set", "max_epochs=1"])
     for verb in ("train", "convert", "merge"):
         assert cli.main([verb, *run]) == 0
     return done

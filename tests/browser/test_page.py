@@ -38,6 +38,14 @@ def answered(page: Any, turns: int = 1, say: Any = EN) -> list[str]:
     return [text.strip() for text in page.locator(".stChatMessage").all_inner_texts()][1::2]
 
 
+def gone(page: Any, reply: str) -> None:
+    """Until what stands there is not `reply`, with its note on when it came, any more."""
+    page.wait_for_function(
+        "reply => [...document.querySelectorAll('.stChatMessage')].every(each => each.innerText.trim() != reply)",
+        arg=reply,
+    )
+
+
 def open_(page: Any, section: str) -> None:
     page.locator(".streamlit-expanderHeader").filter(has_text=section).click()
     page.wait_for_timeout(300)
@@ -146,13 +154,24 @@ def test_a_reply_is_made_anew(visit: Visit) -> None:
     slide(page, EN("temperature"), "PageUp")
     number(page, EN("longest"), 24)
     ask(page, "Who are you?")
-    seen = {answered(page)[0]}
+    (reply,) = answered(page)
+    seen = {reply.split("\n")[0]}
     for _ in range(2):
-        before = answered(page)[0]
         button(page, EN("regenerate")).click()
-        page.wait_for_timeout(700)
-        seen.add(answered(page)[0])
-    assert len({text.split("\n")[0] for text in seen}) > 1, before
+        gone(page, reply)
+        (reply,) = answered(page)
+        seen.add(reply.split("\n")[0])
+    assert len(seen) == 3  # 24 tokens at the highest temperature
+
+
+def test_a_reply_is_made_anew_once_however_often_one_clicks(visit: Visit) -> None:
+    page = visit()
+    ask(page, "Who are you?")
+    (reply,) = answered(page)
+    button(page, EN("regenerate")).dblclick()
+    gone(page, reply)
+    assert len(answered(page)) == 1
+    assert page.locator(".stAlert, .stException").count() == 0
 
 
 def test_the_last_question_is_edited(visit: Visit, picture: Any) -> None:
