@@ -21,6 +21,7 @@ from recipe.paths import ROOT
 from recipe.scoring import METRICS
 
 FILE = "sweep.json"
+TABLE = "sweep.md"
 _running: list[subprocess.Popen[bytes]] = []
 
 
@@ -117,16 +118,41 @@ def table(outcomes: Sequence[Outcome]) -> str:
         f"{o.seed:6}  {o.name}{'' if o.passed else '  FAILED'}"
         for o in outcomes
     ]
-    hit, leak, kept = (
-        f([getattr(o, metric) for o in outcomes]) for f, metric in zip((min, max, min), METRICS, strict=True)
-    )
-    most = max(o.of_tutorial for o in outcomes)
+    hit, leak, kept, most = _worst(outcomes)
     lines.append(f"{hit:6.3f}{leak:7.3f}{kept:11.3f}{'':9}{most:13.3f}{'':15}  worst of {len(outcomes)}")
     return "\n".join(lines)
 
 
+def markdown(outcomes: Sequence[Outcome]) -> str:
+    """A row a name, of its seeds the worst of each number, and the worst of all: for a README or a pull request."""
+    by_name: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_name.setdefault(outcome.name, []).append(outcome)
+    seeds = len({outcome.seed for outcome in outcomes})
+    of = f", worst of {seeds} seeds" if seeds > 1 else ""
+    lines = [
+        f"| name{of} | identity hit | identity leak | retention | of the tutorial's tokens |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [_row(name, several) for name, several in by_name.items()]
+    return "\n".join([*lines, _row(f"**worst of {len(outcomes)}**", outcomes)]) + "\n"
+
+
+def _row(title: str, outcomes: Sequence[Outcome]) -> str:
+    hit, leak, kept, share = _worst(outcomes)
+    return f"| {title} | {hit:.3f} | {leak:.3f} | {kept:.3f} | {share:.3f} |"
+
+
+def _worst(outcomes: Sequence[Outcome]) -> tuple[float, float, float, float]:
+    """Hit, leak, retention, and the largest share of the tutorial's tokens."""
+    hit, leak, kept = (
+        f([getattr(o, metric) for o in outcomes]) for f, metric in zip((min, max, min), METRICS, strict=True)
+    )
+    return hit, leak, kept, max(o.of_tutorial for o in outcomes)
+
+
 def run(work: Path, *, names: int, seeds: int, jobs: int, settings: Sequence[str] = ()) -> list[Outcome]:
-    """The outcomes of `names` random names by `seeds` seeds, `jobs` at a time; also written to `work`/sweep.json.
+    """The outcomes of `names` random names by `seeds` seeds, `jobs` at a time; also written to `work`/sweep.json, and as a table in Markdown to sweep.md.
 
     settings: overrides of the preset, as SET takes them.
 
@@ -137,9 +163,11 @@ def run(work: Path, *, names: int, seeds: int, jobs: int, settings: Sequence[str
     asked = [(name, seed) for seed in range(seeds) for name in random_names(names)]
     found = dict(_all(work, asked, jobs, threads, settings))
     outcomes = [found[key] for key in asked]
-    partial = work / f".{FILE}.partial"
-    partial.write_text(json.dumps([asdict(o) for o in outcomes], ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    partial.replace(work / FILE)
+    records = json.dumps([asdict(o) for o in outcomes], ensure_ascii=False, indent=2) + "\n"
+    for name, content in ((TABLE, markdown(outcomes)), (FILE, records)):
+        partial = work / f".{name}.partial"
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(work / name)
     return outcomes
 
 

@@ -156,6 +156,23 @@ def test_the_table_has_a_row_for_each_and_the_worst_of_each_number() -> None:
     assert len(set(places)) == 1
 
 
+def test_the_table_for_a_readme_has_the_worst_of_each_names_seeds() -> None:
+    outcomes = [
+        replace(GOOD, name="小明", identity_hit=1.0, identity_leak=0.0, retention=1.0, of_tutorial=0.1),
+        replace(GOOD, name="Ann Lee", identity_hit=0.96, identity_leak=0.01, retention=0.99, of_tutorial=0.2),
+        replace(GOOD, name="小明", seed=1, identity_hit=0.97, identity_leak=0.015, retention=0.98, of_tutorial=0.19),
+        replace(GOOD, name="Ann Lee", seed=1, identity_hit=1.0, identity_leak=0.0, retention=1.0, of_tutorial=0.17),
+    ]
+    head, _, *rows = sweep.markdown(outcomes).splitlines()
+    assert "worst of 2 seeds" in head
+    assert rows == [
+        "| 小明 | 0.970 | 0.015 | 0.980 | 0.190 |",
+        "| Ann Lee | 0.960 | 0.010 | 0.990 | 0.200 |",
+        "| **worst of 4** | 0.960 | 0.015 | 0.980 | 0.200 |",
+    ]
+    assert "seeds" not in sweep.markdown(outcomes[:2])
+
+
 # --- The runs -----------------------------------------------------------------------------------------------------
 
 Quickstart = Callable[[Path, str, int, int, Sequence[str]], sweep.Outcome]
@@ -177,7 +194,8 @@ def test_outcomes_come_in_the_order_asked_for_and_as_json(tmp_path: Path, monkey
     text = (tmp_path / "a" / "sweep" / sweep.FILE).read_text(encoding="utf-8")
     assert NAMES[0] in text
     assert [sweep.Outcome(**row) for row in json.loads(text)] == outcomes
-    assert [path.name for path in (tmp_path / "a" / "sweep").iterdir()] == [sweep.FILE]
+    assert {path.name for path in (tmp_path / "a" / "sweep").iterdir()} == {sweep.FILE, sweep.TABLE}
+    assert (tmp_path / "a" / "sweep" / sweep.TABLE).read_text(encoding="utf-8") == sweep.markdown(outcomes)
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
