@@ -86,6 +86,8 @@ def finetune(*, llm: Any, lora: Any, fp8: bool = False, recompute: bool = False)
     _keep_layout(model)
     model.lora = BUILDER.build(lora)
     model.use_lora = True
+    # The runner that DeepSpeed goes with builds the model after the data, which have drawn by then: LoRA starts from the seed itself.
+    torch.manual_seed(torch.initial_seed())
     model.llm = get_peft_model(model.llm, model.lora)
     check(model.llm, model.lora, fp8=fp8)
     fast: list[Fast] = []  # no submodule: its tensors are the model's own
