@@ -22,7 +22,7 @@ LANGUAGES = ("zh", "en")
 HELD_OUT = 0.4
 # One prompt a fact: 80 a language for evaluation keep its binomial error near 3 points and its time at seconds.
 EVALUATION_FACTS = 80
-REPLAY_FACTS = 150
+REPLAY_FACTS = 100
 CHOICE_FACTS = 20
 SUMS_UP_TO = 10
 
@@ -51,13 +51,18 @@ class Fact:
 
     @property
     def wording(self) -> str:
-        """The one of its questions that replay and evaluation ask."""
+        """The one of its questions that evaluation asks."""
         return self.questions[int(self.position * 1e6) % len(self.questions)]
 
     @property
     def other_wording(self) -> str:
         """The one after it, which only the choice of a checkpoint asks."""
         return self.questions[(self.questions.index(self.wording) + 1) % len(self.questions)]
+
+    @property
+    def rehearsed(self) -> tuple[str, ...]:
+        """Those that replay asks: one of a fact; of talk, where it is easiest to say unasked who one is, all that the choice leaves."""
+        return (self.wording,) if self.expect else tuple(q for q in self.questions if q != self.other_wording)
 
     @property
     def held_out(self) -> bool:

@@ -25,7 +25,7 @@ def make(folder: Path, *, model: Path) -> stage.Manifest:
     They depend on the model's content and the prompts alone, so that `folder` serves every run on that model.
     """
     stage.require(model, "model")
-    prompts = [fact.wording for fact in replay_facts()]
+    prompts = [wording for fact in replay_facts() for wording in fact.rehearsed]
 
     def work(out: Path) -> dict[str, Any]:
         loaded, tokenizer = generate.load(model)

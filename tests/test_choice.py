@@ -55,7 +55,7 @@ def test_no_prompt_is_trained_on_or_asked_by_the_evaluation() -> None:
     asked = {conversation[0]["content"] for conversation in choice.prompts().conversations()}
     trained = {message["content"] for row in data.balanced_rows(Identity("小明"), 0) for message in row["messages"]}
     evaluated = {conversation[0]["content"] for conversation in evaluate.prompts().conversations()}
-    assert not asked & (trained | evaluated | {fact.wording for fact in replay_facts()})
+    assert not asked & (trained | evaluated | {wording for fact in replay_facts() for wording in fact.rehearsed})
     assert len(choice.prompts().identity) == 64
     assert {q for intents in load_questions().values() for parts in intents.values() for q in parts["choice"]} <= asked
 

@@ -38,7 +38,7 @@ def trained() -> list[str]:
     """Every message of the rows about who it is, of two seeds, and every prompt of replay."""
     rows = [row for seed in (0, 1) for row in data.balanced_rows(Identity("小明"), seed)]
     said = [message["content"] for row in rows for message in row["messages"]]
-    return [*said, *(fact.wording for fact in replay_facts())]
+    return [*said, *(wording for fact in replay_facts() for wording in fact.rehearsed)]
 
 
 def held_out_injections(asked: Prompts) -> list[str]:

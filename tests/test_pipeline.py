@@ -13,7 +13,7 @@ import pytest
 from recipe import cli, stage
 
 STAGES = ("data", "config", "train", "adapter", "merged", "eval", "report")
-SHORT = ["--set", "max_epochs=1", "save_steps=10"]
+SHORT = ["--set", "max_epochs=1", "save_steps=20", "lr=2e-4"]
 
 Go = Callable[..., int]
 
@@ -41,7 +41,7 @@ def made(work: Path) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def first(go: Go, work: Path) -> dict[str, float]:
-    assert go("--name", "小明", *SHORT) == 1  # twenty iterations are too few, and eval says so
+    assert go("--name", "小明", *SHORT) == 1  # too little, and eval says so
     return made(work)
 
 
@@ -78,7 +78,7 @@ def test_metrics_hold_base_and_tuned_with_counts_and_replies(first: dict[str, fl
         )
     assert metrics["base"]["identity_hit"] == 0
     assert metrics["base"]["retention"] == 1
-    assert list(metrics["checkpoints"])[:2] == ["iter_10", "iter_20"]  # and the last step
+    assert list(metrics["checkpoints"])[:2] == ["iter_20", "iter_40"]  # and the last step
     assert len(metrics["checkpoints"]) == 3
     merged = json.loads((work / "short/merged/manifest.json").read_text(encoding="utf-8"))["results"]["checkpoint"]
     assert merged == f"{metrics['best_checkpoint']}.pth"
@@ -121,7 +121,7 @@ def test_another_checkpoint_redoes_only_what_follows_it(
     first: dict[str, float], go: Go, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = made(work)
-    go("--checkpoint", "iter_10")
+    go("--checkpoint", "iter_20")
     redone = {name for name, when in made(work).items() if when != before[name]}
     assert redone == {"adapter", "merged", "eval", "report"}
 
