@@ -42,8 +42,8 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "why_identity_hit": (
         "Asked who it is in words it was not trained on, it does not give its name: more varied questions, or more "
-        "steps (SET='max_iters=…').",
-        "换一种没训练过的问法，它就说不出自己的名字：需要更多样的问题，或更多步数（SET='max_iters=…'）。",
+        "steps (SET='max_iters=…', or max_epochs=… with the miniature).",
+        "换一种没训练过的问法，它就说不出自己的名字：需要更多样的问题，或更多步数（SET='max_iters=…'；miniature 用 max_epochs=…）。",
     ),
     "why_identity_leak": (
         "It gives its name where nobody asked, which is over-fitting: MODE=balanced, or fewer steps.",
