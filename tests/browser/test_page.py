@@ -29,12 +29,24 @@ def ask(page: Any, question: str, say: Any = EN) -> None:
     page.keyboard.press("Enter")
 
 
+# Whether so many messages stand there with the buttons below them, and nothing has changed for a while: between two runs of the
+# page's script there are moments that look like an end.
+SETTLED = """([messages, regenerate, stop]) => {
+  const text = document.body.innerText, buttons = [...document.querySelectorAll("button")].map(each => each.innerText);
+  const done = document.querySelectorAll(".stChatMessage").length == messages && !text.includes("▌")
+    && buttons.some(each => each.includes(regenerate)) && !buttons.some(each => each.includes(stop));
+  if (!done || window.settledText !== text) {
+    window.settledText = text;
+    window.settledSince = performance.now();
+    return false;
+  }
+  return performance.now() - window.settledSince > 400;
+}"""
+
+
 def answered(page: Any, turns: int = 1, say: Any = EN) -> list[str]:
     """The replies, once there are so many and none grows."""
-    button(page, say("regenerate")).wait_for()
-    page.wait_for_function(
-        f"document.querySelectorAll('.stChatMessage').length == {2 * turns} && !document.body.innerText.includes('▌')"
-    )
+    page.wait_for_function(SETTLED, arg=[2 * turns, say("regenerate"), say("stop")])
     return [text.strip() for text in page.locator(".stChatMessage").all_inner_texts()][1::2]
 
 
