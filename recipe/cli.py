@@ -547,6 +547,24 @@ def _remedy(error: BaseException | None) -> str | None:
     return None
 
 
+# Seconds after which a process that was told to end and goes on is interrupted again: twice within what Docker waits.
+AGAIN = 4
+
+
+def _end(*_: object) -> None:
+    """On SIGTERM, which comes once: interrupt, again and again, since some libraries have a bare `except:` around an import."""
+    signal.signal(signal.SIGALRM, _end_again)
+    signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
+    raise KeyboardInterrupt
+
+
+def _end_again(*_: object) -> None:
+    if not isinstance(
+        sys.exc_info()[1], KeyboardInterrupt
+    ):  # else it is on its way, and what tidies up may take its time
+        raise KeyboardInterrupt
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status: 0, 1 for an error a user can mend, 2 for a wrong call, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
@@ -554,7 +572,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.model = str(_path(options.model))
     os.chdir(ROOT)  # the resolved config's paths are relative to the checkout
     quieten()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also where a script had SIGINT ignored
+    signal.signal(signal.SIGTERM, _end)  # also where a script had SIGINT ignored
     try:
         check_driver()
         options.act(options)
@@ -576,4 +594,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {remedy}", file=sys.stderr)
             return 1
         raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     return 0

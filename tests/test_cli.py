@@ -431,6 +431,36 @@ def test_a_stopped_training_says_how_to_go_on(
     assert "`make train RESUME=1` goes on from the last checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("tidies", [False, True], ids=["swallowed", "on its way"])
+def test_who_is_told_to_end_ends_once_a_library_swallowed_it_and_tidies_up_undisturbed(
+    tidies: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def work(*_: Any, **__: Any) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        except:  # noqa: E722
+            if tidies:
+                time.sleep(0.5)
+                seen.append("tidied")
+                raise
+            seen.append("swallowed")
+        time.sleep(30)
+
+    monkeypatch.setattr(cli, "AGAIN", 0.1)
+    monkeypatch.setattr(data, "make", work)
+    before, start = signal.getsignal(signal.SIGTERM), time.monotonic()
+    try:
+        assert cli.main(["data", "--work", str(tmp_path), "--name", "Ada"]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == ["tidied" if tidies else "swallowed"]
+    assert time.monotonic() - start < 5
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
 def test_the_base_answers_once_for_all_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
