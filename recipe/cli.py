@@ -559,9 +559,7 @@ def _end(*_: object) -> None:
 
 
 def _end_again(*_: object) -> None:
-    if not isinstance(
-        sys.exc_info()[1], KeyboardInterrupt
-    ):  # else it is on its way, and what tidies up may take its time
+    if sys.exc_info()[1] is None:  # else it is on its way, and what tidies up may take its time
         raise KeyboardInterrupt
 
 
