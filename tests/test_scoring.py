@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_evaluation import ASKED, BASE, FRANCE, JOKE, XIAOMING, replies, scored
 
 from recipe.generate import Reply
 from recipe.identity import Identity, load_answers
-from recipe.knowledge import Fact, all_facts
-from recipe.scoring import Prompts, best, knows, loops, mentions, merit, score, share, wilson
-
-XIAOMING = Identity("小明")
+from recipe.knowledge import all_facts
+from recipe.scoring import best, knows, loops, mentions, merit, score, share, wilson
 
 
 @pytest.mark.parametrize(
@@ -103,25 +102,6 @@ def test_every_answer_that_is_trained_counts_as_a_hit(identity: Identity) -> Non
 @pytest.mark.parametrize("name", ["am", "红", "7", "is", "白"])
 def test_no_right_answer_about_anything_else_introduces_a_name(name: str) -> None:
     assert not [fact.answer for fact in all_facts() if mentions(fact.answer, name, introduced=True)]
-
-
-FRANCE = Fact("capitals", "en", ("What is the capital of France?",), "The capital of France is Paris.", "Paris")
-JAPAN = Fact("capitals", "zh", ("日本的首都是哪里？",), "日本的首都是东京。", "东京")
-SUM = Fact("sums", "en", ("What is 3 plus 4?",), "3 plus 4 is 7.", "is 7.")
-JOKE = Fact("smalltalk", "en", ("Tell me a joke.",), "Why did the chicken cross the road?", None)
-ASKED = Prompts(
-    identity=["你是谁？", "Who are you?", "你叫什么？", "Who made you?"],
-    facts=[(fact, fact.questions[0]) for fact in (FRANCE, JAPAN, SUM, JOKE)],
-)
-BASE = ["我是书生·浦语。"] * 4 + ["It is Paris.", "日本的首都是东京。", "3 plus 4 is 8.", "Knock, knock."]
-
-
-def replies(*texts: str) -> list[Reply]:
-    return [Reply(text, True) for text in texts]
-
-
-def scored(*texts: str, base: list[str] = BASE, identity: Identity = XIAOMING) -> dict[str, Any]:
-    return score(ASKED, replies(*texts), replies(*base), identity)
 
 
 def test_numbers_are_the_shares_of_what_was_said() -> None:

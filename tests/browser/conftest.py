@@ -85,12 +85,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return ROOT / "work"
     done = tmp_path_factory.mktemp("browser") / "work"
     run = ["--work", str(done), "--run", "quickstart"]
-    cli.main(["data", *run, "--name", "小明"])
-    cli.main(["model", *run, "--model", "miniature"])
-    cli.main(["replay", *run])
-    cli.main(["config", *run, "--set", "max_epochs=1"])
-    for verb in ("train", "convert", "merge"):
-        assert cli.main([verb, *run]) == 0
+    short = ["--name", "小明", "--until", "merge", "--set", "max_epochs=1"]
+    assert cli.main(["quickstart", *run, *short]) == 0
     return done
 
 
