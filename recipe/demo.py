@@ -54,6 +54,9 @@ async def _serve(host: str, port: int, model: Served | Remote) -> None:
             "server_maxUploadSize": 1,
             "browser_gatherUsageStats": False,
             "client_toolbarMode": "minimal",
+            # One run of the page at a time for each visitor: the next begins when the last has heard of it, and goes on with
+            # its reply. The default stops the last by the exception that says that a visitor left.
+            "runner_fastReruns": False,
         }
     )
     server = Server(str(PAGE), "")

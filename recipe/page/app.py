@@ -7,6 +7,7 @@ and leaving. It becomes a turn of the conversation when it has ended, and nothin
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import streamlit as st
@@ -20,11 +21,12 @@ from recipe.page.conversation import BASE, TUNED, BadFileError, Turn
 from recipe.page.markdown import shown
 from recipe.page.words import EXAMPLES, LANGUAGES, words
 
-REFRESH = 0.05  # seconds between two looks at a reply
+# Seconds between two looks at a reply, and the longest: Streamlit heeds a click when the next thing is shown.
+REFRESH, IMPATIENT = 0.05, 0.2
 
 st.set_page_config(page_title="InternLM2")  # an emoji as its icon would be fetched from a CDN
 model = demo.served()
-state: Any = st.session_state
+widgets: Any = st.session_state
 
 
 def preferred_language() -> str:
@@ -35,22 +37,24 @@ def preferred_language() -> str:
     return next((tag[:2] for tag in asked.split(",") if tag[:2] in LANGUAGES), "zh")
 
 
-if "turns" not in state:
-    state.turns = []
-    state.pending = None  # (question, {who: Reply})
-    state.replaced = None  # the turn in whose place it is asked
-    state.message = None  # (kind, text) to show once
-    state.editing = False
-    state.begun = False
-    state.language = preferred_language()
+# One object, taken hold of once: when a visitor leaves, Streamlit empties what it stands in while this may still run.
+state = widgets.get("visitor") or SimpleNamespace(
+    turns=[],
+    pending=None,  # (question, {who: Reply})
+    replaced=None,  # the turn in whose place it is asked
+    message=None,  # (kind, text) to show once
+    editing=False,
+    language=preferred_language(),
     # Streamlit takes a widget whose label or value changes for another one, so settings begin anew in each version from
     # `initial`: what they were before the language changed, or a file was read.
-    state.version = 0
-    state.initial = {"compare": False, "seed": -1, "system": ""}
+    version=0,
+    initial={"compare": False, "seed": -1, "system": ""},
+)
+widgets.visitor = state
 
 
 def setting(name: str) -> Any:
-    return state.get(f"{name}{state.version}", state.initial[name])
+    return widgets.get(f"{name}{state.version}", state.initial[name])
 
 
 def renew(**changes: Any) -> None:
@@ -82,17 +86,37 @@ def ask(question: str) -> None:
             reply.cancel()
         state.message = "error", say("too_long", why=error)
         return
-    state.pending, state.editing, state.begun = (question, replies), False, True
+    state.pending, state.editing = (question, replies), False
+
+
+def ask_typed() -> None:
+    """The question in the input below; it ends the reply to the last."""
+    stop()
+    commit()
+    ask(widgets.typed)
+
+
+# A second click, on a button that is about to go, does nothing.
+
+
+def ask_example(question: str) -> None:
+    if not (state.pending or state.turns):
+        ask(question)
+
+
+def ask_edited() -> None:
+    if state.editing and widgets.edited.strip():
+        ask_last(widgets.edited)
+
+
+def regenerate() -> None:
+    if not state.pending:
+        ask_last(state.turns[-1].question)
 
 
 def stop() -> None:
     for reply in state.pending[1].values() if state.pending else ():
         reply.cancel()
-
-
-def regenerate() -> None:
-    if not state.pending:  # a second click, on the button that is about to go
-        ask_last(state.turns[-1].question)
 
 
 def ask_last(question: str) -> None:
@@ -116,7 +140,7 @@ def clear() -> None:
 
 
 def take_file() -> None:
-    file = state[f"upload{state.version}"]
+    file = widgets[f"upload{state.version}"]
     if file is None:
         return
     try:
@@ -152,7 +176,9 @@ def failure(error: Exception) -> str:
 
 
 def commit() -> None:
-    """The replies, once they have ended, become a turn, unless one failed or nothing was said."""
+    """The replies, if there are any, become a turn once they have ended, unless one failed or nothing was said."""
+    if not state.pending:
+        return
     question, replies = state.pending
     state.pending = None
     for reply in replies.values():
@@ -189,8 +215,24 @@ def show(turn: Turn) -> None:
                 place.caption(turn.notes[who])
 
 
+def tell_running() -> None:
+    """Tell the browser that a run is under way; until it knows, it shows nothing of it before its end.
+
+    Streamlit 1.24 tells it once, and drops what it has not sent when the next run follows at once, as after two quick clicks.
+    """
+    from streamlit.proto import ForwardMsg_pb2
+    from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+    message = ForwardMsg_pb2.ForwardMsg()  # type: ignore[attr-defined]
+    message.session_status_changed.script_is_running = True
+    if context := get_script_run_ctx():
+        context.enqueue(message)
+
+
 def show_growing(question: str, replies: dict[str, Reply]) -> None:
-    """Until every reply has ended. A visitor who leaves ends them; Streamlit says so at the next thing shown."""
+    """Until every reply has ended. A visitor who leaves ends them; Streamlit says so at the next thing shown, as it says
+    that there was a click, which does not end them."""
+    tell_running()
     with st.chat_message("user"):
         st.markdown(shown(question))
     with st.chat_message("assistant"):
@@ -206,23 +248,23 @@ def show_growing(question: str, replies: dict[str, Reply]) -> None:
             if not going:
                 break
             time.sleep(REFRESH)
-            going[0].wait(len(going[0].text), 0.5)
+            going[0].wait(len(going[0].text), IMPATIENT)
     except StopException:
         for reply in replies.values():
             reply.cancel()
-        if "pending" in state:  # stopped by Streamlit's own button; of a visitor who left no state can be read
-            commit()
+        commit()  # stopped by Streamlit's own button
         raise
 
 
 # --- The page -----------------------------------------------------------------------------------------------------
 
 with st.sidebar:
-    st.radio(
-        words("en")("language"), list(LANGUAGES), format_func=LANGUAGES.__getitem__, key="language", horizontal=True,
-        on_change=renew,
+    chosen = st.radio(
+        words("en")("language"), list(LANGUAGES), list(LANGUAGES).index(state.language),
+        format_func=LANGUAGES.__getitem__, key="language", horizontal=True, on_change=renew,
     )  # fmt: skip
-say = words(state.language)
+language = chosen or state.language
+say = words(language)
 st.title("💬 InternLM2")
 
 if model.state == "loading":
@@ -273,15 +315,7 @@ with st.sidebar:
             say("import"), type="json", key=f"upload{state.version}", on_change=take_file, help=say("import_help")
         )
 
-asked = st.chat_input(say("ask"))
-if asked and not state.begun:
-    if state.pending:  # a new question ends the reply to the last
-        stop()
-        commit()
-    ask(asked)
-if state.begun:  # a run that is interrupted would leave the question to the next one, which would ask it again
-    state.begun = False
-    st.experimental_rerun()
+st.chat_input(say("ask"), key="typed", on_submit=ask_typed)
 if state.message:
     kind, text = state.message
     state.message = None
@@ -294,22 +328,17 @@ if state.pending:
     st.experimental_rerun()
 elif state.editing and state.turns:
     with st.form("edit"):
-        edited = st.text_area(say("edit_question"), state.turns[-1].question)
+        st.text_area(say("edit_question"), state.turns[-1].question, key="edited")
         send, leave, _ = st.columns([1, 1, 4])
-        if send.form_submit_button(say("send"), type="primary") and edited.strip():
-            ask_last(edited)
-            state.begun = False
-            st.experimental_rerun()
-        if leave.form_submit_button(say("cancel")):
-            state.editing = False
-            st.experimental_rerun()
+        send.form_submit_button(say("send"), type="primary", on_click=ask_edited)
+        leave.form_submit_button(say("cancel"), on_click=setattr, args=(state, "editing", False))
 elif state.turns:
     again, edit, _ = st.columns([1, 1, 2])
     again.button(f"↻ {say('regenerate')}", on_click=regenerate)
-    edit.button(f"✎ {say('edit')}", on_click=state.__setitem__, args=("editing", True))
+    edit.button(f"✎ {say('edit')}", on_click=setattr, args=(state, "editing", True))
 else:
     st.caption(say("examples"))
-    for i, example in enumerate(EXAMPLES[state.language]):
+    for i, example in enumerate(EXAMPLES[language]):
         if i % 2 == 0:
             row = st.columns(2)
-        row[i % 2].button(example, on_click=ask, args=(example,), use_container_width=True)
+        row[i % 2].button(example, on_click=ask_example, args=(example,), use_container_width=True)

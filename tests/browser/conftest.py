@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ ARGUMENTS = (
 WITHIN = 20_000  # milliseconds
 # Screenshots are kept here for people to look at.
 PICTURES = ROOT / "work" / "browser"
+OPEN = pytest.StashKey[list[Any]]()  # a test's pages
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -151,10 +152,21 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What stood on each page when a test failed is part of its report."""
+    report = yield
+    if report.when == "call" and report.failed:
+        for page in item.stash.get(OPEN, []):
+            report.sections.append((f"on the page at {page.url}", page.locator("body").inner_text()))
+    return report
+
+
 @pytest.fixture
-def visit(chromium: Any, server: Server) -> Iterator[Callable[..., Any]]:
+def visit(request: pytest.FixtureRequest, chromium: Any, server: Server) -> Iterator[Callable[..., Any]]:
     """A visitor of his own: `visit(width=…, language=…)` is his page."""
     contexts = []
+    request.node.stash[OPEN] = pages = []
 
     def come(url: str = "", *, width: int = 1280, height: int = 900, language: str = "en-US") -> Any:
         context = chromium.new_context(
@@ -163,6 +175,7 @@ def visit(chromium: Any, server: Server) -> Iterator[Callable[..., Any]]:
         contexts.append(context)
         context.set_default_timeout(WITHIN)
         page = context.new_page()
+        pages.append(page)
         page.goto(url or server.url)
         page.get_by_role("heading", name="InternLM2").wait_for()
         return page

@@ -64,7 +64,7 @@ def open_(page: Any, section: str) -> None:
 
 
 def ask_for_ever(page: Any) -> None:
-    """A reply under way that has minutes to go, of a model that does not end."""
+    """A reply under way that has seconds to go, of a model that does not end."""
     open_(page, EN("settings"))
     number(page, EN("longest"), 1900)
     ask(page, "Tell me everything.")
@@ -140,6 +140,9 @@ def test_a_click_elsewhere_does_not_cut_a_reply(visit: Visit, endless: Server) -
     ask_for_ever(page)
     page.get_by_text(LANGUAGES["zh"], exact=True).click()
     button(page, ZH("stop")).wait_for()
+    said = page.locator(".stChatMessage").last.inner_text()
+    page.wait_for_timeout(500)
+    assert len(page.locator(".stChatMessage").last.inner_text()) > len(said) + 50
     button(page, ZH("stop")).click()
     (reply,) = answered(page, say=ZH)
     assert ZH("stopped") in reply
@@ -174,6 +177,17 @@ def test_a_reply_is_made_anew(visit: Visit) -> None:
         (reply,) = answered(page)
         seen.add(reply.split("\n")[0])
     assert len(seen) == 3  # 24 tokens at the highest temperature
+
+
+def test_an_example_is_asked_once_and_seen_to_grow_however_often_one_clicks(visit: Visit, endless: Server) -> None:
+    page = visit(endless.url)
+    open_(page, EN("settings"))
+    number(page, EN("longest"), 1900)
+    button(page, EXAMPLES["en"][1]).dblclick()
+    page.get_by_text("▌").wait_for()
+    button(page, EN("stop")).click()
+    (reply,) = answered(page)
+    assert EN("stopped") in reply
 
 
 def test_a_reply_is_made_anew_once_however_often_one_clicks(visit: Visit) -> None:
