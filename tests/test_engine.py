@@ -6,7 +6,7 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from recipe import generate
 from recipe.chat_format import prompt_ids, stop_ids, text_ids
 from recipe.engine import Engine, Reply, Sampling, scheduler
-from recipe.engine.decoder import Decoder
+from recipe.engine.decoder import Decoder, Part
 from recipe.engine.sampling import Sampler
 from recipe.engine.text import Text
 from recipe.errors import RecipeError
@@ -169,13 +169,36 @@ def test_long_conversations_grow_past_every_window(tiny: Engine, tiny_model: Pat
     assert logits.argmax(-1).tolist() == said
 
 
+def test_short_prompts_are_read_together_and_a_long_one_holds_nobody_up(tiny: Engine, monkeypatch: Any) -> None:
+    monkeypatch.setitem(scheduler.PART, "cpu", 40)
+    talks = CONVERSATIONS[: tiny.decoder.slots]
+    alone = [greedy(tiny, talk)[0].text for talk in talks]
+    tiny._held = [(True, [])] * len(tiny._held)
+    read: list[list[int]] = []
+    original = Decoder.read
+
+    def count(self: Decoder, parts: Sequence[Part]) -> Any:
+        read.append([len(part.ids) for part in parts])
+        return original(self, parts)
+
+    monkeypatch.setattr(Decoder, "read", count)
+    with tiny._work:  # all of them are there when the engine looks
+        together = [tiny.reply(talk, Sampling(max_new_tokens=24)) for talk in talks]
+    for reply in together:
+        reply.join()
+    assert [reply.text for reply in together] == alone
+    assert max(map(sum, read)) == 40
+    assert sum(map(sum, read)) == sum(len(prompt_ids(tiny.tokenizer, talk)) for talk in talks)
+    assert max(map(len, read)) > 1  # prompts in a pass
+
+
 def test_a_conversation_that_goes_on_is_not_read_anew(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     original = Decoder.read
 
-    def count(self: Decoder, slot: int, ids: list[int], *where: Any, **how: Any) -> Any:
-        read.append(len(ids))
-        return original(self, slot, ids, *where, **how)
+    def count(self: Decoder, parts: Sequence[Part]) -> Any:
+        read.extend(len(part.ids) for part in parts)
+        return original(self, parts)
 
     monkeypatch.setattr(Decoder, "read", count)
     first = [{"role": "user", "content": "tell me about 小明 " * 5}]

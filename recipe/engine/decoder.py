@@ -10,8 +10,9 @@ row is multiplied by 1 or by 0. The base is there once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +26,15 @@ if TYPE_CHECKING:
 
 # Attention of one layer: (layer, queries [tokens, heads, head size], keys, values) -> [tokens, heads * head size].
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class Part(NamedTuple):
+    """Part of a prompt whose first token is the slot's `start`-th; adapted: to be read with the adapter."""
+
+    slot: int
+    ids: list[int]
+    start: int
+    adapted: bool
 
 
 class Projections:
@@ -116,29 +126,44 @@ class Decoder:
             2 * config.num_hidden_layers * config.num_key_value_heads * size * (2 if torch.cuda.is_available() else 4)
         )
 
-    def read(self, slot: int, ids: list[int], start: int, *, adapted: bool) -> Tensor:
-        """Read a part of a prompt, whose first token is the slot's `start`-th; returns the logits after it [1, vocabulary]."""
-        end = start + len(ids)
-        on = torch.full((1, 1), float(adapted), dtype=self.head.dtype, device=self.device)
-        mask = None
-        if start:
-            mask = torch.ones(len(ids), end, dtype=torch.bool, device=self.device).tril(start)
+    def read(self, parts: Sequence[Part]) -> Tensor:
+        """Read a part of each of several prompts in one pass; returns the logits after each [parts, vocabulary]."""
+        lengths = [len(part.ids) for part in parts]
+        ends = list(accumulate(lengths))
+        places = [place for part in parts for place in range(part.start, part.start + len(part.ids))]
+        on = [float(part.adapted) for part in parts for _ in part.ids]
+        tokens, at, last = map(
+            self._moved, ([i for part in parts for i in part.ids], places, [end - 1 for end in ends])
+        )
+        masks = [
+            torch.ones(length, part.start + length, dtype=torch.bool, device=self.device).tril(part.start)
+            if part.start
+            else None
+            for part, length in zip(parts, lengths, strict=True)
+        ]
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = self.cache[layer, :, slot, :, :end]
-            keys[:, start:], values[:, start:] = k.transpose(0, 1), v.transpose(0, 1)
-            out = functional.scaled_dot_product_attention(
-                q.transpose(0, 1)[None],
-                keys[None],
-                values[None],
-                attn_mask=mask,
-                is_causal=mask is None,
-                enable_gqa=True,
-            )
-            return out[0].transpose(0, 1).flatten(1)
+            out = []
+            each = zip(parts, masks, *(x.split(lengths) for x in (q, k, v)), strict=True)
+            for part, mask, queries, new_keys, new_values in each:
+                keys, values = self.cache[layer, :, part.slot, :, : part.start + len(part.ids)]
+                keys[:, part.start :], values[:, part.start :] = new_keys.transpose(0, 1), new_values.transpose(0, 1)
+                attended = functional.scaled_dot_product_attention(
+                    queries.transpose(0, 1)[None],
+                    keys[None],
+                    values[None],
+                    attn_mask=mask,
+                    is_causal=mask is None,
+                    enable_gqa=True,
+                )
+                out.append(attended[0].transpose(0, 1).flatten(1))
+            return torch.cat(out)
 
-        tokens = torch.tensor(ids).to(self.device, non_blocking=True)
-        return self._forward(tokens, self.cos[start:end], self.sin[start:end], on, attend, last=True)
+        adapted = self._moved(on).to(self.head.dtype)[:, None]
+        return self._forward(tokens, self.cos[at], self.sin[at], adapted, attend, last)
+
+    def _moved(self, values: list[Any]) -> Tensor:
+        return torch.tensor(values).to(self.device, non_blocking=True)
 
     def step(self, batch: int, window: int) -> Tensor:
         """One token further for the first `batch` slots, none of which is past `window`; the logits [batch, vocabulary]."""
@@ -160,9 +185,12 @@ class Decoder:
             )
             return out.reshape(batch, -1)
 
-        return self._forward(self.tokens[:batch], self.cos[at], self.sin[at], self.adapted[:batch], attend, last=False)
+        return self._forward(self.tokens[:batch], self.cos[at], self.sin[at], self.adapted[:batch], attend)
 
-    def _forward(self, tokens: Tensor, cos: Tensor, sin: Tensor, on: Tensor, attend: Attend, *, last: bool) -> Tensor:
+    def _forward(
+        self, tokens: Tensor, cos: Tensor, sin: Tensor, on: Tensor, attend: Attend, last: Tensor | None = None
+    ) -> Tensor:
+        """last: the tokens after which logits are asked for; after every one where it is not given."""
         x = self.embedding[tokens]
         turned = (self.heads + self.kv_heads) * self.size
         for i, layer in enumerate(self.layers):
@@ -177,8 +205,8 @@ class Decoder:
             gated = gate_up.new_empty(len(x), gate_up.shape[1] // 2)
             rowwise.swiglu(gate_up, gated)
             x = layer.down(gated, on, x)
-        if last:
-            x = x[-1:]
+        if last is not None:
+            x = x[last]
         normed = torch.empty_like(x)
         rowwise.rms_norm(x, self.norm, self.eps, normed)
         return normed @ self.head.T

@@ -1,7 +1,7 @@
 """Whose turn it is: continuous batching in a thread of its own.
 
-Every turn of the loop reads a part of one waiting prompt and then takes one step for everybody who is speaking, so that a
-long prompt holds nobody up and a new visitor does not wait for the others to end. On a GPU the next step is launched
+Every turn of the loop reads a part of the waiting prompts, several short ones or a piece of a long one, and then takes one
+step for everybody who is speaking, so that a long prompt holds nobody up and a new visitor does not wait for the others to end. On a GPU the next step is launched
 before the last one's tokens are looked at, which keeps it busy while text is made of them.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SLOTS = 32  # most visitors at once; more wait for their turn
 ENOUGH = 4096  # tokens of a conversation: where memory is short, rather fewer visitors than shorter ones
 MEMORY = 4 << 30  # bytes for keys and values where there is no GPU; on one, two thirds of what is free
-PART = {"cuda": 1024, "cpu": 64}  # tokens of a prompt read between two steps
+PART = {"cuda": 1024, "cpu": 64}  # tokens of prompts read between two steps
 WINDOW = 512  # the smallest part of the cache that a step attends to; it doubles as conversations grow
 
 
@@ -235,23 +235,42 @@ class Engine:
         return next((i for i in range(most) if held[i] != turn.prompt[i]), most)
 
     def _read(self) -> None:
-        turn = self._reading[0]
-        self._held[turn.slot] = (turn.adapted, turn.prompt[: turn.read])
-        part = turn.prompt[turn.read : turn.read + PART[self.decoder.device.type]]
-        logits = self.decoder.read(turn.slot, part, turn.read, adapted=turn.adapted)
-        turn.read += len(part)
-        if turn.read < len(turn.prompt):
-            self._reading.rotate(-1)
-            return
-        slot = slice(turn.slot, turn.slot + 1)
-        self._set_draws([(turn.slot, turn)])
-        chosen = self.sampler.choose(logits, slot, plain=turn.sampling.plain)
-        self.decoder.tokens[slot] = chosen
-        self.decoder.positions[turn.slot] = len(turn.prompt)
-        self.decoder.speaking[turn.slot] = 1
-        self._reading.popleft()
-        self._speaking[turn.slot] = turn
-        self._fetch([(0, turn)], chosen)
+        """Read on for those who came first, as far as a pass goes; who is not through is the last to be read on."""
+        from recipe.engine.decoder import Part
+
+        room, read = PART[self.decoder.device.type], []
+        for turn in self._reading:
+            if room:
+                self._held[turn.slot] = (turn.adapted, turn.prompt[: turn.read])
+                ids = turn.prompt[turn.read : turn.read + room]
+                read.append((turn, Part(turn.slot, ids, turn.read, turn.adapted)))
+                room -= len(ids)
+        logits = self.decoder.read([part for _, part in read])
+        through = []
+        for row, (turn, part) in zip(logits.split(1), read, strict=True):
+            self._reading.popleft()
+            turn.read += len(part.ids)
+            if turn.read < len(turn.prompt):
+                self._reading.append(turn)
+            else:
+                through.append((turn, row))
+        if through:
+            self._begin(through)
+
+    def _begin(self, through: Sequence[tuple[Turn, Any]]) -> None:
+        """Those whose prompt is read begin to speak: their first token is chosen from the logits after it."""
+        import torch
+
+        self._set_draws([(turn.slot, turn) for turn, _ in through])
+        chosen = []
+        for turn, logits in through:
+            slot = slice(turn.slot, turn.slot + 1)
+            chosen.append(self.sampler.choose(logits, slot, plain=turn.sampling.plain))
+            self.decoder.tokens[slot] = chosen[-1]
+            self.decoder.positions[turn.slot] = len(turn.prompt)
+            self.decoder.speaking[turn.slot] = 1
+            self._speaking[turn.slot] = turn
+        self._fetch(list(enumerate(turn for turn, _ in through)), torch.cat(chosen))
 
     def _launch(self) -> None:
         turns = list(self._speaking.items())
