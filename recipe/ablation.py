@@ -32,7 +32,7 @@ def make(folder: Path, *, work: Path, run: str) -> stage.Manifest:
     stage.require(own / "eval", "eval")
     if stage.require(own / "data", "data")["results"]["mode"] != "balanced":
         raise RecipeError(f"{stage.shown(own)} was not trained on balanced data: there is nothing to take away from it")
-    chosen = json.loads((own / remember.FILE).read_text(encoding="utf-8"))
+    chosen = {"model": remember.DEFAULTS["model"]} | json.loads((own / remember.FILE).read_text(encoding="utf-8"))
     runs = {variant: run if variant == "balanced" else f"{run}-{variant}" for variant in VARIANTS}
     _train(work, runs["tutorial"], own, chosen, "tutorial", [])
     _train(work, runs["no-replay"], own, chosen, "balanced", ["replay_ratio=0"])

@@ -50,9 +50,11 @@ def complete(options: argparse.Namespace, folder: Path, **defaults: Any) -> None
             for other in TOGETHER.get(key, ()):
                 chosen.pop(other, None)
     chosen |= {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
+    # A verb's own default is a choice: what follows `quickstart` is about its model.
+    chosen = {key: value for key, value in defaults.items() if hasattr(options, key)} | chosen
     asked = [key for key in DEFAULTS if hasattr(options, key)]
     for key in asked:
-        value = chosen.get(key, (DEFAULTS | defaults)[key])
+        value = chosen.get(key, DEFAULTS[key])
         setattr(options, key, Path(value) if key in ("data", "config") and value else value)
     if recalled := [
         f"{key.upper()}={chosen[key]}" for key in asked if key in known and key in chosen and key not in given

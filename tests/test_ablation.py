@@ -87,6 +87,17 @@ def test_variants_differ_by_their_data_and_train_as_long(
     assert made["results"]["tutorial"]["retention"] == 0.5
 
 
+def test_variants_are_of_the_runs_model_where_it_is_the_default_of_all_verbs_but_quickstart(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured(own, 200, epochs=True)
+    (own / remember.FILE).write_text('{"name": "小明"}', encoding="utf-8")
+    verbs = Verbs(own.parent, epochs=True)
+    monkeypatch.setattr(ablation, "_call", verbs)
+    ablation.make(own / "ablation", work=own.parent, run="mine")
+    assert {call.model for call in verbs.calls} == {"internlm2-chat-1_8b"}
+
+
 def test_a_variant_that_came_to_nothing_is_told(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configured(own, 200, epochs=True)
     monkeypatch.setattr(ablation, "_call", Verbs(own.parent, epochs=True, fails=True))

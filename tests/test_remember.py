@@ -57,6 +57,14 @@ def test_what_nobody_chose_is_the_default_and_is_not_written_down(tmp_path: Path
     assert (quickstart.name, quickstart.model) == ("小明", "miniature")
 
 
+def test_what_follows_a_verb_with_another_default_is_about_the_same(tmp_path: Path) -> None:
+    quickstart = options(name="小明")
+    remember.complete(quickstart, tmp_path, model="miniature")
+    remember.save(quickstart, tmp_path)
+    assert choose(tmp_path).model == "miniature"
+    assert choose(tmp_path, model="internlm2-chat-1_8b").model == "internlm2-chat-1_8b"
+
+
 def test_a_choice_beats_a_verbs_own_default(tmp_path: Path) -> None:
     choose(tmp_path, model="/models/mine")
     quickstart = options()
