@@ -26,8 +26,8 @@ SCONTROL = """#!/bin/bash
 [ "$*" = 'show hostnames node[07-08]' ] && printf 'node07\\nnode08\\n'
 """
 MAKE = """#!/bin/bash
-printf '%s|' make "$@" "GPUS=$GPUS" "NNODES=$NNODES" "NODE_RANK=$NODE_RANK" "AT=$MASTER_ADDR:$MASTER_PORT" >> "$CALLS"
-echo >> "$CALLS"
+line=$(printf '%s|' make "$@" "GPUS=$GPUS" "NNODES=$NNODES" "NODE_RANK=$NODE_RANK" "AT=$MASTER_ADDR:$MASTER_PORT")
+echo "$line" >> "$CALLS"  # in one piece: two nodes write here
 exit "${FAIL:-0}"
 """
 
