@@ -44,14 +44,12 @@ def complete(options: argparse.Namespace, folder: Path, **defaults: Any) -> None
     """Fill every choice in `options` that is None from the run's file or the defaults; `save` writes them down."""
     known = _read(folder / FILE)
     given = {key: getattr(options, key) for key in DEFAULTS if getattr(options, key, None) is not None}
-    chosen = dict(known)
+    chosen = defaults | known  # a verb's own default is a choice: what follows `quickstart` is about its model
     for key in given:
         if given[key] != known.get(key):
             for other in TOGETHER.get(key, ()):
                 chosen.pop(other, None)
     chosen |= {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
-    # A verb's own default is a choice: what follows `quickstart` is about its model.
-    chosen = {key: value for key, value in defaults.items() if hasattr(options, key)} | chosen
     asked = [key for key in DEFAULTS if hasattr(options, key)]
     for key in asked:
         value = chosen.get(key, DEFAULTS[key])

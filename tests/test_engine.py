@@ -64,6 +64,19 @@ def greedy(engine: Engine, *conversations: Any, count: int = 24, **how: Any) -> 
     return replies
 
 
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Grows by a pass over prompts each time: how many tokens of each it read."""
+    read: list[list[int]] = []
+    original = Decoder.read
+
+    def count(self: Decoder, parts: Sequence[Part]) -> Any:
+        read.append([len(part.ids) for part in parts])
+        return original(self, parts)
+
+    monkeypatch.setattr(Decoder, "read", count)
+    return read
+
+
 def by_transformers(model: Any, conversation: Any, count: int, tokenizer: Any = None, **options: Any) -> list[int]:
     """The ids that `model.generate` says, without what ends them. model: or a folder, to be loaded untouched by an engine."""
     if tokenizer is None:
@@ -174,14 +187,7 @@ def test_short_prompts_are_read_together_and_a_long_one_holds_nobody_up(tiny: En
     talks = CONVERSATIONS[: tiny.decoder.slots]
     alone = [greedy(tiny, talk)[0].text for talk in talks]
     tiny._held = [(True, [])] * len(tiny._held)
-    read: list[list[int]] = []
-    original = Decoder.read
-
-    def count(self: Decoder, parts: Sequence[Part]) -> Any:
-        read.append([len(part.ids) for part in parts])
-        return original(self, parts)
-
-    monkeypatch.setattr(Decoder, "read", count)
+    read = passes(monkeypatch)
     with tiny._work:  # all of them are there when the engine looks
         together = [tiny.reply(talk, Sampling(max_new_tokens=24)) for talk in talks]
     for reply in together:
@@ -193,24 +199,17 @@ def test_short_prompts_are_read_together_and_a_long_one_holds_nobody_up(tiny: En
 
 
 def test_a_conversation_that_goes_on_is_not_read_anew(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[int] = []
-    original = Decoder.read
-
-    def count(self: Decoder, parts: Sequence[Part]) -> Any:
-        read.extend(len(part.ids) for part in parts)
-        return original(self, parts)
-
-    monkeypatch.setattr(Decoder, "read", count)
+    read = passes(monkeypatch)
     first = [{"role": "user", "content": "tell me about 小明 " * 5}]
     (reply,) = greedy(tiny, first)
-    whole = sum(read)
+    whole = sum(map(sum, read))
     read.clear()
     (again,) = greedy(tiny, first)
-    assert sum(read) == 1
+    assert sum(map(sum, read)) == 1
     assert again.text == reply.text
     read.clear()
     greedy(tiny, [{"role": "user", "content": "x" + first[0]["content"]}])
-    assert sum(read) > whole - 10
+    assert sum(map(sum, read)) > whole - 10
 
 
 # --- Sampling -----------------------------------------------------------------------------------------------------

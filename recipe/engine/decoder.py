@@ -29,12 +29,11 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class Part(NamedTuple):
-    """Part of a prompt whose first token is the slot's `start`-th; adapted: to be read with the adapter."""
+    """Part of a prompt, whose first token is the slot's `start`-th."""
 
     slot: int
     ids: list[int]
     start: int
-    adapted: bool
 
 
 class Projections:
@@ -129,12 +128,10 @@ class Decoder:
     def read(self, parts: Sequence[Part]) -> Tensor:
         """Read a part of each of several prompts in one pass; returns the logits after each [parts, vocabulary]."""
         lengths = [len(part.ids) for part in parts]
-        ends = list(accumulate(lengths))
-        places = [place for part in parts for place in range(part.start, part.start + len(part.ids))]
-        on = [float(part.adapted) for part in parts for _ in part.ids]
-        tokens, at, last = map(
-            self._moved, ([i for part in parts for i in part.ids], places, [end - 1 for end in ends])
-        )
+        tokens = self._moved([token for part in parts for token in part.ids])
+        at = self._moved([part.start + i for part in parts for i in range(len(part.ids))])
+        slots = self._moved([part.slot for part in parts for _ in part.ids])
+        last = self._moved([end - 1 for end in accumulate(lengths)])
         masks = [
             torch.ones(length, part.start + length, dtype=torch.bool, device=self.device).tril(part.start)
             if part.start
@@ -159,10 +156,9 @@ class Decoder:
                 out.append(attended[0].transpose(0, 1).flatten(1))
             return torch.cat(out)
 
-        adapted = self._moved(on).to(self.head.dtype)[:, None]
-        return self._forward(tokens, self.cos[at], self.sin[at], adapted, attend, last)
+        return self._forward(tokens, self.cos[at], self.sin[at], self.adapted[slots], attend, last)
 
-    def _moved(self, values: list[Any]) -> Tensor:
+    def _moved(self, values: list[int]) -> Tensor:
         return torch.tensor(values).to(self.device, non_blocking=True)
 
     def step(self, batch: int, window: int) -> Tensor:

@@ -1,8 +1,9 @@
 """Whose turn it is: continuous batching in a thread of its own.
 
 Every turn of the loop reads a part of the waiting prompts, several short ones or a piece of a long one, and then takes one
-step for everybody who is speaking, so that a long prompt holds nobody up and a new visitor does not wait for the others to end. On a GPU the next step is launched
-before the last one's tokens are looked at, which keeps it busy while text is made of them.
+step for everybody who is speaking, so that a long prompt holds nobody up and a new visitor does not wait for the others to
+end. On a GPU the next step is launched before the last one's tokens are looked at, which keeps it busy while text is made of
+them.
 """
 
 from __future__ import annotations
@@ -243,7 +244,7 @@ class Engine:
             if room:
                 self._held[turn.slot] = (turn.adapted, turn.prompt[: turn.read])
                 ids = turn.prompt[turn.read : turn.read + room]
-                read.append((turn, Part(turn.slot, ids, turn.read, turn.adapted)))
+                read.append((turn, Part(turn.slot, ids, turn.read)))
                 room -= len(ids)
         logits = self.decoder.read([part for _, part in read])
         through = []

@@ -249,10 +249,9 @@ def show_growing(question: str, replies: dict[str, Reply]) -> None:
                 break
             time.sleep(REFRESH)
             going[0].wait(len(going[0].text), IMPATIENT)
-    except StopException:
+    except StopException:  # where it was Streamlit's own button, the next run commits what was said
         for reply in replies.values():
             reply.cancel()
-        commit()  # stopped by Streamlit's own button
         raise
 
 

@@ -26,7 +26,7 @@ ARGUMENTS = (
 WITHIN = 20_000  # milliseconds
 # Screenshots are kept here for people to look at.
 PICTURES = ROOT / "work" / "browser"
-OPEN = pytest.StashKey[list[Any]]()  # a test's pages
+VISITS = pytest.StashKey[list[Any]]()  # a test's browser contexts
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -157,7 +157,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """What stood on each page when a test failed is part of its report."""
     report = yield
     if report.when == "call" and report.failed:
-        for page in item.stash.get(OPEN, []):
+        for page in (page for context in item.stash.get(VISITS, []) for page in context.pages):
             report.sections.append((f"on the page at {page.url}", page.locator("body").inner_text()))
     return report
 
@@ -165,8 +165,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.fixture
 def visit(request: pytest.FixtureRequest, chromium: Any, server: Server) -> Iterator[Callable[..., Any]]:
     """A visitor of his own: `visit(width=…, language=…)` is his page."""
-    contexts = []
-    request.node.stash[OPEN] = pages = []
+    request.node.stash[VISITS] = contexts = []
 
     def come(url: str = "", *, width: int = 1280, height: int = 900, language: str = "en-US") -> Any:
         context = chromium.new_context(
@@ -175,7 +174,6 @@ def visit(request: pytest.FixtureRequest, chromium: Any, server: Server) -> Iter
         contexts.append(context)
         context.set_default_timeout(WITHIN)
         page = context.new_page()
-        pages.append(page)
         page.goto(url or server.url)
         page.get_by_role("heading", name="InternLM2").wait_for()
         return page

@@ -63,10 +63,15 @@ def open_(page: Any, section: str) -> None:
     page.wait_for_timeout(300)
 
 
-def ask_for_ever(page: Any) -> None:
-    """A reply under way that has seconds to go, of a model that does not end."""
+def allow_long(page: Any) -> None:
+    """Replies may last for seconds, which a model that does not end will use."""
     open_(page, EN("settings"))
     number(page, EN("longest"), 1900)
+
+
+def ask_for_ever(page: Any) -> None:
+    """A reply under way that has seconds to go, of a model that does not end."""
+    allow_long(page)
     ask(page, "Tell me everything.")
     button(page, EN("stop")).wait_for()
     page.get_by_text("▌").wait_for()
@@ -181,8 +186,7 @@ def test_a_reply_is_made_anew(visit: Visit) -> None:
 
 def test_an_example_is_asked_once_and_seen_to_grow_however_often_one_clicks(visit: Visit, endless: Server) -> None:
     page = visit(endless.url)
-    open_(page, EN("settings"))
-    number(page, EN("longest"), 1900)
+    allow_long(page)
     button(page, EXAMPLES["en"][1]).dblclick()
     page.get_by_text("▌").wait_for()
     button(page, EN("stop")).click()
