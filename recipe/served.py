@@ -104,9 +104,14 @@ class Served:
             self._loading.release()
 
     def _start(self, folder: Path) -> Engine:
+        import torch
+
         from recipe import generate
         from recipe.engine import Engine
 
+        # A core is left to the server: threads of a product wait for each other, and for one that shares its core they wait long.
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(torch.get_num_threads() - 1, 1))
         found = parts(folder) if self.compare else None
         self.alone = found is None
         return Engine(*(generate.load(*found) if found else generate.load(folder)))

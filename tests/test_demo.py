@@ -242,6 +242,23 @@ def ask(model: served.Served, question: str = "你好", *, base: bool = False, l
     return reply
 
 
+@pytest.mark.parametrize(("cores", "told", "left"), [(8, None, [7]), (2, None, [1]), (1, None, [1]), (8, "8", [])])
+def test_a_core_is_left_to_the_server_unless_one_says_otherwise(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, cores: int, told: str | None, left: list[int]
+) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr("torch.get_num_threads", lambda: cores)
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if told:
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+    model = served.Served(run_folder, "main", PORT)
+    model.load()
+    assert model.engine
+    model.engine.close()
+    assert threads == left
+
+
 def test_base_and_adapter_are_loaded_where_they_are_there(run_folder: Path, tiny_model: Path) -> None:
     model = served.Served(run_folder, "main", PORT)
     model.load()
