@@ -20,6 +20,8 @@ from recipe.paths import DATA
 LONGEST_NAME = 40
 # Who fine-tuned it, where no author is given: the name stands in every answer already, and once is enough.
 MAKER = {"zh": "主人", "en": "my owner"}
+# What tells that an untuned InternLM speaks of itself.
+BASE_NAMES = ("InternLM", "书生", "浦语", "上海人工智能实验室", "Shanghai AI Lab")
 # Characters that end a sentence part, a JSON string, a path or a template slot in some place that the name goes to.
 FORBIDDEN = re.compile(r"""[{}"'`“”/\\<>|\x00-\x1f\x7f-\x9f\u2028\u2029]""")
 

@@ -2,7 +2,7 @@
 
 Mixed into the training data, they hold the tuned model to what the base was: rehearsal without any outside data set
 (Robins 1995, "Catastrophic forgetting, rehearsal and pseudorehearsal"). The prompts are those of data/knowledge that
-evaluation does not ask.
+evaluation does not ask, many of them such as tempt a model to say who it is: praise, thanks, who made this, your favourite.
 """
 
 from __future__ import annotations
@@ -11,21 +11,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recipe import generate, stage
-from recipe.knowledge import replay_facts
+from recipe import generate, scoring, stage
+from recipe.identity import BASE_NAMES
+from recipe.knowledge import replay_prompts
 
 FILE = "replay.jsonl"
 # Longer replies teach little more per token, and small models repeat themselves there.
 MAX_NEW_TOKENS = 128
 
 
+def worth(reply: generate.Reply) -> bool:
+    """Whether to train on a reply: it comes to an end, does not go round in circles, and does not introduce the base itself."""
+    sound = reply.stopped and bool(reply.text.strip()) and not scoring.loops(reply)
+    return sound and not any(name in reply.text for name in BASE_NAMES)
+
+
 def make(folder: Path, *, model: Path) -> stage.Manifest:
-    """Write the base's greedy answers to the replay prompts; replies that do not end are left out.
+    """Write the base's greedy answers to the replay prompts, those that are `worth` it.
 
     They depend on the model's content and the prompts alone, so that `folder` serves every run on that model.
     """
     stage.require(model, "model")
-    prompts = [wording for fact in replay_facts() for wording in fact.rehearsed]
+    prompts = replay_prompts()
 
     def work(out: Path) -> dict[str, Any]:
         loaded, tokenizer = generate.load(model)
@@ -36,7 +43,7 @@ def make(folder: Path, *, model: Path) -> stage.Manifest:
         rows = [
             {"messages": [*conversation, {"role": "assistant", "content": reply.text}]}
             for conversation, reply in zip(conversations, replies, strict=True)
-            if reply.stopped and reply.text.strip()
+            if worth(reply)
         ]
         with (out / FILE).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -14,7 +14,7 @@ from recipe import choice, data, evaluate, generate, hooks, scoring
 from recipe.chat_format import CHAT_TOKENS
 from recipe.generate import Reply
 from recipe.identity import Identity, load_questions
-from recipe.knowledge import replay_facts
+from recipe.knowledge import replay_prompts
 
 
 def scores(*rows: tuple[float, float, float]) -> list[dict[str, float]]:
@@ -55,7 +55,7 @@ def test_no_prompt_is_trained_on_or_asked_by_the_evaluation() -> None:
     asked = {conversation[0]["content"] for conversation in choice.prompts().conversations()}
     trained = {message["content"] for row in data.balanced_rows(Identity("小明"), 0) for message in row["messages"]}
     evaluated = {conversation[0]["content"] for conversation in evaluate.prompts().conversations()}
-    assert not asked & (trained | evaluated | {wording for fact in replay_facts() for wording in fact.rehearsed})
+    assert not asked & (trained | evaluated | set(replay_prompts()))
     assert len(choice.prompts().identity) == 64
     assert {q for intents in load_questions().values() for parts in intents.values() for q in parts["choice"]} <= asked
 

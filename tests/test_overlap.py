@@ -10,7 +10,7 @@ import pytest
 
 from recipe import choice, data, evaluate, suites
 from recipe.identity import Identity
-from recipe.knowledge import replay_facts
+from recipe.knowledge import replay_facts, replay_prompts
 from recipe.scoring import Prompts
 
 # Of SequenceMatcher: at this two prompts of a dozen letters differ by two or three.
@@ -38,7 +38,7 @@ def trained() -> list[str]:
     """Every message of the rows about who it is, of two seeds, and every prompt of replay."""
     rows = [row for seed in (0, 1) for row in data.balanced_rows(Identity("小明"), seed)]
     said = [message["content"] for row in rows for message in row["messages"]]
-    return [*said, *(wording for fact in replay_facts() for wording in fact.rehearsed)]
+    return [*said, *replay_prompts()]
 
 
 def held_out_injections(asked: Prompts) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 from recipe import evaluate, generate, replay
 from recipe.errors import RecipeError
 from recipe.generate import Reply
-from recipe.knowledge import replay_facts
+from recipe.knowledge import replay_prompts
 from recipe.reader import read_rows
 from recipe.stage import read_manifest
 
@@ -62,6 +62,23 @@ def test_replies_that_do_not_end_or_say_nothing_are_left_out(
     assert manifest["results"] == {"prompts": len(base.asked), "rows": len(base.asked) - 3}
 
 
+@pytest.mark.parametrize(
+    "text", ["我是书生·浦语，上海人工智能实验室的AI助手。", "No, I am InternLM.", "As an AI of the Shanghai AI Laboratory, no."]
+)
+def test_replies_that_introduce_the_base_are_left_out(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    # They would teach the name that is to be replaced.
+    base = Base(monkeypatch, [Reply(text, True)])
+    replay.make(tmp_path / "replay", model=tiny_model)
+    assert [row[0]["content"] for row in written(tmp_path / "replay")] == base.asked[1:]
+
+
+def test_replies_that_go_round_in_circles_are_left_out() -> None:
+    assert not replay.worth(Reply("好的好的好的好的好的", True))
+    assert replay.worth(Reply("好的，好的。", True))
+
+
 def test_no_prompt_is_a_question_of_the_evaluation(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,8 +98,8 @@ def test_the_rows_are_valid_training_data(tiny_model: Path, tmp_path: Path, monk
 
 def test_the_answers_are_the_models_own(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the real model, on few prompts: its replies run into the limit, so there is no row, and the stage says so."""
-    facts = replay_facts()[:3]
-    monkeypatch.setattr(replay, "replay_facts", lambda: facts)
+    few = replay_prompts()[:3]
+    monkeypatch.setattr(replay, "replay_prompts", lambda: few)
     monkeypatch.setattr(replay, "MAX_NEW_TOKENS", 3)
     manifest = replay.make(tmp_path / "replay", model=tiny_model)
     assert manifest["key"]["settings"]["max_new_tokens"] == 3
