@@ -181,10 +181,14 @@ def _torchrun(arguments: list[str], machines: Machines) -> None:
         raise KeyboardInterrupt from None
     except ChildFailedError as error:
         print(file=sys.stderr)  # behind the progress bar, which nobody closed
-        killed = [rank for rank, failure in error.failures.items() if failure.exitcode == -signal.SIGKILL]
-        if killed:  # the others, whom torchrun stops, or who lose the connection, are not to blame
+        # The others, whom torchrun stops, or who lose the connection, are not to blame.
+        rank, first = min(
+            error.failures.items(), key=lambda each: (each[1].exitcode != -signal.SIGKILL, each[1].timestamp)
+        )
+        if first.exitcode < 0 and (by := signal.Signals(-first.exitcode)) != signal.SIGTERM:
+            perhaps = ", perhaps for want of memory" if by == signal.SIGKILL else ""
             raise RecipeError(
-                f"training failed: process {killed[0]} of {machines.processes} was killed (SIGKILL), perhaps for want of memory; "
+                f"training failed: process {rank} of {machines.processes} was killed ({by.name}){perhaps}; "
                 f"`make train RESUME=1` goes on from the last checkpoint"
             ) from None
         raise

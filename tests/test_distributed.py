@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from recipe import adapter, config, convert, data, merge, stage, train
+from recipe import adapter, config, convert, data, merge, stage, train, trainer
 from recipe.identity import Identity
 from recipe.machines import Machines
 from recipe.paths import ROOT
@@ -180,6 +180,19 @@ def test_a_killed_worker_ends_in_one_line_and_zero2_resumes_to_where_it_would_ha
     converts_and_merges(folder)
 
 
+def test_a_process_leaves_the_others_before_it_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Else one in a hundred is aborted while the interpreter ends, after its training is done."""
+    from torch import distributed
+
+    def trains(*_: object, **__: object) -> None:
+        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+
+    monkeypatch.setattr(trainer.runpy, "run_module", trains)
+    monkeypatch.setattr(trainer, "_run_without_gpu", lambda **_: None)
+    trainer.run(["config.py", "--work-dir", str(tmp_path), "--launcher", "pytorch"])
+    assert not distributed.is_initialized()
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_a_stop_leaves_no_process_behind(tmp_path: Path, resolved: Callable[..., Path], sent: signal.Signals) -> None:
     folder = tmp_path / "run" / "train"
@@ -290,7 +303,7 @@ def test_two_machines_make_the_weights_of_one(
 ) -> None:
     first, second = (checkout(tmp_path / name, prepared, tiny_model, resolved(1, 2)) for name in ("first", "second"))
     done = both(namespaces, (first, second))
-    assert [status for status, _ in done] == [0, 0], done
+    assert [status for status, _ in done] == [0, 0], "".join(text for _, text in done)
     assert difference(alone, first / "work/main/train") < SAME
     assert "done; the result is on machine 0" in done[1][1]
     # The second machine is as it was, but for the choices it remembers and locks.
