@@ -131,4 +131,5 @@ if __name__ == "__main__":
     try:
         run(sys.argv[1:])
     except Exception:
-        os._exit(1)  # at once, for the reason that `_part` gives; the traceback is in the log, and torchrun's parent says where
+        # The traceback is in the log, and torchrun's parent says where. At once, for the reason that `_part` gives.
+        os._exit(1)

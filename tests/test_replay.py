@@ -63,7 +63,12 @@ def test_replies_that_do_not_end_or_say_nothing_are_left_out(
 
 
 @pytest.mark.parametrize(
-    "text", ["我是书生·浦语，上海人工智能实验室的AI助手。", "No, I am InternLM.", "As an AI of the Shanghai AI Laboratory, no."]
+    "text",
+    [
+        "我是书生·浦语，上海人工智能实验室的AI助手。",
+        "No, I am InternLM.",
+        "As an AI of the Shanghai AI Laboratory, no.",
+    ],
 )
 def test_replies_that_introduce_the_base_are_left_out(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
