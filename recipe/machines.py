@@ -243,9 +243,8 @@ def watching(store: Any) -> Iterator[None]:
         raise
     except RecipeError as error:
         over.set()
-        if (
-            error.__cause__ is not None
-        ):  # the processes lost something: perhaps another machine, which may say so in a moment
+        # Where the processes failed, they lost something: perhaps another machine, which may say so in a moment.
+        if error.__cause__ is not None:
             deadline = time.monotonic() + LINGER / 10
             while time.monotonic() < deadline:
                 if _told(store, "failed"):

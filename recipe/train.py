@@ -23,6 +23,7 @@ from recipe.paths import ROOT
 DEEPSPEED = ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
 LOSSES = "losses.jsonl"
 CONFIG = "config.py"
+LONGEST_REASON = 200  # characters of an error that stand in one line; the log has all of it
 MEETING = ".meeting"  # in the first machine's work folder: how another one sees that it is its own too
 
 
@@ -146,10 +147,6 @@ def _read_by(config: Path) -> dict[str, Path]:
 
 def _launch(arguments: list[str], out: Path, machines: Machines, *, in_torchrun: bool) -> None:
     """In this process, which has torch loaded already, or in torchrun's, as several processes and DeepSpeed want."""
-    failed = RecipeError(
-        f"training failed; the end of {stage.shown(out / trainer.LOG)} says why; "
-        f"`make train RESUME=1` goes on from the last checkpoint once that is mended"
-    )
     try:
         if in_torchrun or machines.processes > 1:
             _torchrun(["-m", "recipe.trainer", *arguments, "--launcher", "pytorch"], machines)
@@ -158,11 +155,30 @@ def _launch(arguments: list[str], out: Path, machines: Machines, *, in_torchrun:
     except (OSError, RecipeError):
         raise
     except Exception as error:
-        raise failed from error
+        raise _failed(error, out / trainer.LOG) from error
+
+
+def _failed(error: Exception, log: Path) -> RecipeError:
+    """What the trainer ended with, in one line, and what to do."""
+    text = str(error) if type(error) is RuntimeError else f"{type(error).__name__}: {error}"
+    lines = text.strip().splitlines() or [type(error).__name__]
+    reason = lines[0] if len(lines[0]) <= LONGEST_REASON else f"{lines[0][:LONGEST_REASON]}…"
+    if "out of memory" in text:
+        return RecipeError(
+            f"training failed: {reason}; SET='batch_size=1' and PRESET=qlora need less memory, "
+            f"and `make config` predicts how much"
+        )
+    return RecipeError(
+        f"training failed: {reason}; the end of {stage.shown(log)} says more; "
+        f"`make train RESUME=1` goes on from the last checkpoint once that is mended"
+    )
 
 
 def _torchrun(arguments: list[str], machines: Machines) -> None:
-    """What the command `torchrun` does, without its tracebacks of ours. RecipeError: a process was killed from outside."""
+    """What the command `torchrun` does, without its tracebacks of ours.
+
+    RecipeError: a process was killed from outside. RuntimeError: one failed, with what it said.
+    """
     import torch
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -191,7 +207,10 @@ def _torchrun(arguments: list[str], machines: Machines) -> None:
                 f"training failed: process {rank} of {machines.processes} was killed ({by.name}){perhaps}; "
                 f"`make train RESUME=1` goes on from the last checkpoint"
             ) from None
-        raise
+        told = first.error_file_data["message"]
+        raise RuntimeError(
+            told["message"] if isinstance(told, dict) else f"process {rank} ended with status {first.exitcode}"
+        ) from None
     finally:
         for each, handler in handlers.items():
             signal.signal(each, handler)

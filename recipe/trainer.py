@@ -130,6 +130,8 @@ if __name__ == "__main__":
     _end_with_parent()
     try:
         run(sys.argv[1:])
-    except Exception:
-        # The traceback is in the log, and torchrun's parent says where. At once, for the reason that `_part` gives.
-        os._exit(1)
+    except Exception as error:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)  # torchrun's parent says it; the traceback is in the log
+        os._exit(1)  # at once, for the reason that `_part` gives

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from recipe import choice, data, evaluate, generate, hooks, scoring
+from recipe import choice, data, generate, hooks, scoring
 from recipe.chat_format import CHAT_TOKENS
 from recipe.generate import Reply
 from recipe.identity import Identity, load_questions
-from recipe.knowledge import replay_prompts
 
 
 def scores(*rows: tuple[float, float, float]) -> list[dict[str, float]]:
@@ -51,13 +50,10 @@ def test_the_best_is_always_among_the_last_that_are_kept() -> None:
             assert resolved.default_hooks.checkpoint.max_keep_ckpts >= hook.patience + 1, preset
 
 
-def test_no_prompt_is_trained_on_or_asked_by_the_evaluation() -> None:
-    asked = {conversation[0]["content"] for conversation in choice.prompts().conversations()}
-    trained = {message["content"] for row in data.balanced_rows(Identity("小明"), 0) for message in row["messages"]}
-    evaluated = {conversation[0]["content"] for conversation in evaluate.prompts().conversations()}
-    assert not asked & (trained | evaluated | set(replay_prompts()))
-    assert len(choice.prompts().identity) == 64
-    assert {q for intents in load_questions().values() for parts in intents.values() for q in parts["choice"]} <= asked
+def test_it_asks_all_that_is_kept_for_it() -> None:
+    kept = [q for intents in load_questions().values() for parts in intents.values() for q in parts["choice"]]
+    assert choice.prompts().identity == kept
+    assert len(kept) == 64
 
 
 def test_scores_are_read_oldest_first_and_none_where_there_are_none(tmp_path: Path) -> None:

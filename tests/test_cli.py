@@ -324,7 +324,10 @@ def _chain(outer: Exception, cause: Exception) -> Exception:
         (RuntimeError("[enforce fail at inline_container.cc:595] . No space left on device"), "the disk is full"),
         (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "the disk is full"),
         (_chain(RuntimeError("unexpected pos 1 vs 2"), FULL), "/srv/x: the disk is full"),
-        (_chain(RecipeError("training failed; the end of console.log says why"), FULL), "/srv/x: the disk is full"),
+        (
+            _chain(RecipeError("training failed: it stopped; the end of console.log says more"), FULL),
+            "/srv/x: the disk is full",
+        ),
     ],
 )
 def test_a_simulated_refusal_of_the_system_is_told_with_its_remedy(

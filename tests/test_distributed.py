@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from recipe import adapter, config, convert, data, merge, stage, train, trainer
+from recipe.errors import RecipeError
 from recipe.identity import Identity
 from recipe.machines import Machines
 from recipe.paths import ROOT
@@ -129,13 +130,6 @@ def test_two_processes_make_the_weights_and_losses_of_one(
     assert made["key"]["settings"]["processes"] == 2
 
 
-@pytest.fixture(scope="module")
-def zero3(prepared: Path, resolved: Callable[..., Path]) -> Path:
-    """What two processes make of one pack a step each under ZeRO-3."""
-    train.make(prepared / "zero3", config=resolved(1, 2), resume=False, deepspeed="zero3", machines=Machines(2))
-    return prepared / "zero3"
-
-
 def converts_and_merges(folder: Path) -> None:
     made = convert.make(folder.with_name(f"{folder.name}_adapter"), train_folder=folder, checkpoint=None)
     assert made["results"]["tensors"] == 2 * 2 * 7
@@ -145,18 +139,22 @@ def converts_and_merges(folder: Path) -> None:
     )  # fmt: skip
 
 
-def test_zero3_in_two_processes_makes_the_same_converts_and_merges(alone: Path, zero3: Path) -> None:
-    assert losses(zero3) == pytest.approx(losses(alone), rel=1e-5)
-    assert difference(alone, zero3) < SAME
-    converts_and_merges(zero3)
-
-
-def test_a_killed_worker_ends_in_one_line_and_zero2_resumes_to_where_it_would_have(
-    zero3: Path, tmp_path: Path, resolved: Callable[..., Path]
+def test_zero3_in_two_processes_makes_the_same_converts_and_merges(
+    alone: Path, prepared: Path, resolved: Callable[..., Path]
 ) -> None:
-    """ZeRO-2 and ZeRO-3 compute the same."""
+    folder = prepared / "zero3"
+    train.make(folder, config=resolved(1, 2), resume=False, deepspeed="zero3", machines=Machines(2))
+    assert losses(folder) == pytest.approx(losses(alone), rel=1e-5)
+    assert difference(alone, folder) < SAME
+    converts_and_merges(folder)
+
+
+@pytest.mark.parametrize("deepspeed", [None, "zero2"])
+def test_a_killed_worker_ends_in_one_line_and_resumes_to_where_it_would_have(
+    alone: Path, tmp_path: Path, resolved: Callable[..., Path], deepspeed: str | None
+) -> None:
     folder, settings = tmp_path / "run" / "train", resolved(1, 2)
-    options = ("--gpus", "2", "--deepspeed", "zero2")
+    options = ("--gpus", "2", *(("--deepspeed", deepspeed) if deepspeed else ()))
     started = subprocess.Popen(command(folder, settings, *options), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     found, partial = workers(started, 2), folder.parent / ".train.partial"
     while not train.checkpoints(partial, 2) and started.poll() is None:
@@ -167,17 +165,30 @@ def test_a_killed_worker_ends_in_one_line_and_zero2_resumes_to_where_it_would_ha
     assert one_error(text).startswith("error: training failed: process 1 of 2 was killed (SIGKILL)")
     assert gone(found)
     assert not folder.exists()
-    # A part of a checkpoint that was never written is noticed.
-    saved = train.checkpoints(partial, 2)
-    shutil.copytree(saved[-1], partial / "iter_5.pth")
-    next((partial / "iter_5.pth").glob("*rank_1_*optim_states.pt")).unlink()
-    assert train.checkpoints(partial, 2) == saved
-    shutil.rmtree(partial / "iter_5.pth")
+    if deepspeed:  # a part of a checkpoint that was never written is noticed
+        saved = train.checkpoints(partial, 2)
+        shutil.copytree(saved[-1], partial / "iter_5.pth")
+        next((partial / "iter_5.pth").glob("*rank_1_*optim_states.pt")).unlink()
+        assert train.checkpoints(partial, 2) == saved
+        shutil.rmtree(partial / "iter_5.pth")
 
-    train.make(folder, config=settings, resume=True, deepspeed="zero2", machines=Machines(2))
-    assert losses(folder) == pytest.approx(losses(zero3), rel=1e-5)
-    assert difference(zero3, folder) < SAME
+    train.make(folder, config=settings, resume=True, deepspeed=deepspeed, machines=Machines(2))
+    assert losses(folder) == pytest.approx(losses(alone), rel=1e-5)
+    assert difference(alone, folder) < SAME
     converts_and_merges(folder)
+
+
+def test_what_a_process_fails_with_is_said(prepared: Path, resolved: Callable[..., Path], tmp_path: Path) -> None:
+    settings = resolved(1, 2)
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        settings.read_text(encoding="utf-8") + "\noptim_wrapper['optimizer']['lr'] = -1\n", encoding="utf-8"
+    )
+    with pytest.raises(
+        RecipeError,
+        match=r"training failed: ValueError: .*Invalid learning rate: -1.*; the end of .*console\.log says more",
+    ):
+        train.make(tmp_path / "train", config=broken, resume=False, deepspeed=None, machines=Machines(2))
 
 
 def test_a_process_leaves_the_others_before_it_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

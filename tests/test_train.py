@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from recipe import adapter, choice, config, data, stage, train
+from recipe import adapter, choice, config, data, stage, train, trainer
 from recipe.errors import RecipeError
 from recipe.identity import Identity
 from recipe.paths import ROOT
@@ -58,6 +59,34 @@ def prepared(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def fit(run: Path, out: str, **options: Any) -> stage.Manifest:
     options = {"resume": False, "deepspeed": None} | options
     return train.make(run / out, config=run / "config" / config.FILE, **options)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has"),
+            "training failed: OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.; "
+            "SET='batch_size=1' and PRESET=qlora need less memory, and `make config` predicts how much",
+        ),
+        (RuntimeError("a kernel failed"), "training failed: a kernel failed; the end of "),
+        (KeyError("lr"), "training failed: KeyError: 'lr'; the end of "),
+        (ValueError(), "training failed: ValueError:; the end of "),
+        (ValueError("x" * 1000), f"training failed: ValueError: {'x' * 188}…; the end of "),
+    ],
+)
+def test_what_it_fails_with_is_said_in_one_line(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def fail(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(trainer, "run", fail)
+    with pytest.raises(RecipeError) as told:
+        fit(prepared, "failed")
+    assert str(told.value).startswith(said)
+    assert "\n" not in str(told.value)
+    assert not (prepared / "failed").exists()
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +160,13 @@ def test_a_checkpoint_cut_short_is_not_taken(prepared: Path, trained: stage.Mani
     assert [path.name for path in train.checkpoints(tmp_path)] == ["iter_8.pth"]
 
 
-def test_a_failed_training_fails_and_its_log_says_why(prepared: Path, tmp_path: Path) -> None:
+def test_a_failed_training_fails_and_says_why(prepared: Path, tmp_path: Path) -> None:
     broken = tmp_path / "config.py"
     text = (prepared / "config" / config.FILE).read_text(encoding="utf-8")
     broken.write_text(text.replace("batch_size=1", "batch_size=0"), encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"console\.log says why"):
+    with pytest.raises(
+        RecipeError, match=r"training failed: ValueError: batch_size should be .*console\.log says more"
+    ):
         train.make(tmp_path / "train", config=broken, resume=False, deepspeed=None)
     assert "ValueError: batch_size" in (tmp_path / ".train.partial" / "console.log").read_text(encoding="utf-8")
     assert not (tmp_path / "train").exists()
