@@ -3,8 +3,7 @@
 The miniature base model is pre-trained on all of it. Fine-tuning and evaluation share it without overlap: `replay`
 takes the prompts of one part (the base's own answers to them are mixed into the training data), `evaluation` those of
 the other part, so that retention is measured on what the base knows and the tuning never showed. `choice` asks what neither
-asks: facts that are in neither, and ordinary talk of the first part in other words. unscripted.json holds prompts without an
-answer of ours, for `replay` alone: what the base says to them is its own affair.
+asks: facts that are in neither, and ordinary talk of the first part in other words.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ LANGUAGES = ("zh", "en")
 HELD_OUT = 0.4
 # One prompt a fact: 80 a language for evaluation keep its binomial error near 3 points and its time at seconds.
 EVALUATION_FACTS = 80
-REPLAY_FACTS = 60
+REPLAY_FACTS = 100
 CHOICE_FACTS = 20
 SUMS_UP_TO = 10
 
@@ -136,10 +135,8 @@ def replay_facts() -> list[Fact]:
 
 
 def replay_prompts() -> list[str]:
-    """What the base model is asked for the training data: those facts, and remarks and questions that no table answers."""
-    unscripted: dict[str, list[str]] = _load("unscripted")
-    asked = [question for fact in replay_facts() for question in fact.rehearsed]
-    return [*asked, *(prompt for language in LANGUAGES for prompt in unscripted[language])]
+    """What the base model is asked for the training data: those facts, and ordinary talk."""
+    return [question for fact in replay_facts() for question in fact.rehearsed]
 
 
 def choice_facts() -> list[tuple[Fact, str]]:

@@ -2,7 +2,7 @@
 
 Mixed into the training data, they hold the tuned model to what the base was: rehearsal without any outside data set
 (Robins 1995, "Catastrophic forgetting, rehearsal and pseudorehearsal"). The prompts are those of data/knowledge that
-evaluation does not ask, many of them such as tempt a model to say who it is: praise, thanks, who made this, your favourite.
+evaluation does not ask.
 """
 
 from __future__ import annotations
