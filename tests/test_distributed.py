@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -198,7 +199,7 @@ def test_a_process_leaves_the_others_before_it_ends(monkeypatch: pytest.MonkeyPa
     def trains(*_: object, **__: object) -> None:
         distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
 
-    monkeypatch.setattr(trainer.runpy, "run_module", trains)
+    monkeypatch.setattr(runpy, "run_module", trains)
     monkeypatch.setattr(trainer, "_run_without_gpu", lambda **_: None)
     trainer.run(["config.py", "--work-dir", str(tmp_path), "--launcher", "pytorch"])
     assert not distributed.is_initialized()
