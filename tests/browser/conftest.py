@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -36,9 +37,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="starts a browser: run `make test-browser`"))
 
 
+ENDLESS = 4096  # tokens of context
+
+
 @pytest.fixture(scope="session")
 def endless_work(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The merged model again, without its adapter, and unable to end a reply: the output rows of the stop tokens are zero."""
+    """The merged model again, without its adapter, and unable to end a reply: the output rows of the stop tokens are zero.
+
+    With twice the context, so that a reply goes on for many seconds also where the machine is quick.
+    """
     from safetensors.torch import load_file, save_file
 
     from recipe import generate
@@ -50,6 +57,9 @@ def endless_work(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for file in source.iterdir():
             if file.name not in (stage.MANIFEST, "model.safetensors"):
                 shutil.copyfile(file, out / file.name)
+        config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+        config["max_position_embeddings"] = ENDLESS
+        (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
         weights = load_file(source / "model.safetensors")
         weights["lm_head.weight"][stop_ids(generate.load(source)[1])] = 0
         save_file(weights, out / "model.safetensors", {"format": "pt"})

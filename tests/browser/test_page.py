@@ -13,7 +13,7 @@ import pytest
 
 from recipe.page.words import EXAMPLES, LANGUAGES, WORDS, words
 
-from .conftest import Server
+from .conftest import ENDLESS, Server
 
 pytestmark = pytest.mark.browser
 Visit = Callable[..., Any]
@@ -58,15 +58,18 @@ def gone(page: Any, reply: str) -> None:
     )
 
 
+LONG = ENDLESS - 196  # tokens of a reply, beside the question
+
+
 def open_(page: Any, section: str) -> None:
     page.locator(".streamlit-expanderHeader").filter(has_text=section).click()
     page.wait_for_timeout(300)
 
 
 def allow_long(page: Any) -> None:
-    """Replies may last for seconds, which a model that does not end will use."""
+    """Replies may last for many seconds, which a model that does not end will use."""
     open_(page, EN("settings"))
-    number(page, EN("longest"), 1900)
+    number(page, EN("longest"), LONG)
 
 
 def ask_for_ever(page: Any) -> None:
@@ -130,13 +133,12 @@ def test_a_conversation_goes_on_and_is_cleared(visit: Visit) -> None:
 def test_a_reply_is_stopped_and_what_was_said_is_kept(visit: Visit, endless: Server, picture: Any) -> None:
     page = visit(endless.url)
     ask_for_ever(page)
-    page.wait_for_timeout(800)
     picture(page, "growing")
     button(page, EN("stop")).click()
     (reply,) = answered(page)
     assert f"· {EN('stopped')}" in reply
     said = int(re.search(r"(\d+) tokens", reply)[1])  # type: ignore[index]
-    assert 1 < said < 1900
+    assert 1 < said < LONG
     picture(page)
 
 
@@ -153,7 +155,7 @@ def test_a_click_elsewhere_does_not_cut_a_reply(visit: Visit, endless: Server) -
     assert ZH("stopped") in reply
     open_(page, ZH("settings"))
     # What was set has been kept, though every label is another.
-    assert page.get_by_role("spinbutton", name=ZH("longest")).input_value() == "1900"
+    assert page.get_by_role("spinbutton", name=ZH("longest")).input_value() == str(LONG)
     assert page.get_by_text(ZH("no_compare")).count() == 1
 
 
