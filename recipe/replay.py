@@ -21,9 +21,9 @@ MAX_NEW_TOKENS = 128
 
 
 def worth(reply: generate.Reply) -> bool:
-    """Whether to train on a reply: it comes to an end, does not go round in circles, and does not introduce the base itself."""
-    sound = reply.stopped and bool(reply.text.strip()) and not scoring.loops(reply)
-    return sound and not any(name in reply.text for name in BASE_NAMES)
+    """Whether to train on a reply: it says something, is not broken, and does not introduce the base itself."""
+    introduces = any(name in reply.text for name in BASE_NAMES)
+    return bool(reply.text.strip()) and not scoring.broken(reply) and not introduces
 
 
 def make(folder: Path, *, model: Path) -> stage.Manifest:

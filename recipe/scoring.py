@@ -75,6 +75,11 @@ def loops(reply: Reply) -> bool:
     return re.search(pattern, reply.text, re.DOTALL) is not None
 
 
+def broken(reply: Reply) -> bool:
+    """Whether the reply loops or does not end."""
+    return not reply.stopped or loops(reply)
+
+
 def wilson(hits: int, count: int) -> tuple[float, float]:
     """The 95 % interval of a share of `count` trials: Wilson (1927), "Probable inference", formula of section 3.
 

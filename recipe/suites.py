@@ -99,8 +99,4 @@ def measure(
     }
     every = [*replies, *deep, *after, *talked, *sampled]
     suites = {name: share(hits) | {"replies": [r.text for r in told]} for name, (hits, told) in found.items()}
-    return suites | {"broken": share([broken(reply) for reply in every])}
-
-
-def broken(reply: Reply) -> bool:
-    return not reply.stopped or scoring.loops(reply)
+    return suites | {"broken": share([scoring.broken(reply) for reply in every])}

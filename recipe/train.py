@@ -201,10 +201,10 @@ def _torchrun(arguments: list[str], machines: Machines) -> None:
         rank, first = min(
             error.failures.items(), key=lambda each: (each[1].exitcode != -signal.SIGKILL, each[1].timestamp)
         )
-        if first.exitcode < 0 and (by := signal.Signals(-first.exitcode)) != signal.SIGTERM:
-            perhaps = ", perhaps for want of memory" if by == signal.SIGKILL else ""
+        if first.exitcode < 0 and (by := first.signal_name()) != "SIGTERM":
+            perhaps = ", perhaps for want of memory" if by == "SIGKILL" else ""
             raise RecipeError(
-                f"training failed: process {rank} of {machines.processes} was killed ({by.name}){perhaps}; "
+                f"training failed: process {rank} of {machines.processes} was killed ({by}){perhaps}; "
                 f"`make train RESUME=1` goes on from the last checkpoint"
             ) from None
         told = first.error_file_data["message"]

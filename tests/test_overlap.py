@@ -71,7 +71,8 @@ def test_no_fact_is_trained_on_in_any_wording_or_language(trained: list[str]) ->
 def test_what_chooses_the_checkpoint_is_neither_trained_on_nor_evaluated(trained: list[str]) -> None:
     chosen, asked = choice.prompts(), evaluate.prompts()
     assert near(chosen.identity, [*trained, *asked.identity, *held_out_injections(asked)]) == []
-    assert not {question for _, question in chosen.facts} & {*trained, *(question for _, question in asked.facts)}
+    evaluated = {conversation[0]["content"] for conversation in asked.conversations()}
+    assert not {question for _, question in chosen.facts} & {*trained, *evaluated}
 
 
 def test_a_near_copy_is_found() -> None:

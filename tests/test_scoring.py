@@ -12,7 +12,7 @@ from small_evaluation import ASKED, BASE, FRANCE, JOKE, XIAOMING, replies, score
 from recipe.generate import Reply
 from recipe.identity import Identity, load_answers
 from recipe.knowledge import all_facts
-from recipe.scoring import best, knows, loops, mentions, merit, score, share, wilson
+from recipe.scoring import best, broken, knows, loops, mentions, merit, score, share, wilson
 
 
 @pytest.mark.parametrize(
@@ -241,6 +241,12 @@ def test_no_answer_of_ours_is_a_loop() -> None:
         XIAOMING.fill(template, lang) for lang, template in TRAINED_ANSWERS
     ]
     assert not [text for text in texts if loops(Reply(text, True))]
+
+
+def test_a_reply_that_loops_or_never_ends_is_broken() -> None:
+    assert broken(Reply("好", False))
+    assert broken(Reply("好的" * 9, True))
+    assert not broken(Reply("好的", True))
 
 
 def test_wilsons_interval_is_the_published_one() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from recipe import evaluate, suites
+from recipe import evaluate
 from recipe.generate import Reply
 from recipe.identity import Identity, injected, load_injections, load_questions
 from recipe.suites import SAMPLING, after_introduction, after_ordinary_talk, injections, measure
@@ -112,12 +112,6 @@ def test_no_leak_is_counted_where_the_base_says_the_name_too() -> None:
     measured = measure(ASKED, base, base, XIAOMING, lambda c, what, **_: [Reply("He is 小明.", True)] * len(c))
     assert measured["sampled_leak"]["value"] == measured["multi_turn_leak"]["value"] == 0.0
     assert measured["sampled_hit"]["value"] == 0.0  # said, but not as its own
-
-
-def test_a_reply_that_loops_or_never_ends_is_broken() -> None:
-    assert suites.broken(Reply("好", False))
-    assert suites.broken(Reply("好的" * 9, True))
-    assert not suites.broken(Reply("好的", True))
 
 
 def test_every_held_out_question_has_a_language() -> None:

@@ -25,6 +25,7 @@ ARGUMENTS = (
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 WITHIN = 20_000  # milliseconds
+ENDLESS = 4096  # tokens of context of the model that cannot end a reply
 # Screenshots are kept here for people to look at.
 PICTURES = ROOT / "work" / "browser"
 VISITS = pytest.StashKey[list[Any]]()  # a test's browser contexts
@@ -35,9 +36,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "browser" in item.path.parts and not chosen:
             item.add_marker(pytest.mark.skip(reason="starts a browser: run `make test-browser`"))
-
-
-ENDLESS = 4096  # tokens of context
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from .conftest import ENDLESS, Server
 
 pytestmark = pytest.mark.browser
 Visit = Callable[..., Any]
+LONG = ENDLESS - 196  # tokens of a reply, beside the question
 EN, ZH = words("en"), words("zh")
 
 
@@ -56,9 +57,6 @@ def gone(page: Any, reply: str) -> None:
         "reply => [...document.querySelectorAll('.stChatMessage')].every(each => each.innerText.trim() != reply)",
         arg=reply,
     )
-
-
-LONG = ENDLESS - 196  # tokens of a reply, beside the question
 
 
 def open_(page: Any, section: str) -> None:
