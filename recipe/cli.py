@@ -359,7 +359,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def config_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--preset", help="fast, fp8, qlora, lora, tutorial or miniature (default: by model and GPU)")
-        sub.add_argument("--set", nargs="*", metavar="KEY=VALUE",
+        sub.add_argument("--set", nargs="*", action="extend", metavar="KEY=VALUE",
                          help="overrides: lr, max_iters, batch_size, r, … or any dotted key of the resolved config")  # fmt: skip
 
     def machine_options(sub: argparse.ArgumentParser, *, here: bool = True) -> None:
@@ -472,7 +472,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--names", type=_count, default=20, help="how many, the same ones every time (default: 20)")
     sub.add_argument("--seeds", type=_count, default=1, help="how many seeds for each name (default: 1)")
     sub.add_argument(
-        "--set", nargs="*", metavar="KEY=VALUE", default=[], help="overrides of the preset, to compare settings"
+        "--set", nargs="*", action="extend", metavar="KEY=VALUE", default=[], help="overrides of the preset, to compare settings"
     )
     sub.add_argument("--jobs", type=_count, default=os.cpu_count() or 1, help="runs at a time (default: one a core)")
     return parser

@@ -116,6 +116,13 @@ def test_a_wrong_call_exits_2_and_says_why(
     assert reason in said.err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("verb", ["config", "sweep"])
+def test_overrides_add_up_however_they_are_given(verb: str) -> None:
+    together, apart = ["--set", "lr=1e-4", "r=8"], ["--set", "lr=1e-4", "--set", "r=8"]
+    for arguments in (together, apart):
+        assert cli._parser().parse_args([verb, *arguments]).set == ["lr=1e-4", "r=8"]
+
+
 def test_the_exit_status_reaches_the_shell(tmp_path: Path) -> None:
     calls = (["--help"], ["data", "--name", "/", "--work", tmp_path], ["trian"])
     assert [recipe(*call).returncode for call in calls] == [0, 1, 2]
