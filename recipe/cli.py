@@ -472,7 +472,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--names", type=_count, default=20, help="how many, the same ones every time (default: 20)")
     sub.add_argument("--seeds", type=_count, default=1, help="how many seeds for each name (default: 1)")
     sub.add_argument(
-        "--set", nargs="*", action="extend", metavar="KEY=VALUE", default=[], help="overrides of the preset, to compare settings"
+        "--set",
+        nargs="*",
+        action="extend",
+        metavar="KEY=VALUE",
+        default=[],
+        help="overrides of the preset, to compare settings",
     )
     sub.add_argument("--jobs", type=_count, default=os.cpu_count() or 1, help="runs at a time (default: one a core)")
     return parser
