@@ -23,6 +23,8 @@ from recipe.page.words import EXAMPLES, LANGUAGES, words
 
 # Seconds between two looks at a reply, and the longest: Streamlit heeds a click when the next thing is shown.
 REFRESH, IMPATIENT = 0.05, 0.2
+# Under a reply that grows, Stop would run away from the pointer: it stands still above the input.
+STAND_STILL = """<style>.stChatMessage button[kind="primary"] {position: fixed; bottom: 7.5rem; z-index: 100}</style>"""
 
 st.set_page_config(page_title="InternLM2")  # an emoji as its icon would be fetched from a CDN
 model = demo.served()
@@ -237,6 +239,7 @@ def show_growing(question: str, replies: dict[str, Reply]) -> None:
         st.markdown(shown(question))
     with st.chat_message("assistant"):
         growing = {who: place.empty() for who, place in places(list(replies)).items()}
+        st.markdown(STAND_STILL, unsafe_allow_html=True)
         st.button(say("stop"), on_click=stop, key="stop", type="primary")
     for _ in range(3):  # over what stood there, which Streamlit leaves faded until the run ends
         st.empty()

@@ -25,7 +25,7 @@ ARGUMENTS = (
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 WITHIN = 20_000  # milliseconds
-ENDLESS = 4096  # tokens of context of the model that cannot end a reply
+ENDLESS = 16384  # tokens of context of the model that cannot end a reply
 # Screenshots are kept here for people to look at.
 PICTURES = ROOT / "work" / "browser"
 VISITS = pytest.StashKey[list[Any]]()  # a test's browser contexts
@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def endless_work(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The merged model again, without its adapter, and unable to end a reply: the output rows of the stop tokens are zero.
 
-    With twice the context, so that a reply goes on for many seconds also where the machine is quick.
+    With eight times the context, so that a reply goes on for a minute also where the machine is quick and the browser slow.
     """
     from safetensors.torch import load_file, save_file
 

@@ -131,7 +131,10 @@ def test_a_conversation_goes_on_and_is_cleared(visit: Visit) -> None:
 def test_a_reply_is_stopped_and_what_was_said_is_kept(visit: Visit, endless: Server, picture: Any) -> None:
     page = visit(endless.url)
     ask_for_ever(page)
+    place = button(page, EN("stop")).bounding_box()
     picture(page, "growing")
+    page.wait_for_timeout(1000)
+    assert button(page, EN("stop")).bounding_box() == place  # it stands still, however long the reply has become
     button(page, EN("stop")).click()
     (reply,) = answered(page)
     assert f"· {EN('stopped')}" in reply
