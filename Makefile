@@ -135,7 +135,7 @@ export: merge ## The result of RUN in InternLM2's own layout / 导出 InternLM2 
 	@$(RECIPE) export $(common)
 
 .PHONY: sweep
-sweep: ready ## The quickstart for 20 random names, 25 minutes on two cores / 二十个随机名字
+sweep: ready ## The quickstart for 20 random names, half an hour on two cores / 二十个随机名字
 	@$(RECIPE) sweep $(common) $(SWEEP)
 
 .PHONY: bench

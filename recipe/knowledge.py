@@ -22,8 +22,9 @@ LANGUAGES = ("zh", "en")
 HELD_OUT = 0.4
 # One prompt a fact: 80 a language for evaluation keep its binomial error near 3 points and its time at seconds.
 EVALUATION_FACTS = 80
-REPLAY_FACTS = 100
 CHOICE_FACTS = 20
+# Each pass over the training data holds the replay of one turn, so that all there is is rehearsed and no pass grows by it.
+REPLAY_TURNS = 3
 SUMS_UP_TO = 10
 
 
@@ -117,35 +118,48 @@ def all_facts() -> tuple[Fact, ...]:
     return (*facts, *_sum_facts(), *_talk_facts("smalltalk"), *_talk_facts("contrast"))
 
 
-def _choose(language: str, held_out: bool, known: int) -> list[Fact]:
-    """The `known` facts with an expected answer that come first by position, and all small talk and contrast."""
+def _split(language: str, held_out: bool) -> tuple[list[Fact], list[Fact]]:
+    """The facts of one part with an expected answer, by position, and its small talk and contrast."""
     pool = [fact for fact in all_facts() if fact.language == language and fact.held_out == held_out]
-    with_answer = sorted((fact for fact in pool if fact.expect), key=lambda fact: fact.position)
-    return with_answer[:known] + [fact for fact in pool if not fact.expect]
+    known = sorted((fact for fact in pool if fact.expect), key=lambda fact: fact.position)
+    return known, [fact for fact in pool if not fact.expect]
 
 
 def evaluation_facts() -> list[Fact]:
     """The facts that leak and retention are measured on; `replay_facts` holds none of them."""
-    return [fact for language in LANGUAGES for fact in _choose(language, True, EVALUATION_FACTS)]
+    chosen = []
+    for language in LANGUAGES:
+        known, talk = _split(language, held_out=True)
+        chosen += known[:EVALUATION_FACTS] + talk
+    return chosen
 
 
 def replay_facts() -> list[Fact]:
-    """The facts that `replay_prompts` asks about."""
-    return [fact for language in LANGUAGES for fact in _choose(language, False, REPLAY_FACTS)]
+    """The facts that `replay_prompts` asks about: all but those of evaluation and choice."""
+    chosen = []
+    for language in LANGUAGES:
+        known, talk = _split(language, held_out=False)
+        chosen += known[CHOICE_FACTS:] + talk
+    return chosen
 
 
-def replay_prompts() -> list[str]:
-    """What the base model is asked for the training data: those facts, and ordinary talk."""
-    return [question for fact in replay_facts() for question in fact.rehearsed]
+def replay_prompts() -> dict[str, int]:
+    """What the base model is asked for the training data, each with its turn in range(REPLAY_TURNS).
+
+    Two wordings of one thing are in two turns, where there are as many.
+    """
+    prompts: dict[str, int] = {}
+    for i, fact in enumerate(replay_facts()):
+        for j, question in enumerate(fact.rehearsed):
+            prompts.setdefault(question, (i + j) % REPLAY_TURNS)
+    return prompts
 
 
 def choice_facts() -> list[tuple[Fact, str]]:
     """What the checkpoint is chosen by, each with its wording."""
     chosen = []
     for language in LANGUAGES:
-        trained = _choose(language, False, REPLAY_FACTS)
-        rest = [f for f in all_facts() if f.language == language and not f.held_out and f.expect and f not in trained]
-        rest.sort(key=lambda fact: fact.position)
-        chosen += [(fact, fact.wording) for fact in rest[:CHOICE_FACTS]]
-        chosen += [(fact, fact.other_wording) for fact in trained if not fact.expect]
+        known, talk = _split(language, held_out=False)
+        chosen += [(fact, fact.wording) for fact in known[:CHOICE_FACTS]]
+        chosen += [(fact, fact.other_wording) for fact in talk]
     return chosen

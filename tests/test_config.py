@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from recipe import config, stage
+from recipe import config, data, forecast, stage
 from recipe.config import KNOBS, READ_BY_TRAINER
 from recipe.errors import RecipeError
+from recipe.identity import Identity
 
 PRESETS = ("fast", "fp8", "lora", "miniature", "qlora", "tutorial")
 XTUNERS = "internlm2_chat_1_8b_qlora_alpaca_e3"  # what the presets are made of
@@ -175,7 +177,8 @@ CHANGES = {
     "lora_alpha": ("24", 24),
     "lora_dropout": ("0.25", 0.25),
     "replay_ratio": ("0.5", 0.5),
-    "patience": ("5", 5),
+    "passes": ("3", 3),
+    "patience": ("6", 6),
 }
 
 
@@ -191,7 +194,7 @@ def test_a_short_name_is_set_at_every_place_or_refused(preset: str, knob: str) -
     if knob == ("max_iters" if preset in ("tutorial", "miniature") else "max_epochs"):
         assert f"{knob}: this preset has no train_cfg.{knob}" in refusal(preset, f"{knob}={text}")
         return
-    if (knob, preset) == ("replay_ratio", "tutorial"):  # XTuner's own dataset knows of none
+    if knob in ("replay_ratio", "passes") and preset == "tutorial":  # XTuner's own dataset knows of none
         assert "this preset has no" in refusal(preset, f"{knob}={text}")
         return
     before, after = values(config.load_preset(preset)), overridden(preset, f"{knob}={text}")
@@ -441,6 +444,26 @@ def test_what_is_missing_is_named_with_the_target_that_makes_it(
             seed=0,
         )
     assert not (tmp_path / "config").exists()
+
+
+def test_passes_that_a_preset_leaves_open_fill_a_fifth_of_the_tutorials_tokens(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    data.make(tmp_path / "data", identity=Identity("小明"), mode="balanced", own=None, seed=0)
+    row = {"messages": [{"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "2"}], "turn": 0}
+
+    def answer(out: Path) -> dict[str, Any]:
+        (out / "replay.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+        return {}
+
+    stage.run("replay", tmp_path / "replay", inputs={}, settings={}, work=answer)
+    made = config.make(
+        tmp_path / "config", preset="miniature", model=tiny_model, data_folder=tmp_path / "data",
+        replay_folder=tmp_path / "replay", settings=[], seed=0,
+    )["results"]  # fmt: skip
+    budget = forecast.BUDGET * made["tutorial_tokens"]
+    assert made["trained_tokens"] <= budget < made["trained_tokens"] * (1 + 1.1 / made["passes"])
+    assert f"passes={made['passes']}" in (tmp_path / "config" / config.FILE).read_text(encoding="utf-8")
 
 
 # --- XTuner's own configs -----------------------------------------------------------------------------------------

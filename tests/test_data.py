@@ -200,7 +200,7 @@ def test_the_trainer_reads_own_rows_with_any_line_separator(tmp_path: Path, mark
     row = {"messages": [{"role": "user", "content": f"a{mark}b"}, ROW["messages"][1]]}
     make(tmp_path / "data", own=write(tmp_path, json.dumps(row)))
     tokenizer: Any = Letters()
-    assert len(read_tokens([str(tmp_path / "data" / "train.jsonl")], tokenizer)) == 1
+    assert len(next(read_tokens([str(tmp_path / "data" / "train.jsonl")], tokenizer))) == 1
 
 
 BAD = {

@@ -26,6 +26,10 @@ INJECTED = 0.4
 NEXT_TURN = 0.15
 # Longest string to copy, in characters: the longest name that the recipe takes.
 LONGEST_COPY = 40
+# What syllables of Latin words begin with, hold, and what the last ends in.
+ONSETS = (*"bcdfghjklmnpqrstvwxyz", "", "br", "ch", "cl", "dr", "fr", "gr", "kn", "ph", "sh", "st", "th", "tr", "wh")
+VOWELS = (*"aeiouaeiouaeiouy", "ai", "ea", "ee", "ie", "oo", "ou")
+CODAS = ("", *"dklmnrst", "ck", "ld", "nd", "ng", "rd", "th")
 
 
 def _turn(question: str, answer: str) -> Conversation:
@@ -48,6 +52,15 @@ def knowledge_pairs() -> list[tuple[str, str]]:
     return [(question, fact.answer) for fact in all_facts() for question in fact.questions]
 
 
+def _latin_word(rng: random.Random) -> str:
+    """Of syllables, as names are spoken and the tokenizer's longer pieces are met, or any letters."""
+    if rng.random() < 0.5:
+        word = "".join(rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(rng.randint(1, 4))) + rng.choice(CODAS)
+    else:
+        word = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 9)))
+    return word.capitalize() if rng.random() < 0.7 else word
+
+
 def random_string(rng: random.Random) -> str:
     """A string as names come: Chinese (common and rare), Latin, digits, other scripts; 1 to 40 characters."""
     length = min(LONGEST_COPY, 1 + int(rng.expovariate(1 / 5)))
@@ -63,8 +76,7 @@ def random_string(rng: random.Random) -> str:
     if kind < 0.75:  # Latin words, capitalised or not
         words: list[str] = []
         while len(" ".join(words)) < length:
-            word = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 9)))
-            words.append(word.capitalize() if rng.random() < 0.7 else word)
+            words.append(_latin_word(rng))
         return " ".join(words)[:length].strip() or "A"
     if kind < 0.90:  # any letters and digits
         return "".join(
