@@ -35,21 +35,20 @@ class PackedDataset(Dataset):
     """
 
     def __init__(self, passes: Sequence[Sequence[Tokens]], *, max_length: int, pad_id: int, seed: int) -> None:
-        self.max_length, self.pad_id = max_length, pad_id
         self.truncated = sum(len(ids) > max_length for rows in passes for ids, _ in rows)
         self.tokens = self.learnt = 0
-        self.groups: list[list[Tokens]] = []
+        self.packs: list[dict[str, array[int]]] = []
         for rows in passes:
             cut = [row if len(row[0]) <= max_length else (row[0][:max_length], row[1][:max_length]) for row in rows]
             self.tokens += sum(len(ids) for ids, _ in cut)
             self.learnt += sum(len(labels) - labels.count(IGNORE_INDEX) for _, labels in cut)
-            self.groups += pack(cut, max_length, seed)
+            self.packs += [_fill(group, max_length, pad_id) for group in pack(cut, max_length, seed)]
 
     def __len__(self) -> int:
-        return len(self.groups)
+        return len(self.packs)
 
     def __getitem__(self, index: int) -> dict[str, array[int]]:
-        return _fill(self.groups[index], self.max_length, self.pad_id)
+        return self.packs[index]
 
 
 def pack(rows: Sequence[Tokens], max_length: int, seed: int) -> list[list[Tokens]]:

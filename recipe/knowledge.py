@@ -151,7 +151,7 @@ def replay_prompts() -> dict[str, int]:
     prompts: dict[str, int] = {}
     for i, fact in enumerate(replay_facts()):
         for j, question in enumerate(fact.rehearsed):
-            prompts.setdefault(question, (i + j) % REPLAY_TURNS)
+            prompts[question] = (i + j) % REPLAY_TURNS
     return prompts
 
 
