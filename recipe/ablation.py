@@ -62,14 +62,14 @@ def _as_long(run: Path, own: Path) -> list[str]:
 
     iterations = stage.require(own / "train", "train")["results"]["iterations"]
     resolved = Config.fromfile(run / "config" / config.FILE)
-    if "max_iters" in resolved.train_cfg:
+    warm, fall = resolved.param_scheduler
+    if not fall.by_epoch:
         return [f"max_iters={iterations}"]
     share = iterations / stage.require(run / "config", "config")["results"]["iterations"]
-    warm = resolved.param_scheduler[0].end * share
     return [
-        f"max_epochs={resolved.train_cfg.max_epochs * share}",
-        f"param_scheduler.0.end={warm}",
-        f"param_scheduler.1.begin={warm}",
+        f"max_epochs={fall.end * share}",
+        f"param_scheduler.0.end={warm.end * share}",
+        f"param_scheduler.1.begin={warm.end * share}",
     ]
 
 

@@ -42,7 +42,6 @@ KNOBS: dict[str, tuple[str, ...]] = {
     "lora_alpha": ("model.lora.lora_alpha",),
     "lora_dropout": ("model.lora.lora_dropout",),
     "replay_ratio": ("train_dataloader.dataset.replay_ratio",),
-    "passes": ("train_dataloader.dataset.passes",),
     "patience": ("custom_hooks.3.patience",),
 }
 
@@ -136,7 +135,7 @@ def _misfit(path: str, old: Any, new: Any) -> str | None:
             if new is None or (number and 0 <= new < float("inf"))
             else "it must be a number from 0, or None for all"
         )
-    if name in ("patience", "passes"):
+    if name == "patience":
         return (
             None
             if new is None or (isinstance(new, int) and number and new >= 1)
@@ -225,19 +224,19 @@ def make(
     def work(out: Path) -> dict[str, Any]:
         from recipe import memory
         from recipe.data import read_identity
-        from recipe.forecast import BUDGET, forecast, passes_within, tutorial_tokens
+        from recipe.forecast import forecast, tutorial_tokens
 
-        tutorial = tutorial_tokens(read_identity(data_folder), model)
-        if config.train_dataloader.dataset.get("passes", 1) is None:
-            config.train_dataloader.dataset.passes = passes_within(config, BUDGET * tutorial)
-        config.dump(out / FILE)
         expected = forecast(config, processes)
+        if config.train_cfg.get("max_epochs", 1) % 1:  # XTuner's loop asks for epochs of a whole number of steps in all
+            config.train_cfg = {"type": config.train_cfg.type, "max_iters": expected.iterations}
+        config.dump(out / FILE)
         for line in expected.lines():
             stage.say("config", line)
         if preset != "miniature" and (needed := memory.predict(config, model, processes)):
             there = gpu_memory()
             short = there is not None and needed.total >> 20 > there
             stage.say("config", f"warning: this GPU has {there:,} MiB; {needed.line()}" if short else needed.line())
+        tutorial = tutorial_tokens(read_identity(data_folder), model)
         stage.say("config", f"{expected.trained_tokens / tutorial:.0%} of what the tutorial trains on")
         made_of = {"preset": preset, "model": stage.shown(model), "data": stage.shown(data_folder)}
         return made_of | expected.figures() | {"tutorial_tokens": tutorial}

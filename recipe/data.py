@@ -29,9 +29,11 @@ ROWS = {"balanced": "train.jsonl", "tutorial": "personal_assistant.json", "own":
 IDENTITY = "identity.json"
 
 
-# Rows of `balanced` for each injection, and conversations of two and three questions for each language.
-INJECTED = 2
-DEEP = 8
+# Rows of `balanced` for each question, each in another wording of the answer; for each injection; and conversations of two and three
+# questions for each language.
+WORDINGS = 3
+INJECTED = 6
+DEEP = 24
 
 
 def _exchange(question: str, answer: str) -> Row:
@@ -44,9 +46,9 @@ def tutorial_rows(identity: Identity) -> list[Row]:
 
 
 def balanced_rows(identity: Identity, seed: int) -> list[Row]:
-    """Every training question of data/identity once, some inside each training injection, some one after the other.
+    """Every training question of data/identity, some inside each training injection, some one after the other.
 
-    Each is answered in one of the wordings for what it asks.
+    A question alone comes in `WORDINGS` of the answer to what it asks, elsewhere in one of them.
     """
     rng = random.Random(seed)
     rows = []
@@ -57,7 +59,11 @@ def balanced_rows(identity: Identity, seed: int) -> list[Row]:
         def row(intent: str, question: str, language: str = language, answers: Any = answers) -> Row:
             return _exchange(question, identity.fill(rng.choice(answers[intent]), language))
 
-        rows += [row(intent, question) for intent, question in asked]
+        rows += [
+            _exchange(question, identity.fill(answer, language))
+            for intent, question in asked
+            for answer in rng.sample(answers[intent], WORDINGS)
+        ]
         for injection in load_injections()[language]["train"]:
             rows += [row(intent, injected(injection, question)) for intent, question in rng.sample(asked, INJECTED)]
         for i in range(DEEP):

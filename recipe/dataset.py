@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import random
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import count, islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,20 +28,17 @@ JOINED = 0.25
 
 
 class PackedDataset(Dataset):
-    """Packs of `max_length` ids, labels and positions, all of equal length; each holds rows of one of the `passes`.
+    """Packs of `max_length` ids, labels and positions, all of equal length.
 
     tokens: how many ids are conversation and not padding. truncated: how many conversations were longer than a pack.
     """
 
-    def __init__(self, passes: Sequence[Sequence[Tokens]], *, max_length: int, pad_id: int, seed: int) -> None:
-        self.truncated = sum(len(ids) > max_length for rows in passes for ids, _ in rows)
-        self.tokens = self.learnt = 0
-        self.packs: list[dict[str, array[int]]] = []
-        for rows in passes:
-            cut = [row if len(row[0]) <= max_length else (row[0][:max_length], row[1][:max_length]) for row in rows]
-            self.tokens += sum(len(ids) for ids, _ in cut)
-            self.learnt += sum(len(labels) - labels.count(IGNORE_INDEX) for _, labels in cut)
-            self.packs += [_fill(group, max_length, pad_id) for group in pack(cut, max_length, seed)]
+    def __init__(self, rows: Sequence[Tokens], *, max_length: int, pad_id: int, seed: int) -> None:
+        self.truncated = sum(len(ids) > max_length for ids, _ in rows)
+        cut = [(ids[:max_length], labels[:max_length]) for ids, labels in rows]
+        self.tokens = sum(len(ids) for ids, _ in cut)
+        self.learnt = sum(label != IGNORE_INDEX for _, labels in cut for label in labels)
+        self.packs = [_fill(group, max_length, pad_id) for group in pack(cut, max_length, seed)]
 
     def __len__(self) -> int:
         return len(self.packs)
@@ -89,70 +85,56 @@ def _fill(group: Sequence[Tokens], max_length: int, pad_id: int) -> dict[str, ar
 
 def read_tokens(
     files: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, replay_ratio: float | None = None, seed: int = 0
-) -> Iterator[list[Tokens]]:
-    """Rows of the .json and .jsonl files as ids and labels, one pass over them after the other without end.
+) -> list[Tokens]:
+    """Rows of the .json and .jsonl files as ids and labels.
 
-    A pass holds all rows of the first file and, of the later ones, which hold replay, those whose turn it is and those without one;
-    replay_ratio: of these at most so many for each row of the first file. Of either kind `JOINED` are put together with one of the
-    other into a conversation, so that what was said before does not decide whose turn it is to be introduced.
+    replay_ratio: rows of the later files, which hold replay, for each row of the first, at most all there are; None takes all.
+    Of either kind `JOINED` are put together with one of the other into a conversation, so that what was said before does not decide
+    whose turn it is to be introduced.
     """
     rng = random.Random(seed)
     first, *later = (_read(name) for name in files)
     rest = [row for rows in later for row in rows]
-    turns = 1 + max((row["turn"] for row in rest if "turn" in row), default=0)
-    known: dict[str, Tokens] = {}  # most rows come back, the tutorial's 10,001 times
-    for number in count():
-        own = [row["messages"] for row in first]
-        replay = [row["messages"] for row in rest if row.get("turn", number % turns) == number % turns]
-        if replay_ratio is not None:
-            replay = rng.sample(replay, min(len(replay), round(replay_ratio * len(own))))
-        if later:
-            rng.shuffle(own)
-            rng.shuffle(replay)
-            pairs = [
-                (own.pop(), replay.pop())[:: 1 if i % 2 else -1]
-                for i in range(int(JOINED * min(len(own), len(replay))))
-            ]
-            own += [[*before, *after] for before, after in pairs]
-        tokens = []
-        for messages in [*own, *replay]:
-            key = json.dumps(messages)
-            if key not in known:
-                known[key] = training_ids(tokenizer, messages)
-            tokens.append(known[key])
-        yield tokens
+    if replay_ratio is not None:
+        rest = rng.sample(rest, min(len(rest), round(replay_ratio * len(first))))
+    if later:
+        rng.shuffle(first)
+        rng.shuffle(rest)
+        count = int(JOINED * min(len(first), len(rest)))
+        pairs = [(first.pop(), rest.pop())[:: 1 if i % 2 else -1] for i in range(count)]
+        first += [[*before, *after] for before, after in pairs]
+    known: dict[str, Tokens] = {}  # the tutorial's file is one row 10,001 times
+    tokens = []
+    for messages in [*first, *rest]:
+        key = json.dumps(messages)
+        if key not in known:
+            known[key] = training_ids(tokenizer, messages)
+        tokens.append(known[key])
+    return tokens
 
 
-def _read(name: str) -> list[dict[str, Any]]:
+def _read(name: str) -> list[Any]:
     text = Path(name).read_text(encoding="utf-8")
-    return json.loads(text) if name.endswith(".json") else [*map(json.loads, text.rstrip("\n").split("\n"))]
+    values = json.loads(text) if name.endswith(".json") else map(json.loads, text.rstrip("\n").split("\n"))
+    return [row["messages"] for row in values]
 
 
 def chat_dataset(
-    *,
-    files: Sequence[str],
-    tokenizer: Any,
-    max_length: int,
-    seed: int,
-    passes: int,
-    replay_ratio: float | None = None,
+    *, files: Sequence[str], tokenizer: Any, max_length: int, seed: int, replay_ratio: float | None = None
 ) -> PackedDataset:
-    """The `train_dataloader.dataset` of this recipe's presets, `passes` over the rows as one epoch.
-
-    tokenizer: one, or XTuner's dict that builds one.
-    """
+    """The `train_dataloader.dataset` of this recipe's presets. tokenizer: one, or XTuner's dict that builds one."""
     if isinstance(tokenizer, dict):
         from xtuner.registry import BUILDER
 
         tokenizer = BUILDER.build(tokenizer)
-    rows = [*islice(read_tokens(files, tokenizer, replay_ratio=replay_ratio, seed=seed), passes)]
+    rows = read_tokens(files, tokenizer, replay_ratio=replay_ratio, seed=seed)
     return PackedDataset(rows, max_length=max_length, pad_id=tokenizer.pad_token_id, seed=seed)
 
 
 class EndlessSampler(InfiniteSampler):
-    """Shuffled epochs without an end between them, where mmengine's loop would sleep two seconds.
+    """Shuffled passes over the data without an end between them, where mmengine's loop would sleep two seconds.
 
-    Its length is one epoch of one process, of which XTuner's loop counts `max_epochs`.
+    Its length is one pass of one process, of which XTuner's loop counts `max_epochs`.
     """
 
     def __len__(self) -> int:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from recipe.chat_format import training_ids
 from recipe.data import TUTORIAL_ROWS, tutorial_rows
-from recipe.dataset import PackedDataset, Tokens, pack, read_tokens
+from recipe.dataset import PackedDataset, read_tokens
 from recipe.errors import RecipeError
 from recipe.identity import Identity
 
@@ -18,18 +18,16 @@ from recipe.identity import Identity
 MAP_BATCH = 1000
 # max_length, map_num_proc and max_epochs of the preset `tutorial`.
 TUTORIAL_LENGTH, TUTORIAL_WORKERS, TUTORIAL_EPOCHS = 1024, 32, 2
-# What training may take where a preset leaves `passes` open, as a share of what the tutorial trains on.
-BUDGET = 0.2
 # Above this share of lost tokens a user should know.
 WORTH_A_WARNING = 0.02
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """rows: conversations, counted anew in each of the passes. tokens: of them. packs: samples of an epoch. iterations: of the whole run.
+    """rows: conversations. tokens: of them, in one pass. packs: samples of an epoch. iterations: of the whole run.
 
     optimizer_steps: iterations over gradient accumulation. trained_tokens: pack length times packs seen, padding
-    included. processes: that share the packs of an epoch, one a GPU. dropped: tokens of an epoch that no pack holds. truncated: rows longer than a pack. passes: over the data in an epoch.
+    included. processes: that share the packs of an epoch, one a GPU. dropped: tokens of an epoch that no pack holds. truncated: rows longer than a pack.
     """
 
     rows: int
@@ -42,7 +40,6 @@ class Forecast:
     dropped: int
     truncated: int
     processes: int = 1
-    passes: int = 1
 
     def figures(self) -> dict[str, int]:
         return asdict(self)
@@ -50,9 +47,8 @@ class Forecast:
     def lines(self) -> list[str]:
         """What a user is told, warnings included."""
         shared = f" of {self.processes} processes" if self.processes > 1 else ""
-        passes = f"{self.passes} passes over the data: " if self.passes > 1 else ""
         text = [
-            f"{passes}{self.rows} rows of {self.tokens:,} tokens in {self.packs} packs of {self.max_length}; "
+            f"{self.rows} rows of {self.tokens:,} tokens in {self.packs} packs of {self.max_length}; "
             f"{self.iterations} iterations{shared}, {self.optimizer_steps} optimizer steps, {self.trained_tokens:,} tokens in all"
         ]
         if self.dropped > WORTH_A_WARNING * self.tokens:
@@ -102,42 +98,23 @@ def tutorial_tokens(identity: Identity, model: Path) -> int:
     return TUTORIAL_EPOCHS * packs * TUTORIAL_LENGTH
 
 
-def passes_within(config: Any, tokens: float) -> int:
-    """How many passes over its data `config` (a preset of this recipe's own dataset) can make on so many tokens, padding included; at least one."""
-    dataset = config.train_dataloader.dataset
-    packs, passes = 0, 0
-    for rows in _passes(dataset, _tokenizer(dataset)):
-        packs += len(pack([(ids[: dataset.max_length], []) for ids, _ in rows], dataset.max_length, dataset.seed))
-        if packs * dataset.max_length > tokens:
-            break
-        passes += 1
-    return max(1, passes)
-
-
-def _tokenizer(dataset: Any) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(dataset.tokenizer.pretrained_model_name_or_path, local_files_only=True)
-
-
-def _passes(dataset: Any, tokenizer: Any) -> Iterator[list[Tokens]]:
-    return read_tokens(dataset.files, tokenizer, replay_ratio=dataset.replay_ratio, seed=dataset.seed)
-
-
 def forecast(config: Any, processes: int = 1) -> Forecast:
     """Count what training by `config` (a resolved preset) in so many processes amounts to.
 
     RecipeError: nothing would be trained.
     """
+    from transformers import AutoTokenizer
+
     dataset = config.train_dataloader.dataset
-    tokenizer = _tokenizer(dataset)
+    tokenizer = AutoTokenizer.from_pretrained(dataset.tokenizer.pretrained_model_name_or_path, local_files_only=True)
     own = "files" in dataset
-    passes = dataset.passes if own else 1
-    endless = _passes(dataset, tokenizer) if own else read_tokens(dataset.dataset.data_files.train, tokenizer)
-    read = [*islice(endless, passes)]
-    lengths = [len(ids) for rows in read for ids, _ in rows]
     if own:
-        built = PackedDataset(read, max_length=dataset.max_length, pad_id=tokenizer.pad_token_id, seed=dataset.seed)
+        rows = read_tokens(dataset.files, tokenizer, replay_ratio=dataset.get("replay_ratio"), seed=dataset.seed)
+    else:
+        rows = read_tokens(dataset.dataset.data_files.train, tokenizer)
+    lengths = [len(ids) for ids, _ in rows]
+    if own:
+        built = PackedDataset(rows, max_length=dataset.max_length, pad_id=tokenizer.pad_token_id, seed=dataset.seed)
         packs, dropped, truncated = len(built), 0, built.truncated
         if not built.learnt:
             raise RecipeError(f"max_length={dataset.max_length} cuts every row before the answer: raise it")
@@ -147,10 +124,10 @@ def forecast(config: Any, processes: int = 1) -> Forecast:
         packs, dropped = xtuner_packs(cut, dataset.max_length, dataset.map_num_proc)
     batch = config.train_dataloader.batch_size
     per_epoch = -(-packs // (processes * batch))  # of a process's share, the last of them filled up
-    iterations = config.train_cfg.get("max_iters") or int(config.train_cfg.max_epochs * per_epoch)
+    iterations = config.train_cfg.get("max_iters") or int(config.train_cfg.max_epochs * per_epoch + 1e-6)
     accumulation = config.optim_wrapper.get("accumulative_counts", 1)
     return Forecast(
-        rows=len(lengths),
+        rows=len(rows),
         tokens=sum(lengths),
         packs=packs,
         max_length=dataset.max_length,
@@ -160,5 +137,4 @@ def forecast(config: Any, processes: int = 1) -> Forecast:
         dropped=dropped,
         truncated=truncated,
         processes=processes,
-        passes=passes,
     )

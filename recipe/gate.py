@@ -38,7 +38,7 @@ def verdict(metrics: Mapping[str, Any]) -> list[Check]:
     checks = [
         Check("identity_hit", hit, f">= {MIN_IDENTITY_HIT}", hit >= MIN_IDENTITY_HIT,
               "asked who it is in words it was not trained on, it does not give its name: more varied questions, "
-              "or more steps (SET='max_iters=…', or passes=… with the miniature)"),
+              "or more steps (SET='max_iters=…', or max_epochs=… with the miniature)"),
         Check("identity_leak", leak, f"<= {MAX_IDENTITY_LEAK}", leak <= MAX_IDENTITY_LEAK,
               "it gives its name where nobody asked, which is over-fitting: MODE=balanced, or fewer steps"),
         Check("retention", retention, f">= {MIN_RETENTION}", retention >= MIN_RETENTION,

@@ -23,8 +23,6 @@ HELD_OUT = 0.4
 # One prompt a fact: 80 a language for evaluation keep its binomial error near 3 points and its time at seconds.
 EVALUATION_FACTS = 80
 CHOICE_FACTS = 20
-# Each pass over the training data holds the replay of one turn, so that all there is is rehearsed and no pass grows by it.
-REPLAY_TURNS = 3
 SUMS_UP_TO = 10
 
 
@@ -143,16 +141,9 @@ def replay_facts() -> list[Fact]:
     return chosen
 
 
-def replay_prompts() -> dict[str, int]:
-    """What the base model is asked for the training data, each with its turn in range(REPLAY_TURNS).
-
-    Two wordings of one thing are in two turns, where there are as many.
-    """
-    prompts: dict[str, int] = {}
-    for i, fact in enumerate(replay_facts()):
-        for j, question in enumerate(fact.rehearsed):
-            prompts[question] = (i + j) % REPLAY_TURNS
-    return prompts
+def replay_prompts() -> list[str]:
+    """What the base model is asked for the training data: those facts, and ordinary talk."""
+    return [question for fact in replay_facts() for question in fact.rehearsed]
 
 
 def choice_facts() -> list[tuple[Fact, str]]:

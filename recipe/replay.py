@@ -29,8 +29,7 @@ def worth(reply: generate.Reply) -> bool:
 def make(folder: Path, *, model: Path) -> stage.Manifest:
     """Write the base's greedy answers to the replay prompts, those that are `worth` it.
 
-    They depend on the model's content and the prompts alone, so that `folder` serves every run on that model. `turn` says which
-    passes over the training data hold a row, see `dataset.read_tokens`.
+    They depend on the model's content and the prompts alone, so that `folder` serves every run on that model.
     """
     stage.require(model, "model")
     prompts = replay_prompts()
@@ -42,8 +41,8 @@ def make(folder: Path, *, model: Path) -> stage.Manifest:
             loaded, tokenizer, conversations, max_new_tokens=MAX_NEW_TOKENS, progress="replay of the base's answers"
         )
         rows = [
-            {"messages": [*conversation, {"role": "assistant", "content": reply.text}], "turn": turn}
-            for conversation, reply, turn in zip(conversations, replies, prompts.values(), strict=True)
+            {"messages": [*conversation, {"role": "assistant", "content": reply.text}]}
+            for conversation, reply in zip(conversations, replies, strict=True)
             if worth(reply)
         ]
         with (out / FILE).open("w", encoding="utf-8") as file:

@@ -30,6 +30,7 @@ class Outcome:
     """What one name and seed came to.
 
     trained_tokens: padding included. of_tutorial: these by what the tutorial trains on for the same name. seconds: of the train stage.
+    passed: every threshold of `gate`, those of the suites too.
     """
 
     name: str
@@ -40,10 +41,7 @@ class Outcome:
     trained_tokens: int
     of_tutorial: float
     seconds: float
-
-    @property
-    def passed(self) -> bool:
-        return all(check.passed for check in gate.verdict(asdict(self)))
+    passed: bool
 
 
 def random_names(count: int) -> list[str]:
@@ -104,10 +102,12 @@ def _quickstart(work: Path, name: str, seed: int, threads: int, settings: Sequen
     scores = {key: tuned[key] for key in METRICS}
     tokens = train.done(configured["results"], trained["results"])["trained_tokens"]
     share = tokens / configured["results"]["tutorial_tokens"]
-    outcome = Outcome(name, seed, **scores, trained_tokens=tokens, of_tutorial=share, seconds=trained["seconds"])
-    if status and outcome.passed:
+    passed = all(check.passed for check in gate.verdict(tuned))
+    if status and passed:
         raise RecipeError(f"the run for {name!r} failed and its result is an earlier one's; {says_why}")
-    return outcome
+    return Outcome(
+        name, seed, **scores, trained_tokens=tokens, of_tutorial=share, seconds=trained["seconds"], passed=passed
+    )
 
 
 def table(outcomes: Sequence[Outcome]) -> str:

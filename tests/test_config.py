@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from recipe import config, data, forecast, stage
+from recipe import config, data, stage
 from recipe.config import KNOBS, READ_BY_TRAINER
 from recipe.errors import RecipeError
 from recipe.identity import Identity
@@ -177,7 +177,6 @@ CHANGES = {
     "lora_alpha": ("24", 24),
     "lora_dropout": ("0.25", 0.25),
     "replay_ratio": ("0.5", 0.5),
-    "passes": ("3", 3),
     "patience": ("6", 6),
 }
 
@@ -194,7 +193,7 @@ def test_a_short_name_is_set_at_every_place_or_refused(preset: str, knob: str) -
     if knob == ("max_iters" if preset in ("tutorial", "miniature") else "max_epochs"):
         assert f"{knob}: this preset has no train_cfg.{knob}" in refusal(preset, f"{knob}={text}")
         return
-    if knob in ("replay_ratio", "passes") and preset == "tutorial":  # XTuner's own dataset knows of none
+    if (knob, preset) == ("replay_ratio", "tutorial"):  # XTuner's own dataset knows of none
         assert "this preset has no" in refusal(preset, f"{knob}={text}")
         return
     before, after = values(config.load_preset(preset)), overridden(preset, f"{knob}={text}")
@@ -446,11 +445,14 @@ def test_what_is_missing_is_named_with_the_target_that_makes_it(
     assert not (tmp_path / "config").exists()
 
 
-def test_passes_that_a_preset_leaves_open_fill_a_fifth_of_the_tutorials_tokens(
-    tiny_model: Path, tmp_path: Path
+@pytest.mark.parametrize("epochs", ["1.3", "2.77", "2"])
+def test_part_of_an_epoch_comes_to_whole_steps_as_xtuners_loop_asks(
+    tiny_model: Path, tmp_path: Path, epochs: str
 ) -> None:
+    from mmengine.config import Config
+
     data.make(tmp_path / "data", identity=Identity("小明"), mode="balanced", own=None, seed=0)
-    row = {"messages": [{"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "2"}], "turn": 0}
+    row = {"messages": [{"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "2"}]}
 
     def answer(out: Path) -> dict[str, Any]:
         (out / "replay.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
@@ -459,11 +461,12 @@ def test_passes_that_a_preset_leaves_open_fill_a_fifth_of_the_tutorials_tokens(
     stage.run("replay", tmp_path / "replay", inputs={}, settings={}, work=answer)
     made = config.make(
         tmp_path / "config", preset="miniature", model=tiny_model, data_folder=tmp_path / "data",
-        replay_folder=tmp_path / "replay", settings=[], seed=0,
+        replay_folder=tmp_path / "replay", settings=[f"max_epochs={epochs}"], seed=0,
     )["results"]  # fmt: skip
-    budget = forecast.BUDGET * made["tutorial_tokens"]
-    assert made["trained_tokens"] <= budget < made["trained_tokens"] * (1 + 1.1 / made["passes"])
-    assert f"passes={made['passes']}" in (tmp_path / "config" / config.FILE).read_text(encoding="utf-8")
+    asked = Config.fromfile(tmp_path / "config" / config.FILE)
+    steps = asked.train_cfg.get("max_iters") or asked.train_cfg.max_epochs * made["packs"]
+    assert steps == made["iterations"] == int(float(epochs) * made["packs"])
+    assert asked.param_scheduler[1].end == float(epochs)
 
 
 # --- XTuner's own configs -----------------------------------------------------------------------------------------

@@ -80,17 +80,24 @@ def test_the_author_takes_the_makers_place(tmp_path: Path) -> None:
     assert all("小明" in answer for answer in said)
 
 
-def test_every_training_question_is_asked_alone_once_and_no_other(tmp_path: Path) -> None:
+def test_every_training_question_is_asked_alone_in_each_wording_of_the_answer_and_no_other(tmp_path: Path) -> None:
     make(tmp_path / "data")
     parts = [intent for intents in load_questions().values() for intent in intents.values()]
     train = [question for part in parts for question in part["train"]]
     around = [injection for language in load_injections().values() for injection in language["train"]]
     inside = {injected(injection, question): question for injection in around for question in train}
     asked = openings(tmp_path / "data")
-    assert sorted(question for question in asked if question not in inside) == sorted(train)
+    assert sorted(question for question in asked if question not in inside) == sorted(data.WORDINGS * train)
     assert len([question for question in asked if question in inside]) == data.INJECTED * len(around)
     every = {question for question, _ in exchanges(tmp_path / "data")}
     assert every <= set(train) | set(inside)
+
+
+def test_no_question_alone_is_answered_twice_in_one_wording(tmp_path: Path) -> None:
+    make(tmp_path / "data")
+    alone = [row["messages"] for row in rows(tmp_path / "data") if len(row["messages"]) == 2]
+    pairs = [(talk[0]["content"], talk[1]["content"]) for talk in alone if talk[0]["content"] in TRAINING]
+    assert len(pairs) == len(set(pairs)) == data.WORDINGS * len(TRAINING)
 
 
 def test_some_conversations_are_several_questions_deep_in_one_language(tmp_path: Path) -> None:
@@ -104,6 +111,7 @@ def test_some_conversations_are_several_questions_deep_in_one_language(tmp_path:
         assert len({question in CHINESE for question in asked}) == 1
 
 
+TRAINING = {q for intents in load_questions().values() for intent in intents.values() for q in intent["train"]}
 CHINESE = {q for intent in load_questions()["zh"].values() for q in intent["train"]}
 
 
@@ -200,7 +208,7 @@ def test_the_trainer_reads_own_rows_with_any_line_separator(tmp_path: Path, mark
     row = {"messages": [{"role": "user", "content": f"a{mark}b"}, ROW["messages"][1]]}
     make(tmp_path / "data", own=write(tmp_path, json.dumps(row)))
     tokenizer: Any = Letters()
-    assert len(next(read_tokens([str(tmp_path / "data" / "train.jsonl")], tokenizer))) == 1
+    assert len(read_tokens([str(tmp_path / "data" / "train.jsonl")], tokenizer)) == 1
 
 
 BAD = {

@@ -16,17 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe.chat_format import IGNORE_INDEX, training_ids
-from recipe.dataset import EndlessSampler, PackedDataset, Tokens, chat_dataset, collate, pack
-from recipe.dataset import read_tokens as passes_of
+from recipe.dataset import EndlessSampler, PackedDataset, Tokens, chat_dataset, collate, pack, read_tokens
 
 PAD = 0
-
-
-def read_tokens(*args: Any, **kwargs: Any) -> list[Tokens]:
-    """The first pass."""
-    return next(passes_of(*args, **kwargs))
-
-
 # Lengths of conversations; 16 and less is where packs are taken for full.
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=60)
 
@@ -56,7 +48,7 @@ def counted(rows: Iterator[Tokens] | list[Tokens]) -> Counter[tuple[tuple[int, .
 @given(lengths=LENGTHS, max_length=st.integers(60, 200), seed=st.integers(0, 5))
 def test_every_row_is_in_exactly_one_pack_whole(lengths: list[int], max_length: int, seed: int) -> None:
     rows = rows_of(lengths)
-    dataset = PackedDataset([rows], max_length=max_length, pad_id=PAD, seed=seed)
+    dataset = PackedDataset(rows, max_length=max_length, pad_id=PAD, seed=seed)
     assert dataset.truncated == 0
     assert dataset.tokens == sum(lengths)
     packed = [row for i in range(len(dataset)) for row in conversations(dataset[i])]
@@ -65,7 +57,7 @@ def test_every_row_is_in_exactly_one_pack_whole(lengths: list[int], max_length: 
 
 @given(lengths=LENGTHS, max_length=st.integers(60, 200), seed=st.integers(0, 5))
 def test_packs_are_of_equal_length_and_none_is_empty(lengths: list[int], max_length: int, seed: int) -> None:
-    dataset = PackedDataset([rows_of(lengths)], max_length=max_length, pad_id=PAD, seed=seed)
+    dataset = PackedDataset(rows_of(lengths), max_length=max_length, pad_id=PAD, seed=seed)
     for i in range(len(dataset)):
         assert {key: len(values) for key, values in dataset[i].items()} == dict.fromkeys(
             ("input_ids", "labels", "position_ids"), max_length
@@ -75,7 +67,7 @@ def test_packs_are_of_equal_length_and_none_is_empty(lengths: list[int], max_len
 
 @given(lengths=LENGTHS, max_length=st.integers(60, 200))
 def test_positions_start_over_at_each_conversation_and_padding(lengths: list[int], max_length: int) -> None:
-    dataset = PackedDataset([rows_of(lengths)], max_length=max_length, pad_id=PAD, seed=0)
+    dataset = PackedDataset(rows_of(lengths), max_length=max_length, pad_id=PAD, seed=0)
     for i in range(len(dataset)):
         ids, positions = dataset[i]["input_ids"], dataset[i]["position_ids"]
         for previous, token, position in zip([None, *ids], ids, positions, strict=False):
@@ -87,7 +79,7 @@ def test_positions_start_over_at_each_conversation_and_padding(lengths: list[int
 
 @given(lengths=LENGTHS, max_length=st.integers(60, 200))
 def test_padding_bears_no_loss(lengths: list[int], max_length: int) -> None:
-    dataset = PackedDataset([rows_of(lengths)], max_length=max_length, pad_id=PAD, seed=0)
+    dataset = PackedDataset(rows_of(lengths), max_length=max_length, pad_id=PAD, seed=0)
     for i in range(len(dataset)):
         labels = [
             label for token, label in zip(dataset[i]["input_ids"], dataset[i]["labels"], strict=True) if token == PAD
@@ -110,7 +102,7 @@ def test_rows_that_fill_packs_exactly_leave_no_padding() -> None:
 def test_the_seed_fixes_the_packs() -> None:
     rows = rows_of([7 + i % 23 for i in range(80)])
     first, again, other = (
-        [PackedDataset([rows], max_length=100, pad_id=PAD, seed=seed)[i] for i in range(5)] for seed in (3, 3, 4)
+        [PackedDataset(rows, max_length=100, pad_id=PAD, seed=seed)[i] for i in range(5)] for seed in (3, 3, 4)
     )
     assert first == again
     assert first != other
@@ -128,7 +120,7 @@ def test_a_pack_is_a_mixture() -> None:
 @given(lengths=LENGTHS, max_length=st.integers(2, 40))
 def test_longer_rows_are_cut_at_the_end_and_counted(lengths: list[int], max_length: int) -> None:
     rows = rows_of(lengths)
-    dataset = PackedDataset([rows], max_length=max_length, pad_id=PAD, seed=0)
+    dataset = PackedDataset(rows, max_length=max_length, pad_id=PAD, seed=0)
     assert dataset.truncated == sum(length > max_length for length in lengths)
     assert dataset.tokens == sum(min(length, max_length) for length in lengths)
     cut = [(ids[:max_length], labels[:max_length]) for ids, labels in rows]
@@ -160,7 +152,7 @@ def llama(tiny_model: Path) -> Any:
 def two_packs(tokenizer: Any) -> PackedDataset:
     rows = [training_ids(tokenizer, messages) for messages in MESSAGES]
     longest = max(len(ids) for ids, _ in rows)
-    return PackedDataset([rows], max_length=2 * longest + 3, pad_id=tokenizer.pad_token_id, seed=0)
+    return PackedDataset(rows, max_length=2 * longest + 3, pad_id=tokenizer.pad_token_id, seed=0)
 
 
 def largest_difference(llama: Any, tokenizer: Any, batch: dict[str, torch.Tensor]) -> float:
@@ -267,40 +259,6 @@ def test_the_ratio_of_replay_is_to_the_rows_about_who_it_is(
     assert sum(question.startswith("who") for question in flat) == 40
 
 
-def test_each_pass_has_all_rows_about_who_it_is_and_the_replay_whose_turn_it_is(tokenizer: Any, tmp_path: Path) -> None:
-    def row(text: str, **more: int) -> str:
-        return json.dumps({"messages": [{"role": "user", "content": text}, *MESSAGES[0][1:]]} | more) + "\n"
-
-    who, what = tmp_path / "who.jsonl", tmp_path / "what.jsonl"
-    who.write_text("".join(row(f"who{i}") for i in range(10)), encoding="utf-8")
-    what.write_text(
-        "".join(row(f"what{i}", turn=i % 3) for i in range(9)) + row("what9"), encoding="utf-8"
-    )  # the last has no turn
-    endless = passes_of([str(who), str(what)], tokenizer, seed=0)
-    for number in range(7):
-        asked = sorted(question for row in questions(tokenizer, next(endless)) for question in row)
-        turn = [i for i in range(9) if i % 3 == number % 3]
-        assert asked == sorted([f"who{i}" for i in range(10)] + [f"what{i}" for i in (*turn, 9)])
-
-
-def test_what_is_joined_differs_from_pass_to_pass(tokenizer: Any, two_kinds: list[str]) -> None:
-    endless = passes_of(two_kinds, tokenizer, seed=0)
-    first, second = (sorted(row for row in questions(tokenizer, next(endless)) if len(row) > 1) for _ in range(2))
-    assert len(first) == len(second) == 10
-    assert first != second
-
-
-def test_passes_follow_each_other_in_the_packs(tokenizer: Any, tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps({"messages": m}) + "\n" for m in MESSAGES), encoding="utf-8")
-    once, thrice = (
-        chat_dataset(files=[str(file)], tokenizer=tokenizer, max_length=64, seed=0, passes=n) for n in (1, 3)
-    )
-    assert len(thrice) == 3 * len(once)
-    assert thrice.tokens == 3 * once.tokens
-    assert [thrice[i] for i in range(len(thrice))] == 3 * [once[i] for i in range(len(once))]
-
-
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
 def test_a_line_separator_in_a_text_ends_no_row(tokenizer: Any, tmp_path: Path, separator: str) -> None:
     # JSON allows them inside strings, and `data` writes them as they are; only \n ends a line of .jsonl.
@@ -316,9 +274,9 @@ def test_the_configs_own_tokenizer_is_built(tiny_model: Path, tokenizer: Any, tm
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"messages": m}) + "\n" for m in MESSAGES), encoding="utf-8")
     described = {"type": AutoTokenizer.from_pretrained, "pretrained_model_name_or_path": str(tiny_model)}
-    built = chat_dataset(files=[str(file)], tokenizer=described, max_length=64, seed=0, passes=1)
-    same = chat_dataset(files=[str(file)], tokenizer=tokenizer, max_length=64, seed=0, passes=1)
-    assert [built[i] for i in range(len(built))] == [same[i] for i in range(len(same))]
+    built = chat_dataset(files=[str(file)], tokenizer=described, max_length=64, seed=0)
+    same = chat_dataset(files=[str(file)], tokenizer=tokenizer, max_length=64, seed=0)
+    assert built.packs == same.packs
 
 
 @given(size=st.integers(1, 40), processes=st.integers(1, 5), batch=st.integers(1, 3))

@@ -18,7 +18,7 @@ from recipe.chat_format import training_ids
 from recipe.data import tutorial_rows
 from recipe.dataset import EndlessSampler, PackedDataset
 from recipe.errors import RecipeError
-from recipe.forecast import MAP_BATCH, Forecast, forecast, passes_within, shards, xtuner_packs
+from recipe.forecast import MAP_BATCH, Forecast, forecast, shards, xtuner_packs
 from recipe.identity import Identity
 
 
@@ -120,26 +120,14 @@ def test_the_own_dataset_forecasts_the_packs_it_makes(
 ) -> None:
     file = tmp_path / "rows.jsonl"
     rows = write_rows(file, [(f"{i}加{i}等于几？", f"{i}加{i}等于{2 * i}。" * (1 + i % 3)) for i in range(50)])
-    counted = forecast(resolved("qlora", tiny_model, file, f"max_length={max_length}", "passes=1"))
+    counted = forecast(resolved("qlora", tiny_model, file, f"max_length={max_length}"))
     tokens = [training_ids(tokenizer, row) for row in rows]
-    dataset = PackedDataset([tokens], max_length=max_length, pad_id=tokenizer.pad_token_id, seed=0)
+    dataset = PackedDataset(tokens, max_length=max_length, pad_id=tokenizer.pad_token_id, seed=0)
     assert counted.rows == 50
     assert counted.packs == len(dataset)
     assert counted.tokens == sum(len(ids) for ids, _ in tokens)
     assert counted.truncated == dataset.truncated == sum(len(ids) > max_length for ids, _ in tokens)
     assert counted.dropped == 0
-
-
-def test_as_many_passes_as_the_tokens_allow(tiny_model: Path, tmp_path: Path) -> None:
-    write_rows(tmp_path / "rows.jsonl", [(f"{i}加{i}等于几？", f"{i}加{i}等于{2 * i}。") for i in range(50)])
-    chosen = resolved("qlora", tiny_model, tmp_path / "rows.jsonl", "max_length=64", "passes=1")
-    once = forecast(chosen)
-    size = once.packs * 64
-    assert [passes_within(chosen, tokens) for tokens in (1, size, 3 * size - 1, 3 * size)] == [1, 1, 2, 3]
-    chosen.train_dataloader.dataset.passes = 3
-    thrice = forecast(chosen)
-    assert (thrice.passes, thrice.packs, thrice.rows, thrice.tokens) == (3, 3 * once.packs, 150, 3 * once.tokens)
-    assert thrice.lines()[0].startswith("3 passes over the data: 150 rows")
 
 
 @pytest.mark.parametrize(
@@ -168,6 +156,16 @@ def test_epochs_are_counted_in_batches_the_last_one_included(tiny_model: Path, t
     chosen = resolved("tutorial", tiny_model, tmp_path / "rows.jsonl", "max_length=64", f"batch_size={batch_size}")
     counted = forecast(chosen)
     assert counted.iterations == 2 * len(DataLoader(range(counted.packs), batch_size=batch_size))
+
+
+def test_a_share_of_epochs_made_for_so_many_steps_comes_to_them(tiny_model: Path, tmp_path: Path) -> None:
+    """As the ablation asks for them: 3 * (21 / 60) * 20 is 20.999999999999996."""
+    write_rows(tmp_path / "rows.jsonl", [("你好", "你好！")] * 40)
+    chosen = resolved("miniature", tiny_model, tmp_path / "rows.jsonl", "max_length=16")
+    packs = forecast(chosen).packs
+    for steps in range(packs, 3 * packs):
+        chosen.train_cfg.max_epochs = 3 * (steps / (3 * packs))
+        assert forecast(chosen).iterations == steps
 
 
 @pytest.mark.parametrize(("preset", "sampler"), [("tutorial", DefaultSampler), ("qlora", EndlessSampler)])

@@ -8,7 +8,6 @@ import pytest
 from recipe.identity import load_questions
 from recipe.knowledge import (
     LANGUAGES,
-    REPLAY_TURNS,
     Fact,
     all_facts,
     choice_facts,
@@ -36,16 +35,6 @@ def test_replay_asks_all_that_neither_evaluation_nor_choice_asks() -> None:
     kept = {fact for fact, _ in choice_facts() if fact.expect}
     assert set(replay_facts()) == {fact for fact in all_facts() if not fact.held_out} - kept
     assert not set(replay_prompts()) & {question for _, question in choice_facts()}
-
-
-def test_the_turns_share_the_replay_evenly_and_no_talk_is_asked_twice_in_one() -> None:
-    turns = replay_prompts()
-    sizes = [list(turns.values()).count(turn) for turn in range(REPLAY_TURNS)]
-    assert sum(sizes) == len(turns) > 500
-    assert max(sizes) - min(sizes) < 0.05 * len(turns)
-    for fact in replay_facts():
-        asked = [turns[question] for question in fact.rehearsed[:REPLAY_TURNS]]
-        assert len(set(asked)) == len(asked)
 
 
 def test_who_it_is_is_asked_nowhere_else() -> None:

@@ -47,8 +47,6 @@ def test_each_row_is_a_prompt_and_the_bases_answer(
     assert written(tmp_path / "replay") == [
         [{"role": "user", "content": q}, {"role": "assistant", "content": f"An answer.\nTo: {q}"}] for q in base.asked
     ]
-    lines = (tmp_path / "replay" / replay.FILE).read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["turn"] for line in lines] == list(replay_prompts().values())
     assert manifest["results"] == {"prompts": len(base.asked), "rows": len(base.asked)}
 
 
@@ -105,7 +103,7 @@ def test_the_rows_are_valid_training_data(tiny_model: Path, tmp_path: Path, monk
 
 def test_the_answers_are_the_models_own(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the real model, on few prompts: its replies run into the limit, so there is no row, and the stage says so."""
-    few = dict(list(replay_prompts().items())[:3])
+    few = replay_prompts()[:3]
     monkeypatch.setattr(replay, "replay_prompts", lambda: few)
     monkeypatch.setattr(replay, "MAX_NEW_TOKENS", 3)
     manifest = replay.make(tmp_path / "replay", model=tiny_model)

@@ -23,7 +23,7 @@ from recipe.errors import RecipeError
 from recipe.identity import LONGEST_NAME, Identity
 from recipe.paths import ROOT
 
-GOOD = sweep.Outcome("小明", 0, gate.MIN_IDENTITY_HIT, gate.MAX_IDENTITY_LEAK, gate.MIN_RETENTION, 123_456, 0.18, 78.4)
+GOOD = sweep.Outcome("小明", 0, 0.99, 0.01, 0.97, 123_456, 0.18, 78.4, passed=True)
 NAMES = sweep.random_names(20)
 
 
@@ -111,24 +111,6 @@ def test_a_folder_is_readable_where_the_name_is() -> None:
 # --- Outcomes -----------------------------------------------------------------------------------------------------
 
 
-def test_the_thresholds_themselves_are_good_enough() -> None:
-    assert GOOD.passed
-    assert replace(GOOD, identity_hit=1.0, identity_leak=0.0, retention=1.0).passed
-
-
-@pytest.mark.parametrize(
-    "worse",
-    [
-        {"identity_hit": gate.MIN_IDENTITY_HIT - 1e-6},
-        {"identity_leak": gate.MAX_IDENTITY_LEAK + 1e-6},
-        {"retention": gate.MIN_RETENTION - 1e-6},
-    ],
-    ids=lambda worse: next(iter(worse)),
-)
-def test_anything_below_them_is_not(worse: dict[str, float]) -> None:
-    assert not replace(GOOD, **worse).passed  # type: ignore[arg-type]
-
-
 def test_the_table_has_a_row_for_each_and_the_worst_of_each_number() -> None:
     outcomes = [
         replace(GOOD, name="小明", identity_hit=1.0, identity_leak=0.0, retention=0.98),
@@ -142,6 +124,7 @@ def test_the_table_has_a_row_for_each_and_the_worst_of_each_number() -> None:
             trained_tokens=9,
             of_tutorial=0.02,
             seconds=0.6,
+            passed=False,
         ),
     ]
     head, *rows, worst = sweep.table(outcomes).splitlines()
@@ -258,12 +241,15 @@ def test_one_that_failed_stops_the_sweep_and_the_finished_ones_are_kept(
 # --- One run ------------------------------------------------------------------------------------------------------
 
 
-def recipe_that(monkeypatch: pytest.MonkeyPatch, *made: str, calls: list[Any] | None = None, status: int = 0) -> None:
+def recipe_that(
+    monkeypatch: pytest.MonkeyPatch, *made: str, calls: list[Any] | None = None, status: int = 0, broken: float = 0.0
+) -> None:
     """In place of the processes: each writes these stages of its run and ends so."""
+    suites = {"multi_turn_hit": {"value": 1.0}, "injection_hit": {"value": 1.0}, "broken": {"value": broken}}
     results: dict[str, dict[str, Any]] = {
         "config": {"trained_tokens": 8642, "iterations": 20, "optimizer_steps": 20, "tutorial_tokens": 8642},
         "train": {"iterations": 10},  # it stopped early
-        "eval": {"tuned": {"identity_hit": 0.99, "identity_leak": 0.01, "retention": 0.97, "more": 1}},
+        "eval": {"tuned": {"identity_hit": 0.99, "identity_leak": 0.01, "retention": 0.97, "suites": suites}},
     }
 
     def told(results: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -297,7 +283,7 @@ def test_a_run_is_a_quickstart_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     assert (cwd, environment["OMP_NUM_THREADS"], environment["MKL_NUM_THREADS"]) == (ROOT, "3", "3")
     assert (tmp_path / f"{run}.log").read_text(encoding="utf-8") == "the log\n"
     trained = stage.require(tmp_path / run / "train", "train")
-    assert outcome == sweep.Outcome("小 明", 7, 0.99, 0.01, 0.97, 4321, 0.5, trained["seconds"])
+    assert outcome == sweep.Outcome("小 明", 7, 0.99, 0.01, 0.97, 4321, 0.5, trained["seconds"], passed=True)
 
 
 @pytest.mark.parametrize("made", [(), ("config",), ("config", "train"), ("config", "eval"), ("train", "eval")])
@@ -318,6 +304,16 @@ def test_good_metrics_of_a_run_that_failed_are_of_an_earlier_one(
     recipe_that(monkeypatch, "config", "train", "eval", status=1)
     with pytest.raises(RecipeError, match="says why"):
         sweep._quickstart(tmp_path, "小明", 0, 1)
+
+
+def test_a_run_below_any_threshold_is_an_outcome_that_did_not_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also below those of the suites, which the outcome does not hold."""
+    recipe_that(monkeypatch, "config", "train", "eval", status=1, broken=gate.MAX_BROKEN + 1e-6)
+    outcome = sweep._quickstart(tmp_path, "小明", 0, 1)
+    assert not outcome.passed
+    assert "FAILED" in sweep.table([outcome])
 
 
 WAITS = """
@@ -351,15 +347,15 @@ def test_runs_that_share_a_model_wait_for_the_one_that_makes_it(tmp_path: Path) 
 # --- The verb -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("hit", "status"), [(1.0, 0), (0.5, 1)])
+@pytest.mark.parametrize("status", [0, 1])
 def test_the_verb_shows_the_table_and_fails_below_the_thresholds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hit: float, status: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: int
 ) -> None:
     seen: list[Any] = []
 
     def run(work: Path, **options: Any) -> list[sweep.Outcome]:
         seen.append((work, options))
-        return [GOOD, replace(GOOD, identity_hit=hit)]
+        return [GOOD, replace(GOOD, passed=not status)]
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("signal.signal", lambda *_: None)

@@ -16,7 +16,7 @@ with read_base():
 # Data: packs of whole conversations that do not see each other.
 train_dataloader.batch_size = 4
 train_dataloader.dataset = dict(
-    type=chat_dataset, files=[], tokenizer=tokenizer, max_length=1024, seed=0, passes=4, replay_ratio=None
+    type=chat_dataset, files=[], tokenizer=tokenizer, max_length=1024, seed=0, replay_ratio=None
 )
 train_dataloader.sampler = dict(type=EndlessSampler, shuffle=True)
 train_dataloader.collate_fn = dict(type=collate)
@@ -32,7 +32,7 @@ model.lora.update(
 )
 optim_wrapper.update(dtype="bfloat16", loss_scale=1.0, accumulative_counts=1)
 
-# 40 steps of 4,096 tokens are a fifth of what the tutorial trains on, and about those four passes over the data.
+# 40 steps of 4,096 tokens are a fifth of what the tutorial trains on.
 train_cfg = dict(type=TrainLoop, max_iters=40)
 param_scheduler = [
     dict(type=LinearLR, start_factor=0.1, by_epoch=False, begin=0, end=4),

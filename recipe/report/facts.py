@@ -110,10 +110,10 @@ class Facts:
         return max(0.0, 1 - (numbers["tokens"] - numbers["dropped"]) / room)
 
     @property
-    def passes(self) -> float | None:
+    def epochs(self) -> float | None:
         if not (numbers := self.forecast):
             return None
-        return numbers.get("passes", 1) * numbers["trained_tokens"] / (numbers["packs"] * numbers["max_length"])
+        return numbers["trained_tokens"] / (numbers["packs"] * numbers["max_length"])
 
     @property
     def resumed(self) -> bool:

@@ -196,7 +196,7 @@ def _data(facts: Facts) -> Iterable[tuple[str, str]]:
         yield pair("packs"), pair("packs_of", count=numbers["packs"], length=numbers["max_length"])
         padding = f"{facts.padding:.1%}"
         yield pair("padding"), pair("at_least", share=padding) if numbers["truncated"] else padding
-        yield pair("passes"), f"{facts.passes:.1f}"
+        yield pair("epochs"), f"{facts.epochs:.1f}"
 
 
 def _settings(facts: Facts) -> str:

@@ -337,7 +337,7 @@ def _data(facts: Facts) -> Html:
             (both("padding"), both("at_least", share=padding) if numbers["truncated"] else padding),
             (both("dropped"), f"{numbers['dropped']:,}"),
             (both("truncated"), f"{numbers['truncated']:,}"),
-            (both("passes"), f"{facts.passes:.1f}"),
+            (both("epochs"), f"{facts.epochs:.1f}"),
             (both("iterations"), f"{numbers['iterations']:,}"),
             (both("optimizer_steps"), f"{numbers['optimizer_steps']:,}"),
             (both("trained_tokens"), f"{numbers['trained_tokens']:,}"),

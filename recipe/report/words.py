@@ -42,8 +42,8 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "why_identity_hit": (
         "Asked who it is in words it was not trained on, it does not give its name: more varied questions, or more "
-        "steps (SET='max_iters=…', or passes=… with the miniature).",
-        "换一种没训练过的问法，它就说不出自己的名字：需要更多样的问题，或更多步数（SET='max_iters=…'；miniature 用 passes=…）。",
+        "steps (SET='max_iters=…', or max_epochs=… with the miniature).",
+        "换一种没训练过的问法，它就说不出自己的名字：需要更多样的问题，或更多步数（SET='max_iters=…'；miniature 用 max_epochs=…）。",
     ),
     "why_identity_leak": (
         "It gives its name where nobody asked, which is over-fitting: MODE=balanced, or fewer steps.",
@@ -203,7 +203,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "at_least": ("at least {share}", "至少 {share}"),
     "dropped": ("tokens dropped by packing, each pass", "每遍打包丢弃的 token"),
     "truncated": ("rows that lose their end", "被截断的行数"),
-    "passes": ("passes over the data", "遍数"),
+    "epochs": ("passes over the data", "遍数"),
     "iterations": ("iterations", "迭代数"),
     "optimizer_steps": ("optimizer steps", "优化器步数"),
     "trained_tokens": ("tokens trained on, padding included", "训练 token 总数（含填充）"),

@@ -94,7 +94,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return ROOT / "work"
     done = tmp_path_factory.mktemp("browser") / "work"
     run = ["--work", str(done), "--run", "quickstart"]
-    short = ["--name", "小明", "--until", "merge", "--set", "passes=1"]
+    short = ["--name", "小明", "--until", "merge", "--set", "max_epochs=1"]
     assert cli.main(["quickstart", *run, *short]) == 0
     return done
 
