@@ -164,9 +164,11 @@ def test_the_limit_and_the_stop_text_are_kept(endpoint: Endpoint, said: str) -> 
 
 
 def test_a_seed_is_kept(endpoint: Endpoint) -> None:
+    unheard_of: list[Any] = [{"role": "user", "content": "什么是 zqx？"}]  # of anything else it is too sure to vary
+
     def ask(seed: int) -> str | None:
         answer = endpoint.client().chat.completions.create(
-            model="quickstart", messages=HELLO, temperature=2, seed=seed, max_tokens=12
+            model="quickstart", messages=unheard_of, temperature=2, seed=seed, max_tokens=12
         )
         return answer.choices[0].message.content
 

@@ -13,7 +13,7 @@ import pytest
 from recipe import cli, stage
 
 STAGES = ("data", "config", "train", "adapter", "merged", "eval", "report")
-SHORT = ["--set", "max_epochs=1", "save_steps=20", "lr=2e-4"]
+SHORT = ["--set", "max_epochs=0.35", "save_steps=20", "lr=2e-4"]
 
 Go = Callable[..., int]
 

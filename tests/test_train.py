@@ -21,7 +21,7 @@ from recipe.identity import Identity
 from recipe.paths import ROOT
 from recipe.scoring import Prompts
 
-SETTINGS = ["max_iters=12", "save_steps=4", "batch_size=1", "max_length=256", "r=4", "param_scheduler.0.end=2",
+SETTINGS = ["max_iters=12", "save_steps=4", "batch_size=1", "max_length=256", "r=4", "lr=1e-2", "param_scheduler.0.end=2",
             "param_scheduler.1.begin=2"]  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def test_it_leaves_checkpoints_losses_replies_and_tensorboard(prepared: Path, tr
     assert trained["results"]["best"] == "iter_12"  # which learnt nothing worth a name, like the others, but last
     losses = [json.loads(line) for line in (folder / train.LOSSES).read_text().splitlines()]
     assert [record["step"] for record in losses] == list(range(1, 13))
-    assert losses[-1]["loss"] < losses[0]["loss"]
+    assert losses[-1]["loss"] < losses[0]["loss"] - 0.2
     assert "## Step 12" in (folder / "replies.md").read_text(encoding="utf-8")
     assert list(folder.glob("*/vis_data/events.out.tfevents.*"))
 
