@@ -242,14 +242,17 @@ def test_one_that_failed_stops_the_sweep_and_the_finished_ones_are_kept(
 
 
 def recipe_that(
-    monkeypatch: pytest.MonkeyPatch, *made: str, calls: list[Any] | None = None, status: int = 0, broken: float = 0.0
-) -> None:
+    monkeypatch: pytest.MonkeyPatch, *made: str, calls: list[Any] | None = None, status: int = 0,
+    broken: float = 0.0, scores: dict[str, float] | None = None,
+) -> None:  # fmt: skip
     """In place of the processes: each writes these stages of its run and ends so."""
     suites = {"multi_turn_hit": {"value": 1.0}, "injection_hit": {"value": 1.0}, "broken": {"value": broken}}
     results: dict[str, dict[str, Any]] = {
         "config": {"trained_tokens": 8642, "iterations": 20, "optimizer_steps": 20, "tutorial_tokens": 8642},
         "train": {"iterations": 10},  # it stopped early
-        "eval": {"tuned": {"identity_hit": 0.99, "identity_leak": 0.01, "retention": 0.97, "suites": suites}},
+        "eval": {
+            "tuned": {"identity_hit": 0.99, "identity_leak": 0.01, "retention": 0.97, "suites": suites} | (scores or {})
+        },
     }
 
     def told(results: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -306,10 +309,33 @@ def test_good_metrics_of_a_run_that_failed_are_of_an_earlier_one(
         sweep._quickstart(tmp_path, "小明", 0, 1)
 
 
-def test_a_run_below_any_threshold_is_an_outcome_that_did_not_pass(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+AT_THE_THRESHOLDS = {
+    "identity_hit": gate.MIN_IDENTITY_HIT, "identity_leak": gate.MAX_IDENTITY_LEAK, "retention": gate.MIN_RETENTION,
+}  # fmt: skip
+
+
+def test_the_thresholds_themselves_are_good_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe_that(monkeypatch, "config", "train", "eval", broken=gate.MAX_BROKEN, scores=AT_THE_THRESHOLDS)
+    assert sweep._quickstart(tmp_path, "小明", 0, 1).passed
+
+
+@pytest.mark.parametrize(
+    "worse",
+    [
+        {"identity_hit": gate.MIN_IDENTITY_HIT - 1e-6},
+        {"identity_leak": gate.MAX_IDENTITY_LEAK + 1e-6},
+        {"retention": gate.MIN_RETENTION - 1e-6},
+    ],
+    ids=lambda worse: next(iter(worse)),
+)
+def test_a_run_below_any_of_them_is_an_outcome_that_did_not_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worse: dict[str, float]
 ) -> None:
-    """Also below those of the suites, which the outcome does not hold."""
+    recipe_that(monkeypatch, "config", "train", "eval", status=1, scores=AT_THE_THRESHOLDS | worse)
+    assert not sweep._quickstart(tmp_path, "小明", 0, 1).passed
+
+
+def test_nor_is_one_below_those_of_the_suites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe_that(monkeypatch, "config", "train", "eval", status=1, broken=gate.MAX_BROKEN + 1e-6)
     outcome = sweep._quickstart(tmp_path, "小明", 0, 1)
     assert not outcome.passed
