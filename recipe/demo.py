@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 from recipe import stage
 from recipe.remote import Remote
@@ -62,8 +63,17 @@ async def _serve(host: str, port: int, model: Served | Remote) -> None:
     server = Server(str(PAGE), "")
     await server.start()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_report)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, server.stop)
     stage.say("demo", f"http://{host}:{port} (Ctrl-C stops it)")
     threading.Thread(target=model.watch, daemon=True).start()
     await server.stopped
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Leave out that a visitor left while something was sent to him: Streamlit sends without waiting for how it went."""
+    from tornado.websocket import WebSocketClosedError
+
+    if not isinstance(context.get("exception"), WebSocketClosedError):
+        loop.default_exception_handler(context)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import os
 import re
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tornado.websocket import WebSocketClosedError
 
 from recipe import cli, demo, generate, served, stage
 from recipe.chat_format import prompt_ids
@@ -437,6 +440,24 @@ def test_the_page_on_an_empty_work_folder(tmp_path: Path, work: Path) -> None:
             server.kill()
     assert "Traceback" not in log.read_text()
     assert not state.exists()
+
+
+def test_only_that_a_visitor_left_is_not_reported(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(error: Exception) -> None:
+        raise error
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(demo._report)
+        for error in (WebSocketClosedError(), ValueError("a defect")):
+            task = loop.create_task(fail(error))
+            await asyncio.wait([task])
+            del task  # nobody asks how it went
+
+    asyncio.run(serve())
+    gc.collect()
+    assert "a defect" in caplog.text
+    assert "WebSocketClosedError" not in caplog.text
 
 
 # --- The healthcheck ----------------------------------------------------------------------------------------------
