@@ -44,7 +44,8 @@ def lora_settings(config_file: Path) -> dict[str, Any]:
     if not lora:
         raise RecipeError(f"{stage.shown(config_file)}: trains no LoRA adapter, there is nothing to convert")
     targets = sorted(lora.get("target_modules") or LINEAR)
-    return {"r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout, "target_modules": targets}
+    dropout = lora.get("lora_dropout", 0.0)
+    return {"r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": dropout, "target_modules": targets}
 
 
 def trained_with(train_folder: Path) -> tuple[Path, Path]:
