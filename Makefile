@@ -22,7 +22,7 @@ NNODES    ?=#           machines that train together; start the same on each (de
 NODE_RANK ?=#           which of them this one is; 0 writes the result (default: 0) / 本机编号
 MASTER_ADDR ?=#         an address of machine 0 that all can reach / 0 号机器的地址
 MASTER_PORT ?=#         a port of it that nothing else uses (default: 29500) / 0 号机器的端口
-CHECKPOINT ?=#          which checkpoint to convert (default: the last) / 选择检查点
+CHECKPOINT ?=#          which checkpoint to convert (default: the best) / 选择检查点
 CHAT      ?=#           more for chat, e.g. CHAT='--prompt 你是谁' / 对话参数
 PATTERN   ?=#           which of XTuner's configs to list / 筛选内置配置
 SWEEP     ?=#           more for sweep, e.g. SWEEP='--names 3 --seeds 2' / 多名字测试参数
@@ -231,5 +231,5 @@ lock-check: $(VENV)/.installed-dev ## The locks hold what pyproject.toml asks fo
 	@recipe/env/lock.sh --check
 
 .PHONY: miniature
-miniature: setup ## Pre-train the miniature anew into work/miniature (half an hour) / 重新预训练微型模型
+miniature: setup ## Pre-train the miniature anew into work/miniature (minutes on a GPU) / 重新预训练微型模型
 	@$(PYTHON) -m recipe.miniature.pretrain --out work/miniature

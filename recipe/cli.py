@@ -383,7 +383,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--config", type=_path, help="an XTuner config of yours instead of the resolved one")
 
     def convert_options(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--checkpoint", help="which one, such as iter_80 (default: the last)")
+        sub.add_argument("--checkpoint", help="which one, such as iter_80 (default: the best)")
 
     sub = verb("data", _data, "training rows from a name, or your own checked / 生成或检查训练数据")
     data_options(sub)
