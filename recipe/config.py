@@ -205,7 +205,7 @@ def make(
     """Resolve a preset to `folder`/config.py and say what training by it will amount to in so many processes.
 
     The config itself is the same for any number: `batch_size` is of each process, and what counts epochs counts them by
-    the share of a process when the training begins.
+    the share of a process when the training begins. Only where it is to end within an epoch are its steps counted here.
     """
     stage.require(model, "model")
     made = stage.require(data_folder, "data")
@@ -243,7 +243,7 @@ def make(
 
     resolved = hashlib.sha256(config.pretty_text.encode()).hexdigest()  # follows every preset and override
     chosen = {"preset": preset, "set": list(settings), "seed": seed, "gpu": gpu, "resolved": resolved} | {
-        "processes": processes  # not of the file, but of what is said about it
+        "processes": processes  # of what is said about the file, and of where in an epoch it ends
     }
     return stage.run("config", folder, inputs=inputs, settings=chosen, work=work)
 

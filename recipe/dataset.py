@@ -37,7 +37,7 @@ class PackedDataset(Dataset):
         self.truncated = sum(len(ids) > max_length for ids, _ in rows)
         cut = [(ids[:max_length], labels[:max_length]) for ids, labels in rows]
         self.tokens = sum(len(ids) for ids, _ in cut)
-        self.learnt = sum(label != IGNORE_INDEX for _, labels in cut for label in labels)
+        self.learnt = sum(len(labels) - labels.count(IGNORE_INDEX) for _, labels in cut)
         self.packs = [_fill(group, max_length, pad_id) for group in pack(cut, max_length, seed)]
 
     def __len__(self) -> int:

@@ -108,10 +108,9 @@ def forecast(config: Any, processes: int = 1) -> Forecast:
     dataset = config.train_dataloader.dataset
     tokenizer = AutoTokenizer.from_pretrained(dataset.tokenizer.pretrained_model_name_or_path, local_files_only=True)
     own = "files" in dataset
-    if own:
-        rows = read_tokens(dataset.files, tokenizer, replay_ratio=dataset.get("replay_ratio"), seed=dataset.seed)
-    else:
-        rows = read_tokens(dataset.dataset.data_files.train, tokenizer)
+    files = dataset.files if own else dataset.dataset.data_files.train
+    # XTuner's dataset has neither a ratio nor a seed of its own.
+    rows = read_tokens(files, tokenizer, replay_ratio=dataset.get("replay_ratio"), seed=dataset.get("seed", 0))
     lengths = [len(ids) for ids, _ in rows]
     if own:
         built = PackedDataset(rows, max_length=dataset.max_length, pad_id=tokenizer.pad_token_id, seed=dataset.seed)

@@ -142,7 +142,7 @@ def replay_facts() -> list[Fact]:
 
 
 def replay_prompts() -> list[str]:
-    """What the base model is asked for the training data: those facts, and ordinary talk."""
+    """What the base model is asked for the training data: the rehearsed wordings of `replay_facts`."""
     return [question for fact in replay_facts() for question in fact.rehearsed]
 
 

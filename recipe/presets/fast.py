@@ -9,8 +9,10 @@ from recipe.fast.model import finetune
 with read_base():
     from .lora import *
 
+# The fast path computes without dropout, so that there is no setting for it.
+model.lora.pop("lora_dropout")
+
 # The model: XTuner's, with this recipe's forward and backward pass. All activations are kept: 20 GiB at 16 x 1024 tokens.
-model.lora.pop("lora_dropout")  # there is none in it, and no setting that would ask for one
 model = dict(type=finetune, llm=model.llm, lora=model.lora, fp8=False, recompute=False)
 
 # The base computes in its own bfloat16 and the adapter is kept in float32: nothing is left for automatic mixed precision
