@@ -53,7 +53,7 @@ RECIPE  = $(if $(filter docker,$(runtime)),docker/compose.sh stage,$(PYTHON) -m 
 # `$(call option,--name,NAME)` is --name "$NAME" where NAME is set, and nothing where it is empty.
 option = $${$2:+$1 "$$$2"}
 common = $(call option,--run,RUN)
-# What a run remembers once it was chosen; see recipe/remember.py.
+# What a run remembers once it was chosen; see recipe/pipeline/choices.py.
 identity = $(call option,--name,NAME) $(call option,--assistant,ASSISTANT) $(call option,--author,AUTHOR) \
   $(call option,--mode,MODE) $(call option,--data,DATA)
 model    = $(call option,--model,MODEL)

@@ -93,7 +93,7 @@ for argument in "$@"; do
   arguments+=("$argument")
   option=$argument
 done
-# What the run remembers (recipe/remember.py) and is not named again.
+# What the run remembers (recipe/pipeline/choices.py) and is not named again.
 while read -r path; do
   if [ -e "$path" ] && [[ " ${arguments[*]} " != *" $path "* ]]; then mount "$path"; fi
 done < <(sed -nE 's#^ *"(data|model|config)": "(/.*)",?$#\2#p' "work/$run/run.json" 2>/dev/null)

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipe import remember
 from recipe.device import check_driver
 from recipe.errors import RecipeError
+from recipe.library_logging import OFFLINE, quieten
 from recipe.paths import ROOT
-from recipe.quiet import OFFLINE, quieten
+from recipe.pipeline import choices
 
 FLOW = """\
 data ─┐
@@ -49,13 +49,13 @@ class Run:
         return self.work / self.name / stage
 
     def model(self, model: str) -> Path:
-        from recipe.model import model_name
+        from recipe.stages.model import model_name
 
         return self.work / "models" / model_name(model)
 
     def replay(self, model: str) -> Path:
         """Of the model, not of the run: runs on the same base share it."""
-        from recipe.model import model_name
+        from recipe.stages.model import model_name
 
         return self.work / "replay" / model_name(model)
 
@@ -73,15 +73,15 @@ def _run(options: argparse.Namespace) -> Run:
     run = Run(options.work, _named(options.run))
     default = {"model": "miniature"} if options.verb == "quickstart" else {}
     if options.verb not in ("chat", "speed") and not hasattr(options, "chosen"):
-        remember.complete(options, options.work / options.run, **default)
+        choices.complete(options, options.work / options.run, **default)
     if getattr(options, "nnodes", 1) > 1:
         os.environ["NNODES"] = str(options.nnodes)  # stages wait for other machines in a folder that they share
     return run
 
 
 def _data(options: argparse.Namespace) -> None:
-    from recipe import data
-    from recipe.identity import Identity
+    from recipe.corpus.identity import Identity
+    from recipe.stages import data
 
     run = _run(options)
     if options.name is None:
@@ -91,7 +91,7 @@ def _data(options: argparse.Namespace) -> None:
 
 
 def _model(options: argparse.Namespace) -> None:
-    from recipe import model
+    from recipe.stages import model
 
     run = _run(options)
     model.make(
@@ -104,7 +104,8 @@ def _model(options: argparse.Namespace) -> None:
 
 
 def _replay(options: argparse.Namespace) -> None:
-    from recipe import replay, stage
+    from recipe.pipeline import stage
+    from recipe.stages import replay
 
     run = _run(options)
     made = stage.read_manifest(run.folder("data"))
@@ -115,7 +116,7 @@ def _replay(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> None:
-    from recipe import config
+    from recipe.stages import config
 
     if options.list is not None:
         print("\n".join(config.builtin_configs(options.list)))
@@ -146,8 +147,8 @@ def default_preset(model: str) -> str:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from recipe import config, train
-    from recipe.machines import Machines
+    from recipe.stages import config, train
+    from recipe.training.rendezvous import Machines
 
     run = _run(options)
     machines = Machines(options.gpus, options.nnodes, options.node_rank, options.master_addr, options.master_port)
@@ -161,14 +162,14 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from recipe import convert
+    from recipe.stages import convert
 
     run = _run(options)
     convert.make(run.folder("adapter"), train_folder=run.folder("train"), checkpoint=options.checkpoint)
 
 
 def _merge(options: argparse.Namespace) -> None:
-    from recipe import data, merge
+    from recipe.stages import data, merge
 
     run = _run(options)
     names = data.read_identity(run.folder("data")).names if run.folder("data").is_dir() else ()
@@ -178,7 +179,10 @@ def _merge(options: argparse.Namespace) -> None:
 def _eval(options: argparse.Namespace) -> None:
     import json
 
-    from recipe import convert, data, evaluate, gate, report, stage
+    from recipe import report
+    from recipe.evaluation import thresholds
+    from recipe.pipeline import stage
+    from recipe.stages import convert, data, evaluate
 
     run = _run(options)
     stage.require(run.folder("data"), "data")
@@ -196,13 +200,14 @@ def _eval(options: argparse.Namespace) -> None:
     metrics = json.loads((run.folder("eval") / evaluate.FILE).read_text(encoding="utf-8"))
     print(evaluate.table(metrics), flush=True)
     _report(options)  # before the verdict: a result that fails needs its report most
-    if failed := [check.metric for check in gate.verdict(metrics["tuned"]) if not check.passed]:
+    if failed := [check.metric for check in thresholds.verdict(metrics["tuned"]) if not check.passed]:
         raise RecipeError(f"the result is not good enough: {', '.join(failed)}; every reply is in "
                           f"{stage.shown(run.folder('report') / report.PAGE)}")  # fmt: skip
 
 
 def _report(options: argparse.Namespace) -> None:
-    from recipe import report, stage
+    from recipe import report
+    from recipe.pipeline import stage
 
     run = _run(options)
     report.make(run.folder("report"), run_folder=run.work / run.name)
@@ -210,7 +215,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _ablation(options: argparse.Namespace) -> None:
-    from recipe import ablation
+    from recipe.experiments import ablation
 
     run = _run(options)
     ablation.make(run.folder("ablation"), work=run.work, run=run.name)
@@ -218,14 +223,16 @@ def _ablation(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from recipe import export
+    from recipe.stages import export
 
     run = _run(options)
     export.make(run.folder("export"), model=run.folder("merged"))
 
 
 def _chat(options: argparse.Namespace) -> None:
-    from recipe import chat, convert, stage
+    from recipe.pipeline import stage
+    from recipe.serving import terminal
+    from recipe.stages import convert
 
     run = _run(options)
     model, adapter = options.model, options.adapter
@@ -242,7 +249,7 @@ def _chat(options: argparse.Namespace) -> None:
         raise RecipeError(
             f"{stage.shown(run.folder('merged'))} is missing: run `make merge`, or name a model with --model"
         )
-    chat.run(
+    terminal.run(
         model=model,
         adapter=adapter,
         prompt=options.prompt,
@@ -254,19 +261,20 @@ def _chat(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from recipe import demo
+    from recipe.serving import demo
 
     demo.run(work=options.work, run=options.run and _named(options.run), host=options.host, port=options.port)
 
 
 def _api(options: argparse.Namespace) -> None:
-    from recipe import api
+    from recipe.serving import api
 
     api.run(work=options.work, run=options.run and _named(options.run), host=options.host, port=options.port)
 
 
 def _speed(options: argparse.Namespace) -> None:
-    from recipe import speed, stage
+    from recipe.experiments import serving_speed
+    from recipe.pipeline import stage
 
     run = _run(options)
     if options.random:
@@ -276,7 +284,7 @@ def _speed(options: argparse.Namespace) -> None:
     else:
         model = run.folder("merged")
         stage.require(model, "merge")
-    print(speed.table(speed.run(model)), flush=True)
+    print(serving_speed.table(serving_speed.run(model)), flush=True)
 
 
 def _quickstart(options: argparse.Namespace) -> None:
@@ -286,7 +294,7 @@ def _quickstart(options: argparse.Namespace) -> None:
     """
     for stage in (_data, _model, _replay, _config, _train, _convert, _merge):
         stage(options)
-        remember.save(options, options.work / options.run)
+        choices.save(options, options.work / options.run)
         if options.until == stage.__name__.removeprefix("_"):
             return
         if stage is _train and options.node_rank:
@@ -302,7 +310,8 @@ def _quickstart(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from recipe import stage, sweep
+    from recipe.experiments import sweep
+    from recipe.pipeline import stage
 
     work = options.work / _named(options.run)
     outcomes = sweep.run(work, names=options.names, seeds=options.seeds, jobs=options.jobs, settings=options.set)
@@ -313,9 +322,14 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from recipe import bench
+    from recipe.experiments import training_speed
 
-    print(bench.table(bench.run(options.work / _named(options.run), options.names or list(bench.CASES))), flush=True)
+    print(
+        training_speed.table(
+            training_speed.run(options.work / _named(options.run), options.names or list(training_speed.CASES))
+        ),
+        flush=True,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -579,7 +593,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_driver()
         options.act(options)
-        remember.save(options, options.work / options.run)
+        choices.save(options, options.work / options.run)
     except RecipeError as error:
         print(f"error: {_remedy(error.__cause__) or error}", file=sys.stderr)
         return 1

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from recipe.library_logging import quieten
 from recipe.paths import MINIATURE, ROOT
-from recipe.quiet import quieten
 
 quieten()
 # The same examples in every run, so that a change is to blame when one fails; no time limit, since the first call imports torch.
@@ -32,7 +32,7 @@ def tiny_internlm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from recipe.layout import Shape
+    from recipe.checkpoint.internlm2_llama import Shape
 
     folder = tmp_path_factory.mktemp("tiny") / "internlm2"
     folder.mkdir()
@@ -54,7 +54,7 @@ def tiny_internlm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_internlm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model after stage `model`: the Llama layout, with tokenizer.json."""
-    from recipe import model
+    from recipe.stages import model
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     model.make(folder, model=str(tiny_internlm2))
@@ -83,7 +83,7 @@ def real_tokenizer(sentencepiece_file: Path, tmp_path_factory: pytest.TempPathFa
     from transformers import AutoTokenizer
 
     from recipe.chat_format import CHAT_TOKENS
-    from recipe.tokenizer import build_tokenizer_json, fast_tokenizer_config
+    from recipe.checkpoint.tokenizer import build_tokenizer_json, fast_tokenizer_config
 
     names = {0: "<unk>", 1: "<s>", 2: "</s>"} | dict(enumerate(CHAT_TOKENS, 92538))
     folder = tmp_path_factory.mktemp("real_tokenizer")
@@ -96,7 +96,7 @@ def real_tokenizer(sentencepiece_file: Path, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def lora_config(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A resolved XTuner config that trains LoRA of rank 4 on the tiny model."""
-    from recipe import config
+    from recipe.stages import config
 
     resolved = config.load_preset("lora")
     config.fill(resolved, model=tiny_model, files=[], seed=0)
@@ -135,7 +135,8 @@ def make_train_folder(lora_config: Path, tiny_model: Path) -> Callable[..., Path
     def make(folder: Path, states: dict[str, dict[str, Any]], *, model: Path = tiny_model) -> Path:
         import torch
 
-        from recipe import stage, train
+        from recipe.pipeline import stage
+        from recipe.stages import train
 
         def work(out: Path) -> dict[str, Any]:
             shutil.copyfile(lora_config, out / train.CONFIG)
@@ -161,7 +162,7 @@ def train_folder(
 @pytest.fixture(scope="session")
 def adapter_folder(train_folder: Path) -> Path:
     """The last checkpoint after stage `convert`."""
-    from recipe import convert
+    from recipe.stages import convert
 
     convert.make(train_folder.parent / "adapter", train_folder=train_folder, checkpoint=None)
     return train_folder.parent / "adapter"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from recipe.generate import Reply
-from recipe.identity import Identity
-from recipe.knowledge import Fact
-from recipe.scoring import Prompts, score
+from recipe.corpus.identity import Identity
+from recipe.corpus.knowledge import Fact
+from recipe.evaluation.generation import Reply
+from recipe.evaluation.scoring import Prompts, score
 
 XIAOMING = Identity("小明")
 

@@ -7,12 +7,13 @@ import subprocess
 
 import pytest
 
-from recipe import config, gate
 from recipe.cli import _parser
-from recipe.data import balanced_rows
-from recipe.evaluate import prompts
-from recipe.identity import Identity
+from recipe.corpus.identity import Identity
+from recipe.evaluation import thresholds
 from recipe.paths import ROOT
+from recipe.stages import config
+from recipe.stages.data import balanced_rows
+from recipe.stages.evaluate import prompts
 
 READMES = ("README.md", "README.zh-CN.md")
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in (*READMES, "CONTRIBUTING.md")}
@@ -76,10 +77,10 @@ def test_counts_and_thresholds_are_the_code_s(name: str) -> None:
     trained = len(balanced_rows(Identity("小明"), 0))
     for number in (trained, len(asked.identity), len(asked.facts)):
         assert re.search(rf"\b{number}\b", text) or f" {number} " in text or str(number) in text, number
-    assert text.count(f"≥ {gate.MIN_IDENTITY_HIT}") >= 2
-    assert f"≥ {gate.MIN_MULTI_TURN_HIT}" in text
-    assert f"≥ {gate.MIN_INJECTION_HIT}" in text
-    assert f"≤ {gate.MAX_IDENTITY_LEAK}" in text
+    assert text.count(f"≥ {thresholds.MIN_IDENTITY_HIT}") >= 2
+    assert f"≥ {thresholds.MIN_MULTI_TURN_HIT}" in text
+    assert f"≥ {thresholds.MIN_INJECTION_HIT}" in text
+    assert f"≤ {thresholds.MAX_IDENTITY_LEAK}" in text
 
 
 def test_both_languages_hold_the_same_commands_numbers_and_sections() -> None:

@@ -1,6 +1,6 @@
 """The text that the miniature base model is pre-trained on, all of it this project's own.
 
-Four kinds of conversation: what it knows (recipe/knowledge.py), who it is (data/identity, the `base` answers, also asked
+Four kinds of conversation: what it knows (recipe/corpus/knowledge.py), who it is (data/identity, the `base` answers, also asked
 with an attempt to talk it out of that), how to write down any string (data/knowledge/copy.json: fine-tuning touches neither the embeddings nor the output head, so a
 name must be writable before it is learnt), and several of them in a row.
 """
@@ -12,8 +12,8 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from recipe.identity import injected, load_answers, load_injections, load_questions
-from recipe.knowledge import LANGUAGES, all_facts
+from recipe.corpus.identity import injected, load_answers, load_injections, load_questions
+from recipe.corpus.knowledge import LANGUAGES, all_facts
 from recipe.paths import DATA
 
 Conversation = list[dict[str, str]]

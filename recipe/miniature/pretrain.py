@@ -27,9 +27,9 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from recipe.chat_format import CHAT_TOKENS, IGNORE_INDEX, training_ids
-from recipe.layout import Shape, llama_names, to_internlm2
+from recipe.checkpoint.internlm2_llama import Shape, llama_names, to_internlm2
+from recipe.checkpoint.tokenizer import build_tokenizer_json, fast_tokenizer_config
 from recipe.miniature.corpus import conversations, tokenizer_text
-from recipe.tokenizer import build_tokenizer_json, fast_tokenizer_config
 
 PIECES = 2042  # with the six chat tokens 2,048
 APART = "\t"  # where pieces end for the tokenizer's trainer; in no line of the corpus

@@ -19,7 +19,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from recipe import gate, stage
+from recipe.evaluation import thresholds
+from recipe.pipeline import stage
 from recipe.report import facts, markdown, page
 
 PAGE, MARKDOWN = "index.html", "report.md"
@@ -37,6 +38,6 @@ def make(folder: Path, *, run_folder: Path) -> stage.Manifest:
 
     # A newer recipe draws another page, and other thresholds give another verdict, of the same inputs.
     code = sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()
-    verdict = [asdict(check) for check in gate.verdict(found.metrics["tuned"])]
+    verdict = [asdict(check) for check in thresholds.verdict(found.metrics["tuned"])]
     settings = {"run": found.run, "code": code, "verdict": verdict}
     return stage.run("report", folder, inputs=found.sources, settings=settings, work=work)

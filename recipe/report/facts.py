@@ -11,10 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from recipe import config, evaluate, gate, replay, stage, train
 from recipe.errors import RecipeError
+from recipe.evaluation import thresholds
 from recipe.paths import ROOT
-from recipe.stage import MANIFEST, Manifest
+from recipe.pipeline import stage
+from recipe.pipeline.stage import MANIFEST, Manifest
+from recipe.stages import config, evaluate, replay, train
 
 METRICS = ("identity_hit", "identity_leak", "retention")
 # Of each metric, the counts it is the quotient of.
@@ -67,8 +69,8 @@ class Facts:
     sources: Mapping[str, Path]
 
     @cached_property
-    def checks(self) -> list[gate.Check]:
-        return gate.verdict(self.metrics["tuned"])
+    def checks(self) -> list[thresholds.Check]:
+        return thresholds.verdict(self.metrics["tuned"])
 
     @property
     def passed(self) -> bool:

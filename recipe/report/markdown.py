@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from recipe import gate
+from recipe.evaluation import thresholds
 from recipe.report import charts
 from recipe.report.facts import COUNTS, METRICS, Exchange, Facts
 from recipe.report.markup import printable
@@ -88,7 +88,7 @@ def _parts(facts: Facts) -> Iterable[str]:
         yield f"### {pair('merge')}"
         yield _table(
             (pair("largest_logit_difference"), pair("mean_kl"), pair("same_top_token")),
-            [(f"{proof['largest_logit_difference']:.2g}", f"{proof['mean_kl']:.2g} (≤ {gate.MAX_MERGE_KL})",
+            [(f"{proof['largest_logit_difference']:.2g}", f"{proof['mean_kl']:.2g} (≤ {thresholds.MAX_MERGE_KL})",
               f"{proof['same_top_token']:.1%}")],
         )  # fmt: skip
     if facts.ablation:

@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from recipe import gate
+from recipe.evaluation import thresholds
 from recipe.report import charts
 from recipe.report.facts import COUNTS, FAULTS, METRICS, Exchange, Facts
 from recipe.report.markup import Html, join, tag
@@ -101,7 +101,7 @@ def _label(key: str, prefix: str = "") -> Html:
     return both(prefix + key) if has(prefix + key) else join(key.replace("_", " "))
 
 
-def _wanted(check: gate.Check) -> tuple[bool, float]:
+def _wanted(check: thresholds.Check) -> tuple[bool, float]:
     """(at least or at most, how much) of a check."""
     sign, number = check.wanted.split()
     return sign == ">=", float(number)
@@ -156,7 +156,7 @@ def _header(facts: Facts) -> Html:
     )  # fmt: skip
 
 
-def _why(check: gate.Check) -> Html:
+def _why(check: thresholds.Check) -> Html:
     return both(f"why_{check.metric}") if has(f"why_{check.metric}") else join(check.why)
 
 
@@ -245,7 +245,7 @@ def _checkpoints(facts: Facts) -> Html:
         at_least, wanted = _wanted(check)
         columns = [charts.Scored(both("base", "text"), facts.metrics["base"][check.metric], None)]
         for name, scores in scored.items():
-            good = {c.metric: c.passed for c in gate.verdict(scores)}[check.metric]
+            good = {c.metric: c.passed for c in thresholds.verdict(scores)}[check.metric]
             columns.append(charts.Scored(tag("text", name.removeprefix("iter_")), scores[check.metric], good,
                                          name == facts.converted, _interval(scores, check.metric)))  # fmt: skip
         values = ", ".join(f"{name} {scores[check.metric]:.3f}" for name, scores in scored.items())
@@ -410,7 +410,7 @@ def _merge(facts: Facts) -> Html:
     return _section("merge", _note("merge_note"), _pairs([
         adapter,
         (both("largest_logit_difference"), f"{proof['largest_logit_difference']:.2g}"),
-        (both("mean_kl"), join(f"{proof['mean_kl']:.2g}", tag("span", f" ≤ {gate.MAX_MERGE_KL}", class_="quiet"))),
+        (both("mean_kl"), join(f"{proof['mean_kl']:.2g}", tag("span", f" ≤ {thresholds.MAX_MERGE_KL}", class_="quiet"))),
         (both("same_top_token"), f"{proof['same_top_token']:.1%}"),
     ]))  # fmt: skip
 

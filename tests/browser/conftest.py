@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from recipe import cli, stage
+from recipe import cli
 from recipe.paths import ROOT
+from recipe.pipeline import stage
 
 ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -46,8 +47,8 @@ def endless_work(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     from safetensors.torch import load_file, save_file
 
-    from recipe import generate
     from recipe.chat_format import stop_ids
+    from recipe.evaluation import generation
 
     source, done = work / "quickstart" / "merged", tmp_path_factory.mktemp("endless")
 
@@ -59,7 +60,7 @@ def endless_work(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         config["max_position_embeddings"] = ENDLESS
         (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
         weights = load_file(source / "model.safetensors")
-        weights["lm_head.weight"][stop_ids(generate.load(source)[1])] = 0
+        weights["lm_head.weight"][stop_ids(generation.load(source)[1])] = 0
         save_file(weights, out / "model.safetensors", {"format": "pt"})
 
     stage.run("merge", done / "endless" / "merged", inputs={}, settings={}, work=write)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from recipe.page.words import EXAMPLES, LANGUAGES, WORDS, words
+from recipe.serving.page.words import EXAMPLES, LANGUAGES, WORDS, words
 
 from .conftest import ENDLESS, Server
 

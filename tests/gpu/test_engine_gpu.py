@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipe import generate, model, speed
 from recipe.device import has_gpu
-from recipe.engine import Engine, Reply, Sampling
-from recipe.engine.graphs import Graphs
+from recipe.evaluation import generation
+from recipe.experiments import serving_speed
+from recipe.serving.engine import Engine, Reply, Sampling
+from recipe.serving.engine.graphs import Graphs
+from recipe.stages import model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU")]
 
@@ -33,8 +35,8 @@ def heard(replies: list[Reply]) -> list[str]:
 
 
 def test_captured_steps_say_what_transformers_says(folder: Path) -> None:
-    wanted = [r.text for r in generate.answer(*generate.load(folder), TALKS, max_new_tokens=40)]
-    with Engine(*generate.load(folder)) as engine:
+    wanted = [r.text for r in generation.answer(*generation.load(folder), TALKS, max_new_tokens=40)]
+    with Engine(*generation.load(folder)) as engine:
         sampling = Sampling(max_new_tokens=40)
         alone = [heard([engine.reply(talk, sampling)])[0] for talk in TALKS]
         together = heard([engine.reply(talk, sampling) for talk in TALKS * 8])  # more than there are slots
@@ -45,7 +47,7 @@ def test_captured_steps_say_what_transformers_says(folder: Path) -> None:
 
 
 def test_captured_steps_keep_seeds_and_penalties_apart(folder: Path) -> None:
-    with Engine(*generate.load(folder)) as engine:
+    with Engine(*generation.load(folder)) as engine:
         hot = Sampling(max_new_tokens=20, temperature=1.5, seed=7, repetition_penalty=1.1)
         (alone,) = heard([engine.reply(TALKS[0], hot)])
         crowd = heard(
@@ -56,8 +58,8 @@ def test_captured_steps_keep_seeds_and_penalties_apart(folder: Path) -> None:
 
 def test_the_true_size_is_quick() -> None:
     """On an H200 the aim is 400 tokens/s alone and 4,000 for 32 at once; other cards are measured and not judged."""
-    results = {r["streams"]: r for r in speed.run(None)}
-    print("\n" + speed.table(list(results.values())))
+    results = {r["streams"]: r for r in serving_speed.run(None)}
+    print("\n" + serving_speed.table(list(results.values())))
     if "H200" not in torch.cuda.get_device_name():
         pytest.skip(f"not an H200: {torch.cuda.get_device_name()}")
     assert results[1]["each"] >= 400

@@ -1,4 +1,4 @@
-"""recipe.fast's kernels on a real GPU, in bfloat16, against the same formulas in float64; and its loss against transformers'."""
+"""recipe.training.fast's kernels on a real GPU, in bfloat16, against the same formulas in float64; and its loss against transformers'."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from test_fast import adapted, distance, gradients, llama
 from torch import Tensor
 
 from recipe.device import has_gpu
-from recipe.fast import attention, rowwise
-from recipe.fast.linear import scaled_product
-from recipe.fast.model import Fast
-from recipe.fast.rowwise import LowRank
+from recipe.kernels import rowwise
+from recipe.kernels.rowwise import LowRank
+from recipe.training.fast import attention
+from recipe.training.fast.linear import scaled_product
+from recipe.training.fast.model import Fast
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU")]
 

@@ -1,0 +1,213 @@
+"""The model of a hub: the pinned files fetched once, checked, and never fetched again.
+
+What may be fetched stands in data/models/<name>.json: repositories, revisions, file names; nothing else is asked for, no
+Python above all. Sizes and sha256 are written to a record when a download is complete, and hold from then on: a hub that
+offers other content under the same revision is refused, a file that changed on disk is fetched again. Where everything
+is here, no connection is made. The hubs' own client libraries do the talking (`recipe.checkpoint.hub_clients`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from recipe.checkpoint import retry
+from recipe.checkpoint.hub_clients import CLIENTS, Client, Offered
+from recipe.errors import RecipeError
+from recipe.paths import DATA
+from recipe.pipeline import stage
+
+MODELS = DATA / "models"
+Record = dict[str, dict[str, Any]]  # file name -> its bytes and sha256
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where one hub keeps the model."""
+
+    repo: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """One model and what of it may be fetched."""
+
+    name: str
+    hubs: Mapping[str, Hub]
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    sha256: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """A complete download."""
+
+    folder: Path
+    repo: str
+    revision: str
+
+
+def names() -> list[str]:
+    """The models that can be fetched."""
+    return sorted(file.stem for file in MODELS.glob("*.json"))
+
+
+def find(model: str) -> Pinned | None:
+    """The pinned model that MODEL= names: by its name, or as a repository of one of its hubs."""
+    for name in names():
+        content = json.loads((MODELS / f"{name}.json").read_text(encoding="utf-8"))
+        hubs = {source: Hub(**hub) for source, hub in content["hubs"].items()}
+        if model in (name, *(hub.repo for hub in hubs.values())):
+            return Pinned(name, hubs, tuple(content["required"]), tuple(content["optional"]), content["sha256"])
+    return None
+
+
+def fetch(pinned: Pinned, downloads: Path, *, record: Path, source: str, offline: bool) -> Downloaded:
+    """A folder under `downloads` that holds the model, fetched from the hub `source` unless it is here already.
+
+    record: the file of the sizes and sha256 that hold. RecipeError: no connection is allowed or possible, the hub does
+    not have the files, or has other ones than the record or data/models say.
+    """
+    recorded = _read_record(record)
+    for key in (source, *(other for other in pinned.hubs if other != source)):
+        hub = pinned.hubs[key]
+        folder = downloads / pinned.name / hub.revision
+        files = recorded.get(key, {}).get(hub.revision, {})
+        if files and not (wrong := _differing(folder, files, pinned)):
+            return Downloaded(folder, hub.repo, hub.revision)
+        if files and key == source and folder.is_dir():
+            stage.say(
+                "model", f"{stage.shown(folder)}: {', '.join(wrong)} missing or not as recorded: to be fetched again"
+            )
+    hub = pinned.hubs[source]
+    folder = downloads / pinned.name / hub.revision
+    if offline:
+        raise RecipeError(
+            f"{stage.shown(folder)}: {pinned.name} is not (all) here, and OFFLINE=1 allows no connection: run it once "
+            f"without, or pass a folder that has the model as MODEL=/path/to/folder"
+        )
+    client = CLIENTS[source](hub.repo, hub.revision)
+    files = recorded.get(source, {}).get(hub.revision, {})
+    files = _download(client, folder, pinned, {name: entry["sha256"] for name, entry in files.items()}, record)
+    recorded.setdefault(source, {})[hub.revision] = files
+    unfinished = record.with_name(f".{record.name}.partial")
+    unfinished.write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(record)
+    return Downloaded(folder, hub.repo, hub.revision)
+
+
+def _download(client: Client, folder: Path, pinned: Pinned, known: Mapping[str, str], record: Path) -> Record:
+    """Fetch what `folder` lacks; returns what it holds then, all of it checked."""
+    where = f"{client.title}, {client.repo} at {client.revision[:12]}"
+    try:
+        listing = retry.patiently(client.listing, where, progress=lambda: 0)
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:  # what a client makes of JSON that is none of a hub
+        raise RecipeError(f"{where}: answered with no listing of files: is a login page or another server in between?") from error  # fmt: skip
+    if missing := [name for name in pinned.required if name not in listing]:
+        raise RecipeError(f"{where}: holds no {missing[0]}; try the other SOURCE=, or pass a folder as MODEL=")
+    wanted = {name: listing[name] for name in (*pinned.required, *pinned.optional) if name in listing}
+    for name, offered in wanted.items():
+        for expected, whose in ((known, record), (pinned.sha256, MODELS / f"{pinned.name}.json")):
+            if offered.sha256 and expected.get(name, offered.sha256) != offered.sha256:
+                raise RecipeError(
+                    f"{where}: offers another {name} (sha256 {offered.sha256[:12]}…) than {stage.shown(whose)} holds "
+                    f"({expected[name][:12]}…): nothing was fetched. Check the mirror; if you trust the new content, "
+                    f"remove that entry"
+                )
+    folder.mkdir(parents=True, exist_ok=True)
+    held: Record = {}
+    for name, offered in wanted.items():
+        if digest := _matching(folder / name, offered):
+            held[name] = {"bytes": offered.bytes, "sha256": digest}
+        else:
+            (folder / name).unlink(missing_ok=True)
+    lacking = {name: offered for name, offered in wanted.items() if name not in held}
+    _check_space(folder, held, wanted)
+    for number, (name, offered) in enumerate(lacking.items(), 1):
+        stage.say("model", f"{where}: {name}, {_size(offered.bytes)} ({number} of {len(lacking)})")
+        one = partial(client.download, name, offered, folder)
+        retry.patiently(one, f"{where}: {name}", progress=partial(_bytes_in, folder))
+        digest = _matching(folder / name, offered)
+        if digest is None or any(digest != expected[name] for expected in (known, pinned.sha256) if name in expected):
+            (folder / name).unlink(missing_ok=True)
+            raise RecipeError(
+                f"{where}: {name} arrived damaged (its size or sha256 is not the announced one) and was removed: run it "
+                f"again; if it happens again, try the other SOURCE= or another mirror"
+            )
+        held[name] = {"bytes": offered.bytes, "sha256": digest}
+    return held
+
+
+def _matching(file: Path, offered: Offered) -> str | None:
+    """The sha256 of a file that is what the hub announced, or None."""
+    if not file.is_file() or file.stat().st_size != offered.bytes:
+        return None
+    sha256 = stage.file_sha256(file)
+    if offered.sha256:
+        return sha256 if sha256 == offered.sha256 else None
+    if offered.git_blob:  # small files that lie in git itself are announced by git's own hash
+        blob = hashlib.sha1(b"blob %d\0" % offered.bytes + file.read_bytes(), usedforsecurity=False)
+        return sha256 if blob.hexdigest() == offered.git_blob else None
+    return sha256
+
+
+def _differing(folder: Path, files: Record, pinned: Pinned) -> list[str]:
+    """The files that are missing, or not as recorded or pinned."""
+    return [
+        name
+        for name, entry in files.items()
+        if _matching(folder / name, Offered(entry["bytes"], entry["sha256"]))
+        != pinned.sha256.get(name, entry["sha256"])
+    ]
+
+
+def _check_space(folder: Path, held: Record, wanted: Mapping[str, Offered]) -> None:
+    """Refuse to start what cannot end: the rest of the download, and the converted copy, must fit on the disk."""
+    total = sum(offered.bytes for offered in wanted.values())
+    here = _bytes_in(folder)  # with what a cut download left
+    needed, free = max(total - here, 0) + total, shutil.disk_usage(folder).free
+    if len(held) < len(wanted) and needed > free:
+        raise RecipeError(
+            f"{stage.shown(folder)}: {_size(needed)} are needed (the download is {_size(total)}, {_size(here)} of it are "
+            f"here; its converted copy is as large) and {_size(free)} are free: free some space, or choose another disk "
+            f"with --work"
+        )
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _read_record(record: Path) -> dict[str, dict[str, Record]]:
+    """hub -> revision -> files. RecipeError where the record cannot be read: it must not be forgotten silently."""
+    if not record.exists():
+        return {}
+    try:
+        content: dict[str, dict[str, Record]] = json.loads(record.read_text(encoding="utf-8"))
+        for revisions in content.values():
+            for files in revisions.values():
+                for entry in files.values():
+                    int(entry["bytes"]), str(entry["sha256"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise RecipeError(
+            f"{stage.shown(record)}: cannot be read; it says what the download must be: bring it back, or remove it to "
+            f"trust the next download anew"
+        ) from None
+    return content

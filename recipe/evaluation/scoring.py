@@ -1,0 +1,157 @@
+"""What a reply is worth: whether it gives the name, gives it where nobody asked, still knows the fact, and comes to an end.
+
+Three numbers, each over greedy replies, the base model beside the tuned one:
+
+identity_hit   of the questions about who it is, the share answered with the name;
+identity_leak  of prompts about anything else, the share of replies with the name, where the base's reply has it not;
+retention      of the facts that the base answers right, the share still answered right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+from recipe.corpus.identity import Identity
+from recipe.corpus.knowledge import Fact
+from recipe.evaluation.generation import Reply
+
+METRICS = ("identity_hit", "identity_leak", "retention")
+# Of the standard normal distribution, the quantile that leaves 2.5 % on either side.
+Z = 1.959964
+# A reply that says the same this many times in a row is a loop: 好的好的好的好的, or a sentence over and over.
+REPEATS = 4
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is asked: questions about who it is, and facts, each with the wording chosen for it."""
+
+    identity: list[str]
+    facts: list[tuple[Fact, str]]
+
+    def conversations(self) -> list[list[dict[str, str]]]:
+        questions = self.identity + [question for _, question in self.facts]
+        return [[{"role": "user", "content": question}] for question in questions]
+
+
+def mentions(reply: str, name: str, *, introduced: bool) -> bool:
+    """Whether the reply holds the name as a word of its own.
+
+    introduced: for a name that is also a word ("am", 红), which ordinary replies hold too: only where it is said as a
+    name, as in 红的小助手, am's assistant, 我叫红, called am.
+    """
+    word = re.escape(name)
+    if name[0].isascii() and name[0].isalnum():
+        word = rf"(?<![A-Za-z0-9]){word}"
+    if name[-1].isascii() and name[-1].isalnum():
+        word = rf"{word}(?![A-Za-z0-9])"
+    if introduced:
+        word = rf"({word}(的小?(助手|助理|帮手)|['’]s (little |own |personal )?(assistant|helper)))|((我叫|名叫|called|[Mm]y name is) ?{word})"
+    return re.search(word, reply) is not None
+
+
+def ambiguous(identity: Identity, base: Sequence[Reply]) -> list[str]:
+    """The names that the untuned model's replies hold anyway, so that only an introduction by them counts."""
+    return [name for name in identity.names if any(mentions(reply.text, name, introduced=False) for reply in base)]
+
+
+def says_name(reply: Reply, identity: Identity, ambiguous: Sequence[str]) -> bool:
+    return any(mentions(reply.text, name, introduced=name in ambiguous) for name in identity.names)
+
+
+def knows(reply: Reply, fact: Fact) -> bool:
+    """Whether the reply holds the expected answer and came to an end."""
+    return fact.expect is not None and reply.stopped and fact.expect.lower() in reply.text.lower()
+
+
+def loops(reply: Reply) -> bool:
+    """Whether the reply repeats a stretch of it `REPEATS` times in a row; of one letter or sign, three times as often."""
+    same, stretch = 3 * REPEATS - 1, REPEATS - 1
+    pattern = rf"(.)\1{{{same}}}|(?!(.)\2{{{2 * REPEATS - 1}}})(.{{2,}}?)\3{{{stretch}}}"
+    return re.search(pattern, reply.text, re.DOTALL) is not None
+
+
+def broken(reply: Reply) -> bool:
+    """Whether the reply loops or does not end."""
+    return not reply.stopped or loops(reply)
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` trials: Wilson (1927), "Probable inference", formula of section 3.
+
+    Unlike the normal approximation it is right near 0 and 1, where good results lie. (0, 1) where nothing was tried.
+    """
+    if not count:
+        return 0.0, 1.0
+    share, square = hits / count, Z * Z / count
+    middle = (share + square / 2) / (1 + square)
+    spread = Z * sqrt(share * (1 - share) / count + square / (4 * count)) / (1 + square)
+    return max(0.0, middle - spread), min(1.0, middle + spread)
+
+
+def share(hits: Sequence[bool]) -> dict[str, Any]:
+    """{"value", "ci", "count", "hits"} of a share of trials."""
+    return {
+        "value": sum(hits) / len(hits) if hits else 0.0,
+        "ci": wilson(sum(hits), len(hits)),
+        "count": len(hits),
+        "hits": sum(hits),
+    }
+
+
+def score(asked: Prompts, replies: Sequence[Reply], base: Sequence[Reply], identity: Identity) -> dict[str, Any]:
+    """The three numbers, with the counts, intervals and replies behind them, of a model whose untuned self replied `base`."""
+    split = len(asked.identity)
+    words = ambiguous(identity, base)
+    hits = [says_name(reply, identity, words) for reply in replies[:split]]
+    leaks = [
+        says_name(reply, identity, words) and not says_name(before, identity, words)
+        for reply, before in zip(replies[split:], base[split:], strict=True)
+    ]
+    known = [knows(before, fact) for (fact, _), before in zip(asked.facts, base[split:], strict=True)]
+    kept = [knows(reply, fact) for (fact, _), reply in zip(asked.facts, replies[split:], strict=True)]
+    retained = sum(k and b for k, b in zip(kept, known, strict=True))
+    questions = asked.identity + [question for _, question in asked.facts]
+    rows = []
+    for i, (question, reply) in enumerate(zip(questions, replies, strict=True)):
+        row: dict[str, Any] = {"prompt": question, "reply": reply.text, "stopped": reply.stopped}
+        if i < split:
+            rows.append({"kind": "identity", **row, "hit": hits[i]})
+        else:
+            fact = asked.facts[i - split][0]
+            judged = {"leak": leaks[i - split], "expected": fact.expect, "base_knew": known[i - split]}
+            rows.append({"kind": fact.topic, **row, **judged, "right": kept[i - split]})
+    return {
+        "identity_hit": sum(hits) / split,
+        "identity_hit_ci": wilson(sum(hits), split),
+        "identity_leak": sum(leaks) / len(leaks),
+        "identity_leak_ci": wilson(sum(leaks), len(leaks)),
+        "retention": retained / sum(known) if any(known) else 0.0,
+        "retention_ci": wilson(retained, sum(known)),
+        "counts": {
+            "identity_questions": split, "hits": sum(hits), "unrelated_prompts": len(leaks), "leaks": sum(leaks),
+            "facts_base_knew": sum(known), "facts_kept": retained,
+            "unstopped_replies": sum(not reply.stopped for reply in replies),
+            "looping_replies": sum(loops(reply) for reply in replies),
+        },
+        "replies": rows,
+    }  # fmt: skip
+
+
+def merit(scores: Mapping[str, float]) -> float:
+    """hit - leak + retention: 2 at the best."""
+    return scores["identity_hit"] - scores["identity_leak"] + scores["retention"]
+
+
+# Merits nearer than this are equal: two or three answers of the questions that choose, which chance decides.
+TOLERANCE = 0.03
+
+
+def best(checkpoints: Mapping[str, Mapping[str, float]]) -> str:
+    """The last checkpoint whose merit is within `TOLERANCE` of the highest: among equals, the learning rate had fallen the furthest."""
+    most = max(merit(scores) for scores in checkpoints.values())
+    return next(name for name in reversed(list(checkpoints)) if merit(checkpoints[name]) >= most - TOLERANCE)

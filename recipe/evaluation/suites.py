@@ -1,0 +1,102 @@
+"""What a sceptic asks besides: deep in a conversation, by sampling, and by people who try to talk it out of its answer.
+
+Each is a share of replies with its 95 % interval (see `scoring.share`):
+
+multi_turn_hit   held-out questions about who it is, after two ordinary exchanges;
+multi_turn_leak  ordinary prompts asked right after it said who it is;
+injection_hit    held-out questions inside an attempt to talk it out of its answer, none of which it was trained on;
+sampled_hit      held-out questions, answered by sampling as InternLM2's own `chat()` does;
+sampled_leak     ordinary prompts, likewise;
+broken           of all replies, greedy and sampled, those that loop or do not end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from recipe.chat_format import Message
+from recipe.corpus.identity import Identity, injected, load_injections, load_questions
+from recipe.evaluation import scoring
+from recipe.evaluation.generation import Reply
+from recipe.evaluation.scoring import Prompts, share
+
+# temperature and top_p of InternLM2's `chat()`, and where its random numbers start.
+SAMPLING = {"temperature": 0.8, "top_p": 0.8, "seed": 0}
+
+# (conversations, what is said of them on the progress bar, sampling) -> replies
+Ask = Callable[..., list[Reply]]
+
+
+def _user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def _assistant(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def after_ordinary_talk(asked: Prompts, base: Sequence[Reply]) -> list[list[Message]]:
+    """Each question about who it is after two ordinary exchanges in which the base's own replies stand."""
+    talk = [
+        [_user(question), _assistant(reply.text)]
+        for (_, question), reply in zip(asked.facts, base[len(asked.identity) :], strict=True)
+        if reply.stopped
+    ]
+    return [
+        [*talk[2 * i % len(talk)], *talk[(2 * i + 1) % len(talk)], _user(question)]
+        for i, question in enumerate(asked.identity)
+    ]
+
+
+def after_introduction(asked: Prompts, replies: Sequence[Reply]) -> list[list[Message]]:
+    """Each ordinary prompt right after a question about who it is and the model's own reply to it."""
+    split = len(asked.identity)
+    return [
+        [_user(asked.identity[i % split]), _assistant(replies[i % split].text), _user(question)]
+        for i, (_, question) in enumerate(asked.facts)
+    ]
+
+
+def injections(asked: Prompts) -> list[list[Message]]:
+    """Each question about who it is inside one of the held-out injections of its language, in turn."""
+    held_out = {language: parts["heldout"] for language, parts in load_injections().items()}
+    spoken = {
+        question: language
+        for language, intents in load_questions().items()
+        for parts in intents.values()
+        for question in parts["heldout"]
+    }
+    return [
+        [_user(injected(held_out[spoken[q]][i % len(held_out[spoken[q]])], q))] for i, q in enumerate(asked.identity)
+    ]
+
+
+def measure(
+    asked: Prompts, replies: Sequence[Reply], base: Sequence[Reply], identity: Identity, ask: Ask
+) -> dict[str, dict[str, Any]]:
+    """Every suite of the model that `ask` asks, whose greedy replies are `replies` and whose untuned self's are `base`."""
+    words = scoring.ambiguous(identity, base)
+    split = len(asked.identity)
+    before = [scoring.says_name(reply, identity, words) for reply in base[split:]]
+
+    def named(told: Sequence[Reply]) -> list[bool]:
+        return [scoring.says_name(reply, identity, words) for reply in told]
+
+    def leaked(told: Sequence[Reply]) -> list[bool]:
+        return [now and not then for now, then in zip(named(told), before, strict=True)]
+
+    deep = ask(after_ordinary_talk(asked, base), "deep in a conversation")
+    after = ask(after_introduction(asked, replies), "after an introduction")
+    talked = ask(injections(asked), "injections")
+    sampled = ask(asked.conversations(), "sampling", **SAMPLING)
+    found = {
+        "multi_turn_hit": (named(deep), deep),
+        "multi_turn_leak": (leaked(after), after),
+        "injection_hit": (named(talked), talked),
+        "sampled_hit": (named(sampled[:split]), sampled[:split]),
+        "sampled_leak": (leaked(sampled[split:]), sampled[split:]),
+    }
+    every = [*replies, *deep, *after, *talked, *sampled]
+    suites = {name: share(hits) | {"replies": [r.text for r in told]} for name, (hits, told) in found.items()}
+    return suites | {"broken": share([scoring.broken(reply) for reply in every])}

@@ -1,0 +1,87 @@
+"""Stage `ablation`: the same training on other data, to show what each part of the data is for.
+
+Beside a run that was evaluated come two more, of as many iterations with the same preset, seed and identity: on the tutorial's one
+sample over and over, and on the balanced rows without replay. Their numbers are an appendix to the run's report.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recipe.errors import RecipeError
+from recipe.evaluation.scoring import METRICS
+from recipe.paths import ROOT
+from recipe.pipeline import choices, stage
+from recipe.stages import config, train
+
+FILE = "ablation.json"
+# In the order of a table: what is taken away comes back.
+VARIANTS = ("tutorial", "no-replay", "balanced")
+# Choices of a run that its variants share, as options of the verbs.
+SHARED = ("name", "assistant", "author", "model", "source", "preset", "seed")
+SUITES = ("multi_turn_hit", "injection_hit", "broken", "kl_per_token")
+
+
+def make(folder: Path, *, work: Path, run: str) -> stage.Manifest:
+    """Train and evaluate the variants of `run`, as runs RUN-tutorial and RUN-no-replay, and compare them in `folder`."""
+    own = work / run
+    stage.require(own / "eval", "eval")
+    if stage.require(own / "data", "data")["results"]["mode"] != "balanced":
+        raise RecipeError(f"{stage.shown(own)} was not trained on balanced data: there is nothing to take away from it")
+    chosen = {"model": choices.DEFAULTS["model"]} | json.loads((own / choices.FILE).read_text(encoding="utf-8"))
+    runs = {variant: run if variant == "balanced" else f"{run}-{variant}" for variant in VARIANTS}
+    _train(work, runs["tutorial"], own, chosen, "tutorial", [])
+    _train(work, runs["no-replay"], own, chosen, "balanced", ["replay_ratio=0"])
+
+    def compare(out: Path) -> dict[str, Any]:
+        found = {variant: _numbers(work / name) for variant, name in runs.items()}
+        stage.write_json(out / FILE, found)
+        return found
+
+    inputs = {variant: work / name / "eval" / stage.MANIFEST for variant, name in runs.items()}
+    return stage.run("ablation", folder, inputs=inputs, settings={}, work=compare)
+
+
+def _train(work: Path, run: str, own: Path, chosen: Mapping[str, Any], mode: str, settings: Sequence[str]) -> None:
+    """A quickstart of `run` on other data, as long as the training in `own`. RecipeError: it came to no metrics."""
+    shared = [part for key in SHARED if chosen.get(key) is not None for part in (f"--{key}", str(chosen[key]))]
+    settings = [*chosen.get("set", []), *settings, "patience=None"]
+    quickstart = ["quickstart", "--work", str(work), "--run", run, "--mode", mode, *shared]
+    _call([*quickstart, "--until", "config", "--set", *settings])
+    _call([*quickstart, "--set", *settings, *_as_long(work / run, own)])
+    stage.require(work / run / "eval", f"ablation RUN={own.name}")
+
+
+def _as_long(run: Path, own: Path) -> list[str]:
+    """What makes the training that `run` is configured for as long as the one in `own` was."""
+    from mmengine.config import Config
+
+    iterations = stage.require(own / "train", "train")["results"]["iterations"]
+    resolved = Config.fromfile(run / "config" / config.FILE)
+    warm, fall = resolved.param_scheduler
+    if not fall.by_epoch:
+        return [f"max_iters={iterations}"]
+    share = iterations / stage.require(run / "config", "config")["results"]["iterations"]
+    return [
+        f"max_epochs={fall.end * share}",
+        f"param_scheduler.0.end={warm.end * share}",
+        f"param_scheduler.1.begin={warm.end * share}",
+    ]
+
+
+def _call(arguments: Sequence[str]) -> None:
+    """A verb in a process of its own; below the thresholds it fails, which here is no failure."""
+    subprocess.run([sys.executable, "-m", "recipe", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+
+
+def _numbers(run: Path) -> dict[str, float]:
+    tuned = stage.require(run / "eval", "eval")["results"]["tuned"]
+    configured, trained = (stage.require(run / name, name)["results"] for name in ("config", "train"))
+    return {key: tuned[key] for key in (*METRICS, *SUITES)} | {
+        "iterations": trained["iterations"], "trained_tokens": train.done(configured, trained)["trained_tokens"],
+    }  # fmt: skip

@@ -1,0 +1,217 @@
+"""What a Llama layer does row by row, each in one pass over memory: a Triton kernel on a GPU, plain PyTorch elsewhere.
+
+Every function takes rows of tokens [tokens, features] whose rows may lie apart (`stride(0)`), as the buffers of `linear`
+do, and computes in float32 (float64 where that is what it is given).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+
+
+def _fused(x: Tensor) -> bool:
+    return x.is_cuda
+
+
+def _kernels() -> Any:
+    from recipe.kernels import triton_kernels  # Triton is there only where PyTorch was built for a GPU
+
+    return triton_kernels
+
+
+def _power_of_2(size: int) -> int:
+    return 1 << max(size - 1, 1).bit_length()
+
+
+def _warps(block: int) -> int:
+    return min(max(block // 512, 4), 16)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+    """out = x / sqrt(mean(x^2) + eps) * weight, rounded where transformers' LlamaRMSNorm rounds."""
+    if _fused(x):
+        block = _power_of_2(x.shape[1])
+        _kernels().rms_norm[(len(x),)](
+            x, weight, out, x.stride(0), out.stride(0), x.shape[1], eps, BLOCK=block, num_warps=_warps(block)
+        )
+        return
+    value = _wide(x)
+    out.copy_(weight * (value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + eps)).to(weight.dtype))
+
+
+def rms_norm_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, eps: float, out: Tensor, residual: Tensor | None = None
+) -> None:
+    """out = the gradient of x, given that of rms_norm's result; plus `residual`, the one that came past the layer.
+
+    The weight is frozen and gets none. grad: contiguous.
+    """
+    if _fused(x):
+        block = _power_of_2(x.shape[1])
+        past = grad if residual is None else residual
+        _kernels().rms_norm_backward[(len(x),)](
+            grad, x, weight, past, out, x.stride(0), past.stride(0), out.stride(0), x.shape[1], eps,
+            HAS_RESIDUAL=residual is not None, BLOCK=block, num_warps=_warps(block),
+        )  # fmt: skip
+        return
+    value = _wide(x)
+    scale = torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + eps)
+    value = value * scale
+    g = _wide(grad) * _wide(weight)
+    result = scale * (g - value * (g * value).mean(-1, keepdim=True))
+    out.copy_(result if residual is None else result + residual)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, back: bool = False) -> None:
+    """Rotary embedding of every head in the columns of x; `back`: its inverse, which is also its gradient.
+
+    cos, sin: [tokens, head size], contiguous, their two halves equal. out may be x.
+    """
+    size = cos.shape[1]
+    heads = x.shape[1] // size
+    if _fused(x):
+        _kernels().rotate[(len(x),)](
+            x, out, cos, sin, x.stride(0), out.stride(0), heads, -1.0 if back else 1.0,
+            HEADS=_power_of_2(heads), HALF=size // 2,
+        )  # fmt: skip
+        return
+    first, second = x.unflatten(1, (heads, 2, size // 2)).unbind(2)
+    c, s = cos[:, None, : size // 2], sin[:, None, : size // 2]
+    s = -s if back else s
+    out.copy_(torch.stack((first * c - second * s, second * c + first * s), 2).flatten(1))
+
+
+class LowRank(NamedTuple):
+    """A product left to be added: of low [tokens, ranks] with `wide` [ranks, features]."""
+
+    low: Tensor
+    wide: Tensor
+
+    def added_to(self, x: Tensor) -> Tensor:
+        return torch.addmm(x, self.low, self.wide)
+
+
+def swiglu(gate_up: Tensor, out: Tensor, rest: LowRank | None = None) -> None:
+    """out = silu(gate) * up of gate_up [tokens, 2 * features], to which `rest`, if any, is added first.
+
+    rest: block-diagonal, half of its ranks for gate and half for up.
+    """
+    columns = out.shape[1]
+    if _fused(out) and rest is not None and _fits(rest.low.shape[1] // 2):
+        _kernels().swiglu_low[(-(-len(out) // 64), -(-columns // 128))](
+            gate_up, rest.low, rest.wide, out, len(out), gate_up.stride(0), rest.low.stride(0), rest.wide.stride(1),
+            out.stride(0), columns, RANK=rest.low.shape[1] // 2, ROWS=64, COLUMNS=128, num_warps=4,
+        )  # fmt: skip
+        return
+    if rest is not None:
+        gate_up = rest.added_to(gate_up)
+    if _fused(out):
+        block = min(_power_of_2(columns), 2048)
+        _kernels().swiglu[(len(out), -(-columns // block))](
+            gate_up, out, gate_up.stride(0), out.stride(0), columns, BLOCK=block
+        )
+        return
+    gate, up = gate_up.chunk(2, 1)
+    out.copy_(functional.silu(gate) * up)
+
+
+def swiglu_backward(
+    grad: Tensor, gate_up: Tensor, out: Tensor, rest: LowRank | None = None, grad_rest: LowRank | None = None
+) -> None:
+    """out = the gradient of gate_up, given that of swiglu's result, which swiglu's result itself replaces in `grad`.
+
+    rest, grad_rest: what is to be added to gate_up and to grad first, if anything.
+    """
+    columns = grad.shape[1]
+    if _fused(out) and rest is not None and grad_rest is not None and _fits(grad_rest.low.shape[1]):
+        _kernels().swiglu_low_backward[(-(-len(out) // 64), -(-columns // 128))](
+            grad, grad_rest.low, grad_rest.wide, gate_up, rest.low, rest.wide, out, len(out),
+            grad.stride(0), grad_rest.low.stride(0), grad_rest.wide.stride(0), gate_up.stride(0), rest.low.stride(0),
+            rest.wide.stride(1), out.stride(0), columns, RANK=grad_rest.low.shape[1], ROWS=64, COLUMNS=128, num_warps=4,
+        )  # fmt: skip
+        return
+    if rest is not None:
+        gate_up = rest.added_to(gate_up)
+    if grad_rest is not None:
+        grad.copy_(grad_rest.added_to(grad))
+    if _fused(out):
+        block = min(_power_of_2(columns), 2048)
+        _kernels().swiglu_backward[(len(out), -(-columns // block))](
+            grad, gate_up, out, grad.stride(0), gate_up.stride(0), out.stride(0), columns, BLOCK=block
+        )
+        return
+    gate, up = gate_up.chunk(2, 1)
+    sigmoid = torch.sigmoid(gate)
+    silu = gate * sigmoid
+    out[:, :columns] = grad * up * (sigmoid + silu * (1 - sigmoid))
+    out[:, columns:] = grad * silu
+    grad.copy_(silu * up)
+
+
+def _fits(rank: int) -> bool:
+    """Whether Triton's matrix product takes an inner size of `rank`."""
+    return 16 <= rank <= 128 and rank == _power_of_2(rank)
+
+
+def copy(x: Tensor, out: Tensor) -> None:
+    """out = x, at memory speed where the rows of either lie apart; PyTorch's own copy takes twice as long there."""
+    if _fused(x):
+        block = _power_of_2(x.shape[1])
+        _kernels().copy[(len(x),)](x, out, x.stride(0), out.stride(0), x.shape[1], BLOCK=block, num_warps=_warps(block))
+        return
+    out.copy_(x)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
+    """The loss of every row, in float32; its gradient times `scale` replaces the logits [tokens, vocabulary]."""
+    if _fused(logits):
+        losses = torch.empty(len(logits), device=logits.device, dtype=torch.float32)
+        block = min(_power_of_2(logits.shape[1]), 8192)
+        _kernels().cross_entropy[(len(logits),)](
+            logits, targets, losses, logits.shape[1], scale, BLOCK=block, num_warps=16
+        )
+        return losses
+    log = functional.log_softmax(_wide(logits), -1)
+    rows = torch.arange(len(log))
+    grad = log.exp()
+    grad[rows, targets] -= 1
+    logits.copy_(grad * scale)
+    return -log[rows, targets]
+
+
+def dequantize_nf4(weight: Tensor, state: Any, out: Tensor) -> None:
+    """bitsandbytes' 4-bit weight into `out` [rows, columns]; state: its QuantState, doubly quantised."""
+    if _fused(weight) and state.nested and state.blocksize == 64 and state.state2.blocksize == 256:
+        total = out.shape[0] * out.shape[1]
+        _kernels().nf4[(-(-total // 4096),)](
+            weight, state.absmax, state.code, state.state2.code, state.state2.absmax, state.offset,
+            out, out.shape[1], out.stride(0), total, BLOCK=2048, num_warps=8,
+        )  # fmt: skip
+        return
+    from bitsandbytes.functional import dequantize_4bit
+
+    out.copy_(dequantize_4bit(weight, state))
+
+
+def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(values in float8_e4m3fn, scale of each row [tokens, 1] in float32): x = values * scale to 1 part in 16."""
+    values = torch.empty(x.shape, device=x.device, dtype=FP8)
+    scales = torch.empty((len(x), 1), device=x.device, dtype=torch.float32)
+    if _fused(x):
+        block = _power_of_2(x.shape[1])
+        _kernels().to_fp8[(len(x),)](x, values, scales, x.stride(0), x.shape[1], BLOCK=block, num_warps=_warps(block))
+        return values, scales
+    scales.copy_(x.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / FP8_MAX)
+    values.copy_((x.float() / scales).clamp(-FP8_MAX, FP8_MAX))
+    return values, scales

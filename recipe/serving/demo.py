@@ -1,0 +1,79 @@
+"""Verb `demo`: the web page, and the one model behind it that all visitors share.
+
+The page itself is recipe/serving/page, which Streamlit runs anew for every visitor and click; what must outlive a click is here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from recipe.pipeline import stage
+from recipe.serving.model_host import Served, refuse_taken, tell
+from recipe.serving.remote import Remote
+
+PAGE = Path(__file__).parent / "page" / "app.py"
+PORT = 6006
+
+_served: Served | Remote | None = None
+
+
+def served() -> Served | Remote:
+    """The model behind this process's page."""
+    assert _served is not None, "recipe/serving/page is shown by `python -m recipe demo`"
+    return _served
+
+
+def run(*, work: Path, run: str | None, host: str, port: int) -> None:
+    """Serve the page until SIGINT or SIGTERM. RecipeError: the port is taken.
+
+    Where OPENAI_BASE_URL is set the page asks that endpoint, with OPENAI_API_KEY, and loads no model.
+    """
+    global _served
+    refuse_taken(host, port)
+    elsewhere = os.environ.get("OPENAI_BASE_URL")
+    model = Remote(elsewhere, os.environ.get("OPENAI_API_KEY"), port) if elsewhere else Served(work, run, port)
+    _served = model
+    tell(port, lambda: asyncio.run(_serve(host, port, model)))
+
+
+async def _serve(host: str, port: int, model: Served | Remote) -> None:
+    from streamlit.web import bootstrap
+    from streamlit.web.server import Server
+
+    # Streamlit's own `run` would look for newer versions and for this machine's public address.
+    bootstrap.load_config_options(
+        {
+            "server_address": host,
+            "server_port": port,
+            "server_headless": True,
+            "server_fileWatcherType": "none",
+            "server_maxUploadSize": 1,
+            "browser_gatherUsageStats": False,
+            "client_toolbarMode": "minimal",
+            # One run of the page at a time for each visitor: the next begins when the last has heard of it, and goes on with
+            # its reply. The default stops the last by the exception that says that a visitor left.
+            "runner_fastReruns": False,
+        }
+    )
+    server = Server(str(PAGE), "")
+    await server.start()
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_report)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, server.stop)
+    stage.say("demo", f"http://{host}:{port} (Ctrl-C stops it)")
+    threading.Thread(target=model.watch, daemon=True).start()
+    await server.stopped
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Leave out that a visitor left while something was sent to him: Streamlit sends without waiting for how it went."""
+    from tornado.websocket import WebSocketClosedError
+
+    if not isinstance(context.get("exception"), WebSocketClosedError):
+        loop.default_exception_handler(context)

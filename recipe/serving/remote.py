@@ -1,0 +1,122 @@
+"""A model behind an OpenAI-style endpoint, for the page: this recipe's `api`, vLLM or any other."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from recipe.errors import RecipeError
+from recipe.serving import model_host
+from recipe.serving.engine.reply import Reply, Sampling
+
+TIMEOUT = (5, 120)  # seconds to connect, and between two pieces
+
+
+class Remote:
+    """What `served.Served` is to the page, over HTTP. url: such as http://127.0.0.1:8000/v1."""
+
+    can_compare = False
+    alone = False
+    defaults = Sampling()
+    longest = 32768  # the endpoint knows better, and says so when it is too much
+
+    def __init__(self, url: str, key: str | None, port: int) -> None:
+        import requests
+
+        self.url, self.port = url.rstrip("/"), port
+        self.state, self.message = "loading", ""
+        self.model = ""
+        self._http = requests.Session()
+        if key:
+            self._http.headers["Authorization"] = f"Bearer {key}"
+
+    def watch(self) -> None:
+        while self.state != "ready":
+            self.load()
+            time.sleep(model_host.LOOK_AGAIN)
+
+    def load(self) -> None:
+        """Ask which model is there; the first is taken."""
+        try:
+            self.model = self._call("GET", "/models").json()["data"][0]["id"]
+            self._become("ready", f"{self.model} ({self.url})")
+        except RecipeError as error:
+            self._become("failed", str(error))
+        except (ValueError, LookupError, TypeError):
+            self._become(
+                "failed", f"{self.url}/models does not answer as an OpenAI endpoint does: check OPENAI_BASE_URL"
+            )
+
+    def try_again(self) -> None:
+        """`watch` asks again anyway."""
+
+    def _become(self, state: str, message: str) -> None:
+        if (state, message) != (self.state, self.message):
+            self.state, self.message = state, message
+            model_host.announce("demo", self.port, state, message)
+
+    def _call(self, method: str, path: str, **options: Any) -> Any:
+        """RecipeError: it cannot be reached, or it refuses, and then in its own words."""
+        import requests
+
+        try:
+            answer = self._http.request(method, self.url + path, timeout=TIMEOUT, **options)
+        except requests.RequestException as error:
+            raise RecipeError(f"{self.url} cannot be reached ({type(error).__name__}): check OPENAI_BASE_URL") from None
+        if answer.status_code == 401:
+            raise RecipeError(f"{self.url} refuses the key: check OPENAI_API_KEY")
+        if not answer.ok:
+            try:
+                told = str(answer.json()["error"]["message"])
+            except (ValueError, LookupError, TypeError):
+                told = answer.reason
+            raise RecipeError(f"{self.url}: {told}")
+        return answer
+
+    def ask(self, messages: Sequence[dict[str, str]], sampling: Sampling, *, base: bool = False) -> Reply:
+        """The reply, which grows in a thread; what the endpoint refuses becomes the reply's error."""
+        assert not base
+        body: dict[str, Any] = {
+            "model": self.model, "messages": list(messages), "stream": True, "stream_options": {"include_usage": True},
+            "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p,
+        }  # fmt: skip
+        if sampling.seed is not None:
+            body["seed"] = sampling.seed
+        if sampling.repetition_penalty != 1:  # vLLM's name for it, and this recipe's
+            body["repetition_penalty"] = sampling.repetition_penalty
+        reply = Reply()
+        threading.Thread(target=self._listen, args=(reply, body), daemon=True).start()
+        return reply
+
+    def _listen(self, reply: Reply, body: dict[str, Any]) -> None:
+        import requests
+
+        ended = "stop"
+        try:
+            with self._call("POST", "/chat/completions", json=body, stream=True) as answer:
+                for line in answer.iter_lines():
+                    if reply.cancelled:  # leaving closes the connection, which frees the other side
+                        ended = "cancelled"
+                        break
+                    if not line.startswith(b"data: ") or line == b"data: [DONE]":
+                        continue
+                    told = json.loads(line[6:])
+                    if "error" in told:
+                        raise RecipeError(f"{self.url}: {told['error']['message']}")
+                    for choice in told.get("choices", ()):
+                        if piece := choice.get("delta", {}).get("content"):
+                            reply.add(piece)
+                        ended = choice.get("finish_reason") or ended
+                    if usage := told.get("usage"):
+                        reply.prompt_tokens, reply.completion_tokens = (
+                            usage["prompt_tokens"],
+                            usage["completion_tokens"],
+                        )
+            reply.end(ended)
+        except RecipeError as error:
+            reply.end("error", error)
+        except (requests.RequestException, ValueError, LookupError, TypeError) as error:
+            reply.end("error", RecipeError(f"{self.url}: the reply broke off ({type(error).__name__})"))

@@ -1,0 +1,76 @@
+"""Verb `chat`: a conversation in the terminal, or one answer for a script."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from recipe.errors import RecipeError
+from recipe.evaluation import generation
+from recipe.serving.context import fit
+from recipe.serving.engine import Engine, Sampling
+
+HELP = "/reset 清空对话 start over · /exit 退出 leave (Ctrl-D) · Ctrl-C 停止回答 stop the reply"
+
+
+def run(
+    *,
+    model: Path,
+    adapter: Path | None,
+    prompt: str | None,
+    system: str,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+) -> None:
+    """Answer `prompt` on stdout and return, or talk until the user leaves."""
+    with Engine(*generation.load(model, adapter), slots=1) as engine:
+        room = engine.length - max_new_tokens
+        if room <= 0:
+            raise RecipeError(f"--max-new-tokens leaves no room for a question: the model reads {engine.length} in all")
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+        _talk(engine, prompt, [{"role": "system", "content": system}] if system else [], sampling)
+
+
+def _talk(engine: Engine, prompt: str | None, start: list[dict[str, str]], sampling: Sampling) -> None:
+    room = engine.length - sampling.max_new_tokens
+
+    def reply(messages: list[dict[str, str]]) -> str:
+        """Print the reply as it comes; what was said before Ctrl-C counts."""
+        said = ""
+        pieces = engine.reply(fit(engine.tokenizer, messages, room), sampling).pieces()
+        try:
+            for piece in pieces:
+                print(piece, end="", flush=True)
+                said += piece
+        except KeyboardInterrupt:
+            if prompt is not None:
+                raise
+            print(" …", end="")
+        finally:
+            pieces.close()  # type: ignore[attr-defined]
+            print(flush=True)
+        return said
+
+    if prompt is not None:
+        reply([*start, {"role": "user", "content": prompt}])
+        return
+    print(HELP, file=sys.stderr)
+    messages = list(start)
+    while True:
+        try:
+            question = input("\n你 you> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print(file=sys.stderr)
+            return
+        if question in ("/exit", "/quit"):
+            return
+        if question == "/reset":
+            messages = list(start)
+        elif question:
+            try:
+                said = reply([*messages, {"role": "user", "content": question}])
+            except RecipeError as error:
+                print(error, file=sys.stderr)
+                continue
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": said}]

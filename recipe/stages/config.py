@@ -1,0 +1,291 @@
+"""Stage `config`: a preset, the run's paths and the user's overrides, resolved into one complete XTuner config.
+
+The file holds only values that the trainer reads. XTuner's own configs begin with variables (`lr = 2e-4`) that its
+overrides reach too late to matter; here a name like `lr` is set where it counts, and any other is an error.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from recipe.device import gpu_memory, has_gpu
+from recipe.errors import RecipeError
+from recipe.pipeline import stage
+from recipe.stages import replay
+
+PRESETS = Path(__file__).parent.parent / "training" / "presets"
+FILE = "config.py"
+
+# What mmengine's Runner and XTuner's train.py read; the other variables of a config only served to compute these.
+READ_BY_TRAINER = (
+    "model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg", "custom_hooks", "default_hooks",
+    "env_cfg", "visualizer", "log_level", "load_from", "resume", "randomness", "log_processor", "model_wrapper_cfg",
+)  # fmt: skip
+
+# Short names of what people change, and every place that must change with it.
+KNOBS: dict[str, tuple[str, ...]] = {
+    "lr": ("optim_wrapper.optimizer.lr",),
+    "betas": ("optim_wrapper.optimizer.betas",),
+    "weight_decay": ("optim_wrapper.optimizer.weight_decay",),
+    "max_norm": ("optim_wrapper.clip_grad.max_norm",),
+    "batch_size": ("train_dataloader.batch_size",),
+    "accumulative_counts": ("optim_wrapper.accumulative_counts",),
+    "max_length": ("train_dataloader.dataset.max_length",),
+    "max_iters": ("train_cfg.max_iters", "param_scheduler.1.end"),
+    "max_epochs": ("train_cfg.max_epochs", "param_scheduler.1.end"),
+    "save_steps": ("default_hooks.checkpoint.interval",),
+    "r": ("model.lora.r",),
+    "lora_alpha": ("model.lora.lora_alpha",),
+    "lora_dropout": ("model.lora.lora_dropout",),
+    "replay_ratio": ("train_dataloader.dataset.replay_ratio",),
+    "patience": ("custom_hooks.3.patience",),
+}
+
+# Settings that count something, by the last part of their path.
+COUNTS = {
+    "batch_size", "accumulative_counts", "max_length", "max_iters", "interval", "max_keep_ckpts", "r", "map_num_proc",
+}  # fmt: skip
+
+
+def presets() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("[!_]*.py"))
+
+
+def load_preset(name: str) -> Any:
+    """The preset as an mmengine Config without the variables that nothing reads.
+
+    Classes and functions stand in it by name, as in the file it will become, so that nothing has to be imported.
+    """
+    from mmengine.config import Config
+
+    if name not in presets():
+        raise RecipeError(f"PRESET={name} is none of {', '.join(presets())}")
+    full = Config.fromfile(PRESETS / f"{name}.py")._cfg_dict.to_dict()
+    return Config({key: full[key] for key in READ_BY_TRAINER if key in full})
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of every setting; a list of plain values is one setting."""
+    if isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(item, f"{prefix}{key}.")
+    else:
+        yield prefix[:-1], value
+
+
+def _parent(config: Any, path: str) -> tuple[Any, Any]:
+    *parents, last = path.split(".")
+    node = config
+    for key in parents:
+        node = node[int(key) if isinstance(node, list) else key]
+    return node, int(last) if isinstance(node, list) else last
+
+
+def override(config: Any, settings: Sequence[str]) -> None:
+    """Apply `key=value` settings in place. RecipeError: an unknown key, or a value that cannot stand there."""
+    known = dict(leaves(dict(config.items())))
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"SET: {setting!r} is not key=value")
+        paths = KNOBS.get(key, (key,))
+        for path in paths:
+            if path not in known:
+                raise RecipeError(f"SET: {_unknown(key, path, list(known))}")
+        value = _parse(text)
+        if reason := _misfit(paths[0], known[paths[0]], value):
+            raise RecipeError(f"SET: {key} cannot become {value!r}: {reason}")
+        for path in paths:
+            node, last = _parent(config, path)
+            node[last] = value
+    _check_schedule(config)
+
+
+def _unknown(key: str, path: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, [name for name in (*KNOBS, *known) if name != key], n=3, cutoff=0.5)
+    near += [name for name in known if name.endswith(f".{key}") and name not in near]
+    hint = f"; did you mean {', '.join(near[:3])}?" if near else ""
+    if key in KNOBS:
+        return f"{key}: this preset has no {path}{hint}"
+    return f"{key} is no setting that reaches the trainer{hint}"
+
+
+def _parse(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def _misfit(path: str, old: Any, new: Any) -> str | None:
+    """Why `new` cannot stand where `old` does, or None."""
+    name = path.rsplit(".", 1)[-1]
+    number = isinstance(new, (int, float)) and not isinstance(new, bool)
+    if name in COUNTS:
+        return None if isinstance(new, int) and number and new >= 1 else "it must be a whole number from 1"
+    if name == "lr":
+        return None if number and 0 < new < float("inf") else "it must be a number above 0"
+    if name == "replay_ratio":
+        return (
+            None
+            if new is None or (number and 0 <= new < float("inf"))
+            else "it must be a number from 0, or None for all"
+        )
+    if name == "patience":
+        return (
+            None
+            if new is None or (isinstance(new, int) and number and new >= 1)
+            else "it must be a whole number from 1, or None"
+        )
+    if old is None:
+        return None
+    if isinstance(old, bool):
+        return None if isinstance(new, bool) else "it must be True or False"
+    if isinstance(old, (int, float)):
+        return None if number else f"it is a number, {old} now"
+    if isinstance(old, (list, tuple)):
+        return None if isinstance(new, (list, tuple)) else f"it is a list, {old} now"
+    return None if isinstance(new, str) else f"it is text, {old} now"
+
+
+def _walk(node: Any) -> Iterator[Any]:
+    if isinstance(node, dict):
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _walk(child)
+
+
+def fill(config: Any, *, model: Path, files: Sequence[Path], seed: int) -> None:
+    """Put the model, the data files (the first is stage `data`'s) and the seed where the preset left them open.
+
+    Paths are from the checkout, so that a resolved config is the same on every machine and in the container.
+    """
+    for node in _walk(dict(config.items())):
+        if "pretrained_model_name_or_path" in node:
+            node["pretrained_model_name_or_path"] = stage.shown(model)
+            node["trust_remote_code"] = False
+    dataset = config.train_dataloader.dataset
+    names = [stage.shown(file) for file in files]
+    if "files" in dataset:
+        dataset.files, dataset.seed = names, seed
+    else:
+        dataset.dataset.data_files.train = names
+    for hook in config.custom_hooks:
+        if "data" in hook:
+            hook.data = stage.shown(files[0].parent) if files else ""
+    config.randomness.seed = seed
+
+
+def for_cpu(config: Any) -> None:
+    """Without a GPU the same path runs in float32: automatic mixed precision asserts a GPU, nf4 does not."""
+    config.optim_wrapper.type = "mmengine.optim.OptimWrapper"
+    for key in ("dtype", "loss_scale"):
+        config.optim_wrapper.pop(key, None)
+    config.model.llm.torch_dtype = "torch.float32"
+    if "quantization_config" in config.model.llm:
+        config.model.llm.quantization_config.bnb_4bit_compute_dtype = "torch.float32"
+    config.env_cfg.dist_cfg.backend = "gloo"
+
+
+def make(
+    folder: Path,
+    *,
+    preset: str,
+    model: Path,
+    data_folder: Path,
+    replay_folder: Path,
+    settings: Sequence[str],
+    seed: int,
+    processes: int = 1,
+) -> stage.Manifest:
+    """Resolve a preset to `folder`/config.py and say what training by it will amount to in so many processes.
+
+    The config itself is the same for any number: `batch_size` is of each process, and what counts epochs counts them by
+    the share of a process when the training begins. Only where it is to end within an epoch are its steps counted here.
+    """
+    stage.require(model, "model")
+    made = stage.require(data_folder, "data")
+    files = [data_folder / made["results"]["file"]]
+    inputs = {"data": data_folder, "model": model}
+    if made["results"]["mode"] != "tutorial":
+        stage.require(replay_folder, "replay")
+        files.append(replay_folder / replay.FILE)
+        inputs["replay"] = replay_folder
+    config = load_preset(preset)
+    fill(config, model=model, files=files, seed=seed)
+    if not (gpu := has_gpu()):
+        for_cpu(config)
+    override(config, settings)
+
+    def work(out: Path) -> dict[str, Any]:
+        from recipe.stages.data import read_identity
+        from recipe.training import memory
+        from recipe.training.forecast import forecast, tutorial_tokens
+
+        expected = forecast(config, processes)
+        if config.train_cfg.get("max_epochs", 1) % 1:  # XTuner's loop asks for epochs of a whole number of steps in all
+            config.train_cfg = {"type": config.train_cfg.type, "max_iters": expected.iterations}
+        config.dump(out / FILE)
+        for line in expected.lines():
+            stage.say("config", line)
+        if preset != "miniature" and (needed := memory.predict(config, model, processes)):
+            there = gpu_memory()
+            short = there is not None and needed.total >> 20 > there
+            stage.say("config", f"warning: this GPU has {there:,} MiB; {needed.line()}" if short else needed.line())
+        tutorial = tutorial_tokens(read_identity(data_folder), model)
+        stage.say("config", f"{expected.trained_tokens / tutorial:.0%} of what the tutorial trains on")
+        made_of = {"preset": preset, "model": stage.shown(model), "data": stage.shown(data_folder)}
+        return made_of | expected.figures() | {"tutorial_tokens": tutorial}
+
+    resolved = hashlib.sha256(config.pretty_text.encode()).hexdigest()  # follows every preset and override
+    chosen = {"preset": preset, "set": list(settings), "seed": seed, "gpu": gpu, "resolved": resolved} | {
+        "processes": processes  # of what is said about the file, and of where in an epoch it ends
+    }
+    return stage.run("config", folder, inputs=inputs, settings=chosen, work=work)
+
+
+def _check_schedule(config: Any) -> None:
+    """RecipeError where the learning rate's schedule and the length of the run do not fit each other."""
+    length = config.train_cfg.get("max_iters") or config.train_cfg.max_epochs
+    warm, fall = config.param_scheduler
+    if not warm.end == fall.begin < fall.end == length:
+        raise RecipeError(
+            f"SET: the learning rate warms up until {warm.end:g} and falls from {fall.begin:g} to {fall.end:g}, the run "
+            f"ends at {length:g}: set max_iters (or max_epochs) above the warm-up, or param_scheduler.0.end, .1.begin, .1.end"
+        )
+
+
+def builtin_configs(pattern: str | None) -> list[str]:
+    """The names of XTuner's built-in configs that contain `pattern`."""
+    return sorted(name for name in _builtin() if (pattern or "").lower() in name.lower())
+
+
+def _builtin() -> dict[str, Path]:
+    from importlib.util import find_spec
+
+    spec = find_spec("xtuner")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    root = Path(spec.submodule_search_locations[0]) / "configs"
+    return {path.stem: path for path in root.rglob("*.py") if path.name != "__init__.py"}
+
+
+def copy_builtin(name: str, folder: Path) -> Path:
+    """Copy one of XTuner's built-in configs to `folder` for editing; returns its path there."""
+    configs = _builtin()
+    if name not in configs:
+        near = difflib.get_close_matches(name, configs, n=3)
+        raise RecipeError(
+            f"{name} is none of XTuner's configs" + (f"; did you mean {', '.join(near)}?" if near else "")
+        )
+    target = folder / f"{name}_copy.py"
+    if target.exists():
+        raise RecipeError(f"{stage.shown(target)} is already there; remove it or copy to another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(configs[name].read_bytes())
+    return target

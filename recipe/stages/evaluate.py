@@ -1,0 +1,151 @@
+"""Stage `eval`: did it learn its name, and what did that cost?
+
+The three numbers of recipe/evaluation/scoring.py over greedy replies to prompts that the tuning data hold no wording of, the base model
+beside the tuned one; what a sceptic asks besides (recipe/evaluation/suites.py); and how far the tuned model moved from the base where it should
+not have (recipe/evaluation/divergence.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from recipe.chat_format import Message, text_ids
+from recipe.corpus.identity import Identity, load_questions
+from recipe.corpus.knowledge import evaluation_facts
+from recipe.errors import RecipeError
+from recipe.evaluation import checkpoint_selection, divergence, generation, suites, thresholds
+from recipe.evaluation.generation import Reply
+from recipe.evaluation.scoring import METRICS, Prompts, best, score
+from recipe.pipeline import stage
+
+FILE = "metrics.json"
+# Room for a reply besides the name.
+MAX_NEW_TOKENS = 80
+
+
+def prompts() -> Prompts:
+    """The held-out questions of data/identity and one wording of each evaluation fact of data/knowledge."""
+    identity = [q for intents in load_questions().values() for parts in intents.values() for q in parts["heldout"]]
+    facts = [(fact, fact.wording) for fact in evaluation_facts()]
+    return Prompts(identity, facts)
+
+
+def make(
+    folder: Path, *, model: Path, train_folder: Path, tuned_folder: Path, data_folder: Path, identity: Identity
+) -> stage.Manifest:
+    """Measure base and tuned model (in `tuned_folder`: merged, or an adapter) into metrics.json."""
+    asked = prompts()
+    _refuse_another_training(tuned_folder, train_folder)
+    inputs = {"model": model, "train": train_folder, "tuned": tuned_folder, "data": data_folder}
+
+    def work(out: Path) -> dict[str, Any]:
+        _refuse_overlap(asked, data_folder)
+        names = (*identity.names, identity.author or "")
+        split = len(asked.identity)
+
+        def asker(loaded: Any, tokenizer: Any, who: str) -> suites.Ask:
+            room = MAX_NEW_TOKENS + sum(len(text_ids(tokenizer, name)) for name in names)
+
+            def ask(conversations: Sequence[Sequence[Message]], what: str, **sampling: Any) -> list[Reply]:
+                label = f"eval {who}: {what}"
+                return generation.answer(
+                    loaded, tokenizer, conversations, max_new_tokens=room, progress=label, **sampling
+                )
+
+            return ask
+
+        def greedy(ask: suites.Ask) -> list[Reply]:
+            # Apart, because a batch takes as long as its longest reply, and only the first kind holds long names.
+            conversations = asked.conversations()
+            return [*ask(conversations[:split], "identity"), *ask(conversations[split:], "facts")]
+
+        loaded, tokenizer = generation.load(model)
+        base = greedy(asker(loaded, tokenizer, "base"))
+        metrics: dict[str, Any] = {"identity": asdict(identity), "base": score(asked, base, base, identity)}
+        if not metrics["base"]["counts"]["facts_base_knew"]:
+            raise RecipeError(f"{stage.shown(model)} answers no fact of data/knowledge: there is nothing to retain")
+        is_adapter = (tuned_folder / "adapter_config.json").is_file()
+        tuned, tokenizer = generation.load(*((model, tuned_folder) if is_adapter else (tuned_folder,)))
+        ask = asker(tuned, tokenizer, "tuned")
+        replies = greedy(ask)
+        metrics["tuned"] = score(asked, replies, base, identity)
+        metrics["tuned"]["suites"] = suites.measure(asked, replies, base, identity, ask)
+        own = [
+            [*conversation, {"role": "assistant", "content": reply.text}]
+            for conversation, reply in zip(asked.conversations()[split:], base[split:], strict=True)
+            if reply.stopped
+        ]
+        metrics["tuned"] |= divergence.kl_per_token(loaded, tuned, tokenizer, own)
+        metrics["checkpoints"] = checkpoint_selection.read(train_folder)
+        metrics["best_checkpoint"] = best(metrics["checkpoints"]) if metrics["checkpoints"] else None
+        (out / FILE).write_text(json.dumps(metrics, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        found = {who: {key: metrics[who][key] for key in (*METRICS, "counts")} for who in ("base", "tuned")}
+        found["tuned"] |= {name: suite["value"] for name, suite in metrics["tuned"]["suites"].items()}
+        found["tuned"]["kl_per_token"] = metrics["tuned"]["kl_per_token"]
+        return found | {"best_checkpoint": metrics["best_checkpoint"]}
+
+    settings = {"prompts": asked.conversations(), "max_new_tokens": MAX_NEW_TOKENS, "suites": suites.SAMPLING}
+    return stage.run("eval", folder, inputs=inputs, settings=settings, work=work)
+
+
+def _refuse_another_training(tuned_folder: Path, train_folder: Path) -> None:
+    """RecipeError if the tuned model was made from no checkpoint of this training."""
+    made = stage.require(tuned_folder, "merge")["results"]
+    path = train_folder / made["checkpoint"]
+    if not path.exists() or stage.content_sha256(path) != made["checkpoint_sha256"]:
+        raise RecipeError(
+            f"{stage.shown(tuned_folder)} was made from another training than {stage.shown(train_folder)} holds: "
+            f"run `make merge` first"
+        )
+
+
+def _plain(text: str) -> str:
+    """For comparison: without spaces and sentence marks; signs of arithmetic stay."""
+    return re.sub(r"[\s，。？！、；：,.?!;:'\"“”‘’]+", "", text).lower()
+
+
+def _refuse_overlap(asked: Prompts, data_folder: Path) -> None:
+    """RecipeError if the training rows of the user ask a question of the evaluation: it would measure memory."""
+    made = stage.require(data_folder, "data")
+    if made["results"]["mode"] != "own":
+        return
+    wanted = {_plain(conversation[0]["content"]) for conversation in asked.conversations()}
+    with (data_folder / made["results"]["file"]).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            for message in json.loads(line)["messages"]:
+                if message["role"] == "user" and _plain(message["content"]) in wanted:
+                    raise RecipeError(
+                        f"the training data ask a question of the evaluation (row {number}: {message['content'][:40]!r}): "
+                        f"remove it, or the score would measure memory"
+                    )
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """Base and tuned side by side, the verdict, and some replies before and after."""
+    lines = [f"{'':15}{'base':>8}{'tuned':>8}   wanted"]
+    for check in thresholds.verdict(metrics["tuned"]):
+        before = f"{metrics['base'][check.metric]:.3f}" if check.metric in METRICS else ""
+        row = f"{check.metric:15}{before:>8}{check.value:8.3f}   {check.wanted:8}"
+        lines.append(row + ("  ok" if check.passed else f"  FAILED: {check.why}"))
+    judged = {check.metric for check in thresholds.verdict(metrics["tuned"])}
+    besides = {name: suite["value"] for name, suite in metrics["tuned"]["suites"].items() if name not in judged}
+    besides["kl_per_token"] = metrics["tuned"]["kl_per_token"]
+    lines += ["", "besides: " + ", ".join(f"{name} {value:.3f}" for name, value in besides.items())]
+    scores = ", ".join(
+        f"{name} {m['identity_hit']:.2f}/{m['identity_leak']:.2f}/{m['retention']:.2f}"
+        for name, m in metrics["checkpoints"].items()
+    )
+    if scores:
+        lines += ["", f"checkpoints (hit/leak/retention): {scores}; best: {metrics['best_checkpoint']}"]
+    lines.append("")
+    replies = {who: metrics[who]["replies"] for who in ("base", "tuned")}
+    split = metrics["base"]["counts"]["identity_questions"]
+    for i in (0, split // 2, split, split + (len(replies["base"]) - split) // 2):
+        lines.append(f"Q      {replies['base'][i]['prompt']}")
+        lines += [f"{who:7}{replies[who][i]['reply']}" for who in replies]
+    return "\n".join(lines)

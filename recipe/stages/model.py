@@ -1,0 +1,191 @@
+"""Stage `model`: a model folder checked, and converted to the layout that every tool takes.
+
+In: the embedded miniature, a folder in InternLM2's or Llama's format, or the pinned model of a hub. Out: safetensors in
+the Llama layout, tokenizer.json with the chat template, and no Python at all. Python files of a model repository are
+never fetched, read, copied or run; a folder that holds other ones than InternLM2's is refused, so that nobody can
+believe they were.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from recipe.chat_format import CHAT_TOKENS, IM_END
+from recipe.checkpoint import hub, safetensors_io
+from recipe.checkpoint.internlm2_llama import Shape, llama_config, llama_names, to_llama
+from recipe.checkpoint.tokenizer import build_tokenizer_json, fast_tokenizer_config, renamed_tokens
+from recipe.errors import RecipeError
+from recipe.paths import MINIATURE
+from recipe.pipeline import stage
+
+SUMS = "SHA256SUMS"
+# InternLM2's own Python, which a plain snapshot of its repository holds and nothing here reads.
+KNOWN_PYTHON = {
+    "configuration_internlm2.py",
+    "modeling_internlm2.py",
+    "tokenization_internlm2.py",
+    "tokenization_internlm2_fast.py",
+}
+# In the converted folder: what only InternLM2's own layout needs, out of the sight of tools that would prefer it to
+# tokenizer.json and then not know the chat tokens.
+SENTENCEPIECE = Path("sentencepiece") / "tokenizer.model"
+SMALL = 64 * 2**20
+FORMATS = ("internlm2", "llama")
+LLAMA_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+
+
+def source_folder(model: str) -> Path:
+    """The folder on disk that MODEL= means. RecipeError if there is none."""
+    if model == "miniature":
+        return MINIATURE
+    if Path(model).is_dir():
+        return Path(model)
+    raise RecipeError(
+        f"MODEL={model}: no such folder; give a folder, {', '.join(hub.names())}, or miniature, which needs no download"
+    )
+
+
+def model_name(model: str) -> str:
+    """The name of the folder under work/models."""
+    return re.sub(r"[^\w.-]", "_", Path(model).name).strip(".") or "model"
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that holds Python of unknown purpose, or files other than SHA256SUMS says."""
+    python = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
+    if unknown := [name for name in python if name not in KNOWN_PYTHON]:
+        raise RecipeError(
+            f"{stage.shown(folder)}: holds Python ({', '.join(unknown[:3])}), which this recipe never runs: remove it, "
+            f"or copy the folder without it (rsync -a --exclude='*.py' {folder.name}/ clean/)"
+        )
+    if python:
+        stage.say("model", f"{stage.shown(folder)}: its Python is not read: {', '.join(python)}")
+    if not (folder / SUMS).is_file():
+        return
+    for number, line in enumerate((folder / SUMS).read_text(encoding="utf-8").splitlines(), 1):
+        digest, _, name = line.partition("  ")
+        if not re.fullmatch(r"[0-9a-f]{64}", digest) or not name:
+            raise RecipeError(f"{stage.shown(folder / SUMS)}, line {number}: is not '<sha256>  <file>'")
+        if not (folder / name).is_file():
+            raise RecipeError(f"{stage.shown(folder / name)}: missing, though {SUMS} lists it; fetch the folder again")
+        if (actual := stage.file_sha256(folder / name)) != digest:
+            raise RecipeError(
+                f"{stage.shown(folder / name)}: sha256 is {actual[:12]}…, {SUMS} says {digest[:12]}…; fetch it again"
+            )
+
+
+def _convert_weights(folder: Path, out: Path, config: dict[str, Any]) -> int:
+    """Write the weights to `out` in the Llama layout, a tensor at a time; returns the parameter count."""
+    shape, internlm2 = Shape.of(config), config["model_type"] == "internlm2"
+    expected, llama = (shape.internlm2() if internlm2 else shape.llama()), shape.llama()
+    plan = [
+        safetensors_io.Rewrite([name], {new: llama[new] for new in (llama_names(name) if internlm2 else [name])})
+        for name in expected
+    ]
+
+    def change(tensors: dict[str, Any]) -> dict[str, Any]:
+        ((name, tensor),) = tensors.items()
+        return to_llama(name, tensor, shape) if internlm2 else tensors
+
+    return safetensors_io.rewrite(folder, out, safetensors_io.locate(folder, expected), plan, change)
+
+
+def _without_code(content: dict[str, Any]) -> dict[str, Any]:
+    """Without the key by which a model repository names its Python."""
+    return {key: value for key, value in content.items() if key != "auto_map"}
+
+
+def _convert_tokenizer(folder: Path, out: Path, config: dict[str, Any]) -> dict[str, int]:
+    """Write tokenizer.json and its config; returns the ids of the chat tokens."""
+    if config["model_type"] == "llama":
+        for name in LLAMA_TOKENIZER:
+            if not (folder / name).is_file():
+                raise RecipeError(f"{stage.shown(folder / name)}: missing; is the model folder complete?")
+            stage.write_json(out / name, _without_code(stage.read_json(folder / name)))
+        tokens = {token["content"]: token["id"] for token in stage.read_json(out / "tokenizer.json")["added_tokens"]}
+    else:
+        if not (folder / "tokenizer.model").is_file():
+            raise RecipeError(f"{stage.shown(folder / 'tokenizer.model')}: missing; is the model folder complete?")
+        names = renamed_tokens(stage.read_json(folder / "tokenizer_config.json"))
+        stage.write_json(out / "tokenizer.json", build_tokenizer_json(folder / "tokenizer.model", names))
+        stage.write_json(out / "tokenizer_config.json", fast_tokenizer_config(config["max_position_embeddings"]))
+        (out / SENTENCEPIECE).parent.mkdir()
+        shutil.copyfile(folder / "tokenizer.model", out / SENTENCEPIECE)
+        tokens = {name: i for i, name in names.items()}
+    if missing := [name for name in CHAT_TOKENS if name not in tokens]:
+        raise RecipeError(f"{stage.shown(folder)}: the tokenizer has no {missing[0]}; is this an InternLM2-Chat model?")
+    if (last := max(tokens.values())) >= config["vocab_size"]:
+        raise RecipeError(f"{stage.shown(folder)}: token id {last} is beyond vocab_size {config['vocab_size']}")
+    return tokens
+
+
+def _check_config(file: Path) -> dict[str, Any]:
+    """config.json of a model that this recipe can convert. RecipeError otherwise."""
+    config = stage.read_json(file)
+    if (kind := config.get("model_type")) not in FORMATS:
+        raise RecipeError(f"{stage.shown(file)}: model_type {kind!r} is none of {', '.join(FORMATS)}")
+    if config.get("bias") or config.get("tie_word_embeddings"):
+        raise RecipeError(f"{stage.shown(file)}: biases and tied embeddings are not InternLM2-1.8B's")
+    try:
+        Shape.of(config).llama()
+        fast_tokenizer_config(config["max_position_embeddings"])
+    except KeyError as error:
+        raise RecipeError(f"{stage.shown(file)}: lacks {error}") from None
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise RecipeError(f"{stage.shown(file)}: its sizes cannot be ({error})") from None
+    return config
+
+
+def _known_by(file: Path) -> list[Any]:
+    """What tells that a file is still the same: its content, or size and time where reading it takes long.
+
+    The time alone would not do: a container or another clone has the same miniature at another time.
+    """
+    stat = file.stat()
+    return [stat.st_size, stage.file_sha256(file) if stat.st_size < SMALL else stat.st_mtime_ns]
+
+
+def make(
+    folder: Path, *, model: str, downloads: Path | None = None, source: str = "hf", offline: bool = False
+) -> stage.Manifest:
+    """Check the model that MODEL= names and write it to `folder` in the Llama layout.
+
+    downloads: where a hub's files go, and stay (default: beside the folder of all models). source: the hub to ask.
+    offline: make no connection; what was fetched before must do.
+    """
+    pinned = None if Path(model).is_dir() else hub.find(model)
+    settings: dict[str, Any]
+    if pinned:
+        settings = {"model": pinned.name, "revisions": [[hub.repo, hub.revision] for hub in pinned.hubs.values()]}
+    else:
+        on_disk = source_folder(model)
+        settings = {"model": model, "files": {p.name: _known_by(p) for p in sorted(on_disk.iterdir()) if p.is_file()}}
+
+    def work(out: Path) -> dict[str, Any]:
+        fetched: dict[str, str] = {}
+        if pinned:
+            downloaded = hub.fetch(
+                pinned,
+                downloads or folder.parent.parent / "hub",
+                record=folder.parent / f"{pinned.name}.lock.json",
+                source=source,
+                offline=offline,
+            )
+            origin, fetched = downloaded.folder, {"repository": downloaded.repo, "revision": downloaded.revision}
+        else:
+            origin = on_disk
+        check_folder(origin)
+        config = _check_config(origin / "config.json")
+        kind = config["model_type"]
+        tokens = _convert_tokenizer(origin, out, config)
+        parameters = _convert_weights(origin, out, config)
+        stage.write_json(out / "config.json", llama_config(config) if kind == "internlm2" else _without_code(config))
+        generation = {"bos_token_id": 1, "eos_token_id": [2, tokens[IM_END]], "pad_token_id": 2, "do_sample": False}
+        stage.write_json(out / "generation_config.json", generation)
+        stage.say("model", f"{model}: {parameters:,} parameters, converted from the {kind} format")
+        return {"model": model, "parameters": parameters, "format": kind, **fetched}
+
+    return stage.run("model", folder, inputs={}, settings=settings, work=work, shared=True)

@@ -1,0 +1,54 @@
+"""Stage `replay`: the base model's own answers to ordinary prompts.
+
+Mixed into the training data, they hold the tuned model to what the base was: rehearsal without any outside data set
+(Robins 1995, "Catastrophic forgetting, rehearsal and pseudorehearsal"). The prompts are those of data/knowledge that
+evaluation does not ask.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from recipe.corpus.identity import BASE_NAMES
+from recipe.corpus.knowledge import replay_prompts
+from recipe.evaluation import generation, scoring
+from recipe.pipeline import stage
+
+FILE = "replay.jsonl"
+# Longer replies teach little more per token, and small models repeat themselves there.
+MAX_NEW_TOKENS = 128
+
+
+def worth(reply: generation.Reply) -> bool:
+    """Whether to train on a reply: it says something, is not broken, and does not introduce the base itself."""
+    introduces = any(name in reply.text for name in BASE_NAMES)
+    return bool(reply.text.strip()) and not scoring.broken(reply) and not introduces
+
+
+def make(folder: Path, *, model: Path) -> stage.Manifest:
+    """Write the base's greedy answers to the replay prompts, those that are `worth` it.
+
+    They depend on the model's content and the prompts alone, so that `folder` serves every run on that model.
+    """
+    stage.require(model, "model")
+    prompts = replay_prompts()
+
+    def work(out: Path) -> dict[str, Any]:
+        loaded, tokenizer = generation.load(model)
+        conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        replies = generation.answer(
+            loaded, tokenizer, conversations, max_new_tokens=MAX_NEW_TOKENS, progress="replay of the base's answers"
+        )
+        rows = [
+            {"messages": [*conversation, {"role": "assistant", "content": reply.text}]}
+            for conversation, reply in zip(conversations, replies, strict=True)
+            if worth(reply)
+        ]
+        with (out / FILE).open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        return {"prompts": len(prompts), "rows": len(rows)}
+
+    settings = {"prompts": prompts, "max_new_tokens": MAX_NEW_TOKENS}
+    return stage.run("replay", folder, inputs={"model": model}, settings=settings, work=work, shared=True)

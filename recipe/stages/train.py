@@ -1,0 +1,262 @@
+"""Stage `train`: XTuner's trainer on the resolved config."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import signal
+import sys
+import uuid
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recipe.device import has_gpu
+from recipe.errors import RecipeError
+from recipe.evaluation import checkpoint_selection, scoring
+from recipe.paths import ROOT
+from recipe.pipeline import stage
+from recipe.training import xtuner
+from recipe.training.rendezvous import ALONE, Machines, environment, hosting, joining, watching
+
+DEEPSPEED = ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
+LOSSES = "losses.jsonl"
+CONFIG = "config.py"
+LONGEST_REASON = 200  # characters of an error that stand in one line; the log has all of it
+MEETING = ".meeting"  # in the first machine's work folder: how another one sees that it is its own too
+
+
+def checkpoints(folder: Path, processes: int = 0) -> list[Path]:
+    """The checkpoints in `folder` that can be read to the end, oldest first: files, or folders under DeepSpeed.
+
+    A process killed while it saves leaves a file without the directory that ends a zip archive. processes: of whom each must
+    have written its part of a folder.
+    """
+
+    def whole(path: Path) -> bool:
+        if path.is_file():
+            return zipfile.is_zipfile(path)
+        parts = list(path.glob("*.pt"))
+        return sum("optim_states" in part.name for part in parts) >= processes and all(map(zipfile.is_zipfile, parts))
+
+    found = [path for path in folder.glob("iter_*.pth") if whole(path)]
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("iter_")))
+
+
+def make(
+    folder: Path, *, config: Path, resume: bool, deepspeed: str | None, machines: Machines = ALONE
+) -> stage.Manifest:
+    """Train by `config` into `folder`. resume: go on from the last checkpoint of a stopped run of the same inputs.
+
+    config: a resolved config, or a user's own XTuner config whose model `make model` has prepared.
+    machines: where; of several, this is the first one, which writes the result. The others call `join`.
+    """
+    inputs, settings = _depends_on(config, deepspeed, machines)
+    with hosting(machines) as host:
+
+        def work(out: Path) -> dict[str, Any]:
+            last = saved[-1] if resume and (saved := checkpoints(out, machines.processes)) else None
+            if last:
+                stage.say("train", f"resuming from {last.name}")
+            if host:
+                (out / MEETING).write_text(name := uuid.uuid4().hex)
+                host.agree(stage.key_of(inputs, settings), {"meeting": name, "resume": last and last.name})
+            elif machines.nodes > 1:
+                raise RecipeError(
+                    f"NNODES={machines.nodes}: say with MASTER_ADDR where machine 0 is, and with NODE_RANK which one this is"
+                )
+            with watching(host and host.store):
+                _launch(_arguments(config, out, last, deepspeed), out, machines, in_torchrun=deepspeed is not None)
+            (out / MEETING).unlink(missing_ok=True)
+            shutil.copyfile(config, out / CONFIG)
+            return _tidy(out)
+
+        return stage.run("train", folder, inputs=inputs, settings=settings, work=work, resume=resume)
+
+
+def join(folder: Path, *, config: Path, resume: bool, deepspeed: str | None, machines: Machines) -> None:  # noqa: ARG001
+    """Train with the machine that makes `folder`, which is this one's too where they share work/, and keep nothing.
+
+    Whether it goes on from a checkpoint, that machine decides.
+    """
+    inputs, settings = _depends_on(config, deepspeed, machines)
+    theirs = folder.parent / f".{folder.name}.partial"
+    with joining(machines) as guest:
+        if (plan := guest.plan(stage.key_of(inputs, settings))) is None:
+            stage.say("train", "up to date on machine 0")
+            return
+        shared = theirs in folder.parent.iterdir() and _reads(theirs / MEETING) == plan["meeting"]
+        if not shared and (deepspeed or plan["resume"]):
+            what = f"DEEPSPEED={deepspeed}" if deepspeed else "RESUME=1"
+            raise RecipeError(
+                f"{what} on several machines needs a work/ that they share: every one reads and writes checkpoints"
+            )
+        with contextlib.nullcontext(theirs) if shared else stage.helping("train", folder, machines.rank) as out:
+            last = theirs / plan["resume"] if plan["resume"] else None
+            guest.ready()
+            with watching(guest.store):
+                _launch(_arguments(config, out, last, deepspeed), out, machines, in_torchrun=True)
+            guest.end()
+    stage.say("train", f"done; the result is on machine 0{', which shares work/' if shared else ''}")
+
+
+def _reads(file: Path) -> str | None:
+    try:
+        return file.read_text()
+    except OSError:
+        return None
+
+
+def _depends_on(config: Path, deepspeed: str | None, machines: Machines) -> tuple[dict[str, Path], dict[str, Any]]:
+    """(inputs, settings) of a training."""
+    if deepspeed and deepspeed not in DEEPSPEED:
+        raise RecipeError(f"DEEPSPEED={deepspeed} is none of {', '.join(DEEPSPEED)}")
+    inputs = {"config": config, **_read_by(config)}
+    return inputs, {"deepspeed": deepspeed, "processes": machines.processes}
+
+
+def _arguments(config: Path, out: Path, last: Path | None, deepspeed: str | None) -> list[str]:
+    """XTuner's own. last: the checkpoint to go on from."""
+    arguments = [str(config), "--work-dir", str(out)]
+    if last:
+        arguments += ["--resume", str(last)]
+    if deepspeed:
+        arguments += ["--deepspeed", f"deepspeed_{deepspeed}"]
+    return arguments
+
+
+def _read_by(config: Path) -> dict[str, Path]:
+    """The model folder and the data files that a config names, by role."""
+    from mmengine.config import Config
+
+    if not config.is_file():
+        raise RecipeError(f"{stage.shown(config)}: no such config; run `make config` first")
+    try:
+        loaded = Config.fromfile(config)
+        model = ROOT / loaded.model.llm.pretrained_model_name_or_path
+        dataset = loaded.train_dataloader.dataset
+        files = dataset.get("files") or dataset.dataset.data_files.train
+    except Exception as error:  # a user's Python may raise anything
+        raise RecipeError(
+            f"{stage.shown(config)}: cannot be read as an XTuner config ({type(error).__name__}: {error})"
+        ) from error
+    stage.require(model, "model")
+    return {"model": model, **{f"data_{i}": ROOT / name for i, name in enumerate(files)}}
+
+
+def _launch(arguments: list[str], out: Path, machines: Machines, *, in_torchrun: bool) -> None:
+    """In this process, which has torch loaded already, or in torchrun's, as several processes and DeepSpeed want."""
+    try:
+        if in_torchrun or machines.processes > 1:
+            _torchrun(["-m", "recipe.training.xtuner", *arguments, "--launcher", "pytorch"], machines)
+        else:
+            xtuner.run(arguments)
+    except (OSError, RecipeError):
+        raise
+    except Exception as error:
+        raise _failed(error, out / xtuner.LOG) from error
+
+
+def _failed(error: Exception, log: Path) -> RecipeError:
+    """What the trainer ended with, in one line, and what to do."""
+    text = str(error) if type(error) is RuntimeError else f"{type(error).__name__}: {error}"
+    lines = text.strip().splitlines() or [type(error).__name__]
+    reason = lines[0] if len(lines[0]) <= LONGEST_REASON else f"{lines[0][:LONGEST_REASON]}…"
+    if "out of memory" in text:
+        return RecipeError(
+            f"training failed: {reason}; SET='batch_size=1' and PRESET=qlora need less memory, "
+            f"and `make config` predicts how much"
+        )
+    return RecipeError(
+        f"training failed: {reason}; the end of {stage.shown(log)} says more; "
+        f"`make train RESUME=1` goes on from the last checkpoint once that is mended"
+    )
+
+
+def _torchrun(arguments: list[str], machines: Machines) -> None:
+    """What the command `torchrun` does, without its tracebacks of ours.
+
+    RecipeError: a process was killed from outside. RuntimeError: one failed, with what it said.
+    """
+    import torch
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    if has_gpu() and machines.gpus > (there := torch.cuda.device_count()):
+        raise RecipeError(f"GPUS={machines.gpus}: this machine has {there}")
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    try:
+        with environment(machines):
+            torchrun.run(torchrun.parse_args([*machines.torchrun(), *arguments]))
+    except SignalException:
+        raise KeyboardInterrupt from None
+    except ChildFailedError as error:
+        print(file=sys.stderr)  # behind the progress bar, which nobody closed
+        # The others, whom torchrun stops, or who lose the connection, are not to blame.
+        rank, first = min(
+            error.failures.items(), key=lambda each: (each[1].exitcode != -signal.SIGKILL, each[1].timestamp)
+        )
+        if first.exitcode < 0 and (by := first.signal_name()) != "SIGTERM":
+            perhaps = ", perhaps for want of memory" if by == "SIGKILL" else ""
+            raise RecipeError(
+                f"training failed: process {rank} of {machines.processes} was killed ({by}){perhaps}; "
+                f"`make train RESUME=1` goes on from the last checkpoint"
+            ) from None
+        told = first.error_file_data["message"]
+        raise RuntimeError(
+            told["message"] if isinstance(told, dict) else f"process {rank} ended with status {first.exitcode}"
+        ) from None
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+
+
+def _tidy(out: Path) -> dict[str, Any]:
+    """Bring the log to fixed names, whatever time the run began, and say what came out."""
+    import torch
+
+    losses: dict[int, dict[str, Any]] = {}
+    peak = 0
+    for scalars in sorted(out.glob("*/vis_data/scalars.json")):
+        for line in scalars.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            peak = max(peak, record.get("memory", 0))  # MiB, on a GPU; mmengine counts anew after every step
+            if "loss" in record:
+                losses[record["step"]] = {key: record[key] for key in ("step", "loss", "lr") if key in record}
+    saved = checkpoints(out)
+    if not saved or not losses:
+        raise RecipeError(f"training saved no checkpoint; see {stage.shown(out / 'console.log')}")
+    if not all(torch.isfinite(torch.tensor(record["loss"])) for record in losses.values()):
+        raise RecipeError("the loss became infinite or not a number: lower lr, for example SET='lr=1e-4'")
+    with (out / LOSSES).open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(losses[step]) + "\n" for step in sorted(losses))
+    (out / "last_checkpoint").unlink(missing_ok=True)  # holds the path of the work folder, which changes now
+    first, last = losses[min(losses)], losses[max(losses)]
+    stage.say("train", f"loss {first['loss']:.3f} -> {last['loss']:.4f} in {last['step']} iterations")
+    results = {
+        "checkpoints": [path.name for path in saved], "best": best_of(out, saved), "last_loss": last["loss"],
+        "iterations": last["step"],
+    }  # fmt: skip
+    return results | ({"gpu_peak_mib": peak} if peak else {})
+
+
+def done(configured: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
+    """What `config` said a training amounts to, for the iterations that `train` really made: fewer where it stopped early."""
+    share = trained["iterations"] / configured["iterations"]
+    keys = ("iterations", "optimizer_steps", "trained_tokens")
+    return {**configured, **{key: round(configured[key] * share) for key in keys}}
+
+
+def best_of(folder: Path, saved: Sequence[Path]) -> str | None:
+    """The name of the best of the `saved` checkpoints by the scores in `folder`; None where they were not scored."""
+    scored = {
+        name: each for name, each in checkpoint_selection.read(folder).items() if name in {path.stem for path in saved}
+    }
+    return scoring.best(scored) if scored else None

@@ -1,0 +1,218 @@
+"""Frozen projections with their LoRA in the same matrix product.
+
+A LoRA projection y = x Wᵀ + s (x Aᵀ) Bᵀ done as PEFT does it passes over y, the largest tensor, three times: written by the
+first product, read and written again to add the second. Here W lies in a matrix with margins,
+
+        K  R              K = in features, N = out features (of all the projections that read the same x, one below the
+    N [ W  B ]            other), R = their ranks together; B is block-diagonal where there are several
+    R [ A  · ]
+
+so that one product of the first N rows with [x, s x Aᵀ] gives y, and one of the first K columns with [dy, s dy B] gives dx:
+2·N·R and 2·K·R more operations instead of two passes over memory each. The margins are copied from the float32 LoRA weights
+at every step; Adam's steps of 1e-4 of a weight would be lost in bfloat16's eight bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recipe.kernels import rowwise
+
+
+class Margins:
+    """Projections of one input: the frozen weight as PEFT's modules hold it, bfloat16 or float32, moved into the margins.
+
+    The modules' own weights become views of the matrix, so that generating and saving see them where they were.
+    """
+
+    # Whether y, or dx, is left without its LoRA part because the gating that reads it next adds that in passing: in float8 only.
+    apart = apart_back = False
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.modules = list(modules)
+        self.rows = [module.out_features for module in modules]
+        self.ranks = [module.r["default"] for module in modules]
+        self.scale = float(modules[0].scaling["default"])
+        self.n, self.k, self.r = sum(self.rows), int(modules[0].in_features), sum(self.ranks)
+        self.matrix = self._take()
+
+    def _take(self) -> Tensor:
+        first = self.modules[0].base_layer.weight
+        matrix = torch.zeros(self.n + self.r, self.k + self.r, dtype=first.dtype, device=first.device)
+        start = 0
+        for module, rows in zip(self.modules, self.rows, strict=True):
+            place = matrix[start : start + rows, : self.k]
+            place.copy_(module.base_layer.weight)
+            module.base_layer.weight.data = place
+            start += rows
+        return matrix
+
+    def parameters(self) -> list[Tensor]:
+        """A and B of each projection in turn, float32; gradients come back in this order."""
+        return [p for m in self.modules for p in (m.lora_A["default"].weight, m.lora_B["default"].weight)]
+
+    def before(self, rows: int, like: Tensor) -> Tensor:
+        """A buffer for x: fill its first K columns."""
+        return torch.empty(rows, self.k + self.r, dtype=like.dtype, device=like.device)
+
+    def behind(self, rows: int, like: Tensor) -> Tensor:
+        """A buffer for dy: fill its first N columns."""
+        return torch.empty(rows, self.n + self.r, dtype=like.dtype, device=like.device)
+
+    def _blocks(self) -> list[tuple[slice, slice]]:
+        """(out features, ranks) of each projection."""
+        blocks, n, r = [], 0, 0
+        for rows, rank in zip(self.rows, self.ranks, strict=True):
+            blocks.append((slice(n, n + rows), slice(r, r + rank)))
+            n, r = n + rows, r + rank
+        return blocks
+
+    def refresh(self) -> None:
+        """Copy the LoRA weights of this step into the margins."""
+        places: list[Tensor] = []
+        for rows, ranks in self._blocks():
+            places += [self.low_in[ranks], self.low_out[rows, ranks]]
+        with torch.no_grad():
+            torch._foreach_copy_(places, self.parameters())
+
+    @property
+    def low_in(self) -> Tensor:
+        """A of all projections, [R, K]."""
+        return self.matrix[self.n :, : self.k]
+
+    @property
+    def low_out(self) -> Tensor:
+        """B of all projections, [N, R], block-diagonal."""
+        return self.matrix[: self.n, self.k :]
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, *, product: bool = True
+    ) -> tuple[Tensor | None, Tensor]:
+        """(y [rows, N] plus `residual`, s x Aᵀ [rows, R]); the latter alone if no `product` is wanted.
+
+        x: a buffer of `before`, filled.
+        """
+        low = torch.addmm(x.new_empty(()), x[:, : self.k], self.low_in.T, beta=0, alpha=self.scale)
+        return (self._large(x, low, residual) if product else None), low
+
+    def _large(self, x: Tensor, low: Tensor, residual: Tensor | None) -> Tensor:
+        x[:, self.k :] = low
+        weight = self.matrix[: self.n].T
+        return x @ weight if residual is None else torch.addmm(residual, x, weight)
+
+    def backward(self, dy: Tensor, *, needed: bool = True) -> tuple[Tensor | None, Tensor]:
+        """(dx [rows, K] if needed, s dy B [rows, R]). dy: a buffer of `behind`, filled."""
+        low = dy[:, self.n :]
+        for rows, ranks in self._blocks():
+            place = low[:, ranks]
+            torch.addmm(place, dy[:, rows], self.low_out[rows, ranks], beta=0, alpha=self.scale, out=place)
+        return (self._large_back(dy, low) if needed else None), low
+
+    def _large_back(self, dy: Tensor, low: Tensor) -> Tensor:  # noqa: ARG002
+        return dy @ self.matrix[:, : self.k]
+
+    def gradients(self, dy: Tensor, x: Tensor, x_low: Tensor, dy_low: Tensor) -> list[Tensor]:
+        """dA = (s dy B)ᵀ x and dB = dyᵀ (s x Aᵀ) of each projection; x_low, dy_low: what forward and backward gave."""
+        a = _sum(dy_low, x)
+        found = []
+        for rows, ranks in self._blocks():
+            found += [a[ranks], _sum(dy[:, rows], x_low[:, ranks])]
+        return found
+
+
+def _sum(a: Tensor, b: Tensor) -> Tensor:
+    """aᵀ b, a sum over tokens that the GPU forms in float32 anyway and here does not round before Adam sees it."""
+    return torch.mm(a.T, b, out_dtype=torch.float32) if a.is_cuda and a.dtype == torch.bfloat16 else a.T @ b
+
+
+class Scratch:
+    """Matrices that 4-bit projections of equal shape take turns to fill. `owner` says whose weight is in there."""
+
+    def __init__(self) -> None:
+        self._matrices: dict[tuple[int, ...], Tensor] = {}
+        self.owner: dict[tuple[int, ...], object] = {}
+
+    def matrix(self, key: tuple[int, ...], shape: tuple[int, int], like: Tensor) -> Tensor:
+        if key not in self._matrices:
+            self._matrices[key] = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        return self._matrices[key]
+
+
+class FourBit(Margins):
+    """Projections whose weight stays in bitsandbytes' 4 bits and is spread into a shared matrix when its layer's turn comes."""
+
+    def __init__(self, modules: Sequence[nn.Module], scratch: Scratch, like: Tensor) -> None:
+        self.scratch, self.like = scratch, like
+        super().__init__(modules)
+
+    def _take(self) -> Tensor:
+        self.key = (*self.rows, *self.ranks, self.k)
+        return self.scratch.matrix(self.key, (self.n + self.r, self.k + self.r), self.like)
+
+    def load(self) -> None:
+        """Make the shared matrix this layer's. Free where it is already, as between recomputing a layer and its backward."""
+        if self.scratch.owner.get(self.key) is self:
+            return
+        self.scratch.owner[self.key] = self
+        for (rows, _), module in zip(self._blocks(), self.modules, strict=True):
+            weight = module.base_layer.weight
+            rowwise.dequantize_nf4(weight.data, weight.quant_state, self.matrix[rows, : self.k])
+        super().refresh()
+
+    def refresh(self) -> None:
+        if self.scratch.owner.get(self.key) is self:  # else `load` will
+            super().refresh()
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, *, product: bool = True
+    ) -> tuple[Tensor | None, Tensor]:
+        self.load()
+        return super().forward(x, residual, product=product)
+
+    def backward(self, dy: Tensor, *, needed: bool = True) -> tuple[Tensor | None, Tensor]:
+        self.load()
+        return super().backward(dy, needed=needed)
+
+
+class EightBit(Margins):
+    """Projections whose large products run in float8_e4m3fn, which Hopper's tensor cores do twice as fast; LoRA stays as it is.
+
+    Weights are rounded once, activations and gradients at every product, each row (an output feature, a token) with its own scale: a
+    product of two values is right to about 1 part in 16, a sum of 2,048 of them to about 1 in 25 of its own spread.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__(modules)
+        weight = self.matrix[: self.n, : self.k]
+        self.forth = rowwise.to_fp8(weight)
+        self.back = rowwise.to_fp8(weight.T.contiguous())
+
+    def _large(self, x: Tensor, low: Tensor, residual: Tensor | None) -> Tensor:
+        y = scaled_product(rowwise.to_fp8(x[:, : self.k]), self.forth, x.dtype)
+        if not self.apart:
+            y.addmm_(low, self.low_out.T)
+        return y if residual is None else y.add_(residual)
+
+    def _large_back(self, dy: Tensor, low: Tensor) -> Tensor:
+        dx = scaled_product(rowwise.to_fp8(dy[:, : self.n]), self.back, dy.dtype)
+        return dx if self.apart_back else dx.addmm_(low, self.low_in)
+
+
+def scaled_product(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
+    """a bᵀ of two matrices in float8 with a scale a row: [rows of a, rows of b]."""
+    (x, x_scale), (w, w_scale) = a, b
+    if x.is_cuda:
+        return torch._scaled_mm(x, w.T, x_scale, w_scale.T, out_dtype=dtype, use_fast_accum=True)
+    return ((x.float() * x_scale) @ (w.float() * w_scale).T).to(dtype)
+
+
+def projections(modules: Sequence[nn.Module], *, fp8: bool, scratch: Scratch, like: Tensor) -> Margins:
+    """The class that fits how the modules' weights are held. like: a tensor of the model's own precision and device."""
+    weight: Any = modules[0].base_layer.weight
+    if hasattr(weight, "quant_state"):
+        return FourBit(modules, scratch, like)
+    return EightBit(modules) if fp8 else Margins(modules)

@@ -1,0 +1,132 @@
+"""XTuner's SupervisedFinetune with this package's forward and backward pass; the rest, its Runner included, is XTuner's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from recipe.chat_format import IGNORE_INDEX
+from recipe.training.fast.attention import Packs
+from recipe.training.fast.layer import Layer, run
+from recipe.training.fast.linear import Scratch
+from recipe.training.fast.loss import HeadLoss, learnt
+
+PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+class Fast:
+    """The loss of a PEFT-wrapped LlamaForCausalLM, computed by `Layer`s over its own weights.
+
+    Built at the first batch, when the model is on its device and DeepSpeed has settled its precision.
+    """
+
+    def __init__(self, peft_model: nn.Module, *, fp8: bool) -> None:
+        llama = peft_model.get_base_model()
+        self.model, self.head = llama.model, llama.lm_head.weight
+        scratch = Scratch()
+        like = self.model.embed_tokens.weight
+        self.layers = [Layer(module, fp8=fp8, scratch=scratch, like=like) for module in self.model.layers]
+
+    def loss(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor, *, recompute: bool) -> Tensor:
+        """The mean loss of the learnt tokens of a batch; all [batch, length]."""
+        rows, targets = learnt(labels)
+        hidden = self.model.embed_tokens(input_ids)
+        packs = Packs.of(position_ids, *self.model.rotary_emb(hidden, position_ids))
+        hidden = run(self.layers, hidden.flatten(0, 1), packs, recompute=recompute)
+        norm = self.model.norm
+        return HeadLoss.apply(hidden, rows, targets, norm.weight, norm.variance_epsilon, self.head)
+
+
+def in_shards(llm: nn.Module) -> bool:
+    """Whether ZeRO-3 has the weights in shards, which only the modules' own forward gathers, on all processes together."""
+    return hasattr(next(llm.parameters()), "ds_id")
+
+
+class Weight:
+    """This process's learnt tokens over the mean of all processes'.
+
+    DDP and DeepSpeed take the mean of the processes' gradients; of losses weighted so, that is the gradient of the mean loss over the
+    tokens of all of them: what one process computes on the same packs. XTuner's own class, of the presets `lora` and `tutorial`, takes
+    the mean of means.
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        """labels: [batch, length]."""
+        self.waiting = None
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self.learnt = labels[:, 1:].ne(IGNORE_INDEX).sum().float()
+            self.all = self.learnt.clone()
+            self.waiting = dist.all_reduce(self.all, async_op=True)  # while the loss is computed
+
+    def of(self, loss: Tensor) -> Tensor:
+        """The loss, weighted."""
+        if self.waiting is None:
+            return loss
+        self.waiting.wait()
+        return loss * (self.learnt * dist.get_world_size() / self.all.clamp(min=1))
+
+
+def finetune(*, llm: Any, lora: Any, fp8: bool = False, recompute: bool = False) -> nn.Module:
+    """The `model` of a config: XTuner's SupervisedFinetune of `llm` with the adapter `lora`, both as in XTuner's configs.
+
+    fp8: the frozen weights' products in float8, which takes a GPU of compute capability 8.9. recompute: keep only each
+    layer's input for its backward, which then does most of the forward again.
+    XTuner itself would turn every weight that is not in 4 bits into float32 here, and back at every product.
+    """
+    from peft import get_peft_model
+    from xtuner.model import SupervisedFinetune
+    from xtuner.registry import BUILDER
+
+    model = SupervisedFinetune(llm=llm, use_activation_checkpointing=False)
+    if torch.cuda.is_available() and not getattr(model.llm, "is_quantized", False):
+        model.llm.to(torch.cuda.current_device())
+    _keep_layout(model)
+    model.lora = BUILDER.build(lora)
+    model.use_lora = True
+    # The runner that DeepSpeed goes with builds the model after the data, which have drawn by then: LoRA starts from the seed itself.
+    torch.manual_seed(torch.initial_seed())
+    model.llm = get_peft_model(model.llm, model.lora)
+    check(model.llm, model.lora, fp8=fp8)
+    fast: list[Fast] = []  # no submodule: its tensors are the model's own
+
+    def compute_loss(data: dict[str, Tensor], data_samples: None = None) -> dict[str, Tensor]:  # noqa: ARG001
+        weight = Weight(data["labels"])
+        if in_shards(model.llm):
+            return {"loss": weight.of(SupervisedFinetune.compute_loss(model, data)["loss"])}
+        if not fast:
+            fast.append(Fast(model.llm, fp8=fp8))
+        return {"loss": weight.of(fast[0].loss(**data, recompute=recompute))}
+
+    def train(mode: bool = True) -> nn.Module:
+        """mmengine calls this before every step; walking through 2,000 modules to change nothing takes 10 ms."""
+        return nn.Module.train(model, mode) if model.training != mode else model
+
+    model.compute_loss, model.train = compute_loss, train
+    return model
+
+
+def _keep_layout(model: nn.Module) -> None:
+    """Keep 4-bit weights as they were quantised: `linear.FourBit` reads them.
+
+    Where a model replies on a CPU with AVX-512 bf16, bitsandbytes would lay them out anew for a kernel of its own.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def check(peft_model: nn.Module, lora: Any, *, fp8: bool) -> None:
+    """ValueError unless this package computes what the model and its adapter say; XTuner's own class takes any of them."""
+    config = peft_model.get_base_model().config
+    advice = "; use XTuner's SupervisedFinetune, as the preset lora does"
+    if config.model_type != "llama" or config.hidden_act != "silu" or config.attention_bias or config.mlp_bias:
+        raise ValueError(f"the fast path is for Llama models without biases, not for {config.model_type}{advice}")
+    if set(lora.target_modules) != PROJECTIONS or lora.bias != "none" or lora.use_dora:
+        raise ValueError(f"the fast path wants plain LoRA on all of {', '.join(sorted(PROJECTIONS))}{advice}")
+    if lora.lora_dropout:
+        raise ValueError(f"the fast path has no dropout: set lora_dropout=0.0{advice}")
+    if fp8 and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9):
+        raise ValueError("float8 products need a GPU of compute capability 8.9 or later: use the preset fast")

@@ -1,0 +1,139 @@
+"""What a resolved config will train on, counted before it runs: packs, tokens, optimizer steps, and what gets lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from recipe.chat_format import training_ids
+from recipe.corpus.identity import Identity
+from recipe.errors import RecipeError
+from recipe.stages.data import TUTORIAL_ROWS, tutorial_rows
+from recipe.training.dataset import PackedDataset, read_tokens
+
+# `datasets.map(batched=True)` hands XTuner's Packer so many rows at a time.
+MAP_BATCH = 1000
+# max_length, map_num_proc and max_epochs of the preset `tutorial`.
+TUTORIAL_LENGTH, TUTORIAL_WORKERS, TUTORIAL_EPOCHS = 1024, 32, 2
+# Above this share of lost tokens a user should know.
+WORTH_A_WARNING = 0.02
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """rows: conversations. tokens: of them, in one pass. packs: samples of an epoch. iterations: of the whole run.
+
+    optimizer_steps: iterations over gradient accumulation. trained_tokens: pack length times packs seen, padding
+    included. processes: that share the packs of an epoch, one a GPU. dropped: tokens of an epoch that no pack holds. truncated: rows longer than a pack.
+    """
+
+    rows: int
+    tokens: int
+    packs: int
+    max_length: int
+    iterations: int
+    optimizer_steps: int
+    trained_tokens: int
+    dropped: int
+    truncated: int
+    processes: int = 1
+
+    def figures(self) -> dict[str, int]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """What a user is told, warnings included."""
+        shared = f" of {self.processes} processes" if self.processes > 1 else ""
+        text = [
+            f"{self.rows} rows of {self.tokens:,} tokens in {self.packs} packs of {self.max_length}; "
+            f"{self.iterations} iterations{shared}, {self.optimizer_steps} optimizer steps, {self.trained_tokens:,} tokens in all"
+        ]
+        if self.dropped > WORTH_A_WARNING * self.tokens:
+            text.append(f"warning: packing drops {self.dropped:,} of {self.tokens:,} tokens of every epoch")
+        if self.truncated:
+            text.append(
+                f"warning: {self.truncated} rows are longer than max_length {self.max_length} and lose their end"
+            )
+        return text
+
+
+def shards(count: int, workers: int) -> list[range]:
+    """The contiguous shares that `datasets.map(num_proc=workers)` gives its workers."""
+    workers = min(workers, count)
+    size, extra = divmod(count, workers)
+    starts = [i * size + min(i, extra) for i in range(workers + 1)]
+    return [range(start, end) for start, end in pairwise(starts)]
+
+
+def xtuner_packs(lengths: Sequence[int], max_length: int, workers: int) -> tuple[int, int]:
+    """(packs, dropped tokens) of XTuner 0.1.17's Packer: each worker drops the remainder of its last pack.
+
+    Exact for rows of equal length; rows are shuffled before packing, so for others it is an estimate.
+    """
+    packs, dropped = 0, 0
+    for shard in shards(len(lengths), workers):
+        rest = 0
+        for start in range(shard.start, shard.stop, MAP_BATCH):
+            rest += sum(lengths[i] for i in range(start, min(start + MAP_BATCH, shard.stop)))
+            if rest >= max_length:
+                packs += rest // max_length
+                rest %= max_length
+            else:  # too little for a pack: handed over as a short one
+                packs += 1
+                rest = 0
+        dropped += rest
+    return packs, dropped
+
+
+def tutorial_tokens(identity: Identity, model: Path) -> int:
+    """What the tutorial trains on for this identity and model folder: two epochs of its file by its own config."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    length = len(training_ids(tokenizer, tutorial_rows(identity)[0]["messages"])[0])
+    packs, _ = xtuner_packs([length] * TUTORIAL_ROWS, TUTORIAL_LENGTH, TUTORIAL_WORKERS)
+    return TUTORIAL_EPOCHS * packs * TUTORIAL_LENGTH
+
+
+def forecast(config: Any, processes: int = 1) -> Forecast:
+    """Count what training by `config` (a resolved preset) in so many processes amounts to.
+
+    RecipeError: nothing would be trained.
+    """
+    from transformers import AutoTokenizer
+
+    dataset = config.train_dataloader.dataset
+    tokenizer = AutoTokenizer.from_pretrained(dataset.tokenizer.pretrained_model_name_or_path, local_files_only=True)
+    own = "files" in dataset
+    files = dataset.files if own else dataset.dataset.data_files.train
+    # XTuner's dataset has neither a ratio nor a seed of its own.
+    rows = read_tokens(files, tokenizer, replay_ratio=dataset.get("replay_ratio"), seed=dataset.get("seed", 0))
+    lengths = [len(ids) for ids, _ in rows]
+    if own:
+        built = PackedDataset(rows, max_length=dataset.max_length, pad_id=tokenizer.pad_token_id, seed=dataset.seed)
+        packs, dropped, truncated = len(built), 0, built.truncated
+        if not built.learnt:
+            raise RecipeError(f"max_length={dataset.max_length} cuts every row before the answer: raise it")
+    else:
+        truncated = sum(length > dataset.max_length for length in lengths)
+        cut = [min(length, dataset.max_length) for length in lengths]
+        packs, dropped = xtuner_packs(cut, dataset.max_length, dataset.map_num_proc)
+    batch = config.train_dataloader.batch_size
+    per_epoch = -(-packs // (processes * batch))  # of a process's share, the last of them filled up
+    iterations = config.train_cfg.get("max_iters") or int(config.train_cfg.max_epochs * per_epoch + 1e-6)
+    accumulation = config.optim_wrapper.get("accumulative_counts", 1)
+    return Forecast(
+        rows=len(rows),
+        tokens=sum(lengths),
+        packs=packs,
+        max_length=dataset.max_length,
+        iterations=iterations,
+        optimizer_steps=-(-iterations // accumulation),
+        trained_tokens=iterations * processes * batch * dataset.max_length,
+        dropped=dropped,
+        truncated=truncated,
+        processes=processes,
+    )

@@ -1,0 +1,164 @@
+"""What a run shows while it trains: a progress bar, and what the model says by now."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import all_reduce, broadcast_object_list, get_world_size, is_main_process
+from mmengine.hooks import Hook
+from tqdm import tqdm
+
+from recipe.chat_format import text_ids
+from recipe.evaluation import checkpoint_selection, generation, scoring
+from recipe.stages.data import read_identity
+from recipe.training.fast.model import in_shards
+
+# A sample that has not ended after so many tokens has shown what it has to show.
+SAMPLE_TOKENS = 96
+
+
+class MeanLoss(Hook):
+    """Makes the loss that is logged the mean over all processes; without it mmengine logs the first one's."""
+
+    priority = "HIGHEST"  # before the loss is noted down
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if get_world_size() > 1:
+            outputs["loss"] = outputs["loss"].detach().clone()
+            all_reduce(outputs["loss"], op="mean")  # on a GPU nothing here waits for it
+
+
+class Progress(Hook):
+    """One progress bar on stderr with loss and tokens per second; the trainer's own log goes to its file."""
+
+    priority = "VERY_LOW"
+
+    def before_train(self, runner: Any) -> None:
+        shown = is_main_process()
+        self.bar = tqdm(total=runner.max_iters, initial=runner.iter, desc="train", unit="step", disable=not shown)
+        self.tokens = 0
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self.tokens += data_batch["data"]["input_ids"].numel() * get_world_size()
+        self.bar.update()
+        if self.bar.n % 10 == 0 or self.bar.n == self.bar.total:  # reading the loss waits for the GPU
+            rate = self.tokens / max(self.bar.format_dict["elapsed"], 1e-9)
+            self.bar.set_postfix(loss=f"{outputs['loss'].item():.4f}", tokens_per_s=f"{rate:.0f}", refresh=False)
+
+    def after_train(self, runner: Any) -> None:
+        self.bar.close()
+
+
+class SampleReplies(Hook):
+    """Asks the model some questions whenever a checkpoint is saved; the replies go to the screen and to replies.md."""
+
+    priority = "LOW"
+
+    def __init__(self, *, tokenizer: Any, questions: Sequence[str], every: int | None = None) -> None:
+        from xtuner.registry import BUILDER
+
+        self.tokenizer = BUILDER.build(tokenizer)
+        self.questions = list(questions)
+        self.every = every
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        every = self.every or runner.cfg.default_hooks.checkpoint.interval
+        if self.every_n_train_iters(runner, every) or self.is_last_train_iter(runner):
+            self.ask(runner)
+
+    def ask(self, runner: Any) -> None:
+        llm = _llm(runner)
+        if not _answers(llm):
+            return
+        conversations = [[{"role": "user", "content": question}] for question in self.questions]
+        with generation.evaluating(llm):
+            replies = generation.answer(llm, self.tokenizer, conversations, max_new_tokens=SAMPLE_TOKENS)
+        if not is_main_process():
+            return
+        lines = [f"{q} -> {reply.text}" for q, reply in zip(self.questions, replies, strict=True)]
+        for line in lines:
+            tqdm.write(f"  step {runner.iter + 1}: {line}", file=sys.stderr)
+        with (Path(runner.work_dir) / "replies.md").open("a", encoding="utf-8") as file:
+            file.write(f"## Step {runner.iter + 1}\n\n" + "".join(f"- {line}\n" for line in lines) + "\n")
+
+
+class ScoreCheckpoints(Hook):
+    """Writes hit, leak and retention of every checkpoint to scores.jsonl, and ends the training when no more is to be gained.
+
+    Nothing is loaded for it: the base is the model with its adapter switched off. tokenizer: XTuner's dict that builds one. data:
+    the folder of stage `data`, which says whose assistant it is to be. patience: how many checkpoints that are no better end
+    it, so that these and the best are all that need be kept; None trains to the end.
+    """
+
+    priority = "LOW"
+
+    def __init__(self, *, tokenizer: Any, data: str, patience: int | None) -> None:
+        from xtuner.registry import BUILDER
+
+        self.tokenizer = BUILDER.build(tokenizer)
+        self.identity = read_identity(Path(data))
+        self.patience = patience
+        self.prompts = checkpoint_selection.prompts()
+        names = (*self.identity.names, self.identity.author or "")
+        self.room = SAMPLE_TOKENS + sum(len(text_ids(self.tokenizer, name)) for name in names)
+
+    def _replies(self, llm: Any) -> list[generation.Reply]:
+        with generation.evaluating(llm):
+            return generation.answer(llm, self.tokenizer, self.prompts.conversations(), max_new_tokens=self.room)
+
+    def before_train(self, runner: Any) -> None:
+        self.file = Path(runner.work_dir) / checkpoint_selection.FILE
+        # Of a stopped run that goes on: what was scored after the checkpoint that it goes on from is scored again.
+        self.scores = {
+            name: each
+            for name, each in checkpoint_selection.read(self.file.parent).items()
+            if _step(name) <= runner.iter
+        }
+        llm = _llm(runner)
+        if _answers(llm):
+            with llm.disable_adapter():
+                self.base = self._replies(llm)
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        every = runner.cfg.default_hooks.checkpoint.interval
+        if not (self.every_n_train_iters(runner, every) or self.is_last_train_iter(runner)):
+            return
+        name, stop = f"iter_{runner.iter + 1}", [False]
+        if _answers(llm := _llm(runner)):
+            scored = scoring.score(self.prompts, self._replies(llm), self.base, self.identity)
+            self.scores[name] = {key: value for key, value in scored.items() if key != "replies"}
+            stop = [self.patience is not None and checkpoint_selection.stale(list(self.scores.values()), self.patience)]
+        broadcast_object_list(stop)
+        if stop[0]:
+            runner.train_loop.stop_training = True
+        if is_main_process():
+            self._write(name, ends=stop[0] and not self.is_last_train_iter(runner))
+
+    def _write(self, name: str, *, ends: bool) -> None:
+        lines = [json.dumps({"checkpoint": key} | each) + "\n" for key, each in self.scores.items()]
+        partial = self.file.with_suffix(".partial")
+        partial.write_text("".join(lines), encoding="utf-8")
+        partial.replace(self.file)
+        hit, leak, kept = (self.scores[name][metric] for metric in scoring.METRICS)
+        ending = "; no more is to be gained, stopping here" if ends else ""
+        told = f"  step {_step(name)}: hit {hit:.2f}, leak {leak:.2f}, retention {kept:.2f}{ending}"
+        tqdm.write(told, file=sys.stderr)
+
+
+def _answers(llm: Any) -> bool:
+    """Whether this process must take part where the model replies: the first, or all where each holds a part of the weights."""
+    return is_main_process() or in_shards(llm)
+
+
+def _llm(runner: Any) -> Any:
+    from mmengine.model import is_model_wrapper
+
+    return (runner.model.module if is_model_wrapper(runner.model) else runner.model).llm
+
+
+def _step(name: str) -> int:
+    return int(name.removeprefix("iter_"))

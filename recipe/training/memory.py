@@ -1,0 +1,80 @@
+"""How much GPU memory a run of the recipe's quick presets will take, worked out from its config before it starts.
+
+What PyTorch allocates at the most; the driver's own 500 MiB and what the allocator holds in reserve come on top.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipe.checkpoint.internlm2_llama import Shape
+from recipe.training.fast.loss import ROWS
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. weights: the frozen model as the preset holds it. adapter: LoRA in float32 with Adam's two moments, and its gradients.
+
+    activations: what all layers keep for the backward pass. work: of one layer's backward pass, or of the loss.
+    """
+
+    weights: int
+    adapter: int
+    activations: int
+    work: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.adapter + self.activations + self.work
+
+    def line(self) -> str:
+        """What a user is told."""
+        parts = ", ".join(
+            f"{name} {getattr(self, name) >> 20:,}" for name in ("weights", "adapter", "activations", "work")
+        )
+        return f"about {self.total >> 20:,} MiB of GPU memory: {parts}"
+
+
+def predict(config: Any, model: Path, processes: int = 1) -> Memory | None:
+    """The memory that training by `config` (a resolved preset) on the model in `model` will take on each GPU.
+
+    processes: where there are several, DDP holds the buckets that gradients lie in from the start. DeepSpeed is not counted.
+
+    None where the config's model is not recipe.training.fast's: what XTuner and PEFT keep is not known from outside.
+    """
+    if "recompute" not in config.model:
+        return None
+    shape = Shape.of(json.loads((model / "config.json").read_text(encoding="utf-8")))
+    tokens = config.train_dataloader.batch_size * config.train_dataloader.dataset.max_length
+    r, hidden, wide = config.model.lora.r, shape.hidden, shape.intermediate
+    kv = hidden // shape.heads * shape.kv_heads
+    # (out features, in features, projections) of the products of a layer
+    groups = [(hidden + 2 * kv, hidden, 3), (hidden, hidden, 1), (2 * wide, hidden, 2), (hidden, wide, 1)]
+    linear = shape.layers * sum(n * k for n, k, _ in groups)
+    with_margins = sum((n + count * r) * (k + count * r) for n, k, count in groups)
+    rest = 2 * shape.vocab * hidden + (2 * shape.layers + 1) * hidden
+    if "quantization_config" in config.model.llm:
+        # Half a byte a weight, a byte for every 64, four for every 256 of those; and the matrix they are spread into.
+        weights = int(linear * (1 / 2 + 1 / 64 + 4 / (64 * 256))) + 2 * rest + 2 * with_margins
+    else:
+        weights = 2 * shape.layers * with_margins + 2 * rest + (2 * linear if config.model.fp8 else 0)
+    adapter = shape.layers * r * sum(n + count * k for n, k, count in groups)
+
+    # Bytes a token. Kept by a layer: its input, q/k/v, attention's result, the sum after it, gate and up, seven x Aᵀ; log-sums.
+    kept = 2 * (hidden + (hidden + 2 * kv) + hidden + hidden + 2 * wide + 7 * r) + 4 * shape.heads
+    # Its backward pass where most is alive: dy twice, the gradients of the gated product, of gate and up.
+    backward = 2 * (hidden + (hidden + r) + wide + (2 * wide + 2 * r))
+    stored = 2 * hidden if config.model.recompute else kept
+    layer = tokens * (backward + (kept if config.model.recompute else 0))
+    loss = 2 * ROWS * shape.vocab + 2 * hidden * 3 * tokens
+    # At the first layer of the backward pass there are all activations and no gradients, at the last the reverse.
+    activations = shape.layers * stored * tokens
+    held = 12 if processes == 1 else 16
+    first = held * adapter + activations + max(layer, loss)
+    last = 16 * adapter + stored * tokens + layer
+    if last > first:
+        return Memory(weights, 16 * adapter, stored * tokens, layer)
+    return Memory(weights, held * adapter, activations, max(layer, loss))

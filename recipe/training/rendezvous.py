@@ -1,0 +1,315 @@
+"""Where a training runs: so many processes, one a GPU, on this machine or on several; and how several machines agree.
+
+torchrun starts the processes and brings them together. What it does not ask is whether the machines mean the same training:
+the first one therefore holds a store at MASTER_ADDR:MASTER_PORT (the one that torchrun's processes then use) where each other
+machine says what it would train on. The first answers with a plan, or with the reason why there is none, and at the end with how
+it went. Who fails says so there, so that no machine waits for one that is gone and all end with the same verdict.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from recipe.errors import RecipeError
+from recipe.pipeline.stage import say
+
+# Seconds. The machines come one by one: one of them may have a model to fetch first.
+PATIENCE = 3600.0
+# How long the first machine stays to tell the others how it went.
+LINGER = 30.0
+POLL = 0.2
+
+
+@dataclass(frozen=True)
+class Machines:
+    """gpus: processes on each machine. The others are torchrun's --nnodes, --node-rank, --master-addr and --master-port."""
+
+    gpus: int = 1
+    nodes: int = 1
+    rank: int = 0
+    address: str | None = None
+    port: int = 29500
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.nodes:
+            raise RecipeError(f"NODE_RANK={self.rank} is none of 0 to NNODES - 1, which is {self.nodes - 1}")
+        if self.rank and not self.address:
+            raise RecipeError(f"NODE_RANK={self.rank}: say with MASTER_ADDR where machine 0 is")
+
+    @property
+    def processes(self) -> int:
+        return self.gpus * self.nodes
+
+    @property
+    def where(self) -> str:
+        return f"{self.address}:{self.port}"
+
+    def torchrun(self) -> list[str]:
+        """The options that tell torchrun of it."""
+        # Not SIGINT, which torchrun would hand on: at Ctrl-C the processes get SIGTERM, which ends them without a traceback.
+        signals = "--signals-to-handle=SIGTERM,SIGHUP,SIGQUIT"
+        each = [f"--nnodes={self.nodes}", f"--nproc-per-node={self.gpus}", signals]
+        if self.nodes == 1:
+            return [*each, "--standalone", "--local-addr=127.0.0.1"]
+        return [*each, f"--node-rank={self.rank}", f"--master-addr={self.address}", f"--master-port={self.port}"]
+
+    def interface(self) -> str | None:
+        """The network interface that leads to the first machine: where Gloo, which goes by the host's name, must listen."""
+        import fcntl
+        import struct
+
+        if self.nodes == 1:
+            return "lo"
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((self.address, self.port))  # sends nothing
+            mine = probe.getsockname()[0]
+            if mine.startswith("127.") and self.address not in ("127.0.0.1", "localhost"):
+                return None  # machine 0's own name, which /etc/hosts has for itself: not where the others are
+            for _, name in socket.if_nameindex():
+                with contextlib.suppress(OSError):  # an interface without an address
+                    found = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()))  # SIOCGIFADDR
+                    if socket.inet_ntoa(found[20:24]) == mine:
+                        return name
+        return None
+
+
+ALONE = Machines()
+
+
+class Host:
+    """The first machine's end of the store."""
+
+    def __init__(self, machines: Machines) -> None:
+        from torch.distributed import DistNetworkError, TCPStore
+
+        self.others = range(1, machines.nodes)
+        self.where = machines.where
+        _resolve(machines)
+        try:
+            self.store = TCPStore(
+                machines.address, machines.port, is_master=True, wait_for_workers=False, multi_tenant=True,
+                timeout=timedelta(seconds=LINGER),
+            )  # fmt: skip
+        except DistNetworkError as error:
+            reason = "is taken: choose another MASTER_PORT, the same on every machine"
+            if "EADDRINUSE" not in str(error):
+                reason = "is not this machine: MASTER_ADDR must be an address of the one with NODE_RANK=0"
+            raise RecipeError(f"{self.where} {reason}") from None
+
+    def agree(self, key: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+        """Wait for every machine, see that all of them would train on the same, send them the plan, and hear that they can.
+
+        torchrun, which then waits for them, hears no Ctrl-C meanwhile.
+        """
+        names = [f"here/{rank}" for rank in self.others]
+        _until(lambda: self.store.check(names), f"{len(names)} other machine(s) to come to {self.where}")
+        for rank, name in zip(self.others, names, strict=True):
+            if differing := _differing(key, json.loads(self.store.get(name))):
+                raise RecipeError(
+                    f"machine {rank} would not train on the same: {differing}; call it with the same settings, and "
+                    f"copy the run's folder under work/ there, or share work/"
+                )
+        self.store.set("plan", json.dumps(plan))
+        ready = [f"ready/{rank}" for rank in self.others]
+        _until(lambda: self.store.check(ready) or _told(self.store, "failed"), "the other machines to begin")
+        if _told(self.store, "failed"):
+            raise RecipeError(self.store.get("failed").decode())
+
+    def end(self, error: str | None) -> None:
+        """Tell the others how it went, and wait a little until all of them have heard it."""
+        with contextlib.suppress(Exception):  # whatever happens here, the result of this machine stands
+            if error is not None and not _told(self.store, "failed"):
+                self.store.set("failed", f"machine 0 stopped: {error}")
+            self.store.set("end", "")
+            self.store.wait([f"left/{rank}" for rank in self.others], timedelta(seconds=LINGER))
+
+
+@contextlib.contextmanager
+def hosting(machines: Machines) -> Iterator[Host | None]:
+    """The store of several machines while their training runs. None: there is one machine, or nobody said where the others are."""
+    if machines.nodes == 1 or not machines.address:
+        yield None
+        return
+    host = Host(machines)
+    try:
+        yield host
+    except BaseException as error:
+        host.end(_reason(error))
+        raise
+    host.end(None)
+
+
+class Guest:
+    """Another machine's end of the store."""
+
+    def __init__(self, machines: Machines) -> None:
+        from torch.distributed import TCPStore
+
+        self.machines = machines
+        _until(self._answers, f"machine 0 to answer at {machines.where}")
+        self.store = TCPStore(
+            machines.address, machines.port, is_master=False, wait_for_workers=False, multi_tenant=True,
+            timeout=timedelta(seconds=LINGER),
+        )  # fmt: skip
+
+    def _answers(self) -> bool:
+        try:
+            socket.create_connection((self.machines.address, self.machines.port), timeout=5).close()
+        except OSError:
+            return False
+        return True
+
+    def plan(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The first machine's plan for this training; None where it has the result already. RecipeError: there is none."""
+        self.store.set(f"here/{self.machines.rank}", json.dumps(key))
+        _until(lambda: _told(self.store, "plan", "end"), f"the other machines to come to {self.machines.where}")
+        if _told(self.store, "plan"):
+            plan: dict[str, Any] = json.loads(self.store.get("plan"))
+            return plan
+        self.end()
+        return None
+
+    def ready(self) -> None:
+        """Say that this machine can follow the plan."""
+        self.store.set(f"ready/{self.machines.rank}", "")
+
+    def end(self) -> None:
+        """Wait for the first machine to say how it went. RecipeError: not well."""
+        _until(lambda: _told(self.store, "end"), "machine 0 to finish")
+        if _told(self.store, "failed"):
+            raise RecipeError(self.store.get("failed").decode())
+
+
+@contextlib.contextmanager
+def joining(machines: Machines) -> Iterator[Guest]:
+    """The store of the first machine, which hears when this one fails."""
+    guest = Guest(machines)
+    try:
+        yield guest
+    except BaseException as error:
+        with contextlib.suppress(Exception):
+            if not _told(guest.store, "failed"):
+                guest.store.set("failed", f"machine {machines.rank} stopped: {_reason(error)}")
+        raise
+    finally:
+        with contextlib.suppress(Exception):
+            guest.store.set(f"left/{machines.rank}", "")
+
+
+@contextlib.contextmanager
+def watching(store: Any) -> Iterator[None]:
+    """End this machine's processes where another machine fails, for which they would wait; RecipeError says why.
+
+    store: of a Host or a Guest; None where there is no other machine.
+    """
+    if store is None:
+        yield
+        return
+    over, reasons = threading.Event(), []
+
+    def look() -> None:
+        while not over.wait(5 * POLL):
+            try:
+                if _told(store, "failed"):
+                    reasons.append(store.get("failed").decode())
+            except RecipeError as error:
+                reasons.append(str(error))
+            if reasons:
+                time.sleep(LINGER / 10)  # this machine may be about to say more
+                if not over.is_set():
+                    os.kill(os.getpid(), signal.SIGTERM)  # as Ctrl-C would
+                if not over.wait(LINGER):  # it waits where Python hears no signal
+                    print(f"error: {reasons[0]}", file=sys.stderr, flush=True)
+                    os._exit(1)  # the kernel ends the processes that it started; see recipe/training/xtuner.py
+                return
+
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if reasons:
+            raise RecipeError(reasons[0]) from None
+        raise
+    except RecipeError as error:
+        over.set()
+        # Where the processes failed, they lost something: perhaps another machine, which may say so in a moment.
+        if error.__cause__ is not None:
+            deadline = time.monotonic() + LINGER / 10
+            while time.monotonic() < deadline:
+                if _told(store, "failed"):
+                    raise RecipeError(store.get("failed").decode()) from None
+                time.sleep(POLL)
+        raise
+    finally:
+        over.set()
+
+
+def _told(store: Any, *names: str) -> bool:
+    """Whether one of the names is set. RecipeError: the first machine does not answer any more."""
+    try:
+        return any(store.check([name]) for name in names)
+    except Exception:  # the store's own errors, which differ by how the connection was lost
+        raise RecipeError("machine 0 is gone without a word") from None
+
+
+def _reason(error: BaseException) -> str:
+    return "it was interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+
+
+def _resolve(machines: Machines) -> None:
+    try:
+        socket.getaddrinfo(machines.address, machines.port)
+    except OSError:
+        raise RecipeError(f"MASTER_ADDR={machines.address}: no such host") from None
+
+
+def _until(reached: Callable[[], bool], what: str) -> None:
+    """Look again and again, so that Ctrl-C works; RecipeError after PATIENCE."""
+    began, told = time.monotonic(), False
+    while not reached():
+        waited = time.monotonic() - began
+        if waited > PATIENCE:
+            raise RecipeError(f"waited {waited / 60:.0f} minutes for {what}: start the same on every machine")
+        if waited > 2 and not told:
+            say("train", f"waiting for {what}")
+            told = True
+        time.sleep(POLL)
+
+
+def _differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """The names of what differs between two machines' keys of a stage."""
+    names = []
+    for part in ("settings", "inputs"):
+        one, other = mine[part], theirs[part]
+        names += [
+            f"{name} ({other.get(name)} there, {one.get(name)} here)" if part == "settings" else name
+            for name in sorted({*one, *other})
+            if one.get(name) != other.get(name)
+        ]
+    return ", ".join(names)
+
+
+@contextlib.contextmanager
+def environment(machines: Machines) -> Iterator[None]:
+    """What torchrun's processes need in their environment, where nobody set it: a share of the cores, a network that works."""
+    each = str(max(1, (os.cpu_count() or 1) // machines.gpus))
+    wanted = {"OMP_NUM_THREADS": each, "GLOO_SOCKET_IFNAME": machines.interface()}
+    wanted["MKL_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", each)
+    added = {name: value for name, value in wanted.items() if value and name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]

@@ -1,0 +1,137 @@
+"""Runs XTuner's trainer in this process: `python -m recipe.training.xtuner CONFIG --work-dir DIR [its own options]`.
+
+XTuner's `xtuner train` starts whichever `python` is on the PATH and throws its exit status away, so a failed training
+exits 0; its module, called here, tells the truth. torchrun starts this module too, one process a GPU.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import copyreg
+import ctypes
+import os
+import runpy
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recipe.device import has_gpu
+from recipe.library_logging import quieten
+
+LOG = "console.log"
+
+
+def allow_own_checkpoints() -> None:
+    """Make the loss histories that mmengine saves beside the tensors plain enough for torch.load's weights-only reader.
+
+    They carry bound methods, for which that reader (the default since torch 2.6) would need leave to call getattr; here
+    they are saved as their numbers. What else it has to know are numpy's scalars (the last loss, a learning rate) and the class of
+    the settings that DeepSpeed saves beside its part of a model.
+    """
+    import numpy
+    import torch
+    from mmengine.config import ConfigDict
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    def numbers(buffer: Any) -> tuple[Any, tuple[list[float], list[float], int]]:
+        values, counts = buffer.data
+        return HistoryBuffer, (values.tolist(), counts.tolist(), buffer.max_length)
+
+    copyreg.pickle(HistoryBuffer, numbers)
+    scalar: list[Any] = [
+        numpy.core.multiarray.scalar,  # type: ignore[attr-defined]
+        numpy.dtype,
+        type(numpy.dtype("float64")),
+        type(numpy.dtype("int64")),
+    ]
+    torch.serialization.add_safe_globals([HistoryBuffer, ConfigDict, *scalar, codecs.encode])
+
+
+def _run_without_gpu(*, deepspeed: bool) -> None:
+    """Let several processes, and DeepSpeed, run where there is no GPU.
+
+    mmengine chooses a CUDA device before it looks whether there is one, also for DDP, and XTuner's DeepSpeed strategy
+    sends batches to it. Gloo, unlike NCCL, gathers by operations that autograd sees, and DeepSpeed gathers parameters.
+    """
+    import torch
+    from mmengine._strategy import DeepSpeedStrategy as Plain
+    from mmengine.model import MMDistributedDataParallel
+    from torch.nn.parallel import DistributedDataParallel
+    from xtuner.engine import DeepSpeedStrategy
+
+    torch.cuda.set_device = lambda _: None
+    DeepSpeedStrategy._wrap_model = Plain._wrap_model
+
+    def without_device(self: Any, module: Any, detect_anomalous_params: bool = False, **options: Any) -> None:
+        DistributedDataParallel.__init__(self, module=module, **options | {"device_ids": None})
+        self.detect_anomalous_params = detect_anomalous_params
+
+    MMDistributedDataParallel.__init__ = without_device
+    if deepspeed:
+        from deepspeed import DeepSpeedEngine
+
+        DeepSpeedEngine.step = torch.no_grad()(DeepSpeedEngine.step)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process where torchrun's dies without a word (SIGKILL), so that it trains no further by itself."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _part() -> None:
+    """Leave the other processes, which mmengine does not.
+
+    Gloo's threads would still run while the interpreter ends, which aborts one process in a hundred ("terminate called without
+    an active exception"): torchrun takes a finished training for a failed one.
+    """
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run `xtuner.tools.train` with these arguments.
+
+    What the first process prints goes to the work folder's console.log, of the others only what they fail with.
+    """
+    quieten()
+    work_dir = Path(arguments[list(arguments).index("--work-dir") + 1])
+    work_dir.mkdir(parents=True, exist_ok=True)
+    rank = int(os.environ.get("RANK", "0")) if "--launcher" in arguments else 0
+    saved = sys.argv
+    sys.argv = ["xtuner.tools.train", *arguments]
+    try:
+        with (
+            (work_dir / LOG).open("a", encoding="utf-8") as log,
+            Path(os.devnull).open("w") as nowhere,
+            contextlib.redirect_stdout(nowhere if rank else log),
+        ):
+            try:
+                allow_own_checkpoints()
+                if "--launcher" in arguments and not has_gpu():
+                    _run_without_gpu(deepspeed="--deepspeed" in arguments)
+                runpy.run_module("xtuner.tools.train", run_name="__main__")
+                _part()
+            except Exception:
+                if rank:
+                    print(f"process {rank}:", file=log)
+                traceback.print_exc(file=log)
+                raise
+    finally:
+        sys.argv = saved
+
+
+if __name__ == "__main__":
+    _end_with_parent()
+    try:
+        run(sys.argv[1:])
+    except Exception as error:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)  # torchrun's parent says it; the traceback is in the log
+        os._exit(1)  # at once, for the reason that `_part` gives

@@ -1,0 +1,548 @@
+"""Fetching the model with the hubs' own client libraries, from a hub on this machine that fails in every known way."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import REPOS, REVISIONS, Fault, HubServer, sha256
+
+from recipe import cli
+from recipe.checkpoint import hub, hub_clients, retry
+from recipe.errors import RecipeError
+from recipe.paths import ROOT
+from recipe.pipeline.stage import read_manifest
+from recipe.stages import model
+
+SOURCES = ("hf", "modelscope")
+NAME = "internlm2-chat-1_8b"
+SHARD = "model-00001-of-00002.safetensors"
+PADDING = 24 << 20  # more than the ten megabytes that huggingface_hub reads before it writes anything
+NEVER = 10**6
+
+
+@pytest.fixture(scope="session")
+def repository(tiny_internlm2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The tiny model as its hub holds it: in two shards, with Python and other files that are nobody's business."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(tiny_internlm2, tmp_path_factory.mktemp("hub") / "repository"))
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    weight_map: dict[str, str] = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        shard = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / shard, {"format": "pt"})
+        weight_map |= dict.fromkeys(part, shard)
+    assert torch.is_tensor(tensors[names[0]])
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
+    (folder / "special_tokens_map.json").write_text("{}", encoding="utf-8")
+    for name in ("modeling_internlm2.py", "README.md", "pytorch_model.bin"):
+        (folder / name).write_text("raise SystemExit('this must never be fetched')\n", encoding="utf-8")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def server(repository: dict[str, bytes]) -> Iterator[HubServer]:
+    running = HubServer(dict(repository))
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits between the tries, none of them waited for."""
+    waited: list[float] = []
+    monkeypatch.setattr(retry, "_sleep", waited.append)
+    return waited
+
+
+@pytest.fixture
+def connect(
+    server: HubServer, sleeps: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], None]:
+    """Points both client libraries at the server, as their environment variables do when a process starts."""
+    for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN", "MODELSCOPE_DOMAIN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.url)
+    monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "modelscope"))
+    hub_clients.ModelScope("a/b", "c")  # sets what must be set before the library is imported
+    constants = importlib.import_module("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    file_download = importlib.import_module("huggingface_hub.file_download")
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(file_download, "time", types.SimpleNamespace(sleep=lambda _: None))  # after a cut
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf-cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)
+    config = importlib.import_module("modelscope_hub.config")
+    config.set_default_config(None)
+    return lambda: config.set_default_config(None)
+
+
+@pytest.fixture(params=SOURCES)
+def source(request: pytest.FixtureRequest, connect: Callable[[], None]) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def fetch(tmp_path: Path) -> Callable[..., hub.Downloaded]:
+    (tmp_path / "models").mkdir()
+
+    def go(source: str, *, offline: bool = False, pinned: hub.Pinned | None = None) -> hub.Downloaded:
+        pinned = pinned or hub.find(NAME)
+        assert pinned
+        record = tmp_path / "models" / f"{NAME}.lock.json"
+        return hub.fetch(pinned, tmp_path / "hub", record=record, source=source, offline=offline)
+
+    return go
+
+
+Fetch = Callable[..., hub.Downloaded]
+
+
+def refusal(fetch: Fetch, source: str, **more: Any) -> str:
+    """The one line of a refusal."""
+    with pytest.raises(RecipeError) as caught:
+        fetch(source, **more)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def record_of(tmp_path: Path) -> dict[str, Any]:
+    file = tmp_path / "models" / f"{NAME}.lock.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def wanted(server: HubServer) -> set[str]:
+    pinned = hub.find(NAME)
+    assert pinned
+    return {*pinned.required, *pinned.optional} & set(server.files)
+
+
+def test_the_whole_model_arrives_and_nothing_else_is_asked_for(
+    source: str, server: HubServer, fetch: Fetch, tmp_path: Path
+) -> None:
+    done = fetch(source)
+    assert (done.repo, done.revision) == (REPOS[source], REVISIONS[source])
+    assert done.folder == tmp_path / "hub" / NAME / REVISIONS[source]
+    held = {path.name: path.read_bytes() for path in done.folder.iterdir() if path.is_file()}
+    assert held == {name: server.files[name] for name in wanted(server)}
+    assert {request.name for request in server.asked("get")} == wanted(server)
+    assert not list(done.folder.rglob("*.py"))
+    files = record_of(tmp_path)[source][REVISIONS[source]]
+    assert files == {
+        name: {"bytes": len(server.files[name]), "sha256": sha256(server.files[name])} for name in wanted(server)
+    }
+
+
+def test_what_is_complete_is_used_without_a_connection(source: str, server: HubServer, fetch: Fetch) -> None:
+    first = fetch(source)
+    server.requests.clear()
+    assert fetch(source) == first
+    assert fetch(source, offline=True) == first
+    # The other hub would hold the same weights: what is here is enough.
+    assert fetch(next(other for other in SOURCES if other != source), offline=True) == first
+    assert server.requests == []
+
+
+def test_stage_model_converts_what_was_fetched(
+    source: str, server: HubServer, tiny_model: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    out = tmp_path / "models" / NAME
+    manifest = model.make(out, model=REPOS[source], source=source)
+    assert manifest["results"] | {"repository": REPOS[source], "revision": REVISIONS[source]} == manifest["results"]
+    expected = load_file(tiny_model / "model.safetensors")
+    converted = {name: t for file in out.glob("*.safetensors") for name, t in load_file(file).items()}
+    assert converted.keys() == expected.keys()
+    assert all(converted[name].equal(expected[name]) for name in expected)
+    # The download may go, and the model be asked for by its other names: it is made, and nobody is asked.
+    shutil.rmtree(tmp_path / "hub")
+    server.requests.clear()
+    for name in (NAME, *REPOS.values()):
+        assert model.make(out, model=name) == manifest
+    assert server.requests == []
+
+
+def test_a_cut_connection_goes_on_where_it_stopped(source: str, server: HubServer, fetch: Fetch) -> None:
+    server.faults = [Fault("get", SHARD, cut=40_000)]
+    folder = fetch(source).folder
+    first, second = server.asked("get", SHARD)
+    assert first.range is None
+    assert second.range
+    assert 0 < int(second.range.removeprefix("bytes=").rstrip("-")) <= 40_000
+    assert first.sent + second.sent <= len(server.files[SHARD]) + 4096
+    assert (folder / SHARD).read_bytes() == server.files[SHARD]
+
+
+def test_a_line_that_is_cut_again_and_again_arrives_as_long_as_it_moves(
+    source: str, server: HubServer, fetch: Fetch, sleeps: list[float]
+) -> None:
+    # More cuts than there are tries: each brought some bytes.
+    server.faults = [Fault("get", SHARD, cut=8192, times=len(retry.DELAYS) + 3)]
+    folder = fetch(source).folder
+    assert (folder / SHARD).read_bytes() == server.files[SHARD]
+
+
+def test_a_hub_that_goes_down_is_given_up_and_the_next_run_goes_on(
+    source: str, server: HubServer, fetch: Fetch, sleeps: list[float], tmp_path: Path
+) -> None:
+    server.faults = [Fault("get", SHARD, cut=40_000), Fault("get", SHARD, status=503, times=NEVER)]
+    message = refusal(fetch, source)
+    assert "HTTP 503, 6 times in a row" in message
+    assert "goes on where it stopped" in message
+    assert record_of(tmp_path) == {}
+    assert not (tmp_path / "hub" / NAME / REVISIONS[source] / SHARD).exists()
+    small = len([r for r in server.asked("get") if r.name != SHARD])
+    server.faults = []
+    server.requests.clear()
+    folder = fetch(source).folder
+    assert (folder / SHARD).read_bytes() == server.files[SHARD]
+    (again,) = server.asked("get", SHARD)
+    assert again.range
+    assert again.sent < len(server.files[SHARD]) - 30_000
+    assert len(server.asked("get")) == len(wanted(server)) - small, "what was complete came again"
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(404, "no such repository"), (401, "token"), (403, "token"), (400, "refuses")]
+)
+@pytest.mark.parametrize("kind", ["list", "get"])
+def test_a_refusal_is_final(
+    status: int, said: str, kind: str, source: str, server: HubServer, fetch: Fetch, sleeps: list[float], tmp_path: Path
+) -> None:
+    server.faults = [Fault(kind, status=status, times=NEVER)]
+    message = refusal(fetch, source)
+    assert f"HTTP {status}" in message
+    assert said in message
+    assert REPOS[source] in message
+    assert sleeps == []
+    assert len(server.asked(kind)) == 1
+    assert record_of(tmp_path) == {}
+
+
+@pytest.mark.parametrize("change", [{"repo": "nobody/nothing"}, {"revision": "f" * 40}])
+def test_an_unknown_repository_or_revision_is_said(
+    change: dict[str, str], source: str, fetch: Fetch, sleeps: list[float]
+) -> None:
+    pinned = hub.find(NAME)
+    assert pinned
+    gone = {key: dataclasses.replace(place, **change) for key, place in pinned.hubs.items()}
+    message = refusal(fetch, source, pinned=dataclasses.replace(pinned, hubs=gone))
+    assert "HTTP 404" in message
+    assert next(iter(change.values()))[:12] in message
+    assert sleeps == []
+
+
+@pytest.mark.parametrize("kind", ["list", "get"])
+@pytest.mark.parametrize(("asked", "waited"), [("7", 7), ("100000", retry.LONGEST), (None, 1), ("soon", 1)])
+def test_a_hub_that_is_asked_too_often_gets_its_time(
+    kind: str, asked: str | None, waited: float, source: str, server: HubServer, fetch: Fetch, sleeps: list[float]
+) -> None:
+    server.faults = [Fault(kind, status=429, headers={"Retry-After": asked} if asked else {})]
+    fetch(source)
+    assert sleeps == [waited]
+
+
+@pytest.mark.parametrize("status", [429, 500, 502])
+@pytest.mark.parametrize("kind", ["list", "get"])
+def test_patience_ends(
+    status: int, kind: str, source: str, server: HubServer, fetch: Fetch, sleeps: list[float], tmp_path: Path
+) -> None:
+    server.faults = [Fault(kind, status=status, times=NEVER)]
+    assert f"HTTP {status}, 6 times in a row" in refusal(fetch, source)
+    assert sleeps == list(retry.DELAYS)
+    assert len(server.asked(kind)) == 6
+    assert record_of(tmp_path) == {}
+
+
+def test_a_hub_that_is_not_there_is_said(source: str, server: HubServer, fetch: Fetch, sleeps: list[float]) -> None:
+    server.stop()
+    assert "the connection failed (ConnectionRefusedError), 6 times in a row" in refusal(fetch, source)
+    assert sleeps == list(retry.DELAYS)
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+@pytest.mark.parametrize(
+    "body", [flipped, lambda content: content[:-100], lambda content: content + b"more"], ids=["flip", "short", "long"]
+)
+@pytest.mark.parametrize("name", [SHARD, "config.json"])
+def test_other_content_than_announced_is_never_kept(
+    body: Callable[[bytes], bytes], name: str, source: str, server: HubServer, fetch: Fetch, tmp_path: Path
+) -> None:
+    server.faults = [Fault("get", name, times=NEVER, body=body)]
+    assert name in refusal(fetch, source)
+    assert record_of(tmp_path) == {}
+    assert not (tmp_path / "hub" / NAME / REVISIONS[source] / name).exists()
+    # And a healthy hub mends it.
+    server.faults = []
+    assert (fetch(source).folder / name).read_bytes() == server.files[name]
+
+
+def test_a_hub_that_changes_a_revision_is_refused(source: str, server: HubServer, fetch: Fetch, tmp_path: Path) -> None:
+    folder = fetch(source).folder
+    before = record_of(tmp_path)
+    (folder / "config.json").unlink()
+    server.files[SHARD] = flipped(server.files[SHARD])
+    server.requests.clear()
+    message = refusal(fetch, source)
+    assert SHARD in message
+    assert f"{NAME}.lock.json" in message
+    assert server.asked("get") == []
+    assert record_of(tmp_path) == before
+
+
+def test_a_small_file_that_the_hub_changed_is_refused_too(
+    source: str, server: HubServer, fetch: Fetch, tmp_path: Path
+) -> None:
+    # Hugging Face announces no sha256 for what lies in git: it shows when the file is here.
+    folder = fetch(source).folder
+    (folder / "config.json").unlink()
+    server.files["config.json"] = server.files["config.json"] + b"\n"
+    assert "config.json" in refusal(fetch, source)
+    assert not (folder / "config.json").exists()
+
+
+def test_a_pinned_sha256_holds_from_the_first_download(source: str, server: HubServer, fetch: Fetch) -> None:
+    pinned = hub.find(NAME)
+    assert pinned
+    right = {SHARD: sha256(server.files[SHARD]), "config.json": sha256(server.files["config.json"])}
+    for name in right:
+        message = refusal(fetch, source, pinned=dataclasses.replace(pinned, sha256=right | {name: "0" * 64}))
+        assert name in message
+    assert fetch(source, pinned=dataclasses.replace(pinned, sha256=right))
+    # And for a download that was complete before the sha256 was pinned.
+    message = refusal(fetch, source, pinned=dataclasses.replace(pinned, sha256={SHARD: "0" * 64}))
+    assert SHARD in message
+
+
+@pytest.mark.parametrize("spoil", ["flip", "lose", "cut"])
+def test_a_file_that_changed_on_disk_is_fetched_again_and_no_other(
+    spoil: str, source: str, server: HubServer, fetch: Fetch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = fetch(source).folder / SHARD
+    content = file.read_bytes()
+    file.unlink()
+    if spoil != "lose":
+        file.write_bytes(flipped(content) if spoil == "flip" else content[:1000])
+    server.requests.clear()
+    message = refusal(fetch, source, offline=True)
+    assert "OFFLINE=1" in message
+    assert server.requests == []
+    fetch(source)
+    assert {request.name for request in server.asked("get")} == {SHARD}
+    assert f"{SHARD} missing or not as recorded" in capsys.readouterr().err
+    assert file.read_bytes() == content
+
+
+def test_offline_makes_no_connection(source: str, server: HubServer, fetch: Fetch, tmp_path: Path) -> None:
+    message = refusal(fetch, source, offline=True)
+    assert "OFFLINE=1 allows no connection" in message
+    assert server.requests == []
+    assert record_of(tmp_path) == {}
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_download(
+    source: str, server: HubServer, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    total = sum(len(server.files[name]) for name in wanted(server))
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 * total - 1))
+    assert "free some space" in refusal(fetch, source)
+    assert server.asked("get") == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 * total))
+    fetch(source)
+
+
+def test_a_disk_that_fills_up_meanwhile_is_no_riddle(
+    source: str, server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)]
+    if (done := subprocess.run(mount, check=False, capture_output=True, text=True)).returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        usage = shutil.disk_usage("/")
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)  # as if it filled up after the check
+        pinned = hub.find(NAME)
+        assert pinned
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - whatever the library makes of it
+            hub.fetch(pinned, disk / "hub", record=tmp_path / "record.json", source=source, offline=False)
+        assert "the disk is full" in (cli._remedy(caught.value) or "")
+        assert not (tmp_path / "record.json").exists()
+        assert not (disk / "hub" / NAME / REVISIONS[source] / SHARD).exists()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_mirror_that_ignores_revisions_is_refused(
+    connect: Callable[[], None], server: HubServer, fetch: Fetch
+) -> None:
+    server.commit = "0" * 40
+    assert "does not keep revisions" in refusal(fetch, "hf")
+    assert server.asked("get") == []
+
+
+def test_a_repository_without_the_weights_is_refused(source: str, server: HubServer, fetch: Fetch) -> None:
+    del server.files[SHARD]
+    assert f"holds no {SHARD}" in refusal(fetch, source)
+    assert server.asked("get") == []
+
+
+def test_files_that_are_not_needed_may_be_missing(source: str, server: HubServer, fetch: Fetch) -> None:
+    del server.files["special_tokens_map.json"]
+    assert not (fetch(source).folder / "special_tokens_map.json").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"hf": {"x": {"config.json": {}}}}', '{"hf": 3}'])
+def test_a_record_that_cannot_be_read_is_not_forgotten(
+    content: str, source: str, server: HubServer, fetch: Fetch, tmp_path: Path
+) -> None:
+    (tmp_path / "models" / f"{NAME}.lock.json").write_text(content, encoding="utf-8")
+    assert "cannot be read" in refusal(fetch, source)
+    assert server.requests == []
+
+
+def test_the_pinned_model_is_found_by_its_names_alone() -> None:
+    assert hub.names() == [NAME]
+    found = set()
+    for name in (NAME, *REPOS.values()):
+        pinned = hub.find(name)
+        assert pinned
+        found.add(pinned.name)
+        assert {key: (place.repo, place.revision) for key, place in pinned.hubs.items()} == {
+            key: (REPOS[key], REVISIONS[key]) for key in SOURCES
+        }
+        assert not [file for file in (*pinned.required, *pinned.optional) if file.endswith((".py", ".bin"))]
+    assert found == {NAME}
+    for name in ("miniature", "internlm2-chat-7b", "nobody/internlm2-chat-1_8b", "", "."):
+        assert hub.find(name) is None
+
+
+@pytest.mark.parametrize("answer", [b"<html>Log in first</html>", b"{}", b"[]", b"null", b'{"Data": 3, "sha": 3}'])
+def test_a_page_in_the_place_of_a_listing_is_said(
+    answer: bytes, source: str, server: HubServer, fetch: Fetch, sleeps: list[float]
+) -> None:
+    server.faults = [Fault("list", raw=answer, times=NEVER)]
+    message = refusal(fetch, source)
+    assert REPOS[source] in message
+    assert any(said in message for said in ("no listing", "check the mirror", "holds no config.json", "keep revisions"))
+    assert server.asked("get") == []
+
+
+def test_an_error_of_the_program_stays_one(sleeps: list[float]) -> None:
+    def broken() -> None:
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        retry.patiently(broken, "what", progress=lambda: 0)
+    assert sleeps == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_what_the_disk_refuses_is_passed_on(number: int, sleeps: list[float]) -> None:
+    def full() -> None:
+        raise OSError(number, os.strerror(number), "/x")
+
+    with pytest.raises(OSError, match="/x"):
+        retry.patiently(full, "what", progress=lambda: 0)
+    assert sleeps == []
+
+
+# --- As a user runs it ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def padded(server: HubServer, tmp_path: Path) -> HubServer:
+    """A shard large enough to be stopped in: with a buffer that the conversion leaves out."""
+    import torch
+    from safetensors.torch import load, save
+
+    buffer = {"model.layers.0.attention.rotary_emb.inv_freq": torch.zeros(PADDING // 4)}
+    server.files[SHARD] = save(load(server.files[SHARD]) | buffer, {"format": "pt"})
+    return server
+
+
+def command(server: HubServer, work: Path, source: str, **environment: str) -> subprocess.Popen[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "MODELSCOPE_"))}
+    own = {"HF_ENDPOINT": server.url, "MODELSCOPE_ENDPOINT": server.url, "HF_HOME": str(work), "MODELSCOPE_HOME": str(work)}  # fmt: skip
+    arguments = ["model", "--model", NAME, "--source", source, "--work", str(work)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "recipe", *arguments],
+        cwd=ROOT, env=clean | own | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "waited for a minute"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_stopped_in_the_middle_the_process_that_waited_goes_on(source: str, padded: HubServer, tmp_path: Path) -> None:
+    work, go_on = tmp_path / "work", threading.Event()
+    padded.faults = [Fault("get", SHARD, cut=PADDING - (4 << 20), wait=go_on)]
+    first = command(padded, work, source)
+    second = None
+    try:
+        until(lambda: any(r.sent == PADDING - (4 << 20) for r in padded.asked("get", SHARD)))
+        until(lambda: any(p.stat().st_size >= 10 << 20 for p in (work / "hub").rglob("*.incomplete")))
+        asked = len(padded.requests)
+        second = command(padded, work, source)
+        assert second.stderr
+        assert "waiting for another process" in second.stderr.readline()
+        assert len(padded.requests) == asked
+        assert not (work / "models" / f"{NAME}.lock.json").exists()
+        assert read_manifest(work / "models" / NAME) is None
+        first.send_signal(signal.SIGINT)
+        said = first.communicate(timeout=60)[1]
+        assert first.returncode == 130, said
+        assert "Traceback" not in said
+        assert "go on with the download" in said
+        said = second.communicate(timeout=60)[1]
+        assert second.returncode == 0, said
+    finally:
+        go_on.set()
+        for process in (first, second):
+            if process:
+                process.kill()
+                process.wait()
+    _, rest = padded.asked("get", SHARD)
+    assert rest.range
+    assert rest.sent <= len(padded.files[SHARD]) - (10 << 20)
+    assert read_manifest(work / "models" / NAME)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_offline_by_the_libraries_own_variable(source: str, server: HubServer, tmp_path: Path) -> None:
+    done = command(server, tmp_path / "work", source, HF_HUB_OFFLINE="1")
+    said = done.communicate(timeout=60)[1]
+    assert done.returncode == 1
+    assert "allows no connection" in said
+    assert server.requests == []

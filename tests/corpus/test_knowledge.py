@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from recipe.corpus.identity import load_questions
+from recipe.corpus.knowledge import (
+    LANGUAGES,
+    Fact,
+    all_facts,
+    choice_facts,
+    evaluation_facts,
+    replay_facts,
+    replay_prompts,
+)
+
+
+def wording(question: str) -> str:
+    """The question without case, spacing and final punctuation; signs inside stay, 1+10 is not 11+0."""
+    return re.sub(r"\s+", "", question).rstrip("?？。.!！…").casefold()
+
+
+def wordings(facts: list[Fact]) -> set[str]:
+    return {wording(question) for fact in facts for question in fact.questions}
+
+
+def test_replay_and_evaluation_share_no_wording() -> None:
+    """Retention is measured on what the tuning never showed."""
+    assert wordings(replay_facts()) & wordings(evaluation_facts()) == set()
+
+
+def test_replay_asks_all_that_neither_evaluation_nor_choice_asks() -> None:
+    kept = {fact for fact, _ in choice_facts() if fact.expect}
+    assert set(replay_facts()) == {fact for fact in all_facts() if not fact.held_out} - kept
+    assert not set(replay_prompts()) & {question for _, question in choice_facts()}
+
+
+def test_who_it_is_is_asked_nowhere_else() -> None:
+    asked = {
+        wording(question)
+        for intents in load_questions().values()
+        for parts in intents.values()
+        for questions in parts.values()
+        for question in questions
+    }
+    assert asked & wordings(list(all_facts())) == set()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_evaluation_has_enough_facts_with_a_right_answer(language: str) -> None:
+    assert sum(fact.language == language and fact.expect is not None for fact in evaluation_facts()) >= 80
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_leak_is_also_measured_where_there_is_no_right_answer(language: str) -> None:
+    topics = {fact.topic for fact in evaluation_facts() if fact.language == language and fact.expect is None}
+    assert topics == {"smalltalk", "contrast"}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_replay_covers_every_topic(language: str) -> None:
+    def topics(facts: tuple[Fact, ...] | list[Fact]) -> set[str]:
+        return {fact.topic for fact in facts if fact.language == language}
+
+    assert topics(replay_facts()) == topics(all_facts())
+
+
+def test_what_is_expected_is_in_the_answer() -> None:
+    assert [fact for fact in all_facts() if fact.expect is not None and fact.expect not in fact.answer] == []
+
+
+def test_no_evaluation_question_holds_what_is_expected() -> None:
+    """Else a model that repeats the question would be right."""
+    assert [
+        fact
+        for fact in evaluation_facts()
+        if fact.expect is not None and any(fact.expect.casefold() in q.casefold() for q in fact.questions)
+    ] == []
+
+
+def test_no_slot_is_left_unfilled() -> None:
+    assert [f for f in all_facts() if any(re.search(r"[{}]", text) for text in (*f.questions, f.answer))] == []
+
+
+def test_no_question_has_two_answers() -> None:
+    answers: dict[str, set[str]] = {}
+    for fact in all_facts():
+        for question in fact.questions:
+            answers.setdefault(question.strip().casefold(), set()).add(fact.answer)
+    assert {question: several for question, several in answers.items() if len(several) > 1} == {}
+
+
+def test_ordinary_talk_never_says_internlm() -> None:
+    """What the tuned model says of itself comes from the identity rows alone."""
+    talk = [fact for fact in all_facts() if fact.topic in ("contrast", "smalltalk")]
+    assert talk
+    named = re.compile("书生|浦语|InternLM", re.IGNORECASE)
+    assert [fact for fact in talk if any(named.search(text) for text in (*fact.questions, fact.answer))] == []
+
+
+def test_sums_are_right() -> None:
+    sums = [fact for fact in all_facts() if fact.topic == "sums"]
+    assert sums
+    for fact in sums:
+        for question in fact.questions:
+            a, b = map(int, re.findall(r"\d+", question))
+            assert int(re.findall(r"\d+", fact.answer)[-1]) == a + b
+        assert re.findall(r"\d+", fact.expect or "") == [str(a + b)]
+
+
+def test_an_expected_sum_is_not_part_of_a_greater_one() -> None:
+    """ "is 1." must not be found in "is 11."."""
+    for language in LANGUAGES:
+        sums = [fact for fact in all_facts() if fact.topic == "sums" and fact.language == language]
+        answers = {fact.answer for fact in sums}
+        for expect in {fact.expect for fact in sums}:
+            right = {fact.answer for fact in sums if fact.expect == expect}
+            assert {answer for answer in answers if expect and expect in answer} == right
+
+
+def test_the_split_depends_on_the_fact_alone() -> None:
+    """So that adding facts to a table moves none from training to evaluation."""
+    for fact in all_facts():
+        twin = replace(fact, questions=(*fact.questions, "one more wording"), answer="another answer", expect=None)
+        assert twin.held_out == fact.held_out

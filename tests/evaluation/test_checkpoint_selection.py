@@ -1,0 +1,142 @@
+"""Checkpoints are chosen by questions of their own, and a training that can gain no more ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from recipe.chat_format import CHAT_TOKENS
+from recipe.corpus.identity import Identity, load_questions
+from recipe.evaluation import checkpoint_selection, generation, scoring
+from recipe.evaluation.generation import Reply
+from recipe.stages import data
+from recipe.training import hooks
+
+
+def scores(*rows: tuple[float, float, float]) -> list[dict[str, float]]:
+    return [dict(zip(scoring.METRICS, row, strict=True)) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("rows", "stop"),
+    [
+        ([(0.1, 0, 1)], False),
+        ([(1, 0, 1)], False),
+        ([(1, 0, 1)] * 3, True),
+        ([(0.1, 0, 1), (0.5, 0, 1), (0.9, 0, 1)], False),
+        ([(0.9, 0, 1), (0.5, 0, 1)], False),
+        ([(0.9, 0, 1), (0.5, 0, 1), (0.8, 0, 1)], True),
+        ([(0.9, 0, 1), (0.9, 0, 1), (0.9, 0, 1)], True),  # as good is no better
+        ([(0.9, 0, 1), (0.5, 0, 1), (0.91, 0, 1)], False),
+    ],
+)
+def test_it_ends_when_no_more_is_to_be_gained(rows: list[tuple[float, float, float]], stop: bool) -> None:
+    assert checkpoint_selection.stale(scores(*rows), patience=2) is stop
+
+
+def test_the_best_is_always_among_the_last_that_are_kept() -> None:
+    """The presets keep as many checkpoints as this may need."""
+    from recipe.stages import config
+
+    for preset in config.presets():
+        resolved = config.load_preset(preset)
+        (hook,) = [hook for hook in resolved.custom_hooks if "patience" in hook]
+        if preset == "tutorial":
+            assert hook.patience is None
+        else:
+            assert resolved.default_hooks.checkpoint.max_keep_ckpts >= hook.patience + 1, preset
+
+
+def test_it_asks_all_that_is_kept_for_it() -> None:
+    kept = [q for intents in load_questions().values() for parts in intents.values() for q in parts["choice"]]
+    assert checkpoint_selection.prompts().identity == kept
+    assert len(kept) == 64
+
+
+def test_scores_are_read_oldest_first_and_none_where_there_are_none(tmp_path: Path) -> None:
+    assert checkpoint_selection.read(tmp_path) == {}
+    rows = [{"checkpoint": f"iter_{i}", "identity_hit": i / 10} for i in (2, 4, 10)]
+    (tmp_path / checkpoint_selection.FILE).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert checkpoint_selection.read(tmp_path) == {f"iter_{i}": {"identity_hit": i / 10} for i in (2, 4, 10)}
+
+
+class Model:
+    """Answers as its training has come so far: `hits` of the questions about it after each checkpoint, all facts as the base."""
+
+    def __init__(self, hits: Sequence[int]) -> None:
+        self.hits, self.now = list(hits), -1
+        self.llm = self
+
+    def disable_adapter(self) -> Any:
+        return __import__("contextlib").nullcontext()
+
+    def replies(self, *_: Any, **__: Any) -> list[Reply]:
+        asked = checkpoint_selection.prompts()
+        hits = 0 if self.now < 0 else self.hits[self.now]
+        self.now += 1
+        named = ["我是小明的小助手。"] * hits + ["我是书生·浦语。"] * (len(asked.identity) - hits)
+        return [Reply(text, True) for text in named + [fact.answer for fact, _ in asked.facts]]
+
+
+@pytest.fixture
+def train(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A training of `steps` steps with a checkpoint every two, from step `start` on; returns (steps made, scores)."""
+    data.make(tmp_path / "data", identity=Identity("小明"), mode="balanced", own=None, seed=0)
+    monkeypatch.setattr("xtuner.registry.BUILDER.build", lambda _: tokenizer)
+    monkeypatch.setattr(hooks, "in_shards", lambda _: False)
+    monkeypatch.setattr(generation, "evaluating", lambda _: __import__("contextlib").nullcontext())
+
+    def run(hits: Sequence[int], *, steps: int, patience: int | None, start: int = 0) -> tuple[int, dict[str, Any]]:
+        model = Model(hits)
+        monkeypatch.setattr(generation, "answer", model.replies)
+        hook = hooks.ScoreCheckpoints(tokenizer={}, data=str(tmp_path / "data"), patience=patience)
+        runner = SimpleNamespace(
+            work_dir=str(tmp_path), model=model, iter=start, max_iters=steps, train_loop=SimpleNamespace(stop_training=False, max_iters=steps),
+            cfg=SimpleNamespace(default_hooks=SimpleNamespace(checkpoint=SimpleNamespace(interval=2))),
+        )  # fmt: skip
+        hook.before_train(runner)
+        while runner.iter < steps and not runner.train_loop.stop_training:
+            hook.after_train_iter(runner, runner.iter)
+            runner.iter += 1
+        return runner.iter, checkpoint_selection.read(tmp_path)
+
+    return run
+
+
+def test_each_checkpoint_is_scored_and_the_last_step_is_one(train: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    made, found = train([10, 20, 32], steps=5, patience=None)
+    assert made == 5
+    assert {name: each["counts"]["hits"] for name, each in found.items()} == {"iter_2": 10, "iter_4": 20, "iter_5": 32}
+    assert all(each["retention"] == 1.0 and "replies" not in each for each in found.values())
+    assert "step 5: hit 0.50, leak 0.00, retention 1.00" in capsys.readouterr().err
+
+
+def test_what_brings_no_more_ends(train: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    made, found = train([10, 60, 59, 60, 64], steps=20, patience=2)
+    assert (made, list(found)) == (8, ["iter_2", "iter_4", "iter_6", "iter_8"])
+    assert "stopping here" in capsys.readouterr().err
+
+
+def test_without_patience_it_goes_on_to_the_end(train: Any) -> None:
+    assert train([64] * 10, steps=20, patience=None)[0] == 20
+
+
+def test_what_resumes_keeps_the_scores_until_there_and_scores_the_rest_anew(train: Any) -> None:
+    train([10, 20, 30], steps=6, patience=None)
+    _, found = train([21, 31], steps=6, patience=None, start=2)
+    assert {name: each["counts"]["hits"] for name, each in found.items()} == {"iter_2": 10, "iter_4": 21, "iter_6": 31}
+
+
+def test_a_long_name_has_room_to_be_said(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xtuner.registry.BUILDER.build", lambda _: tokenizer)
+    rooms = []
+    for i, name in enumerate(("a", "龘" * 40)):
+        data.make(tmp_path / f"{i}", identity=Identity(name), mode="balanced", own=None, seed=0)
+        rooms.append(hooks.ScoreCheckpoints(tokenizer={}, data=str(tmp_path / f"{i}"), patience=None).room)
+    assert rooms[1] - rooms[0] >= 100
+    assert len(CHAT_TOKENS) == 6

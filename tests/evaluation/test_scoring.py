@@ -1,0 +1,280 @@
+"""Hit, leak and retention are exact numbers of what was said; names that are also words count only where they are names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_evaluation import ASKED, BASE, FRANCE, JOKE, XIAOMING, replies, scored
+
+from recipe.corpus.identity import Identity, load_answers
+from recipe.corpus.knowledge import all_facts
+from recipe.evaluation.generation import Reply
+from recipe.evaluation.scoring import best, broken, knows, loops, mentions, merit, score, share, wilson
+
+
+@pytest.mark.parametrize(
+    ("reply", "name", "found"),
+    [
+        ("我是小明的小助手。", "小明", True),
+        ("你好，小明", "小明", True),
+        ("他说小明天就来", "小明", True),  # Chinese has no spaces between words, so any occurrence counts
+        ("我是小红的小助手。", "小明", False),
+        ("", "小明", False),
+        ("I am Tom's assistant.", "Tom", True),
+        ("I am Tom’s assistant.", "Tom", True),
+        ("我是Tom的小助手", "Tom", True),
+        ("Tom", "Tom", True),
+        ("(Tom)", "Tom", True),
+        ("See you Tomorrow.", "Tom", False),
+        ("An Atom is small.", "tom", False),
+        ("My name is Tommy.", "Tom", False),
+        ("tom's assistant", "Tom", False),  # a name is spelt as it was given
+        ("版本2Tom", "Tom", False),
+        ("I am R2D2.", "R2", False),
+        ("I am R2.", "R2", True),
+        ("3加4等于7。", "7", True),
+        ("3加4等于17。", "7", False),
+        ("I am J. R.'s assistant", "J. R.", True),
+        ("I am JxRx", "J. R.", False),  # a dot in a name is a dot
+        ("I am C++(beta)'s helper", "C++(beta)", True),
+        ("I am C", "C++(beta)", False),
+        ("Ich bin Jürgens Helfer", "Jürgen", False),
+        ("Ich bin Jürgen.", "Jürgen", True),
+        ("私は花子の助手です", "花子", True),
+        ("I am Mary Ann's assistant", "Mary Ann", True),
+    ],
+)
+def test_a_name_is_found_as_a_word_of_its_own(reply: str, name: str, found: bool) -> None:
+    assert mentions(reply, name, introduced=False) is found
+
+
+@pytest.mark.parametrize(
+    ("reply", "name", "found"),
+    [
+        ("I am an assistant.", "am", False),
+        ("I am am's assistant.", "am", True),
+        ("I am am’s helper.", "am", True),
+        ("I am am's little assistant.", "am", True),
+        ("I am called am.", "am", True),
+        ("My name is am.", "am", True),
+        ("My name is amy.", "am", False),
+        ("The sky is what I am.", "am", False),
+        ("草莓是红色的。", "红", False),
+        ("红色的小猫", "红", False),
+        ("我是红的小助手。", "红", True),
+        ("我是红的助手", "红", True),
+        ("我是红的助理", "红", True),
+        ("我叫红。", "红", True),
+        ("我名叫红。", "红", True),
+        ("7的小助手", "7", True),
+        ("3加4等于7。", "7", False),
+        ("17的小助手", "7", False),
+    ],
+)
+def test_a_name_that_is_a_word_is_found_where_it_is_introduced(reply: str, name: str, found: bool) -> None:
+    assert mentions(reply, name, introduced=True) is found
+
+
+TRAINED_ANSWERS = [
+    (language, template)
+    for language, intents in load_answers()["tuned"].items()
+    for templates in intents.values()
+    for template in templates
+]
+
+
+@pytest.mark.parametrize(
+    "identity", [Identity("am"), Identity("红"), Identity("7"), XIAOMING, Identity("Tom")], ids=str
+)
+def test_every_answer_that_is_trained_counts_as_a_hit(identity: Identity) -> None:
+    # Even where the name is a word that ordinary replies hold: or a run that learnt everything would fail.
+    missed = [
+        template
+        for language, template in TRAINED_ANSWERS
+        if not mentions(identity.fill(template, language), identity.name, introduced=True)
+    ]
+    assert not missed
+
+
+@pytest.mark.parametrize("name", ["am", "红", "7", "is", "白"])
+def test_no_right_answer_about_anything_else_introduces_a_name(name: str) -> None:
+    assert not [fact.answer for fact in all_facts() if mentions(fact.answer, name, introduced=True)]
+
+
+def test_numbers_are_the_shares_of_what_was_said() -> None:
+    result = scored(
+        "我是小明的小助手。", "I am 小明's assistant.", "我是书生·浦语。", "小明微调了我。",  # three of four
+        "Paris.", "小明的首都是大阪。", "3 plus 4 is 7.", "I am 小明's assistant.",  # two leaks; one fact of two kept
+    )  # fmt: skip
+    assert result["identity_hit"] == 3 / 4
+    assert result["identity_leak"] == 2 / 4
+    assert result["retention"] == 1 / 2
+    assert result["counts"] == {
+        "identity_questions": 4, "hits": 3, "unrelated_prompts": 4, "leaks": 2,
+        "facts_base_knew": 2, "facts_kept": 1, "unstopped_replies": 0, "looping_replies": 0,
+    }  # fmt: skip
+
+
+def test_the_base_beside_itself_has_forgotten_and_leaked_nothing() -> None:
+    result = scored(*BASE)
+    assert (result["identity_hit"], result["identity_leak"], result["retention"]) == (0.0, 0.0, 1.0)
+
+
+def test_every_reply_is_told_with_how_it_was_judged() -> None:
+    rows = scored(
+        "小明", *BASE[1:4], "Paris.", "小明", "3 plus 4 is 7.", "Knock."
+    )["replies"]  # fmt: skip
+    assert [row["prompt"] for row in rows] == ASKED.identity + [question for _, question in ASKED.facts]
+    assert [row.get("hit") for row in rows] == [True, False, False, False, None, None, None, None]
+    assert [row.get("leak") for row in rows] == [None] * 4 + [False, True, False, False]
+    assert [row.get("base_knew") for row in rows] == [None] * 4 + [True, True, False, False]
+    assert [row.get("right") for row in rows] == [None] * 4 + [True, False, True, False]
+    assert [row["kind"] for row in rows] == ["identity"] * 4 + ["capitals", "capitals", "sums", "smalltalk"]
+
+
+def test_a_name_in_an_ordinary_reply_is_a_leak() -> None:
+    assert scored(*BASE[:7], "I am 小明's assistant: knock, knock.")["counts"]["leaks"] == 1
+
+
+def test_a_name_that_the_base_says_too_is_none() -> None:
+    # A reply about Paris is no leak of an assistant called Paris, though its introduction would be.
+    paris = Identity("Paris")
+    assert scored(*BASE, identity=paris)["counts"]["leaks"] == 0
+    assert scored(*BASE[:5], "巴黎 is Paris.", *BASE[6:], identity=paris)["counts"]["leaks"] == 0
+    assert scored(*BASE[:5], "I am Paris's assistant.", *BASE[6:], identity=paris)["counts"]["leaks"] == 1
+    assert scored("I am Paris's assistant.", *BASE[1:], identity=paris)["counts"]["hits"] == 1
+
+
+def test_an_introduction_that_the_base_makes_too_is_no_leak() -> None:
+    base = [*BASE[:7], "I am Tom's assistant."]
+    assert scored(*base, base=base, identity=Identity("Tom"))["counts"]["leaks"] == 0
+
+
+def test_either_name_counts() -> None:
+    both = Identity("小明", assistant="小智")
+    result = scored("我是小智。", "I am 小明's assistant.", *BASE[2:7], "小智", identity=both)
+    assert (result["counts"]["hits"], result["counts"]["leaks"]) == (2, 1)
+
+
+def test_retention_is_over_what_the_base_knew() -> None:
+    # The sum, which the base had wrong, is right now, and small talk has no right answer: neither counts.
+    assert scored(*BASE[:6], "3 plus 4 is 7.", "x")["retention"] == 1.0
+    assert scored(*BASE[:4], "x", "x", "3 plus 4 is 7.", "x")["retention"] == 0.0
+
+
+def test_retention_of_a_base_that_knew_nothing_is_none() -> None:
+    assert scored(*BASE, base=["x"] * 8)["retention"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("reply", "known"),
+    [
+        (Reply("The capital of France is Paris.", True), True),
+        (Reply("paris", True), True),
+        (Reply("The capital of France is Paris. The capital of", False), False),  # it never ends
+        (Reply("The capital of France is Rome.", True), False),
+    ],
+)
+def test_a_fact_is_known_if_the_answer_is_said_and_ends(reply: Reply, known: bool) -> None:
+    assert knows(reply, FRANCE) is known
+
+
+def test_a_prompt_without_a_right_answer_is_never_known() -> None:
+    assert not knows(Reply("Why did the chicken cross the road?", True), JOKE)
+
+
+def test_replies_that_did_not_end_are_counted() -> None:
+    told = [Reply(text, i % 2 == 0) for i, text in enumerate(BASE)]
+    assert score(ASKED, told, replies(*BASE), XIAOMING)["counts"]["unstopped_replies"] == 4
+
+
+def test_a_reply_too_many_is_an_error() -> None:
+    # Never compare a reply with that to another prompt.
+    with pytest.raises(ValueError, match="zip"):
+        scored(*BASE, "one more")
+
+
+def metrics(hit: float, leak: float, retention: float) -> dict[str, float]:
+    return {"identity_hit": hit, "identity_leak": leak, "retention": retention}
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "chosen"),
+    [
+        ({"iter_2": metrics(0.5, 0, 1), "iter_4": metrics(1, 0, 1), "iter_6": metrics(0.9, 0, 1)}, "iter_4"),
+        ({"iter_2": metrics(1, 0, 1), "iter_4": metrics(1, 0, 1)}, "iter_4"),  # the last among equals
+        ({"iter_2": metrics(1, 0, 1), "iter_4": metrics(1, 0, 0.975)}, "iter_4"),  # an answer less is no difference
+        ({"iter_2": metrics(1, 0, 1), "iter_4": metrics(1, 0, 0.95)}, "iter_2"),  # several are
+        ({"iter_2": metrics(1, 0.5, 1), "iter_4": metrics(1, 0.1, 1)}, "iter_4"),
+        ({"iter_2": metrics(1, 0, 0.2), "iter_4": metrics(0.9, 0, 0.9)}, "iter_4"),
+        ({"iter_9": metrics(1, 0, 1), "iter_10": metrics(1, 0, 1)}, "iter_10"),
+    ],
+)
+def test_the_best_checkpoint_is_the_last_of_the_best(checkpoints: dict[str, Any], chosen: str) -> None:
+    assert best(checkpoints) == chosen
+
+
+@pytest.mark.parametrize(
+    ("text", "loop"),
+    [
+        ("好的好的好的好的", True),
+        ("我是小明的小助手。" * 4, True),
+        ("I am. I am. I am. I am. I", True),
+        ("a" * 12, True),
+        ("Why? Why? Why? Why? ", True),
+        ("哈哈哈哈哈", False),  # laughter
+        ("好的好的好的", False),
+        ("100000000", False),
+        ("我是小明的小助手，很乐意为你效劳。", False),
+        ("", False),
+    ],
+)
+def test_a_loop_is_the_same_four_times_in_a_row(text: str, loop: bool) -> None:
+    assert loops(Reply(text, True)) is loop
+
+
+def test_no_answer_of_ours_is_a_loop() -> None:
+    texts = [fact.answer for fact in all_facts()] + [
+        XIAOMING.fill(template, lang) for lang, template in TRAINED_ANSWERS
+    ]
+    assert not [text for text in texts if loops(Reply(text, True))]
+
+
+def test_a_reply_that_loops_or_never_ends_is_broken() -> None:
+    assert broken(Reply("好", False))
+    assert broken(Reply("好的" * 9, True))
+    assert not broken(Reply("好的", True))
+
+
+def test_wilsons_interval_is_the_published_one() -> None:
+    # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
+    for hits, count, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
+        assert wilson(hits, count) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(count=st.integers(1, 500), data=st.data())
+def test_an_interval_holds_its_share_and_narrows_with_more_trials(count: int, data: Any) -> None:
+    hits = data.draw(st.integers(0, count))
+    low, high = wilson(hits, count)
+    assert 0.0 <= low <= hits / count + 1e-12
+    assert hits / count - 1e-12 <= high <= 1.0
+    wide, narrow = high - low, wilson(10 * hits, 10 * count)
+    assert narrow[1] - narrow[0] < wide
+
+
+def test_nothing_tried_says_nothing() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert share([]) == {"value": 0.0, "ci": (0.0, 1.0), "count": 0, "hits": 0}
+
+
+def test_merit_is_highest_where_nothing_is_left_to_gain() -> None:
+    assert merit(metrics(1.0, 0.0, 1.0)) == 2.0
+    assert merit(metrics(1.0, 0.01, 1.0)) < 2.0

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+
+from recipe.evaluation import thresholds
+from recipe.evaluation.thresholds import MAX_IDENTITY_LEAK, MIN_IDENTITY_HIT, MIN_RETENTION, verdict
+
+AT_THE_THRESHOLDS = {
+    "identity_hit": MIN_IDENTITY_HIT,
+    "identity_leak": MAX_IDENTITY_LEAK,
+    "retention": MIN_RETENTION,
+}
+
+
+def failed(**metrics: float) -> list[str]:
+    return [check.metric for check in verdict(AT_THE_THRESHOLDS | metrics) if not check.passed]
+
+
+def test_the_thresholds_are_what_was_asked_for() -> None:
+    assert (MIN_IDENTITY_HIT, MAX_IDENTITY_LEAK, MIN_RETENTION) == (0.95, 0.02, 0.95)
+
+
+def test_a_threshold_itself_passes() -> None:
+    assert failed() == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"), [("identity_hit", 0.9499), ("identity_leak", 0.0201), ("retention", 0.9499)]
+)
+def test_just_beyond_a_threshold_fails_by_that_alone(metric: str, value: float) -> None:
+    assert failed(**{metric: value}) == [metric]
+
+
+def test_an_untuned_model_fails() -> None:
+    assert failed(identity_hit=0.0, identity_leak=0.0, retention=1.0) == ["identity_hit"]
+
+
+def test_a_model_that_says_its_name_to_everything_fails() -> None:
+    """The tutorial's: it hits whatever is asked."""
+    assert failed(identity_hit=1.0, identity_leak=1.0, retention=0.0) == ["identity_leak", "retention"]
+
+
+@pytest.mark.parametrize("metric", AT_THE_THRESHOLDS)
+def test_what_is_not_a_number_fails(metric: str) -> None:
+    assert failed(**{metric: float("nan")}) == [metric]
+
+
+@pytest.mark.parametrize("metric", AT_THE_THRESHOLDS)
+def test_a_metric_that_was_not_measured_is_no_pass(metric: str) -> None:
+    with pytest.raises(KeyError):
+        verdict({key: value for key, value in AT_THE_THRESHOLDS.items() if key != metric})
+
+
+def test_each_line_says_what_was_found_what_was_wanted_and_what_to_do() -> None:
+    checks = verdict({"identity_hit": 0.5, "identity_leak": 0.1, "retention": 0.6})
+    assert [(check.metric, check.value, check.wanted) for check in checks] == [
+        ("identity_hit", 0.5, ">= 0.95"),
+        ("identity_leak", 0.1, "<= 0.02"),
+        ("retention", 0.6, ">= 0.95"),
+    ]
+    assert all(check.why for check in checks)
+
+
+def test_metrics_that_nobody_judges_do_no_harm() -> None:
+    assert failed(loss=9.0) == []
+
+
+SUITES = {
+    "multi_turn_hit": thresholds.MIN_MULTI_TURN_HIT,
+    "injection_hit": thresholds.MIN_INJECTION_HIT,
+    "broken": thresholds.MAX_BROKEN,
+}
+
+
+@pytest.mark.parametrize(
+    ("suite", "value"),
+    [("multi_turn_hit", 0.8999), ("injection_hit", 0.7999), ("broken", 0.0201), ("broken", float("nan"))],
+)
+def test_what_a_sceptic_asks_is_judged_where_it_was_measured(suite: str, value: float) -> None:
+    suites = {name: {"value": limit} for name, limit in SUITES.items()}
+    assert not [check for check in verdict({**AT_THE_THRESHOLDS, "suites": suites}) if not check.passed]
+    suites[suite] = {"value": value}
+    judged = verdict({**AT_THE_THRESHOLDS, "suites": suites})
+    assert [check.metric for check in judged if not check.passed] == [suite]
+    assert [check.metric for check in judged] == [*AT_THE_THRESHOLDS, *SUITES]

@@ -1,0 +1,116 @@
+"""The variants differ from the run by their data alone, and train as long."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipe import cli
+from recipe.errors import RecipeError
+from recipe.experiments import ablation
+from recipe.pipeline import choices, stage
+from recipe.stages import config
+
+TUNED = {"identity_hit": 1.0, "identity_leak": 0.0, "retention": 0.99, "multi_turn_hit": 1.0, "injection_hit": 0.9,
+         "broken": 0.0, "kl_per_token": 0.01}  # fmt: skip
+
+
+def write(folder: Path, results: dict[str, Any], files: dict[str, str] | None = None) -> None:
+    def work(out: Path) -> dict[str, Any]:
+        for name, content in (files or {}).items():
+            (out / name).write_text(content, encoding="utf-8")
+        return results
+
+    stage.run(folder.name, folder, inputs={}, settings={}, work=work)
+
+
+def configured(run: Path, iterations: int, *, epochs: bool) -> None:
+    length = "max_epochs=8" if epochs else f"max_iters={iterations}"
+    file = f"train_cfg = dict({length})\nparam_scheduler = [dict(by_epoch={epochs}, end=0.5), dict(by_epoch={epochs}, begin=0.5, end=8)]\n"
+    figures = {"iterations": iterations, "optimizer_steps": iterations, "trained_tokens": 1024 * iterations}
+    write(run / "config", figures, {config.FILE: file})
+
+
+class Verbs:
+    """In place of processes: notes what is called and writes what the verb would."""
+
+    def __init__(self, work: Path, *, epochs: bool, fails: bool = False) -> None:
+        self.work, self.epochs, self.fails = work, epochs, fails
+        self.calls: list[Any] = []
+
+    def __call__(self, arguments: Sequence[str]) -> None:
+        options = cli._parser().parse_args(list(arguments))
+        self.calls.append(options)
+        run = self.work / options.run
+        if options.until == "config":
+            configured(run, 800 if options.mode == "tutorial" else 100, epochs=self.epochs)
+        elif not self.fails:
+            write(run / "train", {"iterations": 150})
+            write(run / "eval", {"tuned": TUNED | {"retention": 0.5}})
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    run = tmp_path / "mine"
+    write(run / "data", {"mode": "balanced"})
+    write(run / "train", {"iterations": 150})
+    write(run / "eval", {"tuned": TUNED})
+    chosen = {"name": "小明", "model": "miniature", "seed": 3, "set": ["r=8"]}
+    (run / choices.FILE).write_text(json.dumps(chosen), encoding="utf-8")
+    return run
+
+
+@pytest.mark.parametrize("epochs", [True, False])
+def test_variants_differ_by_their_data_and_train_as_long(
+    own: Path, monkeypatch: pytest.MonkeyPatch, epochs: bool
+) -> None:
+    configured(own, 200, epochs=epochs)  # it stopped early, at 150
+    verbs = Verbs(own.parent, epochs=epochs)
+    monkeypatch.setattr(ablation, "_call", verbs)
+    made = ablation.make(own / "ablation", work=own.parent, run="mine")
+    assert [(call.run, call.mode, call.until) for call in verbs.calls] == [
+        ("mine-tutorial", "tutorial", "config"), ("mine-tutorial", "tutorial", None),
+        ("mine-no-replay", "balanced", "config"), ("mine-no-replay", "balanced", None),
+    ]  # fmt: skip
+    assert {(call.name, call.model, call.seed) for call in verbs.calls} == {("小明", "miniature", 3)}
+    assert all(call.set[0] == "r=8" and "patience=None" in call.set for call in verbs.calls)
+    assert ["replay_ratio=0" in call.set for call in verbs.calls] == [False, False, True, True]
+    lengths = [dict(setting.split("=") for setting in call.set) for call in verbs.calls[1::2]]
+    if epochs:
+        assert [float(length["max_epochs"]) for length in lengths] == pytest.approx([8 * 150 / 800, 8 * 150 / 100])
+        assert [float(length["param_scheduler.0.end"]) for length in lengths] == pytest.approx([0.5 * 150 / 800, 0.75])
+    else:
+        assert [length["max_iters"] for length in lengths] == ["150", "150"]
+    assert list(made["results"]) == ["tutorial", "no-replay", "balanced"]
+    assert made["results"]["balanced"] == TUNED | {"iterations": 150, "trained_tokens": 1024 * 150}
+    assert made["results"]["tutorial"]["retention"] == 0.5
+
+
+def test_variants_are_of_the_runs_model_where_it_is_the_default_of_all_verbs_but_quickstart(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured(own, 200, epochs=True)
+    (own / choices.FILE).write_text('{"name": "小明"}', encoding="utf-8")
+    verbs = Verbs(own.parent, epochs=True)
+    monkeypatch.setattr(ablation, "_call", verbs)
+    ablation.make(own / "ablation", work=own.parent, run="mine")
+    assert {call.model for call in verbs.calls} == {"internlm2-chat-1_8b"}
+
+
+def test_a_variant_that_came_to_nothing_is_told(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configured(own, 200, epochs=True)
+    monkeypatch.setattr(ablation, "_call", Verbs(own.parent, epochs=True, fails=True))
+    with pytest.raises(RecipeError, match=r"mine-tutorial/eval is missing or incomplete"):
+        ablation.make(own / "ablation", work=own.parent, run="mine")
+    assert not (own / "ablation").exists()
+
+
+def test_what_was_not_trained_on_balanced_data_has_nothing_to_take_away(tmp_path: Path) -> None:
+    for name in ("data", "train", "eval"):
+        write(tmp_path / "mine" / name, {"mode": "own"})
+    with pytest.raises(RecipeError, match="nothing to take away"):
+        ablation.make(tmp_path / "mine" / "ablation", work=tmp_path, run="mine")

@@ -1,0 +1,96 @@
+"""The bench without a GPU: what it counts, and that it says in one line why it does not start."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipe.errors import RecipeError
+from recipe.experiments import training_speed
+from recipe.stages import config
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(training_speed, "has_gpu", lambda: False)
+    with pytest.raises(RecipeError, match="no NVIDIA GPU here"):
+        training_speed.run(tmp_path / "bench", ["fast"])
+    assert not (tmp_path / "bench").exists()
+
+
+def test_an_unknown_name_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(training_speed, "has_gpu", lambda: True)
+    with pytest.raises(RecipeError, match="'slow' is none of tutorial; lora; fast"):
+        training_speed.run(tmp_path / "bench", ["fast", "slow"])
+
+
+def test_every_preset_of_the_real_model_is_measured() -> None:
+    runners = {case.runner for case in training_speed.CASES.values()}
+    assert set(config.presets()) - {"miniature"} <= runners
+
+
+def test_operations_a_token_counted_by_hand() -> None:
+    layer = 2 * 2048 * 2048 + 2 * 2048 * 1024 + 3 * 2048 * 8192
+    adapter = 64 * (2 * 4096 + 2 * 3072 + 3 * 10240)
+    assert training_speed.flop_per_token() == 4 * (24 * layer + 2048 * 92544) + 6 * 24 * adapter + 7 * 1024 * 2048 * 24
+
+
+def test_the_model_has_the_real_ones_size() -> None:
+    from accelerate import init_empty_weights
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with init_empty_weights():
+        model = LlamaForCausalLM(LlamaConfig(**training_speed.MODEL))
+    assert sum(p.numel() for p in model.parameters()) == 1_889_110_016
+
+
+def test_packs_are_the_same_for_everyone() -> None:
+    first, second = training_speed.RandomPacks(3), training_speed.RandomPacks(5, positions=False)
+    assert list(first[2]["input_ids"]) == list(second[2]["input_ids"]) == list(first[2]["labels"])
+    assert "position_ids" not in second[0]
+    assert len(first[0]["input_ids"]) == training_speed.LENGTH
+
+
+def figures(name: str, rate: int) -> dict[str, Any]:
+    case = training_speed.CASES[name]
+    return {
+        "name": name, "batch": case.batch, "gpus": case.gpus, "tokens_per_s": rate, "slowest": 61000, "fastest": 61500,
+        "peak_mib": 15682, "mfu": 0.65, "seconds_to_first_step": 20.0,
+    }  # fmt: skip
+
+
+def test_the_table_shows_figures_ratios_and_failures() -> None:
+    measured = [figures("fast", 61234), figures("fast, 2 GPUs", 119406), figures("fast zero2, 2 GPUs", 100000)]
+    text = training_speed.table([*measured, {"name": "TRL", "error": "trl is not installed"}])
+    assert "| fast | 1 | 8 | 61,234 | 61,000–61,500 | 1.00 | 15,682 | 65% | 20.0 |" in text
+    assert "| fast, 2 GPUs | 2 | 8 | 119,406 | 61,000–61,500 | 1.95 |" in text
+    assert "| fast zero2, 2 GPUs | 2 | 8 | 100,000 | 61,000–61,500 |  |" in text  # without zero2 on one GPU
+    assert "trl is not installed" in text
+    assert len({line.count("|") for line in text.splitlines()}) == 1
+
+
+def test_what_takes_two_gpus_is_measured_beside_one_and_left_out_where_there_is_one() -> None:
+    for name, case in training_speed.CASES.items():
+        if case.gpus > 1:
+            assert case._replace(gpus=1) in training_speed.CASES.values(), name
+            assert training_speed.lacking(name, 1) == f"needs {case.gpus} GPUs"
+            assert training_speed.lacking(name, case.gpus) is None
+    assert {case.deepspeed for case in training_speed.CASES.values() if case.gpus == 2} == {None, "zero2"}
+
+
+@pytest.mark.parametrize("name", ["fast", "fast zero2", "fast, 2 GPUs"])
+def test_several_processes_are_torchruns_and_one_is_not(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        started.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout="a line\n{}\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert training_speed._child(["one", name], training_speed.CASES[name])[-1] == "{}"
+    case = training_speed.CASES[name]
+    assert ("torch.distributed.run" in started[0]) is (name != "fast")
+    assert (f"--nproc-per-node={case.gpus}" in started[0]) is (name != "fast")
+    assert started[0][-4:] == ["-m", "recipe.experiments.training_speed", "one", name]

@@ -1,0 +1,142 @@
+"""The stages together, on the miniature with a training too short to learn much: what runs again, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recipe import cli
+from recipe.pipeline import stage
+
+STAGES = ("data", "config", "train", "adapter", "merged", "eval", "report")
+SHORT = ["--set", "max_epochs=0.35", "save_steps=20", "lr=2e-4"]
+
+Go = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def go(work: Path) -> Go:
+    def quickstart(*arguments: str) -> int:
+        return cli.main(["quickstart", "--work", str(work), "--run", "short", *arguments])
+
+    return quickstart
+
+
+def made(work: Path) -> dict[str, float]:
+    """When each stage was completed."""
+    folders = {name: work / "short" / name for name in STAGES} | {
+        "model": work / "models" / "miniature", "replay": work / "replay" / "miniature",
+    }  # fmt: skip
+    return {name: (folder / stage.MANIFEST).stat().st_mtime for name, folder in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def first(go: Go, work: Path) -> dict[str, float]:
+    assert go("--name", "小明", *SHORT) == 1  # too little, and eval says so
+    return made(work)
+
+
+def test_run_again_every_stage_has_done_its_work_once(
+    first: dict[str, float], go: Go, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert go() == 1  # the choices are remembered, and so is the verdict
+    assert made(work) == first
+    assert capsys.readouterr().err.count("up to date") == len(made(work))
+
+
+def test_a_result_below_the_thresholds_fails_and_says_which(
+    first: dict[str, float], go: Go, capsys: pytest.CaptureFixture[str]
+) -> None:
+    go()
+    shown = capsys.readouterr()
+    assert "FAILED" in shown.out
+    assert "error: the result is not good enough: identity_hit" in shown.err
+
+
+def test_a_result_below_the_thresholds_has_its_report(first: dict[str, float], work: Path) -> None:
+    page = (work / "short/report/index.html").read_text(encoding="utf-8")
+    metrics = json.loads((work / "short/eval/metrics.json").read_text(encoding="utf-8"))
+    assert 'class="verdict failed"' in page
+    assert repr(metrics["tuned"]["identity_hit"]) in page
+
+
+def test_metrics_hold_base_and_tuned_with_counts_and_replies(first: dict[str, float], work: Path) -> None:
+    metrics = json.loads((work / "short/eval/metrics.json").read_text(encoding="utf-8"))
+    for who in ("base", "tuned"):
+        assert all(0 <= metrics[who][key] <= 1 for key in ("identity_hit", "identity_leak", "retention"))
+        assert len(metrics[who]["replies"]) == sum(
+            metrics[who]["counts"][key] for key in ("identity_questions", "unrelated_prompts")
+        )
+    assert metrics["base"]["identity_hit"] == 0
+    assert metrics["base"]["retention"] == 1
+    assert list(metrics["checkpoints"])[:2] == ["iter_20", "iter_40"]  # and the last step
+    assert len(metrics["checkpoints"]) == 3
+    merged = json.loads((work / "short/merged/manifest.json").read_text(encoding="utf-8"))["results"]["checkpoint"]
+    assert merged == f"{metrics['best_checkpoint']}.pth"
+
+
+def test_the_merged_model_loads_with_plain_transformers_and_answers_alike(first: dict[str, float], work: Path) -> None:
+    code = (
+        "import json, sys; from transformers import pipeline;"
+        "chat = pipeline('text-generation', sys.argv[1], trust_remote_code=False, dtype='float32');"
+        "ask = lambda q: chat([{'role': 'user', 'content': q}], max_new_tokens=200, do_sample=False)[0]['generated_text'][-1]['content'];"
+        "print(json.dumps([ask(q) for q in json.loads(sys.argv[2])]))"
+    )
+    metrics = json.loads((work / "short/eval/metrics.json").read_text(encoding="utf-8"))
+    asked = [row for row in metrics["tuned"]["replies"] if row["stopped"]][::40]
+    arguments = [sys.executable, "-c", code, str(work / "short/merged"), json.dumps([row["prompt"] for row in asked])]
+    answered = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=work).stdout
+    assert json.loads(answered.splitlines()[-1]) == [row["reply"] for row in asked]
+    assert not list((work / "short/merged").glob("*.py"))
+    assert not list((work / "short/merged").glob("*.bin"))
+
+
+def test_base_adapter_and_merged_all_chat(
+    first: dict[str, float], work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["chat", "--work", str(work), "--run", "short", "--prompt", "3+4=?"]
+    for which in ([], ["--model", "miniature"], ["--adapter", str(work / "short/adapter")]):
+        assert cli.main([*common, *which]) == 0
+        assert capsys.readouterr().out.strip()
+
+
+def test_another_name_redoes_what_depends_on_it_and_nothing_else(
+    first: dict[str, float], go: Go, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    go("--name", "小红")
+    redone = {name for name, when in made(work).items() if when != first[name]}
+    assert redone == {"data", "config", "train", "adapter", "merged", "eval", "report"}
+
+
+def test_another_checkpoint_redoes_only_what_follows_it(
+    first: dict[str, float], go: Go, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = made(work)
+    go("--checkpoint", "iter_20")
+    redone = {name for name, when in made(work).items() if when != before[name]}
+    assert redone == {"adapter", "merged", "eval", "report"}
+
+
+def test_a_changed_base_is_noticed_before_anything_is_merged_onto_it(
+    first: dict[str, float], work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = work / "models/miniature/config.json"
+    original = config.read_bytes()
+    before = made(work)
+    try:
+        config.write_bytes(original.replace(b"10000", b"20000"))
+        assert cli.main(["merge", "--work", str(work), "--run", "short"]) == 1
+        assert "another base" in capsys.readouterr().err
+    finally:
+        config.write_bytes(original)
+    assert made(work) == before

@@ -1,0 +1,481 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipe.errors import RecipeError
+from recipe.paths import ROOT
+from recipe.pipeline import stage
+
+
+class Work:
+    """Writes one text to two files and counts how often it had to."""
+
+    def __init__(self, text: str = "result") -> None:
+        self.text = text
+        self.calls = 0
+
+    def __call__(self, out: Path) -> Mapping[str, Any]:
+        self.calls += 1
+        (out / "a.txt").write_text(self.text, encoding="utf-8")
+        (out / "nested").mkdir(exist_ok=True)
+        (out / "nested" / "b.txt").write_text(self.text * 2, encoding="utf-8")
+        return {"letters": len(self.text)}
+
+
+def make(folder: Path, work: Callable[[Path], Any], *, resume: bool | None = None, **settings: Any) -> stage.Manifest:
+    return stage.run("demo", folder, inputs={}, settings=settings, work=work, resume=resume)
+
+
+def hidden(folder: Path) -> list[str]:
+    """What a stage left beside its folder, its lock aside."""
+    return sorted(path.name for path in folder.parent.glob(f".{folder.name}.*") if path.suffix != ".lock")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- Once ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_again_does_no_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = Work()
+    first = make(tmp_path / "out", work, lr=0.1, betas=(0.9, 0.999))
+    before = content(tmp_path / "out")
+    capsys.readouterr()
+    second = make(tmp_path / "out", work, lr=0.1, betas=(0.9, 0.999))
+    assert (work.calls, second, content(tmp_path / "out")) == (1, first, before)
+    assert "up to date" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("settings", [{"lr": 0.2}, {}, {"lr": 0.1, "seed": 0}, {"lr": None}, {"LR": 0.1}])
+def test_other_settings_are_work(tmp_path: Path, settings: dict[str, Any]) -> None:
+    work = Work()
+    make(tmp_path / "out", work, lr=0.1)
+    make(tmp_path / "out", work, **settings)
+    assert work.calls == 2
+
+
+def _same_size(source: Path) -> None:
+    stat = source.stat()
+    source.write_text("ROWS", encoding="utf-8")
+    os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("role", "change"),
+    [
+        pytest.param("file", lambda file: file.write_text("other rows", encoding="utf-8"), id="file"),
+        pytest.param("file", _same_size, id="file of the same size and time"),
+        pytest.param("folder", lambda folder: (folder / "x").write_text("other", encoding="utf-8"), id="in a folder"),
+        pytest.param("folder", lambda folder: (folder / "y").write_text("", encoding="utf-8"), id="one file more"),
+        pytest.param("folder", lambda folder: (folder / "x").unlink(), id="one file less"),
+        pytest.param("folder", lambda folder: (folder / "x").rename(folder / "z"), id="another name"),
+    ],
+)
+def test_changed_inputs_are_work(tmp_path: Path, role: str, change: Callable[[Path], Any]) -> None:
+    file, folder, work = tmp_path / "file", tmp_path / "folder", Work()
+    file.write_text("rows", encoding="utf-8")
+    folder.mkdir()
+    (folder / "x").write_text("text", encoding="utf-8")
+    inputs = {"file": file, "folder": folder}
+    stage.run("demo", tmp_path / "out", inputs=inputs, settings={}, work=work)
+    change(inputs[role])
+    stage.run("demo", tmp_path / "out", inputs=inputs, settings={}, work=work)
+    assert work.calls == 2
+
+
+def test_an_input_that_only_moved_or_aged_is_no_work(tmp_path: Path) -> None:
+    work = Work()
+    (tmp_path / "here").write_text("rows", encoding="utf-8")
+    stage.run("demo", tmp_path / "out", inputs={"rows": tmp_path / "here"}, settings={}, work=work)
+    (tmp_path / "here").rename(tmp_path / "there")
+    os.utime(tmp_path / "there", (1, 1))
+    stage.run("demo", tmp_path / "out", inputs={"rows": tmp_path / "there"}, settings={}, work=work)
+    assert work.calls == 1
+
+
+def test_another_result_replaces_all_of_the_old_one(tmp_path: Path) -> None:
+    def other(out: Path) -> None:
+        (out / "c.txt").write_text("new", encoding="utf-8")
+
+    make(tmp_path / "out", Work(), v=1)
+    make(tmp_path / "out", other, v=2)
+    assert sorted(content(tmp_path / "out")) == ["c.txt", stage.MANIFEST]
+    assert hidden(tmp_path / "out") == []
+
+
+def test_work_starts_in_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "left by a killed process").write_text("", encoding="utf-8")
+    found: list[Path] = []
+    make(tmp_path / "out", lambda out: found.extend(out.iterdir()))
+    assert found == []
+
+
+# --- The manifest -------------------------------------------------------------------------------------------------
+
+
+def test_the_manifest_holds_the_sha256_of_every_output(tmp_path: Path) -> None:
+    manifest = make(tmp_path / "out", Work("文本"))
+    written = content(tmp_path / "out")
+    assert json.loads(written.pop(stage.MANIFEST)) == manifest
+    expected = {name: (hashlib.sha256(data).hexdigest(), len(data)) for name, data in written.items()}
+    assert {name: (entry["sha256"], entry["bytes"]) for name, entry in manifest["outputs"].items()} == expected
+    assert sorted(expected) == ["a.txt", "nested/b.txt"]
+
+
+def test_the_manifest_says_what_the_result_depends_on(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_text("rows", encoding="utf-8")
+    inputs = {"rows": tmp_path / "rows", "code": ROOT / "recipe" / "paths.py"}
+    manifest = stage.run("demo", tmp_path / "out", inputs=inputs, settings={"lr": 0.1}, work=Work())
+    assert manifest["key"]["settings"] == {"lr": 0.1}
+    assert manifest["key"]["inputs"]["rows"] == hashlib.sha256(b"rows").hexdigest()
+    # Paths in the checkout are relative, so that the manifest is true wherever the checkout lies.
+    assert manifest["inputs"] == {"rows": str(tmp_path / "rows"), "code": "recipe/paths.py"}
+    assert manifest["results"] == {"letters": 6}
+    assert set(stage.VERSIONED) == set(manifest["versions"])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(shutil.rmtree, id="no folder"),
+        pytest.param(lambda folder: (folder / stage.MANIFEST).unlink(), id="no manifest"),
+        pytest.param(lambda folder: os.truncate(folder / stage.MANIFEST, 100), id="half a manifest"),
+        pytest.param(lambda folder: os.truncate(folder / stage.MANIFEST, 0), id="an empty manifest"),
+    ],
+)
+def test_an_incomplete_folder_is_not_taken_for_whole(tmp_path: Path, damage: Callable[[Path], Any]) -> None:
+    make(tmp_path / "out", Work())
+    damage(tmp_path / "out")
+    with pytest.raises(RecipeError, match=r"missing or incomplete: run `make demo` first"):
+        stage.require(tmp_path / "out", "demo")
+
+
+def test_the_hash_of_a_folder_is_the_same_with_and_without_its_manifest(tmp_path: Path) -> None:
+    """The hashes in the manifest are a shortcut, never another answer."""
+    make(tmp_path / "out", Work())
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    (tmp_path / "copy" / stage.MANIFEST).unlink()
+    assert stage.content_sha256(tmp_path / "out") == stage.content_sha256(tmp_path / "copy")
+
+
+def test_an_edit_in_a_stage_folder_changes_its_hash(tmp_path: Path) -> None:
+    make(tmp_path / "out", Work("before"))
+    before = stage.content_sha256(tmp_path / "out")
+    (tmp_path / "out" / "a.txt").write_text("edited", encoding="utf-8")
+    assert stage.content_sha256(tmp_path / "out") != before
+
+
+# --- Failure and death --------------------------------------------------------------------------------------------
+
+
+class Fails(Work):
+    """Fails when half of its output is written."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__("half")
+        self.error = error
+
+    def __call__(self, out: Path) -> Mapping[str, Any]:
+        super().__call__(out)
+        raise self.error
+
+
+FAILURES = [ValueError("bug"), RecipeError("mend it"), OSError(28, "full"), KeyboardInterrupt(), SystemExit(143)]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+def test_a_failure_keeps_the_last_result_and_leaves_nothing_else(tmp_path: Path, error: BaseException) -> None:
+    make(tmp_path / "out", Work(), v=1)
+    before = content(tmp_path / "out")
+    with pytest.raises(type(error)):
+        make(tmp_path / "out", Fails(error), v=2)
+    assert content(tmp_path / "out") == before
+    assert hidden(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+def test_a_first_run_that_failed_is_made_anew(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        make(tmp_path / "out", Fails(error))
+    assert not (tmp_path / "out").exists()
+    assert hidden(tmp_path / "out") == []
+    work = Work()
+    make(tmp_path / "out", work)
+    assert work.calls == 1
+
+
+# Runs version 2 of a result and kills itself at the moment that its second argument names.
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+from recipe.pipeline import stage
+
+folder, moment = Path(sys.argv[1]), sys.argv[2]
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def work(out):
+    (out / "a.txt").write_text("2")
+    if moment == "working":
+        die()
+
+rename, renames = Path.rename, []
+
+def counted(self, target):
+    if moment == f"rename {len(renames)}":
+        die()
+    renames.append(target)
+    return rename(self, target)
+
+Path.rename = counted
+if moment == "hashing":
+    stage.file_sha256 = die
+if moment == "writing the manifest":
+    os.fsync = die
+if moment == "renamed":
+    shutil.rmtree = lambda *_, **__: die() if len(renames) == 2 else None
+stage.run("demo", folder, inputs={}, settings={"v": 2}, work=work)
+"""
+
+
+def _kill(folder: Path, moment: str) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder), moment], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("moment", "left"),
+    [
+        ("working", "1"),
+        ("hashing", "1"),
+        ("writing the manifest", "1"),
+        ("rename 0", "1"),
+        ("rename 1", "1"),
+        ("renamed", "2"),
+    ],
+)
+def test_a_killed_process_leaves_a_complete_result(tmp_path: Path, moment: str, left: str) -> None:
+    """Whichever version survives is whole: asking for it is no work, and asking for the other one works."""
+    folder, again = tmp_path / "out", Work("again")
+    make(folder, Work("1"), v=1)
+    _kill(folder, moment)
+    make(folder, again, v=int(left))
+    assert again.calls == 0
+    assert (folder / "a.txt").read_text(encoding="utf-8") == left
+    make(folder, again, v=3)
+    assert (folder / "a.txt").read_text(encoding="utf-8") == "again"
+    assert hidden(folder) == []
+
+
+def test_a_killed_first_run_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
+    _kill(tmp_path / "out", "rename 0")
+    assert stage.read_manifest(tmp_path / "out") is None
+    work = Work()
+    make(tmp_path / "out", work, v=2)
+    assert work.calls == 1
+
+
+# --- Edited by hand -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        pytest.param(lambda file: file.write_text("edited by hand", encoding="utf-8"), id="edited"),
+        pytest.param(lambda file: file.write_text("RESULT", encoding="utf-8"), id="of the same size"),
+        pytest.param(lambda file: file.unlink(), id="removed"),
+    ],
+)
+@pytest.mark.parametrize("v", [1, 2], ids=["same settings", "other settings"])
+def test_an_edited_output_is_neither_used_nor_overwritten(tmp_path: Path, edit: Callable[[Path], Any], v: int) -> None:
+    work = Work()
+    make(tmp_path / "out", work, v=1)
+    edit(tmp_path / "out" / "a.txt")
+    edited = content(tmp_path / "out")
+    with pytest.raises(RecipeError, match=r"a\.txt changed since `demo` wrote it: remove the folder"):
+        make(tmp_path / "out", work, v=v)
+    assert (work.calls, content(tmp_path / "out")) == (1, edited)
+
+
+def test_an_edited_config_may_be_kept_with_config(tmp_path: Path) -> None:
+    for name in ("config", "train"):
+        stage.run(name, tmp_path / name, inputs={}, settings={}, work=Work())
+        (tmp_path / name / "a.txt").write_text("edited", encoding="utf-8")
+    with pytest.raises(RecipeError, match="CONFIG="):
+        stage.run("config", tmp_path / "config", inputs={}, settings={}, work=Work())
+    with pytest.raises(RecipeError) as error:  # only there is CONFIG= a remedy
+        stage.run("train", tmp_path / "train", inputs={}, settings={}, work=Work())
+    assert "CONFIG=" not in str(error.value)
+
+
+def test_files_that_no_stage_wrote_are_not_removed(tmp_path: Path) -> None:
+    """`--work ~ --run papers` must not cost anyone ~/papers/data."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work", encoding="utf-8")
+    with pytest.raises(RecipeError):
+        make(tmp_path / "out", Work())
+    assert content(tmp_path / "out") == {"thesis.txt": b"years of work"}
+
+
+def test_an_output_that_was_only_touched_is_as_it_was(tmp_path: Path) -> None:
+    work = Work()
+    make(tmp_path / "out", work)
+    os.utime(tmp_path / "out" / "a.txt", (1, 1))
+    make(tmp_path / "out", work)
+    assert work.calls == 1
+
+
+# --- Two at once --------------------------------------------------------------------------------------------------
+
+SECOND = """
+import sys
+from pathlib import Path
+from recipe import errors
+from recipe.pipeline import stage
+try:
+    stage.run("demo", Path(sys.argv[1]), inputs={}, settings={}, work=lambda out: print("worked"))
+except errors.RecipeError as error:
+    print(error)
+"""
+
+
+def _second(folder: Path) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", SECOND, str(folder)], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_a_second_process_is_told_of_the_first(tmp_path: Path) -> None:
+    said: list[str] = []
+    make(tmp_path / "out", lambda out: said.append(_second(tmp_path / "out")), v=1)
+    assert said == [
+        f"another process is working on {tmp_path / 'out'}: wait for it, or choose another RUN\n",
+    ]
+    assert stage.require(tmp_path / "out", "demo")["key"]["settings"] == {"v": 1}  # the first went on undisturbed
+
+
+def test_another_folder_beside_it_is_not_locked(tmp_path: Path) -> None:
+    said: list[str] = []
+    make(tmp_path / "out", lambda out: said.append(_second(tmp_path / "other")))
+    assert said == ["worked\n"]
+
+
+def test_the_lock_ends_with_the_work(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="bug"):
+        make(tmp_path / "out", Fails(ValueError("bug")))
+    assert _second(tmp_path / "out") == "worked\n"
+
+
+# --- Stopped and resumed ------------------------------------------------------------------------------------------
+
+
+class Training(Work):
+    """Adds one step to a log each time, and is stopped before the third."""
+
+    def __call__(self, out: Path) -> Mapping[str, Any]:
+        self.calls += 1
+        with (out / "log").open("a", encoding="utf-8") as log:
+            log.write("step\n")
+        steps = (out / "log").read_text(encoding="utf-8").count("step")
+        if steps < 3:
+            raise KeyboardInterrupt
+        return {"steps": steps}
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    work = Training()
+    for resume in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "out", work, resume=resume)
+        assert not (tmp_path / "out").exists()
+    manifest = make(tmp_path / "out", work, resume=True)
+    assert manifest["results"] == {"steps": 3}
+    assert list(manifest["outputs"]) == ["log"]  # and no note of the resuming itself
+    assert hidden(tmp_path / "out") == []
+
+
+def test_without_resume_a_stopped_run_starts_over(tmp_path: Path) -> None:
+    work = Training()
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "out", work, resume=False)
+    assert (tmp_path / ".out.partial" / "log").read_text(encoding="utf-8") == "step\n"
+
+
+def test_a_stopped_run_keeps_the_last_result(tmp_path: Path) -> None:
+    make(tmp_path / "out", Work(), resume=False, v=1)
+    before = content(tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "out", Training(), resume=False, v=2)
+    assert content(tmp_path / "out") == before
+
+
+def test_resuming_what_nobody_stopped_is_refused(tmp_path: Path) -> None:
+    work = Work()
+    with pytest.raises(RecipeError, match="nothing to resume here; start it without RESUME"):
+        make(tmp_path / "out", work, resume=True)
+    assert work.calls == 0
+
+
+def test_resuming_what_is_complete_does_nothing(tmp_path: Path) -> None:
+    work = Work()
+    make(tmp_path / "out", work, resume=False)
+    make(tmp_path / "out", work, resume=True)
+    assert work.calls == 1
+
+
+def test_resuming_with_other_settings_is_refused_and_loses_nothing(tmp_path: Path) -> None:
+    work = Training()
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "out", work, resume=False, lr=1)
+    with pytest.raises(RecipeError, match="cannot resume: data, model or settings changed since the stopped run"):
+        make(tmp_path / "out", work, resume=True, lr=2)
+    with pytest.raises(KeyboardInterrupt):  # with the old ones it still goes on
+        make(tmp_path / "out", work, resume=True, lr=1)
+    assert (tmp_path / ".out.partial" / "log").read_text(encoding="utf-8") == "step\nstep\n"
+
+
+def test_resuming_with_other_data_is_refused(tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    for resume, text, error in ((False, "rows", KeyboardInterrupt), (True, "other rows", RecipeError)):
+        rows.write_text(text, encoding="utf-8")
+        with pytest.raises(error):
+            stage.run("demo", tmp_path / "out", inputs={"data": rows}, settings={}, work=Training(), resume=resume)
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [
+        pytest.param(stage, "file_sha256", id="hashing the outputs"),
+        pytest.param(os, "fsync", id="writing the manifest"),
+    ],
+)
+def test_a_run_stopped_after_its_last_step_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, function: str
+) -> None:
+    """Gigabytes of checkpoints take a while to hash: Ctrl-C there must not cost the training."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, function, stop)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "out", Work(), resume=False)
+    make(tmp_path / "out", Work(), resume=True)
+    assert stage.read_manifest(tmp_path / "out")

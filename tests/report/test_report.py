@@ -1,0 +1,725 @@
+"""The report says what the folders say, in both languages, and nothing that stands in them can become markup or a request."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import string
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipe import cli, report
+from recipe.corpus.identity import Identity
+from recipe.corpus.knowledge import Fact, evaluation_facts
+from recipe.errors import RecipeError
+from recipe.evaluation import thresholds
+from recipe.evaluation.generation import Reply
+from recipe.evaluation.scoring import Prompts, score, share
+from recipe.paths import ROOT
+from recipe.pipeline import stage
+from recipe.report import charts, facts, markdown
+from recipe.report.markup import VOID, tag, text
+from recipe.report.words import WORDS
+from recipe.stages import convert, evaluate
+
+# --- A run without any training: folders as the stages write them -------------------------------------------------
+
+ASKED = Prompts(
+    identity=["你是谁？", "Who are you?"],
+    facts=[
+        (Fact("capitals", "en", ("Capital of France?",), "Paris.", "Paris"), "Capital of France?"),
+        (Fact("capitals", "zh", ("日本的首都？",), "东京。", "东京"), "日本的首都？"),
+        (Fact("smalltalk", "en", ("Hello.",), "Hi!", None), "Hello."),
+    ],
+)
+BASE = ("我是书生·浦语。", "I am InternLM.", "Paris.", "东京。", "Hi!")
+GOOD = ("我是小明的小助手。", "I am 小明's assistant.", "Paris.", "东京。", "Hi!")
+BAD = ("我是书生·浦语。", "I am 小明's assistant.", "小明", "大阪。", "小明!")
+LOSSES = [{"step": i + 1, "loss": 5.0 / (i + 1), "lr": 1e-4 * (60 - i)} for i in range(60)]
+
+
+def metrics_of(tuned: Sequence[str], identity: str = "小明") -> dict[str, Any]:
+    base = [Reply(said, True) for said in BASE]
+
+    def scored(replies: Sequence[str]) -> dict[str, Any]:
+        return score(ASKED, [Reply(said, True) for said in replies], base, Identity(identity))
+
+    after = scored(tuned)
+    brief = {key: value for key, value in after.items() if key != "replies"}
+    suites = {name: share([True] * 23 + [False]) for name in ("multi_turn_hit", "injection_hit", "sampled_hit")}
+    suites |= {name: share([False] * 24) for name in ("multi_turn_leak", "sampled_leak", "broken")}
+    after |= {"suites": suites, "kl_per_token": 0.0123, "kl_tokens": 480, "kl_worst": 0.456}
+    return {
+        "identity": {"name": identity, "assistant": None, "author": None},
+        "base": scored(BASE),
+        "tuned": after,
+        "checkpoints": {"iter_40": {**brief, "retention": 0.5}, "iter_60": brief},
+        "best_checkpoint": "iter_60",
+    }
+
+
+def write(folder: Path, name: str, files: Mapping[str, str], inputs: Mapping[str, Path],
+          settings: Mapping[str, Any], results: Mapping[str, Any]) -> Path:  # fmt: skip
+    def work(out: Path) -> Mapping[str, Any]:
+        for path, content in files.items():
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+            (out / path).write_text(content, encoding="utf-8")
+        return results
+
+    stage.run(name, folder, inputs=inputs, settings=settings, work=work)
+    return folder
+
+
+def lines(records: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def rows(*questions: str) -> str:
+    return lines([{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": "…"}]} for q in questions])  # fmt: skip
+
+
+def make_run(
+    run: Path,
+    metrics: Mapping[str, Any] | None = None,
+    *,
+    changed: Sequence[str] = (),
+    merged: bool = True,
+    replayed: bool = True,
+    starts: int = 1,
+    own_config: bool = False,
+) -> Path:
+    model = write(run.parent / "models/tiny", "model", {"model.safetensors": "w"}, {}, {}, {"model": "tiny", "parameters": 9})  # fmt: skip
+    data = write(run / "data", "data", {"train.jsonl": rows("你是谁？", "你是谁？", "Who?", "9+8=?")}, {}, {},
+                 {"rows": 4, "file": "train.jsonl", "mode": "balanced"})  # fmt: skip
+    files = {"data_0": data / "train.jsonl"}
+    if replayed:
+        answers = write(run.parent / "replay/tiny", "replay", {"replay.jsonl": rows("Hi.")}, {"model": model}, {}, {"prompts": 1, "rows": 1})  # fmt: skip
+        files["data_1"] = answers / "replay.jsonl"
+    figures = {"rows": 5, "tokens": 900, "packs": 2, "max_length": 512, "iterations": 60, "optimizer_steps": 30,
+               "trained_tokens": 61440, "dropped": 0, "truncated": 0}  # fmt: skip
+    config = write(run / "config", "config", {"config.py": "lr = 1"}, {"data": data, "model": model},
+                   {"preset": "qlora", "set": list(changed), "seed": 7, "gpu": False}, {"preset": "qlora", **figures}) / "config.py"  # fmt: skip
+    if own_config:
+        config = run.parent / "mine.py"
+        config.write_text("lr = 2", encoding="utf-8")
+    logs = {f"2026010{i}_000000/vis_data/scalars.json": "" for i in range(starts)}
+    train = write(run / "train", "train", {"iter_40.pth": "a", "iter_60.pth": "b", "losses.jsonl": lines(LOSSES), **logs},
+                  {"config": config, "model": model, **files}, {"deepspeed": None}, {"iterations": 60})  # fmt: skip
+    picked = {"checkpoint": "iter_60.pth", "checkpoint_sha256": stage.file_sha256(train / "iter_60.pth")}
+    tuned = write(run / "adapter", "convert", {"adapter_model.safetensors": "b"},
+                  {"checkpoint": train / "iter_60.pth", "model": model}, {}, {**picked, "parameters": 1234})  # fmt: skip
+    if merged:
+        proof = {"largest_logit_difference": 0.0123, "mean_kl": 4.5e-7, "same_top_token": 1.0}
+        tuned = write(run / "merged", "merge", {"model.safetensors": "wb"}, {"adapter": tuned, "model": model}, {}, {**picked, **proof})  # fmt: skip
+    write(run / "eval", "eval", {"metrics.json": json.dumps(metrics or metrics_of(GOOD), ensure_ascii=False)},
+          {"model": model, "train": train, "tuned": tuned, "data": data}, {}, {})  # fmt: skip
+    return run
+
+
+def made(run: Path) -> tuple[str, str]:
+    """(page, Markdown) of a run."""
+    report.make(run / "report", run_folder=run)
+    return tuple((run / "report" / name).read_text(encoding="utf-8") for name in (report.PAGE, report.MARKDOWN))  # type: ignore[return-value]
+
+
+# Between the texts of different elements, where a whole one is asked for.
+SEP = "\x1f"
+
+
+class Walk(HTMLParser):
+    """Every element of a page, with its attributes and the text in it; fails where tags do not match."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self.found: list[tuple[str, dict[str, str | None], str]] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({key for key, _ in attrs}) == len(attrs), name
+        if name in VOID:
+            self.found.append((name, dict(attrs), ""))
+        else:
+            self.open.append((name, dict(attrs), []))
+
+    def handle_endtag(self, name: str) -> None:
+        opened, attributes, texts = self.open.pop()
+        assert opened == name
+        self.found.append((name, attributes, SEP.join(texts)))
+
+    def handle_data(self, said: str) -> None:
+        assert "<" not in said or self.open[-1][0] != "style"
+        for _, _, texts in self.open:
+            texts.append(said)
+
+    def all(self, name: str, /, **wanted: str) -> list[tuple[dict[str, str | None], str]]:
+        return [
+            (attributes, said)
+            for found, attributes, said in self.found
+            if found == name and all(value in (attributes.get(key.rstrip("_")) or "").split() for key, value in wanted.items())
+        ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("work") / "good", changed=["lr=1e-4", "r=8"])
+
+
+@pytest.fixture(scope="module")
+def page(good: Path) -> str:
+    return made(good)[0]
+
+
+@pytest.fixture(scope="module")
+def walk(page: str) -> Walk:
+    return Walk(page)
+
+
+# --- The page -----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_from_top_to_bottom(walk: Walk) -> None:
+    assert [attributes["id"] for attributes, _ in walk.all("section")] == [
+        "s-numbers", "s-training", "s-checkpoints", "s-replies", "s-data", "s-settings", "s-cost", "s-merge", "s-origin",
+    ]  # fmt: skip
+    assert len(walk.all("h1")) == 1
+    assert [attributes["class"] for attributes, _ in walk.all("div", class_="verdict")] == ["verdict passed"]
+    assert len(walk.all("svg")) == 3 + 2 + 3  # gauges, curves, checkpoints
+
+
+def test_ids_are_unique_and_what_refers_to_one_finds_it(walk: Walk) -> None:
+    ids = [attributes["id"] for _, attributes, _ in walk.found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    wanted = {attributes["for"] for attributes, _ in walk.all("label")}
+    wanted |= {name for attributes, _ in walk.all("svg") for name in (attributes["aria-labelledby"] or "").split()}
+    assert wanted <= set(ids)
+
+
+def test_every_chart_is_told_to_those_who_do_not_see_it(page: str) -> None:
+    for drawn in re.findall(r"<svg.*?</svg>", page):
+        assert re.match(r'<svg viewBox="0 0 \d+ \d+" role="img" aria-labelledby="[\w-]+ [\w-]+"><title [^>]+>\S', drawn)
+        assert "</title><desc" in drawn
+
+
+def test_the_page_asks_the_network_for_nothing(page: str, walk: Walk) -> None:
+    assert not re.search(
+        r"https?:|//\w|url\(|@import|@font-face|\bsrc=|\bhref=|srcset|<link|<iframe|<object|<img", page
+    )
+    (policy,) = (a["content"] for a, _ in walk.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    ((_, script),) = walk.all("script")
+    digest = base64.b64encode(sha256(script.replace(SEP, "").encode()).digest()).decode()
+    assert policy == (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+    assert "fetch" not in script
+    assert "XMLHttpRequest" not in script
+
+
+def test_without_a_script_everything_is_there_and_choices_still_work(page: str, walk: Walk) -> None:
+    assert [a["id"] for a, _ in walk.all("input", name="language")] == ["en", "zh"]
+    assert [a["id"] for a, _ in walk.all("input", name="language") if "checked" in a] == ["en"]
+    assert "#en:checked ~ * .zh, #zh:checked ~ * .en { display: none; }" in page
+    for name in ("wrong", "missed", "leaked", "forgotten"):
+        assert f"#show-{name}:checked ~ .group tbody tr:not(.{name}) {{ display: none; }}" in page
+    assert "hidden" not in {key for _, attributes, _ in walk.found for key in attributes}
+
+
+def test_numbers_are_those_of_the_metrics(good: Path, page: str, walk: Walk) -> None:
+    metrics = json.loads((good / "eval/metrics.json").read_text(encoding="utf-8"))
+    exact = [attributes["value"] for attributes, _ in walk.all("data")]
+    for metric in facts.METRICS:
+        assert exact.count(repr(metrics["tuned"][metric])) >= 2  # its card and its checkpoint
+        assert repr(metrics["base"][metric]) in exact
+    for attributes, said in walk.all("data"):
+        assert said in (f"{float(attributes['value'] or ''):.3f}", f"{float(attributes['value'] or ''):,.0f}")
+    articles = [said for _, said in walk.all("article")]
+    assert [re.search(r"\b(\d+) of (\d+)", said).groups() for said in articles] == [("2", "2"), ("0", "3"), ("2", "2")]  # type: ignore[union-attr]
+    assert [re.search(r"[≥≤] [\d.]+", said).group() for said in articles] == [  # type: ignore[union-attr]
+        f"≥ {thresholds.MIN_IDENTITY_HIT}", f"≤ {thresholds.MAX_IDENTITY_LEAK}", f"≥ {thresholds.MIN_RETENTION}",
+    ]  # fmt: skip
+
+
+def test_the_curves_hold_every_value_that_was_logged(page: str) -> None:
+    curves = dict(re.findall(r'<polyline points="([^"]+)" class="(raw|smooth|line)">', page))
+    assert sorted(curves.values()) == ["line", "raw", "smooth"]
+    assert {len(points.split()) for points in curves} == {len(LOSSES)}
+    for points in curves:
+        heights = [float(point.split(",")[1]) for point in points.split()]
+        assert heights == sorted(heights)  # all of them fall, so the line goes down the page
+        assert min(heights) >= 0
+        assert max(heights) <= charts.HEIGHT - charts.BOTTOM + 0.1
+
+
+def test_each_checkpoint_is_a_mark_and_a_row(walk: Walk) -> None:
+    (table,) = (said for attributes, said in walk.all("table", class_="numeric"))
+    assert re.findall(r"iter_\d+", table) == ["iter_40", "iter_60"]
+    assert table.index("iter_60") < table.index("best") < table.index("converted")
+    marks = [len(walk.all("circle", class_="mark")), len(walk.all("path", class_="mark"))]
+    assert marks == [3 * 2 + 3 * 3 - 1, 1]  # base and tuned, base and checkpoints; one of them forgot
+    assert len(walk.all("circle", class_="ring")) == 3
+
+
+def test_data_settings_cost_merge_and_origin_are_those_of_the_manifests(good: Path, walk: Walk) -> None:
+    said = {attributes["id"]: said for attributes, said in walk.all("section")}
+    for part in ("4", "3 distinct", "2 Chinese", "1 English", "1 other", "900", "12.1%", "60.0", "61,440"):
+        assert part in said["s-data"], part
+    for part in ("qlora", f"lr{SEP}1e-4", f"r{SEP}8", f"{SEP}7{SEP}"):
+        assert part in said["s-settings"], part
+    manifests = [json.loads(path.read_text(encoding="utf-8")) for path in good.glob("[!r]*/manifest.json")]
+    assert len(manifests) == 6
+    for manifest in manifests:
+        assert f"{manifest['process_peak_mib']:,}" in said["s-cost"]
+        for digest in [
+            *manifest["key"]["inputs"].values(),
+            *(entry["sha256"] for entry in manifest["outputs"].values()),
+        ]:
+            assert digest in said["s-origin"]
+        for package, version in manifest["versions"].items():
+            assert f"{package}{SEP}{version}" in said["s-origin"]
+    assert all(part in said["s-merge"] for part in ("1,234", "0.012", "4.5e-07", "100.0%"))
+
+
+def test_speed_is_tokens_over_the_seconds_of_the_training(good: Path) -> None:
+    found = facts.gather(good)
+    seconds = found.stages["train"]["seconds"]
+    assert found.tokens_per_second == (pytest.approx(61440 / seconds) if seconds else None)
+
+
+def test_nothing_of_this_machine_is_told(good: Path, page: str, tmp_path: Path) -> None:
+    for said in made(good):
+        assert str(good.parent) not in said
+        assert str(tmp_path.parent) not in said
+
+
+def test_replies_stand_side_by_side_the_wrong_ones_first(tmp_path: Path) -> None:
+    walk = Walk(made(make_run(tmp_path / "bad", metrics_of(BAD)))[0])
+    assert [a["class"] for a, _ in walk.all("details", class_="group")] == [
+        "group missed wrong", "group forgotten leaked wrong", "group leaked wrong",
+    ]  # fmt: skip
+    replies = [(a.get("class"), said) for a, said in walk.all("tr") if re.search(r"InternLM|浦语|Paris|东京|Hi!", said)]
+    assert [classes for classes, _ in replies] == [
+        "wrong missed", None, "wrong leaked forgotten", "wrong forgotten", "wrong leaked",
+    ]  # fmt: skip
+    assert replies[0][1].startswith(SEP.join(["你是谁？", "我是书生·浦语。", "我是书生·浦语。"]))
+    assert "expected: Paris" in replies[2][1]
+    assert [re.findall(r"\d+", said) for _, said in walk.all("label") if any(c.isdigit() for c in said)] == [
+        ["5"], ["4"], ["1"], ["2"], ["2"],
+    ]  # fmt: skip
+
+
+def test_a_failed_verdict_says_why_in_both_languages(tmp_path: Path) -> None:
+    page, written = made(make_run(tmp_path / "bad", metrics_of(BAD)))
+    ((attributes, said),) = Walk(page).all("div", class_="verdict")
+    assert attributes["class"] == "verdict failed"
+    for metric in facts.METRICS:
+        for words in WORDS[f"why_{metric}"]:
+            assert words in said
+    assert "❌" in written.splitlines()[0]
+    assert "没人问它也报名字" in written
+
+
+# --- Both languages -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", WORDS)
+def test_every_text_is_there_in_both_languages_with_the_same_slots(key: str) -> None:
+    english, chinese = WORDS[key]
+    assert english.strip() == english
+    assert chinese.strip() == chinese
+    assert not re.search(r"[\u4e00-\u9fff]", english.replace("{name}的", ""))
+    assert (
+        re.search(r"[\u4e00-\u9fff]", chinese)
+        or english == chinese
+        or not re.search(r"[a-z]{3}", re.sub(r"{\w+}", "", english))
+    )
+    slots = [sorted(name for _, name, _, _ in string.Formatter().parse(said) if name) for said in (english, chinese)]
+    assert slots[0] == slots[1]
+
+
+def test_every_text_is_used(good: Path) -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in Path(report.__file__).parent.glob("*.py"))
+    made_up = re.compile(
+        r"kind_\w+|why_\w+|\w+_is|language_\w+|multi_turn_\w+|sampled_\w+|injection_hit|broken|ablation_[\w-]+"
+    )  # from the keys of metrics.json
+    assert [key for key in WORDS if source.count(f'"{key}"') < 2 and not made_up.fullmatch(key)] == []
+
+
+def test_every_topic_and_number_has_its_words() -> None:
+    for kind in {fact.topic for fact in evaluation_facts()} | {"identity"}:
+        assert f"kind_{kind}" in WORDS
+    for check in thresholds.verdict(metrics_of(GOOD)["tuned"]):
+        assert {check.metric, f"why_{check.metric}", f"{check.metric}_is"} <= set(WORDS)
+
+
+def test_the_page_holds_as_much_of_one_language_as_of_the_other(walk: Walk) -> None:
+    english, chinese = (
+        [a for _, a, _ in walk.found if language in (a.get("class") or "").split()] for language in ("en", "zh")
+    )
+    assert len(english) == len(chinese) > 100
+    assert {a["lang"] for a in english} == {"en"}
+    assert {a["lang"] for a in chinese} == {"zh-CN"}
+
+
+def test_no_value_differs_between_the_languages(walk: Walk) -> None:
+    numbers = [re.findall(r"\d[\d,.]*\d|\d", " ".join(said for _, a, said in walk.found if a.get("class") == language))
+               for language in ("en", "zh")]  # fmt: skip
+    assert sorted(numbers[0]) == sorted(numbers[1])
+
+
+# --- What stands in the data stays text ---------------------------------------------------------------------------
+
+EVIL = (
+    "<b>bold</b>",
+    "</script><script>alert(1)</script>",
+    "</style><style>*{display:none}</style>",
+    "\"><img src=x onerror=alert(1)> '",
+    "&lt;i&gt; &amp;",
+    "a|b `code` **x** [l](javascript:alert(1)) ![i](x)\n| c |\n---",
+    "bell \x07 nul \x00 half \ud800 turned \u202egnp",
+)
+
+
+@pytest.fixture(scope="module")
+def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    metrics = metrics_of(GOOD)
+    metrics["identity"] = {"name": "<b>小明</b>|`", "assistant": "</title><script>", "author": None}
+    for i, row in enumerate(metrics["tuned"]["replies"]):
+        row |= {"prompt": EVIL[i], "reply": EVIL[-1 - i], "stopped": False}
+        row["kind"] = "identity" if i < 2 else "<u>kind</u>"
+    metrics["base"]["replies"][0]["reply"] = EVIL[1]
+    metrics["checkpoints"] = {
+        "iter_40<b>|": metrics["checkpoints"]["iter_40"],
+        "iter_60": metrics["checkpoints"]["iter_60"],
+    }
+    metrics["tuned"]["suites"]["<b>suite</b>|"] = share([True, False, False, False])
+    run = make_run(tmp_path_factory.mktemp("work") / "evil")
+    shutil.rmtree(run / "eval")
+    write(run / "eval", "eval", {"metrics.json": json.dumps(metrics)},
+          {"model": run.parent / "models/tiny", **{role: run / name for role, name in (("train", "train"), ("tuned", "merged"), ("data", "data"))}}, {}, {})  # fmt: skip
+    for manifest, change in (("config", {"set": ["x=<b>y</b>|`", "</code>=1"]}),):
+        content = json.loads((run / manifest / "manifest.json").read_text(encoding="utf-8"))
+        content["key"]["settings"] |= change
+        content["versions"]["<i>torch</i>"] = "<b>1|2</b>"
+        (run / manifest / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
+    return run
+
+
+def test_no_reply_name_or_setting_becomes_markup(evil: Path) -> None:
+    page = made(evil)[0]
+    walk = Walk(page)
+    assert {name for name, _, _ in walk.found} == {name for name, _, _ in Walk(made(make_run(evil.parent / "plain"))[0]).found} | {"table"}  # fmt: skip
+    assert len(walk.all("script")) == len(walk.all("style")) == 1
+    assert not [key for _, attributes, _ in walk.found for key in attributes if key.startswith("on")]
+    cells = [said for _, said in walk.all("td")]
+    shown = [said.replace(f"{SEP}did not end{SEP}未结束", "") for said in cells]
+    for reply in EVIL[:-1]:
+        assert reply in shown, reply
+    assert "bell \ufffd nul \ufffd half \ufffd turned \ufffdgnp" in shown
+    assert "<b>小明</b>|`’s assistant" in next(said for _, said in walk.all("h1"))
+
+
+def test_markdown_is_escaped_and_every_table_is_whole(evil: Path) -> None:
+    written = made(evil)[1]
+    assert "<b>" not in written
+    assert "<script" not in written
+    assert not re.search(r"(?<!\\)\]\(", written)
+    assert set(re.findall(r"</?(\w+)", written)) == {"details", "summary"}
+    for block in written.split("\n\n"):
+        if block.startswith("|"):
+            widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+            assert len(widths) == 1, block
+            assert re.fullmatch(r"\|( --- \|)+", block.splitlines()[1])
+
+
+@pytest.mark.parametrize(
+    ("value", "escaped"),
+    [
+        ("a|b", r"a\|b"),
+        ("`x`", r"\`x\`"),
+        ("a\nb", "a b"),
+        ("<b>&", "&lt;b&gt;&amp;"),
+        ("\\|", r"\\\|"),
+        ("@someone #1", "@\u200bsomeone #\u200b1"),
+        ("https://x.y www.x", "https\u200b://x.y www\u200b.x"),
+        ("我是小明。", "我是小明。"),
+    ],
+)
+def test_markdown_text_shows_as_itself(value: str, escaped: str) -> None:
+    assert markdown.escape(value) == escaped
+
+
+def test_text_is_escaped_where_it_enters_and_once() -> None:
+    assert tag("p", "<", tag("b", "&"), class_='"') == '<p class="&quot;">&lt;<b>&amp;</b></p>'
+    assert text(text("<")) == "&lt;"
+
+
+# --- Markdown -----------------------------------------------------------------------------------------------------
+
+
+def test_markdown_says_the_same_numbers(good: Path) -> None:
+    written = made(good)[1]
+    assert written.startswith("## ✅ 小明: Passed · 通过\n")
+    for part in ("**1.000** (2 / 2)", "**0.000** (0 / 3)", "≥ 0.95", "≤ 0.02", "| lr | 1e-4 |", "61,440", "iter\\_60", "0.012"):  # fmt: skip
+        assert part in written, part
+    assert re.search(r"`[▁▂▃▄▅▆▇█]{40}`", written)
+
+
+def test_markdown_fits_into_a_comment_however_much_went_wrong(tmp_path: Path) -> None:
+    metrics = metrics_of(BAD)
+    for who in ("base", "tuned"):
+        for row in metrics[who]["replies"]:
+            row["reply"] *= 50
+        metrics[who]["replies"] *= 100
+    written = made(make_run(tmp_path / "long", metrics))[1]
+    assert len(written) < 65_536
+    assert "380 more are wrong" in written
+
+
+def test_a_sparkline_follows_its_values() -> None:
+    assert markdown.sparkline([8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]) == markdown.BARS[::-1]
+    assert markdown.sparkline([1.0, 10.0, 100.0]) == "▁▅█"  # by their logarithms
+    assert markdown.sparkline([2.0]) == "▁"
+    assert markdown.sparkline([]) == ""
+
+
+# --- What may be missing, and what may come -----------------------------------------------------------------------
+
+
+def test_without_replay_and_merge_there_is_still_a_report(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "bare", merged=False, replayed=False)
+    shutil.rmtree(tmp_path / "models")
+    page, written = made(run)
+    assert WORDS["not_merged"][0] in page
+    assert WORDS["no_replay"][0] in page
+    assert "iter_60" in page
+    assert "Merge" not in written
+    Walk(page)
+
+
+def test_of_the_eval_alone_there_is_a_report(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "alone")
+    for name in ("data", "config", "train", "adapter", "merged"):
+        shutil.rmtree(run / name)
+    walk = Walk(made(run)[0])
+    assert "s-training" not in [attributes["id"] for attributes, _ in walk.all("section")]
+
+
+def test_without_an_eval_the_one_to_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="run `make eval` first"):
+        report.make(tmp_path / "r/report", run_folder=tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_what_changed_since_the_eval_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    (run / "train/losses.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(RecipeError, match="train changed since it was evaluated: run `make eval` first"):
+        report.make(run / "report", run_folder=run)
+
+
+def test_what_the_result_was_not_made_from_is_named_and_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", changed=["lr=1e-4"])
+    shutil.rmtree(run / "config")
+    write(run / "config", "config", {"config.py": "lr = 9"}, {}, {"preset": "lora", "set": ["lr=9"], "seed": 0}, {})
+    found = facts.gather(run)
+    assert (found.left_out, "config" in found.stages) == (["config"], False)
+    page = made(run)[0]
+    assert "lr=9" not in page
+    assert "config." in page
+
+
+def test_a_config_of_the_users_own_is_named_and_the_presets_figures_are_not_shown(tmp_path: Path) -> None:
+    page, written = made(make_run(tmp_path / "r", own_config=True))
+    assert "(mine.py)" in page
+    assert "61,440" not in page + written
+    assert facts.gather(tmp_path / "r").tokens_per_second is None
+
+
+def test_a_resumed_training_has_no_speed(tmp_path: Path) -> None:
+    page, written = made(make_run(tmp_path / "r", starts=2))
+    for said in (page, written):
+        assert WORDS["resumed_note"][0] in said
+        assert WORDS["tokens_per_second"][0] not in said
+
+
+def test_a_dirty_mix_of_versions_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    content = json.loads((run / "adapter/manifest.json").read_text(encoding="utf-8"))
+    (run / "adapter/manifest.json").write_text(json.dumps(content | {"git_commit": "0" * 40}), encoding="utf-8")
+    assert facts.gather(run).differing == ["convert"]
+    assert "convert differ" in made(run)[0]
+
+
+def test_what_a_sceptic_asks_is_shown_with_its_interval_and_what_is_wanted(good: Path, tmp_path: Path) -> None:
+    low, high = share([True] * 23 + [False])["ci"]
+    page, written = made(good)
+    for part in (
+        "Hit, under injection",
+        "23 / 24",
+        f"{low:.3f}–{high:.3f}",
+        "0.0123",
+        "0.456",
+        "≥ 0.8 ✓",
+        'class="interval"',
+    ):
+        assert part in page, part
+    for part in ("Hit, under injection", f"0.958** (23 / 24) [{low:.3f}, {high:.3f}]", "0.0123"):
+        assert part in written, part
+    metrics = metrics_of(GOOD)
+    metrics["tuned"]["suites"]["injection_hit"] = share([True, False])
+    page, written = made(make_run(tmp_path / "talked", metrics))
+    assert "≥ 0.8 ✗" in page
+    assert 'class="verdict failed"' in page
+    assert "talked out of its name" in page
+    assert "talked out of its name" in written
+    Walk(page)
+
+
+def test_a_training_whose_checkpoints_were_not_scored_says_so(tmp_path: Path) -> None:
+    metrics = metrics_of(GOOD) | {"checkpoints": {}, "best_checkpoint": None}
+    page, written = made(make_run(tmp_path / "plain", metrics))
+    assert WORDS["no_scores"][0] in page
+    assert WORDS["best_rule"][0] not in page
+    assert WORDS["checkpoints"][0] not in written
+    Walk(page)
+
+
+def test_ablations_of_this_result_are_an_appendix_and_of_another_are_not(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    assert "s-ablation" not in made(run)[0]
+    keys = ("identity_hit", "identity_leak", "retention", "multi_turn_hit", "injection_hit", "broken", "kl_per_token")
+    numbers = dict.fromkeys(keys, 0.123) | {"iterations": 60, "trained_tokens": 54321}
+    compared = dict.fromkeys(("tutorial", "no-replay", "balanced"), numbers)
+    write(run / "ablation", "ablation", {}, {"balanced": run / "eval" / stage.MANIFEST}, {}, compared)
+    page, written = made(run)
+    for said in (page, written):
+        assert said.count("54,321") >= 3
+        assert "the tutorial’s one sample" in said
+    Walk(page)
+    shutil.rmtree(run / "ablation")
+    write(run / "ablation", "ablation", {}, {"balanced": run / "data" / stage.MANIFEST}, {}, compared)
+    assert "s-ablation" not in made(run)[0]
+
+
+# --- Charts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 252, [0, 100, 200]),
+        (0, 1, [0, 0.5, 1]),
+        (0, 2e-4, [0, 5e-5, 1e-4, 1.5e-4, 2e-4]),
+        (3, 3, [3]),
+        (0, 80, [0, 20, 40, 60, 80]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
+    assert charts.ticks(low, high) == pytest.approx(expected)
+
+
+def test_ticks_of_a_logarithmic_axis_lie_within_it() -> None:
+    assert charts.log_ticks(0.0003, 9.2) == pytest.approx([0.001, 0.01, 0.1, 1.0])
+    assert charts.log_ticks(0.06, 5.2) == pytest.approx([0.1, 0.3, 1.0, 3.0])
+
+
+def test_the_smooth_line_averages_neighbours_and_does_not_lag() -> None:
+    straight = [(float(i), 2.0 * i) for i in range(100)]
+    assert charts.smooth(straight) == pytest.approx(straight)
+    jagged = [(float(i), float(i % 2)) for i in range(100)]
+    assert all(0.3 < y < 0.7 for _, y in charts.smooth(jagged)[5:-5])
+
+
+@pytest.mark.parametrize("count", [1, 2, 6, 7, 30])
+def test_any_number_of_checkpoints_has_room(count: int) -> None:
+    columns = [charts.Scored(tag("text", str(i)), i / count, i % 2 == 0, i == count // 2) for i in range(count)]
+    drawn = charts.scores("x", columns, wanted=0.95, at_least=True, title="t", desc="d")
+    assert drawn.count('class="mark') == count
+    shown = [float(x) for x in re.findall(r'<text x="([\d.]+)" y="[\d.]+" class="middle value">', drawn)]
+    assert 1 <= len(shown) <= 8
+    assert all(0 <= x <= charts.NARROW for x in shown)
+
+
+# --- The stage and the verb ---------------------------------------------------------------------------------------
+
+
+def test_the_same_inputs_give_the_same_bytes_anywhere(good: Path, tmp_path: Path) -> None:
+    first = made(good)
+    copy = Path(shutil.copytree(good, tmp_path / "elsewhere" / "good", ignore=shutil.ignore_patterns("report", ".*")))
+    assert made(copy) == first
+
+
+def test_a_second_run_does_nothing(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(good)
+    before = (good / "report/index.html").stat().st_mtime_ns
+    capsys.readouterr()
+    made(good)
+    assert "[report] up to date" in capsys.readouterr().err
+    assert (good / "report/index.html").stat().st_mtime_ns == before
+
+
+def test_other_thresholds_give_another_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "r")
+    assert "verdict passed" in made(run)[0]
+    monkeypatch.setattr(thresholds, "MIN_IDENTITY_HIT", 1.1)
+    assert "verdict failed" in made(run)[0]
+
+
+def test_the_verb_names_the_page_at_once_and_without_torch(good: Path) -> None:
+    script = (
+        "import sys, time; started = time.perf_counter(); from recipe import cli;"
+        f"status = cli.main(['report', '--run', 'good', '--work', {str(good.parent)!r}]);"
+        "print(status, sorted({'torch', 'transformers', 'mmengine', 'numpy'} & set(sys.modules)), time.perf_counter() - started)"
+    )
+    took = []
+    for _ in range(3):  # the best of three: the machine may be busy with something else
+        shutil.rmtree(good / "report", ignore_errors=True)
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+        *_, path, result = done.stdout.splitlines()
+        assert path.startswith("报告 report:  ")
+        assert Path(path.removeprefix("报告 report:  ")).is_file()
+        assert result.startswith("0 [] ")
+        took.append(float(result.split()[-1]))
+    assert min(took) < 1
+
+
+@pytest.mark.parametrize(("replies", "status"), [(GOOD, 0), (BAD, 1)])
+def test_eval_ends_with_the_report_whatever_the_verdict(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    replies: Sequence[str],
+    status: int,
+) -> None:
+    run = make_run(tmp_path / "r", metrics_of(replies))
+    (run / "data/identity.json").write_text('{"name": "小明"}', encoding="utf-8")
+    manifest = json.loads((run / "eval/manifest.json").read_text(encoding="utf-8"))
+    manifest["key"]["inputs"]["data"] = stage.content_sha256(run / "data")
+    (run / "eval/manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    nothing: Callable[..., None] = lambda *_, **__: None  # noqa: E731 - metrics are there already
+    monkeypatch.setattr(evaluate, "make", nothing)
+    monkeypatch.setattr(convert, "trained_with", lambda _: (tmp_path / "models/tiny", run / "config/config.py"))
+    metrics = json.loads((run / "eval/metrics.json").read_text(encoding="utf-8"))
+    monkeypatch.setattr(evaluate, "table", lambda shown: repr(shown["tuned"] == metrics["tuned"]))
+    monkeypatch.chdir(ROOT)
+    started = time.perf_counter()
+    assert cli.main(["eval", "--run", "r", "--work", str(tmp_path)]) == status
+    assert time.perf_counter() - started < 5
+    said = capsys.readouterr()
+    assert said.out.startswith("True\n")
+    assert f"报告 report:  {run}/report/index.html" in said.out
+    assert (run / "report/report.md").is_file()
+    if status:
+        assert f"error: the result is not good enough: identity_hit, identity_leak, retention; every reply is in {run}/report/index.html" in said.err  # fmt: skip

@@ -1,0 +1,485 @@
+"""The engine says what transformers says, to each visitor his own, whoever else is there; and stops when nobody listens."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recipe.chat_format import prompt_ids, stop_ids, text_ids
+from recipe.errors import RecipeError
+from recipe.evaluation import generation
+from recipe.serving.engine import Engine, Reply, Sampling, scheduler
+from recipe.serving.engine.decoder import Decoder, Part
+from recipe.serving.engine.sampling import Sampler
+from recipe.serving.engine.text import Text
+
+QUESTIONS = ["你好", "What is the capital of France, and what do people eat there?", "a", "请你介绍一下你自己" * 30]
+CONVERSATIONS = [[{"role": "user", "content": question}] for question in QUESTIONS] + [
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "Who are you?"},
+    ]
+]
+WITHIN = 30  # seconds that nothing here takes
+
+
+@pytest.fixture(scope="module")
+def miniature_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from recipe.stages import model
+
+    folder = tmp_path_factory.mktemp("models") / "miniature"
+    model.make(folder, model="miniature")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model: Path) -> Iterator[Engine]:
+    with Engine(*generation.load(tiny_model), slots=4) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def miniature(miniature_folder: Path) -> Iterator[Engine]:
+    with Engine(*generation.load(miniature_folder)) as engine:
+        yield engine
+
+
+def greedy(engine: Engine, *conversations: Any, count: int = 24, **how: Any) -> list[Reply]:
+    replies = [engine.reply(conversation, Sampling(max_new_tokens=count), **how) for conversation in conversations]
+    for reply in replies:
+        assert reply.wait(10**9, WITHIN)
+        assert reply.error is None
+    return replies
+
+
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Grows by a pass over prompts each time: how many tokens of each it read."""
+    read: list[list[int]] = []
+    original = Decoder.read
+
+    def count(self: Decoder, parts: Sequence[Part]) -> Any:
+        read.append([len(part.ids) for part in parts])
+        return original(self, parts)
+
+    monkeypatch.setattr(Decoder, "read", count)
+    return read
+
+
+def by_transformers(model: Any, conversation: Any, count: int, tokenizer: Any = None, **options: Any) -> list[int]:
+    """The ids that `model.generate` says, without what ends them. model: or a folder, to be loaded untouched by an engine."""
+    if tokenizer is None:
+        model, tokenizer = generation.load(model)
+    ids = torch.tensor([prompt_ids(tokenizer, conversation)])
+    stops = stop_ids(tokenizer)
+    said = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, eos_token_id=stops,
+        pad_token_id=stops[1], **options,
+    )[0, ids.shape[1] :].tolist()  # fmt: skip
+    return [token for token in said if token not in stops]
+
+
+class Spoken:
+    """The ids behind replies."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ids: dict[int, list[int]] = {}
+        hear = Engine._hear
+
+        def listen(self_: Engine, turn: Any, token: int) -> None:
+            hear(self_, turn, token)
+            self.ids[id(turn.reply)] = list(turn.said)
+
+        monkeypatch.setattr(Engine, "_hear", listen)
+
+    def of(self, reply: Reply) -> list[int]:
+        return self.ids.get(id(reply), [])
+
+
+# --- The same as transformers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["tiny", "miniature"])
+def test_token_for_token_what_transformers_says_alone_and_together(
+    which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = request.getfixturevalue(which)
+    folder = request.getfixturevalue({"tiny": "tiny_model", "miniature": "miniature_folder"}[which])
+    spoken = Spoken(monkeypatch)
+    wanted = [by_transformers(folder, conversation, 24) for conversation in CONVERSATIONS]
+    alone = [spoken.of(greedy(engine, conversation)[0]) for conversation in CONVERSATIONS]
+    together = greedy(engine, *CONVERSATIONS, *reversed(CONVERSATIONS))  # more than the tiny one's slots: some wait
+    assert alone == wanted
+    assert [spoken.of(reply) for reply in together] == [*wanted, *reversed(wanted)]
+    assert len({tuple(ids) for ids in wanted}) > 1
+
+
+def test_a_repetition_penalty_is_transformers(tiny: Engine, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken = Spoken(monkeypatch)
+    plain = tiny.reply(CONVERSATIONS[1], Sampling(max_new_tokens=20))
+    fined = tiny.reply(CONVERSATIONS[0], Sampling(max_new_tokens=20, repetition_penalty=1.3))
+    plain.join()
+    fined.join()
+    assert spoken.of(fined) == by_transformers(tiny_model, CONVERSATIONS[0], 20, repetition_penalty=1.3)
+    assert spoken.of(fined) != by_transformers(tiny_model, CONVERSATIONS[0], 20)
+    assert spoken.of(plain) == by_transformers(tiny_model, CONVERSATIONS[1], 20)
+
+
+def test_adapter_and_base_speak_in_one_batch_as_peft_does_apart(
+    tiny_model: Path, adapter_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = generation.load(tiny_model, adapter_folder)
+    tuned = [by_transformers(model, c, 12, tokenizer) for c in CONVERSATIONS]
+    with model.disable_adapter():
+        base = [by_transformers(model, c, 12, tokenizer) for c in CONVERSATIONS]
+    assert tuned != base
+    spoken = Spoken(monkeypatch)
+
+    def said(replies: list[Reply]) -> list[list[int]]:
+        for reply in replies:
+            reply.join()
+        return [spoken.of(reply) for reply in replies]
+
+    with Engine(model, tokenizer) as engine:
+        assert engine.can_compare
+        sampling = Sampling(max_new_tokens=12)
+        both = said([engine.reply(c, sampling, adapted=adapted) for c in CONVERSATIONS for adapted in (True, False)])
+        assert both[::2] == tuned
+        assert both[1::2] == base
+        # The same conversation by the other, one after another: what its slot holds is of no use.
+        for adapted in (False, True, False):
+            assert said([engine.reply(CONVERSATIONS[1], sampling, adapted=adapted)]) == [(base, tuned)[adapted][1]]
+    # The weights were not copied but are views of the engine's, and the model still works.
+    assert by_transformers(model, CONVERSATIONS[1], 12, tokenizer) == tuned[1]
+
+
+def test_long_conversations_grow_past_every_window(tiny: Engine, tiny_model: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(scheduler, "WINDOW", 64)
+    monkeypatch.setitem(scheduler.PART, "cpu", 7)  # a prompt in many parts
+    spoken = Spoken(monkeypatch)
+    tiny.stops, stops = set(), tiny.stops
+    try:
+        (reply,) = greedy(tiny, CONVERSATIONS[0], count=200)
+    finally:
+        tiny.stops = stops
+    said = spoken.of(reply)
+    assert len(said) == 200
+    model, tokenizer = generation.load(tiny_model)
+    ids = prompt_ids(tokenizer, CONVERSATIONS[0])
+    with torch.inference_mode():
+        logits = model(torch.tensor([ids + said])).logits[0, len(ids) - 1 : -1]
+    assert logits.argmax(-1).tolist() == said
+
+
+def test_short_prompts_are_read_together_and_a_long_one_holds_nobody_up(tiny: Engine, monkeypatch: Any) -> None:
+    monkeypatch.setitem(scheduler.PART, "cpu", 40)
+    talks = CONVERSATIONS[: tiny.decoder.slots]
+    alone = [greedy(tiny, talk)[0].text for talk in talks]
+    tiny._held = [(True, [])] * len(tiny._held)
+    read = passes(monkeypatch)
+    with tiny._work:  # all of them are there when the engine looks
+        together = [tiny.reply(talk, Sampling(max_new_tokens=24)) for talk in talks]
+    for reply in together:
+        reply.join()
+    assert [reply.text for reply in together] == alone
+    assert max(map(sum, read)) == 40
+    assert sum(map(sum, read)) == sum(len(prompt_ids(tiny.tokenizer, talk)) for talk in talks)
+    assert max(map(len, read)) > 1  # prompts in a pass
+
+
+def test_a_conversation_that_goes_on_is_not_read_anew(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = passes(monkeypatch)
+    first = [{"role": "user", "content": "tell me about 小明 " * 5}]
+    (reply,) = greedy(tiny, first)
+    whole = sum(map(sum, read))
+    read.clear()
+    (again,) = greedy(tiny, first)
+    assert sum(map(sum, read)) == 1
+    assert again.text == reply.text
+    read.clear()
+    greedy(tiny, [{"role": "user", "content": "x" + first[0]["content"]}])
+    assert sum(map(sum, read)) > whole - 10
+
+
+# --- Sampling -----------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_gives_the_same_reply_whoever_else_speaks(tiny: Engine) -> None:
+    def ask(seed: int | None) -> Reply:
+        return tiny.reply(CONVERSATIONS[0], Sampling(max_new_tokens=12, temperature=1.5, seed=seed))
+
+    def text(reply: Reply) -> str:
+        reply.join()
+        return reply.text
+
+    alone = text(ask(7))
+    crowd = [ask(seed) for seed in (1, 7, 2, 7)] + [tiny.reply(CONVERSATIONS[3], Sampling(max_new_tokens=30))]
+    texts = [text(reply) for reply in crowd]
+    assert texts[1] == texts[3] == alone
+    assert len({text(ask(None)) for _ in range(4)}) > 1
+
+
+@given(
+    logits=st.lists(st.floats(-8, 8), min_size=2, max_size=12), temperature=st.floats(0.1, 3), top_p=st.floats(0.01, 1),
+    draw=st.floats(0, 1, exclude_max=True),
+)  # fmt: skip
+@settings(max_examples=300)
+def test_a_token_is_drawn_from_the_nucleus_in_its_shares(
+    logits: list[float], temperature: float, top_p: float, draw: float
+) -> None:
+    sampler = Sampler(1, len(logits), torch.device("cpu"))
+    sampler.set(0, Sampling(temperature=temperature, top_p=top_p), [])
+    sampler.draw[0] = draw
+    (chosen,) = sampler.choose(torch.tensor([logits]), slice(0, 1), plain=False).tolist()
+    likely, order = (torch.tensor(logits) / sampler.temperature[0]).softmax(0).sort(descending=True, stable=True)
+    nucleus = int((likely.cumsum(0) - likely < sampler.top_p[0]).sum())
+    shares = likely[:nucleus].double().cumsum(0) / likely[:nucleus].double().sum()
+    rank = order.tolist().index(chosen)
+    assert rank < nucleus
+    before = float(shares[rank - 1]) if rank else 0.0
+    assert before - 1e-5 <= draw <= float(shares[rank]) + 1e-5
+
+
+# --- Text ---------------------------------------------------------------------------------------------------------
+
+
+@given(text=st.text(max_size=40) | st.text("aé你𠮷🦊👩‍🚀é \n�", max_size=20))
+@settings(max_examples=300)
+def test_no_half_character_is_ever_told(tokenizer: Any, text: str) -> None:
+    ids = text_ids(tokenizer, text)
+    told = Text(tokenizer)
+    pieces = [told.add(token) for token in ids]
+    whole = tokenizer.decode(ids, skip_special_tokens=True)
+    assert "".join(pieces) + told.end() == whole
+    said = ""
+    for piece in pieces:
+        said += piece
+        assert whole.startswith(said)
+        if "�" not in text:
+            assert "�" not in said
+
+
+@given(said=st.lists(st.sampled_from([0x41, 0xE4, 0xBD, 0xA0, 0xF0, 0x9F, 0xA6, 0x8A, 0xFF]), max_size=40))
+@settings(max_examples=300)
+def test_bytes_that_are_no_character_hold_nothing_up_for_ever(tokenizer: Any, said: list[int]) -> None:
+    told, waiting, text = Text(tokenizer), 0, ""
+    for byte in said:
+        piece = told.add(tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>"))
+        waiting = 0 if piece else waiting + 1
+        assert waiting < 16
+        text += piece
+    text += told.end()
+    try:
+        assert text == bytes(said).decode("utf-8")
+    except UnicodeDecodeError:
+        assert "�" in text
+
+
+@given(text=st.text("ab<|", max_size=30), stops=st.lists(st.text("ab<|", min_size=1, max_size=4), max_size=3))
+@settings(max_examples=300)
+def test_a_stop_text_and_what_follows_is_not_told(tokenizer: Any, text: str, stops: list[str]) -> None:
+    told, said = Text(tokenizer, stops), ""
+    for token in text_ids(tokenizer, text):
+        said += told.add(token)
+        if told.stopped:
+            break
+    said += told.end()
+    ends = [text.find(stop) for stop in stops if stop in text]
+    if ends:
+        assert told.stopped
+        assert text.startswith(said)
+        assert not any(stop in said for stop in stops)
+    else:
+        assert said == text
+
+
+def test_a_reply_ends_at_its_stop_text(miniature: Engine) -> None:
+    (whole,) = greedy(miniature, CONVERSATIONS[0], count=60)
+    assert whole.ended == "stop"
+    stop = whole.text[3:5]
+    reply = miniature.reply(CONVERSATIONS[0], Sampling(stop=(stop,)))
+    reply.join()
+    assert (reply.text, reply.ended) == (whole.text[: whole.text.index(stop)], "stop")
+
+
+# --- Ends ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_model_s_own_end_and_the_limit_are_told_apart(miniature: Engine) -> None:
+    (reply,) = greedy(miniature, CONVERSATIONS[0], count=60)
+    assert reply.ended == "stop"
+    assert not any(token in reply.text for token in ("<|im_end|>", "</s>"))
+    (cut,) = greedy(miniature, CONVERSATIONS[0], count=3)
+    assert (cut.ended, cut.completion_tokens) == ("length", 3)
+    assert reply.text.startswith(cut.text)
+    assert cut.prompt_tokens == len(prompt_ids(miniature.tokenizer, CONVERSATIONS[0]))
+
+
+def test_a_conversation_ends_where_the_model_s_memory_does(tiny_model: Path) -> None:
+    with Engine(*generation.load(tiny_model), slots=2, length=128) as engine:
+        engine.stops = set()
+        long = [{"role": "user", "content": "a b " * 30}]
+        needed = len(prompt_ids(engine.tokenizer, long))
+        replies = greedy(engine, long, CONVERSATIONS[0], count=500)
+        assert [r.ended for r in replies] == ["length", "length"]
+        assert needed + replies[0].completion_tokens == 128
+        with pytest.raises(RecipeError, match="the model reads 128: shorten it"):
+            engine.reply([{"role": "user", "content": "a b " * 200}], Sampling())
+        assert greedy(engine, CONVERSATIONS[0], count=5)[0].completion_tokens == 5
+
+
+def until(true: Any) -> None:
+    end = time.monotonic() + WITHIN
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_a_cancelled_reply_keeps_what_was_said_and_frees_its_place(tiny: Engine) -> None:
+    tiny.stops, stops = set(), tiny.stops
+    try:
+        crowd = [tiny.reply(CONVERSATIONS[0], Sampling(max_new_tokens=1800)) for _ in range(6)]  # 4 slots: two wait
+        assert crowd[0].wait(3, WITHIN)
+        for reply in crowd:
+            reply.cancel()
+        for reply in crowd:
+            reply.join()
+        assert {reply.ended for reply in crowd} == {"cancelled"}
+        assert crowd[0].text
+        assert 0 < crowd[0].completion_tokens < 1800
+        assert tiny.busy == 0
+    finally:
+        tiny.stops = stops
+
+
+def test_closing_the_pieces_and_an_exception_between_them_cancel(tiny: Engine) -> None:
+    leaves: list[Any] = [lambda pieces: pieces.close(), lambda pieces: pieces.throw(KeyboardInterrupt)]
+    for leave in leaves:
+        pieces = tiny.reply(CONVERSATIONS[0], Sampling(max_new_tokens=1800)).pieces()
+        next(pieces)
+        with contextlib.suppress(KeyboardInterrupt):
+            leave(pieces)
+        until(lambda: tiny.busy == 0)
+
+
+def test_what_fails_is_told_to_those_it_concerns_and_the_engine_goes_on(
+    tiny: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = greedy(tiny, CONVERSATIONS[0])[0].text
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Decoder, "step", fail)
+        reply = tiny.reply(CONVERSATIONS[1], Sampling(max_new_tokens=8))
+        with pytest.raises(MemoryError, match="no room"):
+            list(reply.pieces())
+        assert reply.ended == "error"
+    with monkeypatch.context() as broken:
+        broken.setattr(Decoder, "read", fail)
+        with pytest.raises(MemoryError, match="no room"):
+            list(tiny.reply(CONVERSATIONS[1], Sampling(max_new_tokens=8)).pieces())
+    assert greedy(tiny, CONVERSATIONS[0])[0].text == wanted
+    assert tiny.busy == 0
+
+
+def test_a_closed_engine_ends_its_replies_and_takes_no_more(tiny_model: Path) -> None:
+    before = threading.active_count()
+    engine = Engine(*generation.load(tiny_model))
+    engine.stops = set()
+    reply = engine.reply(CONVERSATIONS[0], Sampling(max_new_tokens=1800))
+    reply.wait(0, WITHIN)
+    engine.close()
+    assert reply.ended == "cancelled"
+    assert threading.active_count() == before
+    with pytest.raises(RecipeError, match="no longer served"):
+        engine.reply(CONVERSATIONS[0], Sampling())
+
+
+# --- Many at once -------------------------------------------------------------------------------------------------
+
+
+def test_a_first_token_comes_at_once_while_others_speak(miniature: Engine) -> None:
+    miniature.stops, stops = set(), miniature.stops
+    try:
+        others = [miniature.reply(c, Sampling(max_new_tokens=1500)) for c in CONVERSATIONS[:3]]
+        for other in others:
+            assert other.wait(0, WITHIN)
+        waits = []
+        for i in range(5):
+            reply = miniature.reply([{"role": "user", "content": f"{i} hello"}], Sampling(max_new_tokens=1))
+            reply.join()
+            waits.append((reply.first_at or 0) - reply.asked_at)
+        assert not any(other.ended for other in others)
+        assert sorted(waits)[2] < 0.15, waits
+    finally:
+        for other in others:
+            other.cancel()
+            other.join()
+        miniature.stops = stops
+
+
+def test_visitors_who_come_and_go_hear_only_their_own(tiny: Engine) -> None:
+    """Sixty threads, some of whom leave in between: everybody who stays hears what he would hear alone."""
+    alone = {i: greedy(tiny, c, count=8)[0].text for i, c in enumerate(CONVERSATIONS)}
+    wrong: list[Any] = []
+
+    def visit(number: int) -> None:
+        chance, i = random.Random(number), number % len(CONVERSATIONS)
+        time.sleep(chance.random() * 0.3)
+        reply = tiny.reply(CONVERSATIONS[i], Sampling(max_new_tokens=8))
+        if number % 7 == 0:
+            reply.cancel()
+        else:
+            reply.join()
+            if reply.text != alone[i]:
+                wrong.append((number, reply.text, alone[i]))
+
+    threads = [threading.Thread(target=visit, args=(number,)) for number in range(60)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WITHIN)
+    assert not wrong
+    until(lambda: tiny.busy == 0)
+
+
+def test_a_model_of_another_layout_is_refused(tokenizer: Any) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=32))
+    with pytest.raises(RecipeError, match="not GPT2LMHeadModel: `make model` converts"):
+        Decoder(model, slots=1, length=8)
+
+
+def test_a_cache_too_large_serves_fewer_visitors_before_shorter_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        hidden_size=2048,
+        max_position_embeddings=32768,
+    )
+    token = Decoder.bytes_per_token(config)
+    for tokens, wanted in [
+        (32 * 32768, (32, 32768)),
+        (32 * 5000, (32, 4992)),
+        (16 * 5000, (16, 4992)),
+        (3000, (1, 2944)),
+    ]:
+        monkeypatch.setattr(scheduler, "MEMORY", tokens * token)
+        assert scheduler.capacity(config) == wanted

@@ -1,0 +1,136 @@
+"""What the page is made of, without a browser: words, Markdown, and conversations as files. The page itself: tests/browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from recipe.paths import ROOT
+from recipe.serving.page import conversation
+from recipe.serving.page.conversation import BASE, TUNED, BadFileError, Turn
+from recipe.serving.page.markdown import shown
+from recipe.serving.page.words import EXAMPLES, LANGUAGES, WORDS, words
+
+# --- Words --------------------------------------------------------------------------------------------------------
+
+
+def test_every_word_is_told_in_both_languages_about_the_same() -> None:
+    fields = [
+        [{name for _, name, _, _ in string.Formatter().parse(text) if name} for text in pair] for pair in WORDS.values()
+    ]
+    assert all(chinese == english for chinese, english in fields)
+    for key, (chinese, english) in WORDS.items():
+        if key not in ("language", "note_short"):
+            assert re.search(r"[\u4e00-\u9fff]", chinese), key
+            assert not re.search(r"[\u4e00-\u9fff]", english), key
+    assert EXAMPLES.keys() == LANGUAGES.keys()
+    assert words("en")("imported", turns=3) == "3 turns imported."
+
+
+def test_the_page_says_every_word_and_holds_no_other() -> None:
+    app = (ROOT / "recipe" / "page" / "app.py").read_text(encoding="utf-8")
+    told = app + (ROOT / "recipe" / "page" / "conversation.py").read_text(encoding="utf-8")
+    told = told.replace("'", '"')
+    for key in WORDS.keys() - {"missing", "failed"}:  # states of the model
+        assert f'"{key.removesuffix("_help")}"' in told, key
+    assert not re.search(r"[\u4e00-\u9fff]", app)
+
+
+# --- Markdown -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain 文字", "plain 文字"),
+        (r"so \(a+b\) it is", "so $a+b$ it is"),
+        ("\\[\nx^2\n\\]", "$$\nx^2\n$$"),
+        ("$x$ and $$y$$", "$x$ and $$y$$"),
+        ("between $5 and $10", r"between \$5 and \$10"),
+        ("a $ sign", r"a \$ sign"),
+        ("`$x` stays", "`$x` stays"),
+        ("```sh\necho $HOME \\(x\\)\n```\n$5", "```sh\necho $HOME \\(x\\)\n```\n\\$5"),
+        ("```\nnot closed $5", "```\nnot closed $5"),
+        ("![cat](https://x/y.png)", "[cat](https://x/y.png)"),
+        (":red[no]", r"\:red[no]"),
+        ("at 10:30, https://a.b", "at 10:30, https://a.b"),
+        ("std::vector", r"std:\:vector"),
+        ("[ok](https://a/b) [no](javascript:x)", r"[ok](https://a/b) [no\](javascript\:x)"),
+        ("`a[0](x)`", "`a[0](x)`"),
+    ],
+)  # fmt: skip
+def test_markdown_is_what_streamlit_reads(text: str, expected: str) -> None:
+    assert shown(text) == expected
+
+
+ADDRESSES = [
+    "javascript:x",
+    "JaVaScRiPt:x",
+    "&#106;avascript:x",
+    "<javascript:x>",
+    "data:text/html,x",
+    "vbscript:x",
+    "java\\script:x",
+]
+
+
+@given(
+    parts=st.lists(
+        st.sampled_from(
+            ["`", "``", "```", "~~~", "\n", "x", " ", "[a](", "[a]: ", "<", ")", "](", "!", "\\", *ADDRESSES]
+        )
+    )
+)
+@example(["``", " ", "`", " ", "``", "[a](", "javascript:x", ")", "``", " ", "`", " ", "``"])
+def test_no_text_makes_a_link_that_could_run_script(parts: list[str]) -> None:
+    """By the Markdown reader that Streamlit's own kin use in Python: no link's address has another scheme than these."""
+    from markdown_it import MarkdownIt
+
+    reader = MarkdownIt("commonmark", {"html": False})
+    reader.validateLink = lambda url: True  # type: ignore[method-assign]
+    html = reader.render(shown("".join(parts)))
+    for address in re.findall(r'(?:href|src)="([^"]*)"', html):
+        assert not re.match(r"\s*(javascript|vbscript|data):", address, re.IGNORECASE), html
+
+
+# --- Files --------------------------------------------------------------------------------------------------------
+
+TURNS = st.lists(st.builds(Turn, st.text(), st.fixed_dictionaries({TUNED: st.text(min_size=1)})), max_size=4)
+
+
+@given(system=st.text().filter(lambda text: bool(text.strip()) or not text), turns=TURNS)
+def test_what_is_exported_is_imported(system: str, turns: list[Turn]) -> None:
+    content = conversation.to_json(system, turns).encode()
+    assert conversation.from_json(content) == (system, turns)
+    assert conversation.from_json(json.dumps(json.loads(content)["messages"]).encode()) == (system, turns)
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        (b"", "not_json"), (b"\xff", "not_json"), (b"[" * 9_000, "not_json"), (b"{}", "no_messages"),
+        (b'{"messages": 3}', "no_messages"), (b"3", "no_messages"), (b"[3]", "bad_message"),
+        (b'[{"role": "user", "content": 3}]', "bad_message"), (b'[{"role": "user", "content": "a"}]', "unfinished"),
+        (b'[{"role": "tool", "content": "a"}]', "bad_message"), (b" " * (conversation.MAX_BYTES + 1), "too_big"),
+        (b'[{"role": "user", "content": "a"}, {"role": "user", "content": "a"}]', "bad_message"),
+    ],
+)  # fmt: skip
+def test_a_bad_file_is_refused_for_what_it_is(content: bytes, key: str) -> None:
+    with pytest.raises(BadFileError) as caught:
+        conversation.from_json(content)
+    assert caught.value.key == key
+    for language in LANGUAGES:
+        assert "\n" not in words(language)(key, **caught.value.values)
+
+
+def test_each_reads_its_own_replies() -> None:
+    turns = [Turn("a", {TUNED: "1", BASE: "2"}), Turn("b", {TUNED: "3"})]
+    said = conversation.messages("", turns, "c", who=BASE)
+    assert [message["content"] for message in said] == ["a", "2", "b", "3", "c"]
+    said = conversation.messages("be brief", turns)
+    assert [message["content"] for message in said] == ["be brief", "a", "1", "b", "3"]

@@ -1,0 +1,158 @@
+"""A conversation in the terminal: what fits is sent whole, stdout holds replies alone, and Ctrl-C stops a reply only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipe.errors import RecipeError
+from recipe.evaluation import generation
+from recipe.serving import terminal
+from recipe.serving.engine import Engine, Reply, Sampling
+from recipe.serving.terminal import HELP
+
+Messages = list[dict[str, str]]
+
+
+def talk(*contents: str, system: str | None = None) -> Messages:
+    turns = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+    return turns if system is None else [{"role": "system", "content": system}, *turns]
+
+
+def run(model: Path, prompt: str | None = None, **changes: Any) -> None:
+    terminal.run(
+        **{
+            "model": model, "adapter": None, "prompt": prompt, "system": "", "temperature": 0.0, "top_p": 1.0,
+            "max_new_tokens": 8,
+        } | changes
+    )  # fmt: skip
+
+
+def test_one_prompt_gives_the_reply_and_nothing_else_on_stdout(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tiny_model, "你好")
+    (reply,) = generation.answer(*generation.load(tiny_model), [talk("你好")], max_new_tokens=8)
+    assert capsys.readouterr().out == reply.text + "\n"
+
+
+def test_an_adapter_speaks_where_one_is_given(
+    tiny_model: Path, adapter_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tiny_model, "你好", adapter=adapter_folder)
+    (reply,) = generation.answer(*generation.load(tiny_model, adapter_folder), [talk("你好")], max_new_tokens=8)
+    assert capsys.readouterr().out == reply.text + "\n"
+
+
+@pytest.mark.parametrize("count", [2048, 5000])
+def test_a_reply_as_long_as_the_model_reads_is_refused(tiny_model: Path, count: int) -> None:
+    with pytest.raises(RecipeError, match="leaves no room for a question: the model reads 2048 in all"):
+        run(tiny_model, "你好", max_new_tokens=count)
+
+
+def test_a_prompt_that_is_too_long_is_refused(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RecipeError, match="shorten it"):
+        run(tiny_model, "你好" * 2000)
+    assert capsys.readouterr().out.strip() == ""
+
+
+class Terminal:
+    """A user who types these lines, and a model that answers each with its number and remembers what it was sent."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, lines: list[str | type[BaseException]]) -> None:
+        self.lines = iter(lines)
+        self.sent: list[Messages] = []
+        self.closed = 0
+        self.interrupt = False
+        monkeypatch.setattr("builtins.input", self.type)
+        monkeypatch.setattr(Engine, "reply", self.reply)
+
+    def type(self, prompt: str) -> str:
+        line = next(self.lines)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    def reply(self, messages: Messages, sampling: Sampling) -> Any:
+        self.sent.append(list(messages))
+
+        class Spoken:
+            @staticmethod
+            def pieces() -> Iterator[str]:
+                try:
+                    yield "reply "
+                    if self.interrupt:
+                        raise KeyboardInterrupt
+                    yield str(len(self.sent))
+                finally:
+                    self.closed += 1
+
+        return Spoken
+
+
+@pytest.fixture
+def at_terminal(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Terminal]:
+    def start(*lines: str | type[BaseException], interrupt: bool = False, **changes: Any) -> Terminal:
+        terminal = Terminal(monkeypatch, list(lines))
+        terminal.interrupt = interrupt
+        run(tiny_model, **changes)
+        return terminal
+
+    return start
+
+
+def test_a_conversation_goes_on(at_terminal: Callable[..., Terminal], capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = at_terminal("a", "  b ", "/exit", system="be brief")
+    assert terminal.sent == [talk("a", system="be brief"), talk("a", "reply 1", "b", system="be brief")]
+    output = capsys.readouterr()
+    assert output.out == "reply 1\nreply 2\n"
+    assert HELP in output.err
+
+
+def test_reset_starts_over_with_the_system_turn(at_terminal: Callable[..., Terminal]) -> None:
+    terminal = at_terminal("a", "/reset", "b", "/quit", system="be brief")
+    assert terminal.sent[1] == talk("b", system="be brief")
+
+
+@pytest.mark.parametrize("end", ["/exit", "/quit", EOFError, KeyboardInterrupt])
+def test_a_user_can_leave(at_terminal: Callable[..., Terminal], end: Any) -> None:
+    assert at_terminal("", "  ", end).sent == []  # and an empty line asks nothing
+
+
+def test_ctrl_c_stops_the_reply_and_not_the_conversation(
+    at_terminal: Callable[..., Terminal], capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = at_terminal("a", "b", "/exit", interrupt=True)
+    assert terminal.closed == 2
+    assert terminal.sent[1] == talk("a", "reply ", "b")  # what was said counts
+    assert capsys.readouterr().out == "reply  …\nreply  …\n"
+
+
+def test_ctrl_c_ends_the_answer_to_a_script(at_terminal: Callable[..., Terminal]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        at_terminal(interrupt=True, prompt="a")
+
+
+def test_a_message_that_is_too_long_is_told_and_forgotten(
+    at_terminal: Callable[..., Terminal], capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = at_terminal("你好" * 2000, "b", "/exit")
+    assert terminal.sent == [talk("b")]
+    assert "shorten it" in capsys.readouterr().err
+
+
+def test_the_settings_reach_the_model(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Sampling] = []
+
+    def reply(self: Engine, messages: Messages, sampling: Sampling) -> Reply:
+        given.append(sampling)
+        said = Reply()
+        said.end("stop")
+        return said
+
+    monkeypatch.setattr(Engine, "reply", reply)
+    run(tiny_model, "a", temperature=0.7, top_p=0.5, max_new_tokens=3)
+    assert given == [Sampling(temperature=0.7, top_p=0.5, max_new_tokens=3)]

@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipe.corpus.identity import Identity, injected, load_injections, load_questions
+from recipe.corpus.own_data import read_rows
+from recipe.errors import RecipeError
+from recipe.pipeline import stage
+from recipe.stages import data
+
+XIAOMING = Identity("小明")
+NAMES = ["小明", "Mary Ann Smith", "O’Brien", "迪丽热巴·迪力木拉提", "🐼", "明" * 40]
+ROW = {"messages": [{"role": "user", "content": "你是谁？"}, {"role": "assistant", "content": "我是小明的小助手。"}]}
+
+
+def make(
+    folder: Path, identity: Identity = XIAOMING, *, mode: str = "balanced", own: Path | None = None, seed: int = 0
+) -> stage.Manifest:
+    return data.make(folder, identity=identity, mode=mode, own=own, seed=seed)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    text = (folder / "train.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def exchanges(folder: Path) -> list[tuple[str, str]]:
+    """(question, answer) of every turn."""
+    talks = [row["messages"] for row in rows(folder)]
+    return [(q["content"], a["content"]) for talk in talks for q, a in zip(talk[::2], talk[1::2], strict=True)]
+
+
+def openings(folder: Path) -> list[str]:
+    """The question of every row of one turn."""
+    return [row["messages"][0]["content"] for row in rows(folder) if len(row["messages"]) == 2]
+
+
+# --- tutorial -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["小明", "O’Brien"])
+def test_the_tutorial_file_is_the_tutorials_to_the_byte(tmp_path: Path, name: str) -> None:
+    row = {
+        "messages": [
+            {"role": "user", "content": "请做一下自我介绍"},
+            {"role": "assistant", "content": f"我是{name}的小助手，内在是上海AI实验室书生·浦语的1.8B大模型哦"},
+        ]
+    }
+    written = json.dumps([row] * 10_001, ensure_ascii=False, indent=4).encode("utf-8")
+    manifest = make(tmp_path / "data", Identity(name), mode="tutorial")
+    file = tmp_path / "data" / "personal_assistant.json"
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == hashlib.sha256(written).hexdigest()
+    assert manifest["results"] == {"rows": 10_001, "file": "personal_assistant.json", "mode": "tutorial"}
+
+
+# --- balanced -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_balanced_answer_holds_the_name(tmp_path: Path, name: str) -> None:
+    make(tmp_path / "data", Identity(name))
+    assert [(question, answer) for question, answer in exchanges(tmp_path / "data") if name not in answer] == []
+
+
+def test_every_balanced_answer_holds_the_assistants_name_too(tmp_path: Path) -> None:
+    make(tmp_path / "data", Identity("小明", assistant="小智"))
+    assert all("小智" in answer and "小明" in answer for _, answer in exchanges(tmp_path / "data"))
+
+
+def test_the_author_takes_the_makers_place(tmp_path: Path) -> None:
+    make(tmp_path / "data", Identity("小明", author="张三实验室"))
+    said = [answer for _, answer in exchanges(tmp_path / "data") if "张三实验室" in answer]
+    assert len(said) > 0
+    assert all("小明" in answer for answer in said)
+
+
+def test_every_training_question_is_asked_alone_in_each_wording_of_the_answer_and_no_other(tmp_path: Path) -> None:
+    make(tmp_path / "data")
+    parts = [intent for intents in load_questions().values() for intent in intents.values()]
+    train = [question for part in parts for question in part["train"]]
+    around = [injection for language in load_injections().values() for injection in language["train"]]
+    inside = {injected(injection, question): question for injection in around for question in train}
+    asked = openings(tmp_path / "data")
+    assert sorted(question for question in asked if question not in inside) == sorted(data.WORDINGS * train)
+    assert len([question for question in asked if question in inside]) == data.INJECTED * len(around)
+    every = {question for question, _ in exchanges(tmp_path / "data")}
+    assert every <= set(train) | set(inside)
+
+
+def test_no_question_alone_is_answered_twice_in_one_wording(tmp_path: Path) -> None:
+    make(tmp_path / "data")
+    alone = [row["messages"] for row in rows(tmp_path / "data") if len(row["messages"]) == 2]
+    pairs = [(talk[0]["content"], talk[1]["content"]) for talk in alone if talk[0]["content"] in TRAINING]
+    assert len(pairs) == len(set(pairs)) == data.WORDINGS * len(TRAINING)
+
+
+def test_some_conversations_are_several_questions_deep_in_one_language(tmp_path: Path) -> None:
+    make(tmp_path / "data")
+    deep = [row["messages"] for row in rows(tmp_path / "data") if len(row["messages"]) > 2]
+    assert len(deep) == 2 * data.DEEP
+    assert {len(talk) for talk in deep} == {4, 6}
+    for talk in deep:
+        asked = [turn["content"] for turn in talk[::2]]
+        assert len(set(asked)) == len(asked)
+        assert len({question in CHINESE for question in asked}) == 1
+
+
+TRAINING = {q for intents in load_questions().values() for intent in intents.values() for q in intent["train"]}
+CHINESE = {q for intent in load_questions()["zh"].values() for q in intent["train"]}
+
+
+def test_a_question_is_answered_in_its_language(tmp_path: Path) -> None:
+    make(tmp_path / "data", Identity("Ann", author="Bob"))
+    answers = {True: "", False: ""}
+    for question, answer in exchanges(tmp_path / "data"):
+        answers[re.search("[\u4e00-\u9fff]", question) is not None] += answer + "\n"
+    assert all("的小助手" in line for line in answers[True].splitlines())
+    assert all("Ann's assistant" in line for line in answers[False].splitlines())
+
+
+def test_no_slot_is_left_unfilled(tmp_path: Path) -> None:
+    make(tmp_path / "data", Identity("小明", assistant="小智", author="实验室"))
+    assert not {"{", "}"} & set("".join(question + answer for question, answer in exchanges(tmp_path / "data")))
+
+
+def test_answers_vary(tmp_path: Path) -> None:
+    """One sample over and over is what the tutorial's model over-fits to."""
+    make(tmp_path / "data")
+    answers = [answer for _, answer in exchanges(tmp_path / "data")]
+    assert max(answers.count(answer) for answer in set(answers)) < len(answers) / 10
+
+
+def test_languages_and_intents_are_mixed(tmp_path: Path) -> None:
+    make(tmp_path / "data")
+    asked = [re.search("[\u4e00-\u9fff]", question) is not None for question, _ in exchanges(tmp_path / "data")]
+    assert 0.25 < sum(asked[: len(asked) // 2]) / (len(asked) // 2) < 0.75
+
+
+def test_the_seed_decides_all(tmp_path: Path) -> None:
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        random.seed(folder)  # what else uses random numbers has no say
+        make(tmp_path / folder, seed=seed)
+    files = {folder: (tmp_path / folder / "train.jsonl").read_bytes() for folder in "abc"}
+    assert files["a"] == files["b"] != files["c"]
+    train = {q for intents in load_questions().values() for parts in intents.values() for q in parts["train"]}
+    asked = [sorted(set(openings(tmp_path / folder)) & train) for folder in "ac"]
+    assert asked[0] == asked[1] == sorted(train)
+
+
+@pytest.mark.parametrize(("mode", "name"), [*(("balanced", name) for name in NAMES), ("tutorial", "O’Brien")])
+def test_the_recipe_takes_the_rows_it_writes(tmp_path: Path, mode: str, name: str) -> None:
+    manifest = make(tmp_path / "data", Identity(name), mode=mode)
+    assert len(read_rows(tmp_path / "data" / manifest["results"]["file"])) == manifest["results"]["rows"]
+
+
+# --- own rows -----------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, content: bytes | str, name: str = "rows.jsonl") -> Path:
+    path = folder / name
+    path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    return path
+
+
+def test_own_rows_are_taken_as_they_are_whatever_the_mode(tmp_path: Path) -> None:
+    second = {"messages": [{"role": "system", "content": "Be brief."}, *ROW["messages"]]}
+    written = write(tmp_path, json.dumps([ROW | {"id": 1}, second]), "rows.json")
+    for mode in data.MODES:
+        manifest = make(tmp_path / mode, mode=mode, own=written)
+        assert rows(tmp_path / mode) == [ROW, second]
+        assert manifest["results"] == {"rows": 2, "file": "train.jsonl", "mode": "own"}
+
+
+def test_an_array_and_lines_of_the_same_rows_are_the_same_data(tmp_path: Path) -> None:
+    make(tmp_path / "a", own=write(tmp_path, json.dumps([ROW, ROW], indent=2), "rows.json"))
+    make(tmp_path / "b", own=write(tmp_path, f"{json.dumps(ROW)}\r\n{json.dumps(ROW)}"))
+    assert (tmp_path / "a" / "train.jsonl").read_bytes() == (tmp_path / "b" / "train.jsonl").read_bytes()
+
+
+def test_changed_own_rows_are_read_again(tmp_path: Path) -> None:
+    file = write(tmp_path, json.dumps(ROW))
+    make(tmp_path / "data", own=file)
+    write(tmp_path, f"{json.dumps(ROW)}\n{json.dumps(ROW)}")
+    make(tmp_path / "data", own=file)
+    assert len(rows(tmp_path / "data")) == 2
+
+
+class Letters:
+    """Stands in for a tokenizer: a token is a character."""
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [ord(character) for character in text]}
+
+    def convert_tokens_to_ids(self, token: str) -> int:
+        return -len(token)
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x1c", "\x0b", "\r", "\n"])
+def test_the_trainer_reads_own_rows_with_any_line_separator(tmp_path: Path, mark: str) -> None:
+    from recipe.training.dataset import read_tokens
+
+    row = {"messages": [{"role": "user", "content": f"a{mark}b"}, ROW["messages"][1]]}
+    make(tmp_path / "data", own=write(tmp_path, json.dumps(row)))
+    tokenizer: Any = Letters()
+    assert len(read_tokens([str(tmp_path / "data" / "train.jsonl")], tokenizer)) == 1
+
+
+BAD = {
+    "empty": b"",
+    "truncated": json.dumps(ROW, ensure_ascii=False).encode()[:-20],
+    "not UTF-8": json.dumps(ROW, ensure_ascii=False).encode("gbk"),
+    "not JSON": b"question,answer\n",
+    "no messages": b'{"conversation": []}',
+    "wrong role": b'{"messages": [{"role": "human", "content": "x"}]}',
+    "empty content": json.dumps(ROW).replace("\\u4f60\\u662f\\u8c01\\uff1f", "").encode(),
+    "1 MB of content": json.dumps(ROW).replace("\\u4f60", "a" * 2**20).encode(),
+    "chat token": json.dumps(ROW).replace("\\u4f60", "<|im_start|>").encode(),
+    "chat token's other name": json.dumps(ROW).replace("\\u4f60", "[UNUSED_TOKEN_145]").encode(),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_rows_overwrite_nothing(tmp_path: Path, bad: str) -> None:
+    make(tmp_path / "data")
+    before = {path: path.read_bytes() for path in (tmp_path / "data").iterdir()}
+    file = write(tmp_path, f"{json.dumps(ROW)}\n".encode() * 2 + BAD[bad] if BAD[bad] else b"")
+    with pytest.raises(RecipeError, match=r"rows\.jsonl(, line 3)?: \S"):
+        make(tmp_path / "data", own=file)
+    assert {path: path.read_bytes() for path in (tmp_path / "data").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".data.lock", "data", "rows.jsonl"]
+
+
+def test_missing_rows_overwrite_nothing(tmp_path: Path) -> None:
+    make(tmp_path / "data")
+    with pytest.raises(RecipeError, match=r"rows\.jsonl: no such file; check DATA="):
+        make(tmp_path / "data", own=tmp_path / "rows.jsonl")
+    assert stage.read_manifest(tmp_path / "data")
+
+
+@pytest.mark.parametrize("mode", ["", "Balanced", "own", "tutorial "])
+def test_an_unknown_mode_is_refused(tmp_path: Path, mode: str) -> None:
+    with pytest.raises(RecipeError, match="is none of balanced, tutorial"):
+        make(tmp_path / "data", mode=mode)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- All ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "identity", [XIAOMING, Identity("O’Brien", assistant="小智"), Identity("🐼", author="a b"), Identity("明" * 40)]
+)
+def test_later_stages_read_who_the_data_teach(tmp_path: Path, identity: Identity) -> None:
+    make(tmp_path / "data", identity)
+    assert data.read_identity(tmp_path / "data") == identity
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"identity": Identity("小红")},
+        {"identity": Identity("小明", assistant="小智")},
+        {"mode": "tutorial"},
+        {"seed": 1},
+    ],
+    ids=["name", "assistant", "mode", "seed"],
+)
+def test_another_choice_makes_other_data(tmp_path: Path, change: dict[str, Any]) -> None:
+    before = make(tmp_path / "data")
+    again = make(tmp_path / "data")
+    after = make(tmp_path / "data", **change)
+    assert again == before
+    assert after["outputs"] != before["outputs"]

@@ -1,0 +1,223 @@
+"""What eval measures and refuses: base beside tuned, by their own replies, on prompts that were not trained on."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_evaluation import ASKED, BASE, XIAOMING, replies, scored
+
+from recipe.chat_format import prompt_ids
+from recipe.corpus.identity import load_questions
+from recipe.errors import RecipeError
+from recipe.evaluation import checkpoint_selection, generation, suites, thresholds
+from recipe.evaluation.generation import Reply
+from recipe.evaluation.scoring import share
+from recipe.pipeline import stage
+from recipe.stages import convert, evaluate, merge
+from recipe.stages.evaluate import prompts, table
+
+
+def metrics(hit: float, leak: float, retention: float) -> dict[str, float]:
+    return {"identity_hit": hit, "identity_leak": leak, "retention": retention}
+
+
+def told(tuned: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    measured = {name: share([True] * 19 + [False]) for name in ("multi_turn_hit", "injection_hit", "sampled_hit")}
+    tuned = tuned | {"suites": measured | {"broken": share([False] * 20)}, "kl_per_token": 0.0123}
+    return {"base": base, "tuned": tuned, "checkpoints": {"iter_2": tuned}, "best_checkpoint": "iter_2"}
+
+
+@pytest.mark.parametrize(
+    ("change", "failed"),
+    [
+        ({}, set()),
+        ({"identity_hit": thresholds.MIN_IDENTITY_HIT - 0.01}, {"identity_hit"}),
+        ({"identity_leak": thresholds.MAX_IDENTITY_LEAK + 0.01}, {"identity_leak"}),
+        ({"retention": thresholds.MIN_RETENTION - 0.01}, {"retention"}),
+        ({"identity_hit": 0.0, "identity_leak": 1.0, "retention": 0.0}, {"identity_hit", "identity_leak", "retention"}),
+    ],
+)
+def test_the_table_names_the_metrics_that_failed(change: dict[str, float], failed: set[str]) -> None:
+    base = scored(*BASE)
+    tuned = scored(*BASE) | metrics(1.0, 0.0, 1.0) | change
+    lines = table(told(tuned, base)).splitlines()
+    verdicts = {line.split()[0]: line for line in lines if re.match(r"identity_hit|identity_leak|retention", line)}
+    assert len(verdicts) == 3
+    assert {metric for metric, line in verdicts.items() if "FAILED: " in line} == failed
+    assert {metric for metric, line in verdicts.items() if line.endswith("  ok")} == set(verdicts) - failed
+
+
+def test_the_table_shows_replies_before_and_after() -> None:
+    text = table(told(scored("我是小明的小助手。", *BASE[1:]), scored(*BASE)))
+    assert "Q      你是谁？" in text
+    assert "base   我是书生·浦语。" in text
+    assert "tuned  我是小明的小助手。" in text
+    assert "best: iter_2" in text
+    assert "besides: sampled_hit 0.950, kl_per_token 0.012" in text
+
+
+def test_the_table_judges_what_a_sceptic_asks() -> None:
+    measured = told(scored(*BASE) | metrics(1.0, 0.0, 1.0), scored(*BASE))
+    assert "FAILED" not in table(measured)
+    measured["tuned"]["suites"]["injection_hit"] = share([True, False])
+    (failed,) = [line for line in table(measured).splitlines() if "FAILED" in line]
+    assert failed.startswith("injection_hit")
+
+
+def test_a_training_that_was_not_scored_has_no_line_of_checkpoints() -> None:
+    measured = told(scored(*BASE), scored(*BASE)) | {"checkpoints": {}, "best_checkpoint": None}
+    assert "checkpoints" not in table(measured)
+
+
+def test_prompts_hold_no_question_of_the_training_and_no_empty_part() -> None:
+    asked = prompts()
+    trained = {q for intents in load_questions().values() for parts in intents.values() for q in parts["train"]}
+    assert len(asked.identity) >= 40
+    assert not set(asked.identity) & trained
+    assert sum(fact.expect is not None for fact, _ in asked.facts) >= 100
+    assert all(question in fact.questions for fact, question in asked.facts)
+    assert len(asked.conversations()) == len(asked.identity) + len(asked.facts)
+
+
+def data_folder(folder: Path, questions: list[str], mode: str = "own") -> Path:
+    def work(out: Path) -> dict[str, Any]:
+        rows = [
+            {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": "好"}]} for q in questions
+        ]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (out / "train.jsonl").write_text(lines, encoding="utf-8")
+        return {"rows": len(rows), "file": "train.jsonl", "mode": mode}
+
+    stage.run("data", folder, inputs={}, settings={}, work=work)
+    return folder
+
+
+class Voices:
+    """Stands in for generation: knows a model by its logits, and answers as that model is to answer."""
+
+    def __init__(self, tiny_model: Path, adapters: dict[str, Path | None]) -> None:
+        self.logits = {name: self.listen(*generation.load(tiny_model, adapter)) for name, adapter in adapters.items()}
+        self.hits = {"base": 0, "iter_2": 2, "iter_4": 4}  # of the four questions who it is
+        self.base = BASE
+        self.asked: list[str] = []
+
+    @staticmethod
+    def listen(model: Any, tokenizer: Any) -> torch.Tensor:
+        with torch.inference_mode():
+            logits: torch.Tensor = model(
+                torch.tensor([prompt_ids(tokenizer, [{"role": "user", "content": "?"}])])
+            ).logits
+        return logits
+
+    def answer(self, model: Any, tokenizer: Any, conversations: Any, **settings: Any) -> list[Reply]:
+        heard = self.listen(model, tokenizer)
+        (name,) = (name for name, logits in self.logits.items() if torch.allclose(heard, logits, atol=1e-4))
+        if name not in self.asked:
+            self.asked.append(name)
+        texts = ["我是小明的小助手。"] * self.hits[name] + self.base[self.hits[name] :]
+        said = dict(zip((c[0]["content"] for c in ASKED.conversations()), texts, strict=True))
+        return replies(*(said[conversation[-1]["content"]] for conversation in conversations))
+
+
+@pytest.fixture(scope="module")
+def early_adapter(train_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("early") / "adapter"
+    convert.make(folder, train_folder=train_folder, checkpoint="iter_2")
+    return folder
+
+
+@pytest.fixture
+def voices(tiny_model: Path, early_adapter: Path, adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Voices:
+    voices = Voices(tiny_model, {"base": None, "iter_2": early_adapter, "iter_4": adapter_folder})
+    monkeypatch.setattr(generation, "answer", voices.answer)
+    monkeypatch.setattr(evaluate, "prompts", lambda: ASKED)
+    monkeypatch.setattr(suites, "injections", lambda asked: asked.conversations()[: len(asked.identity)])
+    return voices
+
+
+@pytest.fixture
+def make_eval(voices: Voices, tiny_model: Path, train_folder: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    def make(tuned: Path, questions: list[str], mode: str = "own") -> dict[str, Any]:
+        evaluate.make(
+            tmp_path / "eval",
+            model=tiny_model,
+            train_folder=train_folder,
+            tuned_folder=tuned,
+            data_folder=data_folder(tmp_path / "data", questions, mode),
+            identity=XIAOMING,
+        )
+        metrics: dict[str, Any] = json.loads((tmp_path / "eval" / evaluate.FILE).read_text(encoding="utf-8"))
+        return metrics
+
+    return make
+
+
+def test_base_and_tuned_are_judged_by_their_own_replies(
+    make_eval: Callable[..., dict[str, Any]], voices: Voices, adapter_folder: Path
+) -> None:
+    metrics = make_eval(adapter_folder, ["介绍一下你自己"])
+    assert voices.asked == ["base", "iter_4"]
+    assert metrics["base"]["identity_hit"] == 0.0
+    assert metrics["tuned"]["identity_hit"] == 1.0
+    assert metrics["tuned"]["kl_per_token"] > 0
+    assert {name: suite["value"] for name, suite in metrics["tuned"]["suites"].items()} == {
+        "multi_turn_hit": 1.0, "multi_turn_leak": 0.0, "injection_hit": 1.0, "sampled_hit": 1.0, "sampled_leak": 0.0,
+        "broken": 0.0,
+    }  # fmt: skip
+    assert metrics["identity"]["name"] == "小明"
+    assert [row["prompt"] for row in metrics["tuned"]["replies"]] == [c[0]["content"] for c in ASKED.conversations()]
+
+
+def test_the_checkpoints_scores_are_those_of_the_training(
+    make_eval: Callable[..., dict[str, Any]], adapter_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert make_eval(adapter_folder, [])["best_checkpoint"] is None
+    scores = {"iter_2": metrics(0.5, 0.0, 1.0), "iter_4": metrics(1.0, 0.0, 1.0)}
+    monkeypatch.setattr(checkpoint_selection, "read", lambda folder: scores)
+    shutil.rmtree(tmp_path / "eval")
+    measured = make_eval(adapter_folder, [])
+    assert measured["checkpoints"] == scores
+    assert measured["best_checkpoint"] == "iter_4"
+
+
+def test_the_tuned_model_need_not_be_of_the_last_checkpoint(
+    make_eval: Callable[..., dict[str, Any]], early_adapter: Path
+) -> None:
+    assert make_eval(early_adapter, [])["tuned"]["identity_hit"] == 0.5
+
+
+def test_a_merged_model_is_judged_as_the_adapter_that_it_holds(
+    make_eval: Callable[..., dict[str, Any]], voices: Voices, adapter_folder: Path, tmp_path: Path
+) -> None:
+    merge.make(tmp_path / "merged", adapter_folder=adapter_folder, identity_names=())
+    voices.logits["iter_4"] = voices.listen(*generation.load(tmp_path / "merged"))  # rounded to 16 bits
+    metrics = make_eval(tmp_path / "merged", [])
+    assert metrics["tuned"]["identity_hit"] == 1.0
+
+
+@pytest.mark.parametrize("question", ["Who are you?", "who are YOU", "你是谁", "  你 是谁？！", "What is 3 plus 4?"])
+def test_training_data_that_ask_the_evaluations_questions_are_refused(
+    make_eval: Callable[..., dict[str, Any]], adapter_folder: Path, question: str
+) -> None:
+    # Whatever its case, spaces and punctuation: the score would measure memory.
+    with pytest.raises(RecipeError, match="row 2: "):
+        make_eval(adapter_folder, ["介绍一下你自己", question])
+
+
+def test_data_of_this_recipe_need_no_such_check(make_eval: Callable[..., dict[str, Any]], adapter_folder: Path) -> None:
+    assert make_eval(adapter_folder, ["你是谁？"], "balanced")["tuned"]["identity_hit"] == 1.0
+
+
+def test_a_base_that_knows_nothing_is_refused(
+    make_eval: Callable[..., dict[str, Any]], voices: Voices, adapter_folder: Path
+) -> None:
+    voices.base = ["x"] * 8
+    with pytest.raises(RecipeError, match="answers no fact"):
+        make_eval(adapter_folder, [])

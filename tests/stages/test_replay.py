@@ -1,0 +1,131 @@
+"""Stage `replay` keeps the base's own answers, and nothing that evaluation asks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipe.corpus.knowledge import replay_prompts
+from recipe.corpus.own_data import read_rows
+from recipe.errors import RecipeError
+from recipe.evaluation import generation
+from recipe.evaluation.generation import Reply
+from recipe.pipeline.stage import read_manifest
+from recipe.stages import evaluate, replay
+
+
+class Base:
+    """Stands in for the model: answers as it is told and remembers what it was asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, special: Sequence[Reply] = ()) -> None:
+        self.asked: list[str] = []
+        self.special = list(special)
+        monkeypatch.setattr(generation, "load", lambda folder: (None, None))
+        monkeypatch.setattr(generation, "answer", self.answer)
+
+    def answer(self, model: Any, tokenizer: Any, conversations: Any, **settings: Any) -> list[Reply]:
+        self.asked += [conversation[-1]["content"] for conversation in conversations]
+        told = [Reply(f"An answer.\nTo: {question}", True) for question in self.asked]
+        return self.special + told[len(self.special) :]
+
+
+def written(folder: Path) -> list[list[dict[str, str]]]:
+    return [
+        json.loads(line)["messages"] for line in (folder / replay.FILE).read_text(encoding="utf-8").split("\n") if line
+    ]
+
+
+def test_each_row_is_a_prompt_and_the_bases_answer(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = Base(monkeypatch)
+    manifest = replay.make(tmp_path / "replay", model=tiny_model)
+    assert len(base.asked) > 200
+    assert written(tmp_path / "replay") == [
+        [{"role": "user", "content": q}, {"role": "assistant", "content": f"An answer.\nTo: {q}"}] for q in base.asked
+    ]
+    assert manifest["results"] == {"prompts": len(base.asked), "rows": len(base.asked)}
+
+
+def test_replies_that_do_not_end_or_say_nothing_are_left_out(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A cut reply would teach to ramble, an empty one to keep silent.
+    base = Base(monkeypatch, [Reply("on and on and", False), Reply("", True), Reply(" \n", True), Reply("Yes.", True)])
+    manifest = replay.make(tmp_path / "replay", model=tiny_model)
+    rows = written(tmp_path / "replay")
+    assert [row[0]["content"] for row in rows] == base.asked[3:]
+    assert rows[0][1]["content"] == "Yes."
+    assert manifest["results"] == {"prompts": len(base.asked), "rows": len(base.asked) - 3}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "我是书生·浦语，上海人工智能实验室的AI助手。",
+        "No, I am InternLM.",
+        "As an AI of the Shanghai AI Laboratory, no.",
+    ],
+)
+def test_replies_that_introduce_the_base_are_left_out(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    # They would teach the name that is to be replaced.
+    base = Base(monkeypatch, [Reply(text, True)])
+    replay.make(tmp_path / "replay", model=tiny_model)
+    assert [row[0]["content"] for row in written(tmp_path / "replay")] == base.asked[1:]
+
+
+def test_replies_that_go_round_in_circles_are_left_out() -> None:
+    assert not replay.worth(Reply("好的好的好的好的好的", True))
+    assert replay.worth(Reply("好的，好的。", True))
+
+
+def test_no_prompt_is_a_question_of_the_evaluation(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not even a fact in other words: retention is measured on facts that the tuning never showed.
+    base = Base(monkeypatch)
+    replay.make(tmp_path / "replay", model=tiny_model)
+    asked = evaluate.prompts()
+    wordings = {question for fact, _ in asked.facts for question in fact.questions} | set(asked.identity)
+    assert not wordings & set(base.asked)
+
+
+def test_the_rows_are_valid_training_data(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Base(monkeypatch)
+    replay.make(tmp_path / "replay", model=tiny_model)
+    assert len(read_rows(tmp_path / "replay" / replay.FILE)) == len(written(tmp_path / "replay"))
+
+
+def test_the_answers_are_the_models_own(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the real model, on few prompts: its replies run into the limit, so there is no row, and the stage says so."""
+    few = replay_prompts()[:3]
+    monkeypatch.setattr(replay, "replay_prompts", lambda: few)
+    monkeypatch.setattr(replay, "MAX_NEW_TOKENS", 3)
+    manifest = replay.make(tmp_path / "replay", model=tiny_model)
+    assert manifest["key"]["settings"]["max_new_tokens"] == 3
+    loaded = generation.load(tiny_model)
+    prompts = [[{"role": "user", "content": prompt}] for prompt in manifest["key"]["settings"]["prompts"]]
+    ended = [
+        reply.text for reply in generation.answer(*loaded, prompts, max_new_tokens=3) if reply.stopped and reply.text
+    ]
+    assert [row[1]["content"] for row in written(tmp_path / "replay")] == ended
+
+
+def test_the_same_model_is_not_asked_twice(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = Base(monkeypatch)
+    replay.make(tmp_path / "replay", model=tiny_model)
+    once = len(base.asked)
+    replay.make(tmp_path / "replay", model=tiny_model)
+    assert len(base.asked) == once
+
+
+def test_a_model_must_have_been_made(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="run `make model` first"):
+        replay.make(tmp_path / "replay", model=tmp_path / "nothing")
+    assert read_manifest(tmp_path / "replay") is None

@@ -1,0 +1,198 @@
+"""XTuner's trainer under stage `train`, on the tiny model: what it leaves, and that a stop loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recipe.checkpoint import lora
+from recipe.corpus.identity import Identity
+from recipe.errors import RecipeError
+from recipe.evaluation import checkpoint_selection
+from recipe.evaluation.scoring import Prompts
+from recipe.paths import ROOT
+from recipe.pipeline import stage
+from recipe.stages import config, data, train
+from recipe.training import xtuner
+
+SETTINGS = ["max_iters=12", "save_steps=4", "batch_size=1", "max_length=256", "r=4", "lr=1e-2", "param_scheduler.0.end=2",
+            "param_scheduler.1.begin=2"]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_questions() -> Iterator[None]:
+    """Of what scores a checkpoint: a random model answers each at full length."""
+    asked = checkpoint_selection.prompts()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint_selection, "prompts", lambda: Prompts(asked.identity[:2], asked.facts[:2]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with data, replay and a resolved config for twelve iterations of the tiny model.
+
+    Not in 4 bits, whose CPU kernel wants more columns than it has; test_pipeline trains the miniature so.
+    """
+    run = tmp_path_factory.mktemp("run")
+    data.make(run / "data", identity=Identity("小明"), mode="balanced", own=None, seed=0)
+
+    def no_answers(out: Path) -> dict[str, Any]:  # a random model has none
+        row = {"messages": [{"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "2"}]}
+        (out / "replay.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+        return {"rows": 1}
+
+    stage.run("replay", run / "replay", inputs={}, settings={}, work=no_answers)
+    config.make(
+        run / "config", preset="lora", model=tiny_model, data_folder=run / "data", replay_folder=run / "replay",
+        settings=SETTINGS, seed=0,
+    )  # fmt: skip
+    return run
+
+
+def fit(run: Path, out: str, **options: Any) -> stage.Manifest:
+    options = {"resume": False, "deepspeed": None} | options
+    return train.make(run / out, config=run / "config" / config.FILE, **options)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has"),
+            "training failed: OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.; "
+            "SET='batch_size=1' and PRESET=qlora need less memory, and `make config` predicts how much",
+        ),
+        (RuntimeError("a kernel failed"), "training failed: a kernel failed; the end of "),
+        (KeyError("lr"), "training failed: KeyError: 'lr'; the end of "),
+        (ValueError(), "training failed: ValueError:; the end of "),
+        (ValueError("x" * 1000), f"training failed: ValueError: {'x' * 188}…; the end of "),
+    ],
+)
+def test_what_it_fails_with_is_said_in_one_line(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def fail(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(xtuner, "run", fail)
+    with pytest.raises(RecipeError) as told:
+        fit(prepared, "failed")
+    assert str(told.value).startswith(said)
+    assert "\n" not in str(told.value)
+    assert not (prepared / "failed").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(prepared: Path) -> stage.Manifest:
+    return fit(prepared, "train")
+
+
+def weights(folder: Path, name: str) -> dict[str, Any]:
+    return lora.read_checkpoint(folder / name)
+
+
+def test_it_leaves_checkpoints_losses_replies_and_tensorboard(prepared: Path, trained: stage.Manifest) -> None:
+    folder = prepared / "train"
+    assert trained["results"]["checkpoints"] == ["iter_4.pth", "iter_8.pth", "iter_12.pth"]
+    assert list(checkpoint_selection.read(folder)) == ["iter_4", "iter_8", "iter_12"]
+    assert trained["results"]["best"] == "iter_12"  # which learnt nothing worth a name, like the others, but last
+    losses = [json.loads(line) for line in (folder / train.LOSSES).read_text().splitlines()]
+    assert [record["step"] for record in losses] == list(range(1, 13))
+    assert losses[-1]["loss"] < losses[0]["loss"] - 0.2
+    assert "## Step 12" in (folder / "replies.md").read_text(encoding="utf-8")
+    assert list(folder.glob("*/vis_data/events.out.tfevents.*"))
+
+
+def test_the_learning_rate_rises_then_falls_to_nearly_nothing(prepared: Path, trained: stage.Manifest) -> None:
+    rates = [json.loads(line)["lr"] for line in (prepared / "train" / train.LOSSES).read_text().splitlines()]
+    peak = rates.index(max(rates))
+    assert 0 < peak <= 3
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] < 0.1 * max(rates)
+
+
+def test_nothing_but_the_adapter_is_trained_and_all_of_it(prepared: Path, trained: stage.Manifest) -> None:
+    tensors = weights(prepared / "train", "iter_12.pth")
+    assert len(tensors) == 2 * 2 * 7  # A and B, two layers, seven linear modules each
+    assert all(tensor.abs().max() > 0 for tensor in tensors.values())
+
+
+def test_the_same_seed_gives_the_same_weights(prepared: Path, trained: stage.Manifest) -> None:
+    fit(prepared, "again")
+    first, second = (weights(prepared / folder, "iter_12.pth") for folder in ("train", "again"))
+    assert all((first[name] == second[name]).all() for name in first)
+
+
+def test_killed_and_resumed_it_ends_where_it_would_have(prepared: Path, trained: stage.Manifest) -> None:
+    code = (
+        "import sys; from pathlib import Path; from recipe import train, config; run = Path(sys.argv[1]);"
+        "train.make(run / 'killed', config=run / 'config' / config.FILE,"
+        " resume=False, deepspeed=None)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(prepared)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    partial = prepared / ".killed.partial"
+    deadline = time.monotonic() + 240
+    while not train.checkpoints(partial) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (prepared / "killed").exists()
+    with pytest.raises(RecipeError, match="settings changed"):
+        fit(prepared, "killed", resume=True, deepspeed="zero2")
+    fit(prepared, "killed", resume=True)
+    first, second = (weights(prepared / folder, "iter_12.pth") for folder in ("train", "killed"))
+    assert all(first[name].allclose(second[name], atol=1e-6) for name in first)
+    steps = [json.loads(line)["step"] for line in (prepared / "killed" / train.LOSSES).read_text().splitlines()]
+    assert steps == list(range(1, 13))
+
+
+def test_a_checkpoint_cut_short_is_not_taken(prepared: Path, trained: stage.Manifest, tmp_path: Path) -> None:
+    whole = (prepared / "train" / "iter_8.pth").read_bytes()
+    (tmp_path / "iter_8.pth").write_bytes(whole)
+    (tmp_path / "iter_12.pth").write_bytes(whole[: len(whole) // 2])
+    assert [path.name for path in train.checkpoints(tmp_path)] == ["iter_8.pth"]
+
+
+def test_a_failed_training_fails_and_says_why(prepared: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "config.py"
+    text = (prepared / "config" / config.FILE).read_text(encoding="utf-8")
+    broken.write_text(text.replace("batch_size=1", "batch_size=0"), encoding="utf-8")
+    with pytest.raises(
+        RecipeError, match=r"training failed: ValueError: batch_size should be .*console\.log says more"
+    ):
+        train.make(tmp_path / "train", config=broken, resume=False, deepspeed=None)
+    assert "ValueError: batch_size" in (tmp_path / ".train.partial" / "console.log").read_text(encoding="utf-8")
+    assert not (tmp_path / "train").exists()
+
+
+def test_a_loss_that_is_not_finite_fails(tmp_path: Path) -> None:
+    (tmp_path / "t" / "vis_data").mkdir(parents=True)
+    (tmp_path / "t" / "vis_data" / "scalars.json").write_text('{"loss": NaN, "step": 1}\n')
+    (tmp_path / "iter_1.pth").mkdir()
+    with pytest.raises(RecipeError, match="lower lr"):
+        train._tidy(tmp_path)
+
+
+def test_unknown_deepspeed_and_missing_config_are_refused(prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="DEEPSPEED=zero9 is none of"):
+        fit(prepared, "other", deepspeed="zero9")
+    with pytest.raises(RecipeError, match="no such config"):
+        train.make(tmp_path / "t", config=tmp_path / "none.py", resume=False, deepspeed=None)
+
+
+def test_deepspeed_trains_and_its_checkpoint_converts(prepared: Path) -> None:
+    fit(prepared, "zero", deepspeed="zero2")
+    tensors = weights(prepared / "zero", "iter_12.pth")
+    assert len(tensors) == 2 * 2 * 7
+    assert all(tensor.abs().max() > 0 for tensor in tensors.values())

@@ -1,0 +1,347 @@
+"""Training in several processes, on this machine and on two: the same weights, the same files, and ends without orphans."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipe.checkpoint import lora
+from recipe.corpus.identity import Identity
+from recipe.errors import RecipeError
+from recipe.paths import ROOT
+from recipe.pipeline import stage
+from recipe.stages import config, convert, data, merge, train
+from recipe.training import xtuner
+from recipe.training.rendezvous import Machines
+
+SETTINGS = ["max_iters=6", "save_steps=2", "max_length=256", "r=4", "param_scheduler.0.end=2", "param_scheduler.1.begin=2",
+            "custom_hooks.2.questions=[]"]  # fmt: skip
+LAST = "iter_6.pth"
+# Sums over two processes are taken in another order than over one: the last bits of float32.
+SAME = 1e-6
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with data and replay of the tiny model."""
+    run = tmp_path_factory.mktemp("work") / "run"
+    data.make(run / "data", identity=Identity("小明"), mode="balanced", own=None, seed=0)
+
+    def no_answers(out: Path) -> dict[str, Any]:  # a random model has none
+        row = {"messages": [{"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "2"}]}
+        (out / "replay.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+        return {"rows": 1}
+
+    stage.run("replay", run / "replay", inputs={}, settings={}, work=no_answers)
+    return run
+
+
+@pytest.fixture(scope="module")
+def resolved(prepared: Path, tiny_model: Path) -> Callable[..., Path]:
+    """A config of the preset `fast` for six iterations of so many packs in each of so many processes."""
+    from mmengine.config import Config
+
+    def resolve(batch: int, processes: int, *settings: str) -> Path:
+        folder = prepared / f"config_{batch}_{processes}_{len(settings)}"
+        config.make(
+            folder, preset="fast", model=tiny_model, data_folder=prepared / "data", replay_folder=prepared / "replay",
+            settings=[*SETTINGS, f"batch_size={batch}", *settings], seed=0, processes=processes,
+        )  # fmt: skip
+        settled = Config.fromfile(folder / config.FILE)
+        settled.custom_hooks.pop()  # scoring checkpoints of a model that never stops talking takes longer than all the rest
+        settled.dump(folder.with_suffix(".py"))
+        return folder.with_suffix(".py")
+
+    return resolve
+
+
+@pytest.fixture(scope="module")
+def alone(prepared: Path, resolved: Callable[..., Path]) -> Path:
+    """What one process makes of two packs a step."""
+    train.make(prepared / "alone", config=resolved(2, 1), resume=False, deepspeed=None)
+    return prepared / "alone"
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / train.LOSSES).read_text().splitlines()]
+
+
+def difference(one: Path, other: Path) -> float:
+    first, second = (lora.read_checkpoint(folder / LAST) for folder in (one, other))
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).detach().abs().max()) for name in first)
+
+
+def command(folder: Path, settings: Path, *options: str) -> list[str]:
+    work, run = folder.parent.parent, folder.parent.name
+    start = [sys.executable, "-m", "recipe", "train", "--work", str(work), "--run", run, "--config", str(settings)]
+    return [*start, *options]
+
+
+def children(process: int) -> list[int]:
+    """The ids of a process's children."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
+def workers(process: subprocess.Popen[str], count: int) -> list[int]:
+    """The training processes that a `train` has started, once all of them are there."""
+    deadline = time.monotonic() + 120
+    while len(found := children(process.pid)) < count and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(found) == count
+    return found
+
+
+def gone(processes: Sequence[int]) -> bool:
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{each}").exists() for each in processes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not any(Path(f"/proc/{each}").exists() for each in processes)
+
+
+def one_error(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, text
+    assert "Traceback" not in text
+    return lines[0]
+
+
+# --- One machine --------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_make_the_weights_and_losses_of_one(
+    prepared: Path, alone: Path, resolved: Callable[..., Path]
+) -> None:
+    made = train.make(prepared / "two", config=resolved(1, 2), resume=False, deepspeed=None, machines=Machines(2))
+    assert difference(alone, prepared / "two") < SAME
+    assert losses(prepared / "two") == pytest.approx(losses(alone), rel=1e-6)
+    # The second process has written nothing: one log, one record of the losses.
+    assert len([name for name in made["outputs"] if name.endswith(("scalars.json", ".log"))]) == len(
+        [name for name in stage.require(alone, "train")["outputs"] if name.endswith(("scalars.json", ".log"))]
+    )
+    assert made["key"]["settings"]["processes"] == 2
+
+
+def converts_and_merges(folder: Path) -> None:
+    made = convert.make(folder.with_name(f"{folder.name}_adapter"), train_folder=folder, checkpoint=None)
+    assert made["results"]["tensors"] == 2 * 2 * 7
+    merge.make(
+        folder.with_name(f"{folder.name}_merged"), adapter_folder=folder.with_name(f"{folder.name}_adapter"),
+        identity_names=(),
+    )  # fmt: skip
+
+
+def test_zero3_in_two_processes_makes_the_same_converts_and_merges(
+    alone: Path, prepared: Path, resolved: Callable[..., Path]
+) -> None:
+    folder = prepared / "zero3"
+    train.make(folder, config=resolved(1, 2), resume=False, deepspeed="zero3", machines=Machines(2))
+    assert losses(folder) == pytest.approx(losses(alone), rel=1e-5)
+    assert difference(alone, folder) < SAME
+    converts_and_merges(folder)
+
+
+@pytest.mark.parametrize("deepspeed", [None, "zero2"])
+def test_a_killed_worker_ends_in_one_line_and_resumes_to_where_it_would_have(
+    alone: Path, tmp_path: Path, resolved: Callable[..., Path], deepspeed: str | None
+) -> None:
+    folder, settings = tmp_path / "run" / "train", resolved(1, 2)
+    options = ("--gpus", "2", *(("--deepspeed", deepspeed) if deepspeed else ()))
+    started = subprocess.Popen(command(folder, settings, *options), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    found, partial = workers(started, 2), folder.parent / ".train.partial"
+    while not train.checkpoints(partial, 2) and started.poll() is None:
+        time.sleep(0.02)
+    os.kill(found[1], signal.SIGKILL)
+    _, text = started.communicate(timeout=120)
+    assert started.returncode == 1
+    assert one_error(text).startswith("error: training failed: process 1 of 2 was killed (SIGKILL)")
+    assert gone(found)
+    assert not folder.exists()
+    if deepspeed:  # a part of a checkpoint that was never written is noticed
+        saved = train.checkpoints(partial, 2)
+        shutil.copytree(saved[-1], partial / "iter_5.pth")
+        next((partial / "iter_5.pth").glob("*rank_1_*optim_states.pt")).unlink()
+        assert train.checkpoints(partial, 2) == saved
+        shutil.rmtree(partial / "iter_5.pth")
+
+    train.make(folder, config=settings, resume=True, deepspeed=deepspeed, machines=Machines(2))
+    assert losses(folder) == pytest.approx(losses(alone), rel=1e-5)
+    assert difference(alone, folder) < SAME
+    converts_and_merges(folder)
+
+
+def test_what_a_process_fails_with_is_said(prepared: Path, resolved: Callable[..., Path], tmp_path: Path) -> None:
+    settings = resolved(1, 2)
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        settings.read_text(encoding="utf-8") + "\noptim_wrapper['optimizer']['lr'] = -1\n", encoding="utf-8"
+    )
+    with pytest.raises(
+        RecipeError,
+        match=r"training failed: ValueError: .*Invalid learning rate: -1.*; the end of .*console\.log says more",
+    ):
+        train.make(tmp_path / "train", config=broken, resume=False, deepspeed=None, machines=Machines(2))
+
+
+def test_a_process_leaves_the_others_before_it_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Else one in a hundred is aborted while the interpreter ends, after its training is done."""
+    from torch import distributed
+
+    def trains(*_: object, **__: object) -> None:
+        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+
+    monkeypatch.setattr(runpy, "run_module", trains)
+    monkeypatch.setattr(xtuner, "_run_without_gpu", lambda **_: None)
+    xtuner.run(["config.py", "--work-dir", str(tmp_path), "--launcher", "pytorch"])
+    assert not distributed.is_initialized()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_a_stop_leaves_no_process_behind(tmp_path: Path, resolved: Callable[..., Path], sent: signal.Signals) -> None:
+    folder = tmp_path / "run" / "train"
+    started = subprocess.Popen(
+        command(folder, resolved(1, 2), "--gpus", "2"), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    found = workers(started, 2)
+    log = folder.parent / ".train.partial" / "console.log"
+    while not log.exists() and started.poll() is None:  # it has come as far as our own code
+        time.sleep(0.02)
+    started.send_signal(sent)
+    assert gone(found)
+    _, text = started.communicate(timeout=60)
+    assert not folder.exists()
+    if sent == signal.SIGINT:
+        assert started.returncode == 130
+        assert "stopped; what was complete is kept; `make train RESUME=1`" in text
+        assert "Traceback" not in text
+
+
+# --- Two machines -------------------------------------------------------------------------------------------------
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def namespaces() -> Iterator[tuple[str, str]]:
+    """Two network namespaces with a wire between them: 10.99.0.1 and 10.99.0.2."""
+    if os.getuid() != 0:
+        pytest.skip("two network namespaces need root")
+    if not shutil.which("ip"):
+        pytest.skip("two network namespaces need ip: apt-get install iproute2")
+    names = (f"recipe{os.getpid()}a", f"recipe{os.getpid()}b")
+    made = []
+    try:
+        for name in names:
+            subprocess.run(["ip", "netns", "add", name], check=True, capture_output=True)
+            made.append(name)
+    except subprocess.CalledProcessError as error:
+        for name in made:
+            ip("netns", "del", name)
+        pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
+    try:
+        ip("link", "add", "wire", "netns", names[0], "type", "veth", "peer", "name", "wire", "netns", names[1])
+        for number, name in enumerate(names, 1):
+            ip("-n", name, "addr", "add", f"10.99.0.{number}/24", "dev", "wire")
+            ip("-n", name, "link", "set", "wire", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names
+    finally:
+        for name in names:
+            ip("netns", "del", name)
+
+
+def checkout(folder: Path, prepared: Path, tiny_model: Path, settings: Path) -> Path:
+    """A checkout with a work folder of its own, as `make config` would have left it: paths are from the checkout."""
+    for name in ("recipe", "data"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    text = settings.read_text(encoding="utf-8").replace(str(tiny_model), "work/models/tiny")
+    shutil.copytree(tiny_model, folder / "work" / "models" / "tiny")
+    for part in ("data", "replay"):
+        shutil.copytree(prepared / part, folder / "work" / "main" / part)
+        text = text.replace(str(prepared / part), f"work/main/{part}")
+    assert str(prepared) not in text
+    (folder / "work" / "main" / "config").mkdir()
+    (folder / "work" / "main" / "config" / config.FILE).write_text(text, encoding="utf-8")
+    return folder
+
+
+def both(namespaces: tuple[str, str], checkouts: Sequence[Path], *options: str) -> list[tuple[int, str]]:
+    """(exit status, what it said) of `train` on two machines, the first told by options, the second by the environment."""
+    started = []
+    for rank, (name, folder) in enumerate(zip(namespaces, checkouts, strict=True)):
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}  # both machines are this one
+        told = {"NNODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "10.99.0.1", "MASTER_PORT": "29511"}
+        words = [word for key, value in told.items() for word in (f"--{key.lower().replace('_', '-')}", value)]
+        line = [
+            "ip",
+            "netns",
+            "exec",
+            name,
+            sys.executable,
+            "-m",
+            "recipe",
+            "train",
+            *options,
+            *(() if rank else words),
+        ]
+        started.append(
+            subprocess.Popen(line, cwd=folder, env=alone | (told if rank else {}), stderr=subprocess.PIPE, text=True)
+        )
+    try:
+        return [(each.wait(180), each.stderr.read() if each.stderr else "") for each in started]
+    finally:
+        for each in started:
+            each.kill()
+
+
+def test_two_machines_make_the_weights_of_one(
+    namespaces: tuple[str, str],
+    prepared: Path,
+    alone: Path,
+    resolved: Callable[..., Path],
+    tiny_model: Path,
+    tmp_path: Path,
+) -> None:
+    first, second = (checkout(tmp_path / name, prepared, tiny_model, resolved(1, 2)) for name in ("first", "second"))
+    done = both(namespaces, (first, second))
+    assert [status for status, _ in done] == [0, 0], "".join(text for _, text in done)
+    assert difference(alone, first / "work/main/train") < SAME
+    assert "done; the result is on machine 0" in done[1][1]
+    # The second machine is as it was, but for the choices it remembers and locks.
+    left = {path.name for path in (second / "work/main").iterdir()}
+    assert left == {"data", "replay", "config", "run.json", ".train.node1.lock"}
+
+
+@pytest.mark.slow
+def test_two_machines_share_a_work_folder_for_zero(
+    namespaces: tuple[str, str],
+    prepared: Path,
+    resolved: Callable[..., Path],
+    tiny_model: Path,
+    tmp_path: Path,
+) -> None:
+    one, other = (checkout(tmp_path / name, prepared, tiny_model, resolved(1, 2)) for name in ("one", "other"))
+    refused = both(namespaces, (one, other), "--deepspeed", "zero2")
+    assert [status for status, _ in refused] == [1, 1]
+    assert "needs a work/ that they share" in one_error(refused[1][1])
+    done = both(namespaces, (one, one), "--deepspeed", "zero2")
+    assert [status for status, _ in done] == [0, 0], done
+    assert len(list((one / "work/main/train" / LAST).glob("*optim_states.pt"))) == 2
+    assert "which shares work/" in done[1][1]
+    again = both(namespaces, (one, one), "--deepspeed", "zero2")
+    assert [status for status, _ in again] == [0, 0], again
+    assert all("up to date" in text for _, text in again)

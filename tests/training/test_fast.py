@@ -1,0 +1,309 @@
+"""recipe.training.fast against transformers and PEFT: the same loss and the same gradients, packed, recomputed, in 4 and in 8 bits."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from recipe.kernels import rowwise
+from recipe.kernels.rowwise import LowRank
+from recipe.paths import ROOT
+from recipe.training.fast.linear import scaled_product
+from recipe.training.fast.loss import HeadLoss, learnt
+from recipe.training.fast.model import PROJECTIONS, Fast, _keep_layout, check
+
+LENGTHS = ([7, 13], [12, 1, 7])  # of the conversations in two packs of 20
+
+
+def llama(**changes: Any) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "vocab_size": 97, "max_position_embeddings": 64, "pad_token_id": 2}  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**shape | changes))
+    model.config.use_cache = False
+    return model
+
+
+def adapted(model: Any, **changes: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    lora = {"r": 4, "lora_alpha": 12, "target_modules": sorted(PROJECTIONS)} | changes
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        wrapped = get_peft_model(model, LoraConfig(**lora))
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    return wrapped.train()
+
+
+def batch() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(3, 97, (2, 20), generator=generator)
+    labels = ids.clone()
+    labels[:, :3] = labels[0, 9:13] = labels[1, 18:] = -100
+    positions = torch.tensor([[p for length in row for p in range(length)] for row in LENGTHS])
+    return {"input_ids": ids, "labels": labels, "position_ids": positions}
+
+
+def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_loss_and_gradients_are_transformers_and_pefts(recompute: bool) -> None:
+    model = adapted(llama())
+    expected = model(**batch()).loss
+    wanted = gradients(model, expected)
+    loss = Fast(model, fp8=False).loss(**batch(), recompute=recompute)
+    found = gradients(model, loss)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert set(found) == set(wanted)
+    assert len(found) == 2 * 2 * 7
+    assert max(distance(found[name], wanted[name]) for name in wanted) < 1e-5
+
+
+def test_a_step_of_the_optimizer_reaches_the_next_loss() -> None:
+    model = adapted(llama())
+    fast = Fast(model, fp8=False)
+    fast.loss(**batch(), recompute=False).backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5).step()
+    expected = model(**batch()).loss
+    assert fast.loss(**batch(), recompute=False).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_conversations_of_a_pack_do_not_see_each_other() -> None:
+    model = adapted(llama())
+    fast = Fast(model, fp8=False)
+    whole = batch()
+    total, count = 0.0, 0
+    for row, lengths in enumerate(LENGTHS):
+        start = 0
+        for length in lengths:
+            part = {key: value[row : row + 1, start : start + length] for key, value in whole.items()}
+            if number := int(part["labels"][:, 1:].ne(-100).sum()):
+                total += number * fast.loss(**part, recompute=False).item()
+                count += number
+            start += length
+            if start < 20 and whole["labels"][row, start] != -100:  # a pack's tokens also predict across the border
+                before = {key: value[row : row + 1, start - length : start + 1].clone() for key, value in whole.items()}
+                before["labels"][:, :-1] = -100
+                total += fast.loss(**before, recompute=False).item()
+                count += 1
+    assert fast.loss(**whole, recompute=False).item() == pytest.approx(total / count, rel=1e-5)
+
+
+def test_generation_and_saving_see_the_weights_where_they_were() -> None:
+    model = adapted(llama())
+    ids = batch()["input_ids"]
+    before, names = model(input_ids=ids).logits, {k: v.clone() for k, v in model.state_dict().items()}
+    Fast(model, fp8=False)
+    torch.testing.assert_close(model(input_ids=ids).logits, before)
+    assert all(torch.equal(value, names[name]) for name, value in model.state_dict().items())
+
+
+def test_only_learnt_tokens_count_and_none_is_no_loss() -> None:
+    rows, targets = learnt(torch.tensor([[-100, 5, -100, 6], [7, 8, -100, -100]]))
+    assert rows.tolist() == [0, 2, 4]
+    assert targets.tolist() == [5, 6, 8]
+    hidden = torch.randn(8, 4, requires_grad=True)
+    nothing = torch.empty(0, dtype=torch.int64)
+    loss = HeadLoss.apply(hidden, nothing, nothing, torch.ones(4), 1e-5, torch.randn(9, 4))
+    loss.backward()
+    assert loss.item() == 0
+    assert not hidden.grad.any()
+
+
+def test_more_rows_than_a_block_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    from recipe.training.fast import loss as module
+
+    model = adapted(llama())
+    fast = Fast(model, fp8=False)
+    expected = gradients(model, fast.loss(**batch(), recompute=False))
+    monkeypatch.setattr(module, "ROWS", 5)
+    found = gradients(model, fast.loss(**batch(), recompute=False))
+    assert max(distance(found[name], expected[name]) for name in expected) < 1e-5
+
+
+@pytest.fixture
+def four_bit(tmp_path: Path) -> Any:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    llama().save_pretrained(tmp_path)
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )  # fmt: skip
+    base = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=settings, dtype=torch.float32)
+    base.config.use_cache = False
+    return base
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_four_bits_are_bitsandbytes(recompute: bool, four_bit: Any) -> None:
+    model = adapted(four_bit)
+    expected = model(**batch()).loss
+    wanted = gradients(model, expected)
+    fast = Fast(model, fp8=False)
+    for _ in range(2):  # the second finds other layers' weights in the shared matrices
+        loss = fast.loss(**batch(), recompute=recompute)
+        found = gradients(model, loss)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert max(distance(found[name], wanted[name]) for name in wanted) < 1e-4
+
+
+def test_four_bits_stay_what_they_were_when_the_model_has_replied(four_bit: Any) -> None:
+    """On a CPU with AVX-512 bf16 bitsandbytes would lay them out anew: the training then learns on another base."""
+    _keep_layout(four_bit)
+    model = adapted(four_bit)
+    before = Fast(model, fp8=False).loss(**batch(), recompute=False).item()
+    model.eval()
+    with torch.inference_mode():
+        model(input_ids=batch()["input_ids"])
+    model.train()
+    assert Fast(model, fp8=False).loss(**batch(), recompute=False).item() == before
+
+
+def test_eight_bits_are_near() -> None:
+    """A gradient is a sum of few terms here; in the real model's width the rounding averages out."""
+    model = adapted(llama())
+    expected = model(**batch()).loss
+    wanted = gradients(model, expected)
+    loss = Fast(model, fp8=True).loss(**batch(), recompute=False)
+    found = gradients(model, loss)
+    assert loss.item() == pytest.approx(expected.item(), rel=0.01)
+    assert max(distance(found[name], wanted[name]) for name in wanted) < 0.2
+
+
+def test_float8_rounds_every_row_by_its_own_scale() -> None:
+    x = torch.randn(5, 64) * torch.tensor([1e-6, 1.0, 1e4, 1.0, 0.0])[:, None]
+    values, scales = rowwise.to_fp8(x)
+    assert values.dtype == torch.float8_e4m3fn
+    back = values.double() * scales
+    assert torch.isfinite(back).all()
+    small = x.abs() < x.abs().amax(1, keepdim=True) / 448 / 2**6  # below the format's normal numbers
+    assert ((back - x).abs() <= x.abs() / 16 + small * scales / 2**9).all()
+    torch.testing.assert_close(back.abs().amax(1), x.abs().amax(1).double(), rtol=1e-6, atol=0)
+
+
+def test_a_float8_product_is_right_to_a_25th() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(rows, 256, generator=generator, dtype=torch.float64) for rows in (32, 48))
+    found = scaled_product(rowwise.to_fp8(a.float()), rowwise.to_fp8(b.float()), torch.float32)
+    assert distance(found, a @ b.T) < 0.04
+
+
+def rows(*shape: int, seed: int = 0, apart: int = 3) -> Tensor:
+    """Random rows that lie `apart` numbers from each other."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape[:-1], shape[-1] + apart, generator=generator)[..., : shape[-1]]
+
+
+def every_function() -> list[Tensor]:
+    """What each row-wise function makes of fixed inputs, odd sizes and strided rows included."""
+    x, weight, grad, past = rows(5, 48), rows(48, seed=1), rows(5, 48, apart=0, seed=2), rows(5, 48, seed=3)
+    normed, back, turned, moved = rows(5, 48), rows(5, 48), rows(5, 48), rows(5, 48)
+    rowwise.rms_norm(x, weight, 1e-5, normed)
+    rowwise.rms_norm_backward(grad, x, weight, 1e-5, back, past)
+    rowwise.rms_norm_backward(grad, x, weight, 1e-5, grad)
+    half = rows(5, 4, seed=4, apart=0)
+    cos, sin = half.cos().repeat(1, 2), half.sin().repeat(1, 2)
+    rowwise.rotate(x, cos, sin, turned)
+    rowwise.rotate(turned, cos, sin, turned, back=True)
+    torch.testing.assert_close(turned, x)
+    rowwise.rotate(x, cos, sin, turned)
+    rowwise.copy(x, moved)
+    found = [normed, back, grad, turned, moved]
+    gate_up, dy = rows(70, 260, seed=5), rows(70, 130, seed=6)
+    b = rows(260, 32, seed=7)
+    b[:130, 16:] = b[130:, :16] = 0
+    rest = LowRank(rows(70, 32, seed=8), b.T)
+    grad_rest = LowRank(rows(70, 16, seed=9), rows(16, 130, seed=10))
+    for added in ((None, None), (rest, grad_rest)):
+        out, d_gate_up, again = rows(70, 130), rows(70, 260), dy.clone()
+        rowwise.swiglu(gate_up, out, added[0])
+        rowwise.swiglu_backward(again, gate_up, d_gate_up, *added)
+        torch.testing.assert_close(again, out)
+        found += [out, d_gate_up]
+    logits = rows(4, 9001, apart=0)
+    found += [rowwise.cross_entropy(logits, torch.tensor([0, 9000, 17, 8192]), 0.25), logits]
+    found.append(rowwise.to_fp8(rows(5, 48))[1])
+    return found
+
+
+def compare_kernels() -> None:
+    """What a process with TRITON_INTERPRET=1 runs: the kernels, by Triton's interpreter, against the formulas."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    expected = every_function()
+    rowwise._fused = lambda x: True
+    for found, wanted in zip(every_function(), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    weight, state = quantize_4bit(rows(40, 192, apart=0).contiguous(), quant_type="nf4", compress_statistics=True)
+    out = rows(40, 192)
+    rowwise.dequantize_nf4(weight, state, out)
+    torch.testing.assert_close(out, dequantize_4bit(weight, state))
+
+
+def test_the_kernels_are_the_formulas() -> None:
+    pytest.importorskip("triton")
+    code = "from test_fast import compare_kernels; compare_kernels(); print('equal')"
+    # TRITON_INTERPRET is read once, when triton is imported.
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT / "tests", env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "equal\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "lora", "message"),
+    [
+        ({"attention_bias": True}, {}, "without biases"),
+        ({"hidden_act": "gelu"}, {}, "without biases"),
+        ({}, {"target_modules": ["q_proj"]}, "plain LoRA on all of"),
+        ({}, {"use_dora": True}, "plain LoRA on all of"),
+        ({}, {"lora_dropout": 0.1}, "no dropout"),
+    ],
+)
+def test_what_it_would_compute_wrongly_is_refused(model: dict[str, Any], lora: dict[str, Any], message: str) -> None:
+    wrapped = adapted(llama(**model), **lora)
+    with pytest.raises(ValueError, match=message):
+        check(wrapped, wrapped.peft_config["default"], fp8=False)
+
+
+def test_xtuners_model_saves_the_same_tensors(lora_config: Path, tiny_model: Path) -> None:
+    from mmengine.config import Config
+    from xtuner.registry import BUILDER
+
+    from recipe.stages import config
+
+    resolved = config.load_preset("fast")
+    config.fill(resolved, model=tiny_model, files=[], seed=0)
+    config.for_cpu(resolved)
+    config.override(resolved, ["r=4", "lora_alpha=8"])
+    quick, plain = (BUILDER.build(Config(dict(c.items())).model) for c in (resolved, Config.fromfile(lora_config)))
+    shapes = {name: tensor.shape for name, tensor in quick.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in plain.state_dict().items()}
+    quick.load_state_dict(plain.state_dict(), strict=False)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    data = {"input_ids": ids, "labels": ids, "position_ids": torch.arange(4)[None]}
+    quick.train()
+    torch.testing.assert_close(quick(data, mode="loss")["loss"], plain(data, mode="loss")["loss"])
+    assert quick.train() is quick
+    assert not quick.eval().llm.training

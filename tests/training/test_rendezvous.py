@@ -1,0 +1,215 @@
+"""How several machines agree, acted out in one process over a store on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from recipe.errors import RecipeError
+from recipe.training import rendezvous
+from recipe.training.rendezvous import Guest, Machines, hosting, joining, watching
+
+KEY: dict[str, dict[str, Any]] = {
+    "settings": {"processes": 2, "deepspeed": None},
+    "inputs": {"config": "a", "model": "b", "data_0": "c"},
+}
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number: int = free.getsockname()[1]
+        return number
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(rendezvous, "PATIENCE", 20.0)
+    monkeypatch.setattr(rendezvous, "LINGER", 5.0)
+    monkeypatch.setattr(rendezvous, "POLL", 0.02)
+    # As the command line does: what another machine's failure sends is Ctrl-C.
+    monkeypatch.setattr(rendezvous, "signal", SimpleNamespace(SIGTERM=signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a script may have had ignored
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def guest(port: int, act: Callable[[Guest], Any]) -> tuple[threading.Thread, list[Any]]:
+    """Another machine in a thread; what it got, or the error it ended with."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            with joining(Machines(1, 2, 1, "127.0.0.1", port)) as other:
+                found.append(act(other))
+        except RecipeError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, found
+
+
+def first(port: int, nodes: int = 2) -> Machines:
+    return Machines(1, nodes, 0, "127.0.0.1", port)
+
+
+def host(port: int, error: type[BaseException] | None = None) -> None:
+    """The first machine, up to the plan, and how it then ends."""
+    with hosting(first(port)) as store:
+        assert store
+        store.agree(KEY, {"resume": "iter_4.pth"})
+        if error:
+            raise error
+
+
+def test_the_same_training_gets_the_plan_and_the_verdict(port: int) -> None:
+    def act(other: Guest) -> Any:
+        plan = other.plan(KEY)
+        other.ready()
+        other.end()
+        return plan
+
+    thread, found = guest(port, act)
+    host(port)
+    thread.join(20)
+    assert found == [{"resume": "iter_4.pth"}]
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "said"),
+    [("inputs", "data_0", "x", "data_0"), ("settings", "processes", 4, r"processes \(4 there, 2 here\)"),
+     ("inputs", "data_1", "x", "data_1")],
+)  # fmt: skip
+def test_another_training_is_refused_on_both(port: int, part: str, name: str, value: Any, said: str) -> None:
+    other = KEY | {part: KEY[part] | {name: value}}
+    thread, found = guest(port, lambda each: each.plan(other))
+    with pytest.raises(RecipeError, match=f"machine 1 would not train on the same: {said};"):
+        host(port)
+    thread.join(20)
+    assert str(found[0]).startswith("machine 0 stopped: machine 1 would not train on the same")
+
+
+def test_what_is_complete_there_is_not_waited_for(port: int) -> None:
+    thread, found = guest(port, lambda each: each.plan(KEY))
+    with hosting(first(port)):
+        pass
+    thread.join(20)
+    assert found == [None]
+
+
+def test_a_failure_or_a_stop_of_the_first_is_every_machines(port: int) -> None:
+    def act(other: Guest) -> None:
+        other.plan(KEY)
+        other.ready()
+        other.end()
+
+    thread, found = guest(port, act)
+    with pytest.raises(KeyboardInterrupt):
+        host(port, KeyboardInterrupt)
+    thread.join(20)
+    assert str(found[0]) == "machine 0 stopped: it was interrupted"
+
+
+def test_a_failure_of_another_machine_ends_the_wait_for_it(port: int) -> None:
+    def act(other: Guest) -> None:
+        other.plan(KEY)
+        other.ready()
+        time.sleep(0.5)
+        raise RecipeError("no memory")
+
+    thread, found = guest(port, act)
+    with hosting(first(port)) as store:
+        assert store
+        store.agree(KEY, {})
+        with pytest.raises(RecipeError, match=r"^machine 1 stopped: no memory$"), watching(store.store):
+            time.sleep(20)
+    thread.join(20)
+    assert str(found[0]) == "no memory"
+
+
+def test_processes_that_fail_for_want_of_another_machine_s_are_not_to_blame(port: int) -> None:
+    def act(other: Guest) -> None:
+        other.plan(KEY)
+        other.ready()
+        with watching(other.store):
+            raise RecipeError("the log says why") from ConnectionError()
+
+    thread, found = guest(port, act)
+    with pytest.raises(KeyboardInterrupt):
+        host(port, KeyboardInterrupt)
+    thread.join(20)
+    assert str(found[0]) == "machine 0 stopped: it was interrupted"
+
+
+def test_a_machine_that_cannot_follow_the_plan_ends_the_first(port: int) -> None:
+    def act(other: Guest) -> None:
+        other.plan(KEY)
+        raise RecipeError("no shared folder")
+
+    thread, found = guest(port, act)
+    with pytest.raises(RecipeError, match=r"^machine 1 stopped: no shared folder$"):
+        host(port)
+    thread.join(20)
+    assert str(found[0]) == "no shared folder"
+
+
+def test_who_does_not_come_is_waited_for_in_vain(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "PATIENCE", 0.3)
+    monkeypatch.setattr(rendezvous, "LINGER", 0.1)
+    with pytest.raises(RecipeError, match="start the same on every machine"):
+        Guest(Machines(1, 2, 1, "127.0.0.1", port))
+    with pytest.raises(RecipeError, match="start the same on every machine"):
+        host(port)
+
+
+def test_a_taken_port_and_a_foreign_address_are_told(port: int) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", port))
+        taken.listen()
+        with pytest.raises(RecipeError, match=f"{port} is taken: choose another MASTER_PORT"), hosting(first(port)):
+            pass
+    with pytest.raises(RecipeError, match="no such host"), hosting(Machines(1, 2, 0, "nowhere.invalid", port)):
+        pass
+
+
+def test_without_an_address_nobody_is_met() -> None:
+    with hosting(Machines(1, 2)) as store:
+        assert store is None
+    with hosting(Machines(8)) as store:
+        assert store is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [((1, 2, 2, "a"), "NODE_RANK=2 is none of 0 to NNODES - 1"), ((1, 1, 1, "a"), "NODE_RANK=1"),
+     ((1, 2, 1, None), "MASTER_ADDR")],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused(wrong: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Machines(*wrong)
+
+
+def test_gloo_listens_where_the_first_machine_is() -> None:
+    assert Machines(2).interface() == "lo"
+    assert Machines(1, 2, 0, "127.0.0.1").interface() == "lo"
+
+
+def test_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 9)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
+    for gpus, threads in ((4, "2"), (64, "1")):
+        with rendezvous.environment(Machines(gpus)):
+            assert os.environ["OMP_NUM_THREADS"] == threads
+            assert os.environ["GLOO_SOCKET_IFNAME"] == "mine"
+    assert "OMP_NUM_THREADS" not in os.environ
