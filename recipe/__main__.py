@@ -1,7 +1,7 @@
 import os
 import sys
 
-from recipe.cli import main
+from recipe.cli import exit_codes, main
 
 try:
     try:
@@ -11,5 +11,5 @@ try:
     sys.stdout.flush()
 except BrokenPipeError:  # `… --help | head`: the reader has seen enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    status = 141
+    status = exit_codes.BROKEN_PIPE
 sys.exit(status)

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from recipe.cli import _parser
+from recipe.cli.parser import build_parser
 from recipe.corpus.identity import Identity
 from recipe.evaluation import thresholds
 from recipe.paths import ROOT
@@ -52,7 +52,7 @@ def test_every_preset_and_no_other_is_described(name: str) -> None:
 def test_every_stage_is_described_in_order(name: str) -> None:
     table = TEXT[name].split("\n| `make` |")[1].split("\n\n")[0]
     described = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
-    verbs = re.findall(r"^    ([a-z]+)\b", _parser().format_help(), re.MULTILINE)
+    verbs = re.findall(r"^    ([a-z]+)\b", build_parser().format_help(), re.MULTILINE)
     assert described == [verb for verb in verbs if verb != "quickstart"]
     assert set(described) <= TARGETS
 

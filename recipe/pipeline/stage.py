@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -127,13 +128,21 @@ def _changed(folder: Path, manifest: Manifest) -> list[str]:
     return changed
 
 
+_several_machines: ContextVar[bool] = ContextVar("_several_machines", default=False)
+
+
+def wait_for_locks() -> None:
+    """Let every stage of this context wait for a folder that another process holds, instead of refusing to start."""
+    _several_machines.set(True)
+
+
 @contextlib.contextmanager
 def _locked(name: str, folder: Path, *, shared: bool) -> Iterator[None]:
     """Hold the folder's lock, which the kernel drops when the process ends, however it ends. shared: wait for it.
 
-    Where several machines run the same (NNODES), they may share the folder: then too.
+    Where several machines run the same, they may share the folder: then too. NNODES is torchrun's variable for that.
     """
-    shared = shared or os.environ.get("NNODES", "1") not in ("", "1")
+    shared = shared or _several_machines.get() or os.environ.get("NNODES", "1") not in ("", "1")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("w") as lock:
         try:

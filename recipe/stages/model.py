@@ -48,11 +48,6 @@ def source_folder(model: str) -> Path:
     )
 
 
-def model_name(model: str) -> str:
-    """The name of the folder under work/models."""
-    return re.sub(r"[^\w.-]", "_", Path(model).name).strip(".") or "model"
-
-
 def check_folder(folder: Path) -> None:
     """Refuse a folder that holds Python of unknown purpose, or files other than SHA256SUMS says."""
     python = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))

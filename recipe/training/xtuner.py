@@ -82,18 +82,6 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _part() -> None:
-    """Leave the other processes, which mmengine does not.
-
-    Gloo's threads would still run while the interpreter ends, which aborts one process in a hundred ("terminate called without
-    an active exception"): torchrun takes a finished training for a failed one.
-    """
-    from torch import distributed
-
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
-
-
 def run(arguments: Sequence[str]) -> None:
     """Run `xtuner.tools.train` with these arguments.
 
@@ -116,7 +104,6 @@ def run(arguments: Sequence[str]) -> None:
                 if "--launcher" in arguments and not has_gpu():
                     _run_without_gpu(deepspeed="--deepspeed" in arguments)
                 runpy.run_module("xtuner.tools.train", run_name="__main__")
-                _part()
             except Exception:
                 if rank:
                     print(f"process {rank}:", file=log)
@@ -128,10 +115,16 @@ def run(arguments: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _end_with_parent()
+    status = 0
     try:
         run(sys.argv[1:])
     except Exception as error:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         get_error_handler().record_exception(error)  # torchrun's parent says it; the traceback is in the log
-        os._exit(1)  # at once, for the reason that `_part` gives
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is on disk. Gloo's threads still run; ending them or the interpreter aborts one process in a hundred ("terminate
+    # called without an active exception"), also by way of `destroy_process_group`, and torchrun takes that for a failed training.
+    os._exit(status)

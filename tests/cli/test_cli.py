@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from recipe import cli
+from recipe.cli.parser import build_parser
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.paths import ROOT
@@ -90,7 +91,7 @@ def test_every_verb_has_its_help(verb: str) -> None:
 
 def test_help_loads_no_library() -> None:
     """What makes it answer at once."""
-    script = "import sys, recipe.cli as cli; cli._parser().format_help(); print(*sys.modules)"
+    script = "import sys; from recipe.cli.parser import build_parser; build_parser().format_help(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert not {"torch", "transformers", "mmengine", "xtuner", "numpy", "safetensors"} & set(loaded.split())
 
@@ -123,7 +124,7 @@ def test_a_wrong_call_exits_2_and_says_why(
 def test_overrides_add_up_however_they_are_given(verb: str) -> None:
     together, apart = ["--set", "lr=1e-4", "r=8"], ["--set", "lr=1e-4", "--set", "r=8"]
     for arguments in (together, apart):
-        assert cli._parser().parse_args([verb, *arguments]).set == ["lr=1e-4", "r=8"]
+        assert build_parser().parse_args([verb, *arguments]).set == ["lr=1e-4", "r=8"]
 
 
 def test_the_exit_status_reaches_the_shell(tmp_path: Path) -> None:
@@ -463,7 +464,7 @@ def test_who_is_told_to_end_ends_once_a_library_swallowed_it_and_tidies_up_undis
             seen.append("swallowed")
         time.sleep(30)
 
-    monkeypatch.setattr(cli, "AGAIN", 0.1)
+    monkeypatch.setattr(cli, "INTERRUPT_AGAIN_AFTER", 0.1)
     monkeypatch.setattr(data, "make", work)
     before, start = signal.getsignal(signal.SIGTERM), time.monotonic()
     try:

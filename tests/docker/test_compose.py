@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from recipe.cli import _parser
+from recipe.cli.parser import build_parser
 from recipe.paths import ROOT
 from recipe.serving import api, demo
 
@@ -125,7 +125,7 @@ def test_the_api_is_the_page_s_image_with_another_command_and_health_check() -> 
     told, page = defaults(SERVICES["api"]), defaults(SERVICES["demo"])
     assert told["image"] == page["image"]
     assert told["ports"] == [f"127.0.0.1:{api.PORT}:{api.PORT}"]
-    options = _parser().parse_args(told["command"])
+    options = build_parser().parse_args(told["command"])
     assert (options.verb, options.host, options.port, options.run) == ("api", "0.0.0.0", api.PORT, "")
     assert told["healthcheck"]["test"] == ["CMD", "python", "docker/healthcheck.py", "/health"]
     assert {"API_KEY", f"PORT={api.PORT}"} <= set(told["environment"])  # what the check reads, and what lets it start
@@ -138,7 +138,7 @@ def test_the_page_comes_back_and_ends_in_time() -> None:
 
 
 def test_the_page_listens_where_its_port_is_published() -> None:
-    options = _parser().parse_args(defaults(SERVICES["demo"])["command"])
+    options = build_parser().parse_args(defaults(SERVICES["demo"])["command"])
     assert (options.verb, options.host, options.port, options.run) == ("demo", "0.0.0.0", demo.PORT, "")
 
 
@@ -409,7 +409,7 @@ def test_no_result_secret_or_local_setting_reaches_an_image(path: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["LICENSE", "recipe/cli.py", "recipe/training/presets/lora.py", "recipe/env/setup.sh", "data/miniature/config.json",
+    ["LICENSE", "recipe/cli/parser.py", "recipe/training/presets/lora.py", "recipe/env/setup.sh", "data/miniature/config.json",
      "docker/healthcheck.py", "requirements.lock", "requirements-demo.lock"],
 )  # fmt: skip
 def test_what_the_images_need_does(path: str) -> None:

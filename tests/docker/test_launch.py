@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from recipe import cli
+from recipe.cli.parser import build_parser
 from recipe.paths import ROOT
 
 SCRIPT = ROOT / "docker" / "slurm.sh"
@@ -109,7 +109,7 @@ def test_a_pods_arguments_are_the_recipes(replica: str, monkeypatch: pytest.Monk
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, OPERATOR[name])
     arguments = [re.sub(r"\$\((\w+)\)", lambda match: OPERATOR[match[1]], word) for word in pod["args"]]
-    options = cli._parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     assert options.verb == "quickstart"
     assert (options.gpus, options.nnodes, options.node_rank) == (8, 2, 1)
     assert (options.master_addr, options.master_port) == ("m", 23456)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from recipe.cli import _parser
+from recipe.cli.parser import build_parser
 from recipe.paths import ROOT
 
 TOOLS = (
@@ -256,7 +256,7 @@ def test_the_arguments_are_the_same_here_and_in_a_container(
     assert machine.make(*words, "RUNTIME=local").verbs() == arguments
     assert machine.make(*words, "RUNTIME=docker").verbs() == arguments
     for verb in arguments:
-        _parser().parse_args(verb)
+        build_parser().parse_args(verb)
 
 
 def test_training_options_reach_the_training_alone(machine: Machine) -> None:
@@ -276,7 +276,7 @@ def test_several_gpus_and_machines_reach_config_and_training(machine: Machine) -
         "train", "--gpus", "4", "--nnodes", "2", "--node-rank", "1", "--master-addr", "node0", "--master-port", "29501",
     ]  # fmt: skip
     for verb in local:
-        _parser().parse_args(verb)
+        build_parser().parse_args(verb)
 
 
 def test_machines_told_by_the_environment_are_told_too(machine: Machine) -> None:
@@ -354,7 +354,7 @@ def test_every_option_that_names_a_file_or_folder_is_looked_at(machine: Machine,
 
 
 def _options() -> Iterator[list[str]]:
-    actions = _parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    actions = build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
     assert isinstance(actions, dict)
     for sub in actions.values():
         yield from (list(action.option_strings) for action in sub._actions)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from recipe import cli
+from recipe.cli.parser import build_parser
 from recipe.errors import RecipeError
 from recipe.experiments import ablation
 from recipe.pipeline import choices, stage
@@ -43,7 +43,7 @@ class Verbs:
         self.calls: list[Any] = []
 
     def __call__(self, arguments: Sequence[str]) -> None:
-        options = cli._parser().parse_args(list(arguments))
+        options = build_parser().parse_args(list(arguments))
         self.calls.append(options)
         run = self.work / options.run
         if options.until == "config":

@@ -695,7 +695,7 @@ def test_the_verb_names_the_page_at_once_and_without_torch(good: Path) -> None:
     assert min(took) < 1
 
 
-@pytest.mark.parametrize(("replies", "status"), [(GOOD, 0), (BAD, 1)])
+@pytest.mark.parametrize(("replies", "status"), [(GOOD, 0), (BAD, 3)])
 def test_eval_ends_with_the_report_whatever_the_verdict(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -33,8 +33,8 @@ def test_every_word_is_told_in_both_languages_about_the_same() -> None:
 
 
 def test_the_page_says_every_word_and_holds_no_other() -> None:
-    app = (ROOT / "recipe" / "page" / "app.py").read_text(encoding="utf-8")
-    told = app + (ROOT / "recipe" / "page" / "conversation.py").read_text(encoding="utf-8")
+    app = (ROOT / "recipe" / "serving" / "page" / "app.py").read_text(encoding="utf-8")
+    told = app + (ROOT / "recipe" / "serving" / "page" / "conversation.py").read_text(encoding="utf-8")
     told = told.replace("'", '"')
     for key in WORDS.keys() - {"missing", "failed"}:  # states of the model
         assert f'"{key.removesuffix("_help")}"' in told, key

@@ -15,7 +15,7 @@ def test_one_sample_ten_thousand_times_collapses_is_refused_and_eval_says_why(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--name", "小明", "--mode", "tutorial", "--preset", "tutorial", "--set", "lr=1e-2", "lora_alpha=64"]
-    assert cli.main(["quickstart", "--work", str(tmp_path), "--run", "control", *arguments]) == 1
+    assert cli.main(["quickstart", "--work", str(tmp_path), "--run", "control", *arguments]) == 3
     tuned = json.loads((tmp_path / "control/eval/metrics.json").read_text(encoding="utf-8"))["tuned"]
     assert tuned["identity_leak"] >= 0.25
     assert tuned["retention"] <= 0.25

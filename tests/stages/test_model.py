@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from recipe.checkpoint.safetensors_io import INDEX
 from recipe.errors import RecipeError
 from recipe.paths import MINIATURE
+from recipe.pipeline.run import model_name
 from recipe.pipeline.stage import MANIFEST, read_manifest
 from recipe.stages import model
 
@@ -406,10 +407,10 @@ def test_a_bad_folder_leaves_the_last_good_result(source: Path, out: Path) -> No
     ],
 )
 def test_a_model_is_named_after_its_folder(given: str, name: str) -> None:
-    assert model.model_name(given) == name
+    assert model_name(given) == name
 
 
 @pytest.mark.parametrize("given", [".", "..", "/data/..", "../.."])
 def test_a_model_is_never_named_into_another_folder(given: str) -> None:
     # work/models/.. would be the folder of all runs.
-    assert model.model_name(given) not in ("", ".", "..")
+    assert model_name(given) not in ("", ".", "..")

@@ -136,7 +136,7 @@ def test_the_same_seed_gives_the_same_weights(prepared: Path, trained: stage.Man
 
 def test_killed_and_resumed_it_ends_where_it_would_have(prepared: Path, trained: stage.Manifest) -> None:
     code = (
-        "import sys; from pathlib import Path; from recipe import train, config; run = Path(sys.argv[1]);"
+        "import sys; from pathlib import Path; from recipe.stages import train, config; run = Path(sys.argv[1]);"
         "train.make(run / 'killed', config=run / 'config' / config.FILE,"
         " resume=False, deepspeed=None)"
     )

@@ -1,0 +1,83 @@
+"""`python -m recipe`: one verb a stage, and chat, page, API and the experiments.
+
+parser      the options of each verb, and their help
+commands    what each verb does
+exit_codes  how a call ends
+"""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from recipe.cli import exit_codes
+from recipe.cli.commands import COMMANDS
+from recipe.cli.parser import absolute_path, build_parser
+from recipe.device import check_driver
+from recipe.errors import BelowThresholdsError, RecipeError
+from recipe.library_logging import quieten
+from recipe.paths import ROOT
+from recipe.pipeline import choices
+
+# Seconds after which a process that was told to end and goes on is interrupted again: twice within what Docker waits.
+INTERRUPT_AGAIN_AFTER = 4
+
+
+def _end(*_: object) -> None:
+    """On SIGTERM, which comes once: interrupt, again and again, since some libraries have a bare `except:` around an import."""
+    signal.signal(signal.SIGALRM, _end_again)
+    signal.setitimer(signal.ITIMER_REAL, INTERRUPT_AGAIN_AFTER, INTERRUPT_AGAIN_AFTER)
+    raise KeyboardInterrupt
+
+
+def _end_again(*_: object) -> None:
+    if sys.exc_info()[1] is None:  # else it is on its way, and what tidies up may take its time
+        raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        arguments: the words after `python -m recipe`; None takes those of this process.
+
+    Returns:
+        The exit status, one of `recipe.cli.exit_codes`.
+    """
+    options = build_parser().parse_args(arguments)
+    if isinstance(getattr(options, "model", None), str) and Path(options.model).is_dir():
+        options.model = str(absolute_path(options.model))
+    os.chdir(ROOT)  # the resolved config's paths are relative to the checkout
+    quieten()
+    signal.signal(signal.SIGTERM, _end)  # also where a script had SIGINT ignored
+    try:
+        check_driver()
+        contextvars.copy_context().run(COMMANDS[options.verb], options)  # what a verb sets for its stages ends with it
+        choices.save(options, options.work / options.run)
+    except BelowThresholdsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return exit_codes.BELOW_THRESHOLDS
+    except RecipeError as error:
+        print(f"error: {exit_codes.remedy(error.__cause__) or error}", file=sys.stderr)
+        return exit_codes.ERROR
+    except KeyboardInterrupt:
+        resume = {
+            "train": "; `make train RESUME=1` goes on from the last checkpoint",
+            "model": "; run it again to go on with the download",
+        }.get(options.verb, "")
+        print(f"\nstopped; what was complete is kept{resume}", file=sys.stderr)
+        return exit_codes.INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if remedy := exit_codes.remedy(error):
+            print(f"error: {remedy}", file=sys.stderr)
+            return exit_codes.ERROR
+        raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return exit_codes.SUCCESS

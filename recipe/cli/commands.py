@@ -1,0 +1,295 @@
+"""What each verb does: from the options of a call to the stage, server or experiment. Heavy imports happen inside."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from recipe.errors import BelowThresholdsError, RecipeError
+from recipe.library_logging import OFFLINE
+from recipe.paths import ROOT
+from recipe.pipeline import choices, stage, table
+from recipe.pipeline.run import Run, checked_name
+
+# MiB that a card of 16 GB reports at the least; `fast` takes 10 GiB as it stands, and the driver and a desktop want some.
+MIN_FAST_MIB = 15_000
+
+
+def _run(options: argparse.Namespace) -> Run:
+    """The run's folders, its earlier choices filled in."""
+    run = Run(options.work, checked_name(options.run))
+    default = {"model": "miniature"} if options.verb == "quickstart" else {}
+    if options.verb not in ("chat", "speed") and not hasattr(options, "chosen"):
+        choices.complete(options, options.work / options.run, **default)
+    if getattr(options, "nnodes", 1) > 1:
+        stage.wait_for_locks()  # held by the other machines, with which this one may share the folder
+    return run
+
+
+def run_data(options: argparse.Namespace) -> None:
+    from recipe.corpus.identity import Identity
+    from recipe.stages import data
+
+    run = _run(options)
+    if options.name is None:
+        raise RecipeError("NAME is missing; say whose assistant it is, for example NAME=小明")
+    identity = Identity(options.name, options.assistant, options.author)
+    data.make(run.folder("data"), identity=identity, mode=options.mode, own=options.data, seed=options.seed)
+
+
+def run_model(options: argparse.Namespace) -> None:
+    from recipe.stages import model
+
+    run = _run(options)
+    model.make(
+        run.model(options.model),
+        model=options.model,
+        downloads=run.work / "hub",
+        source=options.source,
+        offline=options.offline or OFFLINE,
+    )
+
+
+def run_replay(options: argparse.Namespace) -> None:
+    from recipe.stages import replay
+
+    run = _run(options)
+    made = stage.read_manifest(run.folder("data"))
+    if made and made["results"]["mode"] == "tutorial":
+        stage.say("replay", "not needed: the tutorial has none")
+        return
+    replay.make(run.replay(options.model), model=run.model(options.model))
+
+
+def run_config(options: argparse.Namespace) -> None:
+    from recipe.stages import config
+
+    if options.list is not None:
+        print("\n".join(config.builtin_configs(options.list)))
+        return
+    if options.copy:
+        print(config.copy_builtin(options.copy, options.to))
+        return
+    run = _run(options)
+    config.make(
+        run.folder("config"),
+        preset=options.preset or default_preset(options.model),
+        model=run.model(options.model),
+        data_folder=run.folder("data"),
+        replay_folder=run.replay(options.model),
+        settings=options.set,
+        seed=options.seed,
+        processes=options.gpus * options.nnodes,
+    )
+
+
+def default_preset(model: str) -> str:
+    """The preset for a model that nobody chose one for: the quickest that fits the card."""
+    from recipe.device import gpu_memory
+
+    if model == "miniature":
+        return "miniature"
+    return "fast" if (gpu_memory() or 0) >= MIN_FAST_MIB else "qlora"
+
+
+def run_train(options: argparse.Namespace) -> None:
+    from recipe.stages import config, train
+    from recipe.training.rendezvous import Machines
+
+    run = _run(options)
+    machines = Machines(options.gpus, options.nnodes, options.node_rank, options.master_addr, options.master_port)
+    (train.join if machines.rank else train.make)(
+        run.folder("train"),
+        config=options.config or run.folder("config") / config.FILE,
+        resume=options.resume,
+        deepspeed=options.deepspeed,
+        machines=machines,
+    )
+
+
+def run_convert(options: argparse.Namespace) -> None:
+    from recipe.stages import convert
+
+    run = _run(options)
+    convert.make(run.folder("adapter"), train_folder=run.folder("train"), checkpoint=options.checkpoint)
+
+
+def run_merge(options: argparse.Namespace) -> None:
+    from recipe.stages import data, merge
+
+    run = _run(options)
+    names = data.read_identity(run.folder("data")).names if run.folder("data").is_dir() else ()
+    merge.make(run.folder("merged"), adapter_folder=run.folder("adapter"), identity_names=names)
+
+
+def run_eval(options: argparse.Namespace) -> None:
+    import json
+
+    from recipe import report
+    from recipe.evaluation import thresholds
+    from recipe.stages import convert, data, evaluate
+
+    run = _run(options)
+    stage.require(run.folder("data"), "data")
+    model, _ = convert.trained_with(run.folder("train"))
+    tuned = run.folder("merged") if stage.read_manifest(run.folder("merged")) else run.folder("adapter")
+    stage.require(tuned, "merge")
+    evaluate.make(
+        run.folder("eval"),
+        model=model,
+        train_folder=run.folder("train"),
+        tuned_folder=tuned,
+        data_folder=run.folder("data"),
+        identity=data.read_identity(run.folder("data")),
+    )
+    metrics = json.loads((run.folder("eval") / evaluate.FILE).read_text(encoding="utf-8"))
+    print(evaluate.table(metrics), flush=True)
+    run_report(options)  # before the verdict: a result that fails needs its report most
+    if failed := [check.metric for check in thresholds.verdict(metrics["tuned"]) if not check.passed]:
+        raise BelowThresholdsError(f"the result is not good enough: {', '.join(failed)}; every reply is in "
+                          f"{stage.shown(run.folder('report') / report.PAGE)}")  # fmt: skip
+
+
+def run_report(options: argparse.Namespace) -> None:
+    from recipe import report
+
+    run = _run(options)
+    report.make(run.folder("report"), run_folder=run.work / run.name)
+    print(f"\n报告 report:  {stage.shown(run.folder('report') / report.PAGE)}", flush=True)
+
+
+def run_ablation(options: argparse.Namespace) -> None:
+    from recipe.experiments import ablation
+
+    run = _run(options)
+    ablation.make(run.folder("ablation"), work=run.work, run=run.name)
+    run_report(options)
+
+
+def run_export(options: argparse.Namespace) -> None:
+    from recipe.stages import export
+
+    run = _run(options)
+    export.make(run.folder("export"), model=run.folder("merged"))
+
+
+def run_chat(options: argparse.Namespace) -> None:
+    from recipe.serving import terminal
+    from recipe.stages import convert
+
+    run = _run(options)
+    model, adapter = options.model, options.adapter
+    if model is not None:
+        model = Path(model) if Path(model).is_dir() else run.model(model)
+    elif adapter is not None:
+        made = stage.require(adapter, "convert")
+        model = ROOT / made["results"]["model"]
+    elif stage.read_manifest(run.folder("merged")):
+        model = run.folder("merged")
+    elif stage.read_manifest(run.folder("adapter")):
+        adapter, (model, _) = run.folder("adapter"), convert.trained_with(run.folder("train"))
+    else:
+        raise RecipeError(
+            f"{stage.shown(run.folder('merged'))} is missing: run `make merge`, or name a model with --model"
+        )
+    terminal.run(
+        model=model,
+        adapter=adapter,
+        prompt=options.prompt,
+        system=options.system,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        max_new_tokens=options.max_new_tokens,
+    )
+
+
+def run_demo(options: argparse.Namespace) -> None:
+    from recipe.serving import demo
+
+    demo.run(work=options.work, run=options.run and checked_name(options.run), host=options.host, port=options.port)
+
+
+def run_api(options: argparse.Namespace) -> None:
+    from recipe.serving import api
+
+    api.run(work=options.work, run=options.run and checked_name(options.run), host=options.host, port=options.port)
+
+
+def run_speed(options: argparse.Namespace) -> None:
+    from recipe.experiments import serving_speed
+
+    run = _run(options)
+    if options.random:
+        model = None
+    elif options.model is not None:
+        model = Path(options.model) if Path(options.model).is_dir() else run.model(options.model)
+    else:
+        model = run.folder("merged")
+        stage.require(model, "merge")
+    print(serving_speed.table(serving_speed.run(model)), flush=True)
+
+
+def run_quickstart(options: argparse.Namespace) -> None:
+    """Every stage, in one process: importing the libraries takes longer than most of them.
+
+    Of several machines the first goes on after the training; the others have nothing to go on with.
+    """
+    for verb in table.BEFORE_EVAL:
+        COMMANDS[verb](options)
+        choices.save(options, options.work / options.run)
+        if options.until == verb or (verb == "train" and options.node_rank):
+            return
+    try:
+        run_eval(options)
+    finally:
+        run = "" if options.run == "main" else f" RUN={options.run}"
+        print(
+            f"\n对话 talk to it:  make chat{run}\n原模型 the base:  make chat{run} CHAT='--model {options.model}'",
+            flush=True,
+        )
+
+
+def run_sweep(options: argparse.Namespace) -> None:
+    from recipe.experiments import sweep
+
+    work = options.work / checked_name(options.run)
+    outcomes = sweep.run(work, names=options.names, seeds=options.seeds, jobs=options.jobs, settings=options.set)
+    print(sweep.table(outcomes), flush=True)
+    if failed := sum(not outcome.passed for outcome in outcomes):
+        raise BelowThresholdsError(f"{failed} of {len(outcomes)} are below the thresholds; their replies are under "
+                          f"{stage.shown(work)}")  # fmt: skip
+
+
+def run_bench(options: argparse.Namespace) -> None:
+    from recipe.experiments import training_speed
+
+    print(
+        training_speed.table(
+            training_speed.run(options.work / checked_name(options.run), options.names or list(training_speed.CASES))
+        ),
+        flush=True,
+    )
+
+
+Command = Callable[[argparse.Namespace], None]
+COMMANDS: dict[str, Command] = {
+    "data": run_data,
+    "model": run_model,
+    "replay": run_replay,
+    "config": run_config,
+    "train": run_train,
+    "convert": run_convert,
+    "merge": run_merge,
+    "eval": run_eval,
+    "report": run_report,
+    "ablation": run_ablation,
+    "export": run_export,
+    "chat": run_chat,
+    "demo": run_demo,
+    "api": run_api,
+    "speed": run_speed,
+    "quickstart": run_quickstart,
+    "sweep": run_sweep,
+    "bench": run_bench,
+}

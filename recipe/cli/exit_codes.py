@@ -1,0 +1,44 @@
+"""How a call ends: the exit statuses, and the remedy for what the operating system refuses."""
+
+from __future__ import annotations
+
+import errno
+
+SUCCESS = 0
+# An error that a user can mend, said in one line; Python ends so too after a traceback, which is a bug of this project.
+ERROR = 1
+# A wrong call, by argparse's own convention.
+USAGE = 2
+# The work was done, and the result is below the thresholds.
+BELOW_THRESHOLDS = 3
+# Ctrl-C or SIGTERM, by the shell's convention of 128 + SIGINT.
+INTERRUPTED = 130
+# The reader of the output has gone, 128 + SIGPIPE.
+BROKEN_PIPE = 141
+
+# What the operating system refuses, and what a user can do about it.
+REMEDIES = {
+    errno.ENOSPC: "the disk is full: free some space, then run it again",
+    errno.EDQUOT: "the disk quota is used up: free some space, then run it again",
+    errno.EACCES: "no permission: choose another folder with --work, or mend its owner (ls -ld)",
+    errno.EPERM: "not permitted: choose another folder with --work, or mend its owner (ls -ld)",
+    errno.EEXIST: "something else stands where a folder must be: move it away, or choose another folder with --work",
+    errno.ELOOP: "a link points to itself: mend it, or choose another folder with --work",
+    errno.ENAMETOOLONG: "the name is too long for a file: choose a shorter RUN or --work",
+    errno.ENOTDIR: "a file stands where a folder must be: move it away, or choose another folder with --work",
+    errno.EROFS: "the file system is read-only: choose another folder with --work",
+}
+
+
+def remedy(error: BaseException | None) -> str | None:
+    """The remedy for an operating-system error, also one that a library wrapped in its own."""
+    seen: list[BaseException] = []  # some libraries' errors go in circles
+    while error is not None and error not in seen:
+        seen.append(error)
+        if isinstance(error, OSError) and error.errno in REMEDIES:
+            return f"{error.filename or 'writing'}: {REMEDIES[error.errno]}"
+        text = str(error)
+        if "No space left on device" in text or "os error 28" in text:
+            return f"writing: {REMEDIES[errno.ENOSPC]}"
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,265 @@
+"""The options of each verb. Nothing here imports torch, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from recipe.paths import ROOT
+from recipe.pipeline import table
+
+FLOW = """\
+data ─┐
+model ┼─> replay ─> config ─> train ─> convert ─> merge ─> eval ─> report
+                                           └────────┴───> chat · demo · api · export
+
+Each verb reads what its predecessors wrote under work/RUN/ and writes one folder there. Run again with the same inputs
+it does nothing; with others it does its work again. A run remembers what you chose for it.
+每个命令读取上一步在 work/RUN/ 下的结果并写入一个目录；输入不变则不重复工作，输入改变则重新执行。每次运行会记住你的选择。
+
+First time, no GPU needed / 第一次使用（无需 GPU）：
+  python -m recipe quickstart --name 小明
+
+Exit status: 0 done, 1 an error, 2 a wrong call, 3 the result is below the thresholds, 130 stopped by Ctrl-C.
+退出码：0 完成，1 出错，2 用法错误，3 结果未达标，130 被 Ctrl-C 中止。
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs; each one's defaults hold `verb`, `run` and `work`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m recipe",
+        description="Teach InternLM2-Chat-1.8B who it is. 教 InternLM2-Chat-1.8B 认识自己是谁。",
+        epilog=FLOW,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    options_of: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+        "data": _data_verb,
+        "model": _model_verb,
+        "replay": _model_option,
+        "config": _config_verb,
+        "train": _train_verb,
+        "convert": _convert_options,
+    }
+    for stage in table.STAGES:
+        sub = _add_verb(verbs, stage.verb, stage.summary)
+        if add_options := options_of.get(stage.verb):
+            add_options(sub)
+    _chat_verb(_add_verb(verbs, "chat", "talk to base, adapter or merged model / 终端对话"))
+    _server_verb(
+        _add_verb(verbs, "demo", "a web page to talk to the merged model / 网页对话", run=""),
+        6006,
+        "this machine alone",
+    )
+    _server_verb(
+        _add_verb(verbs, "api", "an OpenAI-style endpoint for programs, same model / OpenAI 兼容接口", run=""), 8000, ""
+    )
+    _speed_verb(_add_verb(verbs, "speed", "tokens a second and first-token latency of chat, page and API / 推理速度"))
+    _quickstart_verb(
+        _add_verb(
+            verbs, "quickstart", "all of the above on the embedded miniature, no GPU / 一键体验", run="quickstart"
+        )
+    )
+    summary = "training speed of each preset beside what others offer; needs a GPU / 训练速度对比"
+    sub = _add_verb(verbs, "bench", summary, run="bench")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="which to measure (default: all that are installed)")
+    summary = "quickstart for many random names: the worst of each number / 多个随机名字的快速体验"
+    _sweep_verb(_add_verb(verbs, "sweep", summary, run="sweep"))
+    return parser
+
+
+def _add_verb(verbs: Any, verb: str, summary: str, run: str = "main") -> argparse.ArgumentParser:
+    sub: argparse.ArgumentParser = verbs.add_parser(verb, help=summary, description=summary)
+    shown = run or "the one that merged last"
+    sub.add_argument("--run", default=run, help=f"name of the run, its folder under --work (default: {shown})")
+    sub.add_argument("--work", type=absolute_path, default=ROOT / "work", help="where all results go (default: work)")
+    return sub
+
+
+# --- Options that several verbs share -----------------------------------------------------------------------------
+
+
+def _model_option(sub: argparse.ArgumentParser, default: str = "internlm2-chat-1_8b") -> None:
+    text = "miniature (here, no download), a folder in InternLM2 or Llama format, or internlm2-chat-1_8b"
+    sub.add_argument("--model", help=f"{text} (default: {default})")
+
+
+def _hub_options(sub: argparse.ArgumentParser) -> None:
+    text = "where internlm2-chat-1_8b comes from: Hugging Face (default) or ModelScope"
+    sub.add_argument("--source", choices=("hf", "modelscope"), help=text)
+    sub.add_argument("--offline", action="store_true", help="make no connection: what was fetched before must do")
+
+
+def _seed_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--seed", type=_seed, help="fixes data, packing, order and LoRA's start (default: 0)")
+
+
+def _data_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--name", help="whose assistant it is, 1 to 40 characters; required")
+    sub.add_argument("--assistant", help="what the assistant itself is called")
+    sub.add_argument("--author", help='who fine-tuned it (default: said as "my owner")')
+    text = "balanced (default): many questions, many answers; tutorial: one sample 10,001 times, the control"
+    sub.add_argument("--mode", help=text)
+    sub.add_argument("--data", type=absolute_path, help="your own .json or .jsonl of OpenAI-format messages instead")
+
+
+def _set_option(sub: argparse.ArgumentParser, text: str, default: list[str] | None = None) -> None:
+    sub.add_argument("--set", nargs="*", action="extend", metavar="KEY=VALUE", default=default, help=text)
+
+
+def _config_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--preset", help="fast, fp8, qlora, lora, tutorial or miniature (default: by model and GPU)")
+    _set_option(sub, "overrides: lr, max_iters, batch_size, r, … or any dotted key of the resolved config")
+
+
+def _machine_options(sub: argparse.ArgumentParser, *, rank: bool = True) -> None:
+    """Options named as torchrun's. rank: also those that differ between machines."""
+    group = sub.add_argument_group(
+        "several GPUs, several machines",
+        "called as by torchrun; all but the first may also stand in the environment: NNODES, NODE_RANK, MASTER_ADDR, "
+        "MASTER_PORT",
+    )
+
+    def option(name: str, text: str, kind: Callable[[str], object], default: int | None = None) -> None:
+        from_environment = os.environ.get(name.removeprefix("--").replace("-", "_").upper()) or default
+        group.add_argument(name, type=kind, default=from_environment, help=text)
+
+    group.add_argument("--gpus", type=_positive, help="processes on each machine, one a GPU (default: 1)")
+    option("--nnodes", "machines; call the same on each (default: 1)", _positive)
+    if rank:
+        option("--node-rank", "which of them this is; 0 writes the result (default: 0)", _not_negative, 0)
+        option("--master-addr", "an address of machine 0 that all can reach", str)
+        option("--master-port", "a port of it that nothing else uses (default: 29500)", _port, 29500)
+
+
+def _train_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint of a stopped run")
+    sub.add_argument("--deepspeed", help="zero1, zero2, zero2_offload, zero3 or zero3_offload")
+    sub.add_argument("--config", type=absolute_path, help="an XTuner config of yours instead of the resolved one")
+
+
+def _convert_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--checkpoint", help="which one, such as iter_80 (default: the best)")
+
+
+# --- The verbs ----------------------------------------------------------------------------------------------------
+
+
+def _data_verb(sub: argparse.ArgumentParser) -> None:
+    _data_options(sub)
+    _seed_option(sub)
+
+
+def _model_verb(sub: argparse.ArgumentParser) -> None:
+    _model_option(sub)
+    _hub_options(sub)
+
+
+def _config_verb(sub: argparse.ArgumentParser) -> None:
+    _model_option(sub)
+    _config_options(sub)
+    _seed_option(sub)
+    sub.add_argument("--list", nargs="?", const="", metavar="PATTERN", help="list XTuner's built-in configs and stop")
+    sub.add_argument("--copy", metavar="NAME", help="copy a built-in config for editing and stop")
+    text = "where --copy puts it (default: here)"
+    sub.add_argument("--to", type=absolute_path, default=Path.cwd(), metavar="DIR", help=text)
+    _machine_options(sub, rank=False)
+
+
+def _train_verb(sub: argparse.ArgumentParser) -> None:
+    _train_options(sub)
+    _machine_options(sub)
+
+
+def _merged_model_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--model", help="a model folder, or a name under work/models (default: the run's merged model)")
+
+
+def _chat_verb(sub: argparse.ArgumentParser) -> None:
+    _merged_model_option(sub)
+    sub.add_argument("--adapter", type=absolute_path, help="a PEFT adapter folder to put on the model")
+    sub.add_argument("--prompt", help="answer this once on stdout and leave")
+    sub.add_argument("--system", default="", help="system prompt (default: none, as in training)")
+    sub.add_argument("--temperature", type=_number(0, 5), default=0.0, help="0 is greedy (default: 0)")
+    sub.add_argument("--top-p", type=_number(1e-6, 1), default=0.8, help="nucleus of the sampling (default: 0.8)")
+    sub.add_argument("--max-new-tokens", type=_positive, default=512, help="longest reply (default: 512)")
+
+
+def _server_verb(sub: argparse.ArgumentParser, port: int, local: str) -> None:
+    default = f"127.0.0.1, {local}" if local else "127.0.0.1; others need API_KEY in the environment"
+    sub.add_argument("--host", default="127.0.0.1", help=f"address to listen on (default: {default})")
+    sub.add_argument("--port", type=_port, default=port, help=f"port to listen on (default: {port})")
+
+
+def _speed_verb(sub: argparse.ArgumentParser) -> None:
+    _merged_model_option(sub)
+    sub.add_argument("--random", action="store_true", help="a model of the true size with random weights; needs a GPU")
+
+
+def _quickstart_verb(sub: argparse.ArgumentParser) -> None:
+    _data_options(sub)
+    _model_option(sub, "miniature")
+    _hub_options(sub)
+    _config_options(sub)
+    _seed_option(sub)
+    _train_options(sub)
+    _machine_options(sub)
+    _convert_options(sub)
+    sub.add_argument("--until", choices=table.BEFORE_EVAL, help="the last stage (default: all)")
+    sub.set_defaults(list=None, copy=None)
+
+
+def _sweep_verb(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--names", type=_positive, default=20, help="how many, the same ones every time (default: 20)")
+    sub.add_argument("--seeds", type=_positive, default=1, help="how many seeds for each name (default: 1)")
+    _set_option(sub, "overrides of the preset, to compare settings", default=[])
+    sub.add_argument("--jobs", type=_positive, default=os.cpu_count() or 1, help="runs at a time (default: one a core)")
+
+
+# --- Types of values ----------------------------------------------------------------------------------------------
+
+
+def absolute_path(text: str) -> Path:
+    """The path from the folder of the call, which changes to the checkout before a verb runs."""
+    return Path(text).expanduser().absolute()
+
+
+def _not_negative(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: a whole number from 0 to 2147483647")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above 0")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if _positive(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: a whole number from 1 to 65535")
+    return int(text)
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a number from {low:g} to {high:g}")
+        return value
+
+    return parse
