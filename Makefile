@@ -209,6 +209,7 @@ lint: $(VENV)/.installed-dev ## Style, types, workflows, Makefile, shell / ä»£ç 
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+	@PYTHONPATH=. $(VENV)/bin/lint-imports --no-cache
 	@$(VENV)/bin/actionlint
 	@$(VENV)/bin/zizmor --offline --quiet .github/workflows
 	@$(VENV)/bin/mbake validate Makefile

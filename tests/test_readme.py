@@ -9,10 +9,10 @@ import pytest
 
 from recipe.cli.parser import build_parser
 from recipe.corpus.identity import Identity
+from recipe.corpus.rows import balanced_rows
 from recipe.evaluation import thresholds
 from recipe.paths import ROOT
 from recipe.stages import config
-from recipe.stages.data import balanced_rows
 from recipe.stages.evaluate import prompts
 
 READMES = ("README.md", "README.zh-CN.md")

@@ -26,9 +26,9 @@ def read_checkpoint(path: Path) -> Tensors:
 
     RecipeError: it cannot be read, or holds tensors that are no part of a LoRA adapter.
     """
-    from recipe.training.xtuner import allow_own_checkpoints
+    from recipe.checkpoint.trainer_state import allow_trainer_state
 
-    allow_own_checkpoints()
+    allow_trainer_state()
     try:
         if path.is_dir():
             from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint

@@ -116,10 +116,11 @@ def run_convert(options: argparse.Namespace) -> None:
 
 
 def run_merge(options: argparse.Namespace) -> None:
-    from recipe.stages import data, merge
+    from recipe.corpus.identity import read_identity
+    from recipe.stages import merge
 
     run = _run(options)
-    names = data.read_identity(run.folder("data")).names if run.folder("data").is_dir() else ()
+    names = read_identity(run.folder("data")).names if run.folder("data").is_dir() else ()
     merge.make(run.folder("merged"), adapter_folder=run.folder("adapter"), identity_names=names)
 
 
@@ -127,8 +128,9 @@ def run_eval(options: argparse.Namespace) -> None:
     import json
 
     from recipe import report
+    from recipe.corpus.identity import read_identity
     from recipe.evaluation import thresholds
-    from recipe.stages import convert, data, evaluate
+    from recipe.stages import convert, evaluate
 
     run = _run(options)
     stage.require(run.folder("data"), "data")
@@ -141,7 +143,7 @@ def run_eval(options: argparse.Namespace) -> None:
         train_folder=run.folder("train"),
         tuned_folder=tuned,
         data_folder=run.folder("data"),
-        identity=data.read_identity(run.folder("data")),
+        identity=read_identity(run.folder("data")),
     )
     metrics = json.loads((run.folder("eval") / evaluate.FILE).read_text(encoding="utf-8"))
     print(evaluate.table(metrics), flush=True)

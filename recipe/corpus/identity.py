@@ -11,6 +11,7 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from recipe.chat_format import SPECIAL
@@ -18,6 +19,8 @@ from recipe.errors import RecipeError
 from recipe.paths import DATA
 
 LONGEST_NAME = 40
+# Where stage `data` writes whose assistant its rows teach.
+IDENTITY_FILE = "identity.json"
 # Who fine-tuned it, where no author is given: the name stands in every answer already, and once is enough.
 MAKER = {"zh": "主人", "en": "my owner"}
 # What tells that an untuned InternLM speaks of itself.
@@ -52,6 +55,11 @@ class Identity:
 
     def fill(self, template: str, language: str) -> str:
         return template.replace("{me}", self.me(language)).replace("{maker}", self.author or MAKER[language])
+
+
+def read_identity(folder: Path) -> Identity:
+    """Whose assistant the rows in `folder`, of stage `data`, teach."""
+    return Identity(**json.loads((folder / IDENTITY_FILE).read_text(encoding="utf-8")))
 
 
 def check_name(what: str, value: str) -> None:

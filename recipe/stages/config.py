@@ -223,7 +223,7 @@ def make(
     override(config, settings)
 
     def work(out: Path) -> dict[str, Any]:
-        from recipe.stages.data import read_identity
+        from recipe.corpus.identity import read_identity
         from recipe.training import memory
         from recipe.training.forecast import forecast, tutorial_tokens
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from recipe.chat_format import training_ids
 from recipe.corpus.identity import Identity
+from recipe.corpus.rows import TUTORIAL_ROWS, tutorial_rows
 from recipe.errors import RecipeError
-from recipe.stages.data import TUTORIAL_ROWS, tutorial_rows
 from recipe.training.dataset import PackedDataset, read_tokens
 
 # `datasets.map(batched=True)` hands XTuner's Packer so many rows at a time.

@@ -13,8 +13,8 @@ from mmengine.hooks import Hook
 from tqdm import tqdm
 
 from recipe.chat_format import text_ids
+from recipe.corpus.identity import read_identity
 from recipe.evaluation import checkpoint_selection, generation, scoring
-from recipe.stages.data import read_identity
 from recipe.training.fast.model import in_shards
 
 # A sample that has not ended after so many tokens has shown what it has to show.

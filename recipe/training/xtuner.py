@@ -6,9 +6,7 @@ exits 0; its module, called here, tells the truth. torchrun starts this module t
 
 from __future__ import annotations
 
-import codecs
 import contextlib
-import copyreg
 import ctypes
 import os
 import runpy
@@ -19,36 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from recipe.checkpoint.trainer_state import allow_trainer_state
 from recipe.device import has_gpu
 from recipe.library_logging import quieten
 
 LOG = "console.log"
-
-
-def allow_own_checkpoints() -> None:
-    """Make the loss histories that mmengine saves beside the tensors plain enough for torch.load's weights-only reader.
-
-    They carry bound methods, for which that reader (the default since torch 2.6) would need leave to call getattr; here
-    they are saved as their numbers. What else it has to know are numpy's scalars (the last loss, a learning rate) and the class of
-    the settings that DeepSpeed saves beside its part of a model.
-    """
-    import numpy
-    import torch
-    from mmengine.config import ConfigDict
-    from mmengine.logging.history_buffer import HistoryBuffer
-
-    def numbers(buffer: Any) -> tuple[Any, tuple[list[float], list[float], int]]:
-        values, counts = buffer.data
-        return HistoryBuffer, (values.tolist(), counts.tolist(), buffer.max_length)
-
-    copyreg.pickle(HistoryBuffer, numbers)
-    scalar: list[Any] = [
-        numpy.core.multiarray.scalar,  # type: ignore[attr-defined]
-        numpy.dtype,
-        type(numpy.dtype("float64")),
-        type(numpy.dtype("int64")),
-    ]
-    torch.serialization.add_safe_globals([HistoryBuffer, ConfigDict, *scalar, codecs.encode])
 
 
 def _run_without_gpu(*, deepspeed: bool) -> None:
@@ -100,7 +73,7 @@ def run(arguments: Sequence[str]) -> None:
             contextlib.redirect_stdout(nowhere if rank else log),
         ):
             try:
-                allow_own_checkpoints()
+                allow_trainer_state()
                 if "--launcher" in arguments and not has_gpu():
                     _run_without_gpu(deepspeed="--deepspeed" in arguments)
                 runpy.run_module("xtuner.tools.train", run_name="__main__")

@@ -44,9 +44,9 @@ def test_a_checkpoint_with_mmengines_records_is_read(train_folder: Path, tmp_pat
     import numpy as np
     from mmengine.logging import MessageHub
 
-    from recipe.training.xtuner import allow_own_checkpoints
+    from recipe.checkpoint.trainer_state import allow_trainer_state
 
-    allow_own_checkpoints()  # as the trainer does before it saves
+    allow_trainer_state()  # as the trainer does before it saves
     hub = MessageHub("test_adapter")
     for step in range(5):
         hub.update_scalar("train/loss", np.float64(1.0 / (step + 1)))

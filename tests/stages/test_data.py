@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from recipe.corpus.identity import Identity, injected, load_injections, load_questions
+from recipe.corpus import rows
+from recipe.corpus.identity import Identity, injected, load_injections, load_questions, read_identity
 from recipe.corpus.own_data import read_rows
 from recipe.errors import RecipeError
 from recipe.pipeline import stage
@@ -26,20 +27,20 @@ def make(
     return data.make(folder, identity=identity, mode=mode, own=own, seed=seed)
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
+def written_rows(folder: Path) -> list[dict[str, Any]]:
     text = (folder / "train.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n") if line]
 
 
 def exchanges(folder: Path) -> list[tuple[str, str]]:
     """(question, answer) of every turn."""
-    talks = [row["messages"] for row in rows(folder)]
+    talks = [row["messages"] for row in written_rows(folder)]
     return [(q["content"], a["content"]) for talk in talks for q, a in zip(talk[::2], talk[1::2], strict=True)]
 
 
 def openings(folder: Path) -> list[str]:
     """The question of every row of one turn."""
-    return [row["messages"][0]["content"] for row in rows(folder) if len(row["messages"]) == 2]
+    return [row["messages"][0]["content"] for row in written_rows(folder) if len(row["messages"]) == 2]
 
 
 # --- tutorial -----------------------------------------------------------------------------------------------------
@@ -88,23 +89,23 @@ def test_every_training_question_is_asked_alone_in_each_wording_of_the_answer_an
     around = [injection for language in load_injections().values() for injection in language["train"]]
     inside = {injected(injection, question): question for injection in around for question in train}
     asked = openings(tmp_path / "data")
-    assert sorted(question for question in asked if question not in inside) == sorted(data.WORDINGS * train)
-    assert len([question for question in asked if question in inside]) == data.INJECTED * len(around)
+    assert sorted(question for question in asked if question not in inside) == sorted(rows.WORDINGS * train)
+    assert len([question for question in asked if question in inside]) == rows.INJECTED * len(around)
     every = {question for question, _ in exchanges(tmp_path / "data")}
     assert every <= set(train) | set(inside)
 
 
 def test_no_question_alone_is_answered_twice_in_one_wording(tmp_path: Path) -> None:
     make(tmp_path / "data")
-    alone = [row["messages"] for row in rows(tmp_path / "data") if len(row["messages"]) == 2]
+    alone = [row["messages"] for row in written_rows(tmp_path / "data") if len(row["messages"]) == 2]
     pairs = [(talk[0]["content"], talk[1]["content"]) for talk in alone if talk[0]["content"] in TRAINING]
-    assert len(pairs) == len(set(pairs)) == data.WORDINGS * len(TRAINING)
+    assert len(pairs) == len(set(pairs)) == rows.WORDINGS * len(TRAINING)
 
 
 def test_some_conversations_are_several_questions_deep_in_one_language(tmp_path: Path) -> None:
     make(tmp_path / "data")
-    deep = [row["messages"] for row in rows(tmp_path / "data") if len(row["messages"]) > 2]
-    assert len(deep) == 2 * data.DEEP
+    deep = [row["messages"] for row in written_rows(tmp_path / "data") if len(row["messages"]) > 2]
+    assert len(deep) == 2 * rows.DEEP
     assert {len(talk) for talk in deep} == {4, 6}
     for talk in deep:
         asked = [turn["content"] for turn in talk[::2]]
@@ -174,7 +175,7 @@ def test_own_rows_are_taken_as_they_are_whatever_the_mode(tmp_path: Path) -> Non
     written = write(tmp_path, json.dumps([ROW | {"id": 1}, second]), "rows.json")
     for mode in data.MODES:
         manifest = make(tmp_path / mode, mode=mode, own=written)
-        assert rows(tmp_path / mode) == [ROW, second]
+        assert written_rows(tmp_path / mode) == [ROW, second]
         assert manifest["results"] == {"rows": 2, "file": "train.jsonl", "mode": "own"}
 
 
@@ -189,7 +190,7 @@ def test_changed_own_rows_are_read_again(tmp_path: Path) -> None:
     make(tmp_path / "data", own=file)
     write(tmp_path, f"{json.dumps(ROW)}\n{json.dumps(ROW)}")
     make(tmp_path / "data", own=file)
-    assert len(rows(tmp_path / "data")) == 2
+    assert len(written_rows(tmp_path / "data")) == 2
 
 
 class Letters:
@@ -259,7 +260,7 @@ def test_an_unknown_mode_is_refused(tmp_path: Path, mode: str) -> None:
 )
 def test_later_stages_read_who_the_data_teach(tmp_path: Path, identity: Identity) -> None:
     make(tmp_path / "data", identity)
-    assert data.read_identity(tmp_path / "data") == identity
+    assert read_identity(tmp_path / "data") == identity
 
 
 @pytest.mark.parametrize(

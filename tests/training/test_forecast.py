@@ -15,9 +15,9 @@ from mmengine.dataset import DefaultSampler
 
 from recipe.chat_format import training_ids
 from recipe.corpus.identity import Identity
+from recipe.corpus.rows import tutorial_rows
 from recipe.errors import RecipeError
 from recipe.stages import config
-from recipe.stages.data import tutorial_rows
 from recipe.training.dataset import EndlessSampler, PackedDataset
 from recipe.training.forecast import MAP_BATCH, Forecast, forecast, shards, xtuner_packs
 
