@@ -389,7 +389,7 @@ def rows(*_):
     sys.stdin.read()
     return []
 
-rows.balanced_rows = rows
+data.balanced_rows = rows
 sys.exit(cli.main(sys.argv[1:]))
 """
 

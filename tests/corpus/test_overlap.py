@@ -8,9 +8,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from recipe.corpus import rows
 from recipe.corpus.identity import Identity
 from recipe.corpus.knowledge import replay_facts, replay_prompts
+from recipe.corpus.rows import balanced_rows
 from recipe.evaluation import checkpoint_selection, suites
 from recipe.evaluation.scoring import Prompts
 from recipe.stages import evaluate
@@ -38,7 +38,7 @@ def near(asked: Iterable[str], trained: Iterable[str]) -> list[tuple[str, str]]:
 @pytest.fixture(scope="module")
 def trained() -> list[str]:
     """Every message of the rows about who it is, of two seeds, and every prompt of replay."""
-    rows = [row for seed in (0, 1) for row in rows.balanced_rows(Identity("小明"), seed)]
+    rows = [row for seed in (0, 1) for row in balanced_rows(Identity("小明"), seed)]
     said = [message["content"] for row in rows for message in row["messages"]]
     return [*said, *replay_prompts()]
 
