@@ -19,7 +19,7 @@ from recipe.chat_format import prompt_ids, stop_ids, text_ids
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.serving.engine import Engine, Reply, Sampling, scheduler
-from recipe.serving.engine.decoder import Decoder, Part
+from recipe.serving.engine.decoder import Decoder, PromptChunk
 from recipe.serving.engine.sampling import Sampler
 from recipe.serving.engine.text import Text
 
@@ -67,13 +67,13 @@ def greedy(engine: Engine, *conversations: Any, count: int = 24, **how: Any) -> 
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Grows by a pass over prompts each time: how many tokens of each it read."""
     read: list[list[int]] = []
-    original = Decoder.read
+    original = Decoder.prefill
 
-    def count(self: Decoder, parts: Sequence[Part]) -> Any:
-        read.append([len(part.ids) for part in parts])
-        return original(self, parts)
+    def count(self: Decoder, chunks: Sequence[PromptChunk]) -> Any:
+        read.append([len(chunk.ids) for chunk in chunks])
+        return original(self, chunks)
 
-    monkeypatch.setattr(Decoder, "read", count)
+    monkeypatch.setattr(Decoder, "prefill", count)
     return read
 
 
@@ -95,13 +95,13 @@ class Spoken:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ids: dict[int, list[int]] = {}
-        hear = Engine._hear
+        accept = Engine._accept_token
 
-        def listen(self_: Engine, turn: Any, token: int) -> None:
-            hear(self_, turn, token)
-            self.ids[id(turn.reply)] = list(turn.said)
+        def listen(self_: Engine, sequence: Any, token: int) -> None:
+            accept(self_, sequence, token)
+            self.ids[id(sequence.reply)] = list(sequence.output_ids)
 
-        monkeypatch.setattr(Engine, "_hear", listen)
+        monkeypatch.setattr(Engine, "_accept_token", listen)
 
     def of(self, reply: Reply) -> list[int]:
         return self.ids.get(id(reply), [])
@@ -165,8 +165,8 @@ def test_adapter_and_base_speak_in_one_batch_as_peft_does_apart(
 
 
 def test_long_conversations_grow_past_every_window(tiny: Engine, tiny_model: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(scheduler, "WINDOW", 64)
-    monkeypatch.setitem(scheduler.PART, "cpu", 7)  # a prompt in many parts
+    monkeypatch.setattr(scheduler, "MIN_WINDOW", 64)
+    monkeypatch.setitem(scheduler.PREFILL_TOKENS, "cpu", 7)  # a prompt in many parts
     spoken = Spoken(monkeypatch)
     tiny.stops, stops = set(), tiny.stops
     try:
@@ -183,10 +183,10 @@ def test_long_conversations_grow_past_every_window(tiny: Engine, tiny_model: Pat
 
 
 def test_short_prompts_are_read_together_and_a_long_one_holds_nobody_up(tiny: Engine, monkeypatch: Any) -> None:
-    monkeypatch.setitem(scheduler.PART, "cpu", 40)
+    monkeypatch.setitem(scheduler.PREFILL_TOKENS, "cpu", 40)
     talks = CONVERSATIONS[: tiny.decoder.slots]
     alone = [greedy(tiny, talk)[0].text for talk in talks]
-    tiny._held = [(True, [])] * len(tiny._held)
+    tiny._cached = [(True, [])] * len(tiny._cached)
     read = passes(monkeypatch)
     with tiny._work:  # all of them are there when the engine looks
         together = [tiny.reply(talk, Sampling(max_new_tokens=24)) for talk in talks]
@@ -382,13 +382,13 @@ def test_what_fails_is_told_to_those_it_concerns_and_the_engine_goes_on(
         raise MemoryError("no room")
 
     with monkeypatch.context() as broken:
-        broken.setattr(Decoder, "step", fail)
+        broken.setattr(Decoder, "decode", fail)
         reply = tiny.reply(CONVERSATIONS[1], Sampling(max_new_tokens=8))
         with pytest.raises(MemoryError, match="no room"):
             list(reply.pieces())
         assert reply.ended == "error"
     with monkeypatch.context() as broken:
-        broken.setattr(Decoder, "read", fail)
+        broken.setattr(Decoder, "prefill", fail)
         with pytest.raises(MemoryError, match="no room"):
             list(tiny.reply(CONVERSATIONS[1], Sampling(max_new_tokens=8)).pieces())
     assert greedy(tiny, CONVERSATIONS[0])[0].text == wanted
@@ -481,5 +481,21 @@ def test_a_cache_too_large_serves_fewer_visitors_before_shorter_ones(monkeypatch
         (16 * 5000, (16, 4992)),
         (3000, (1, 2944)),
     ]:
-        monkeypatch.setattr(scheduler, "MEMORY", tokens * token)
+        monkeypatch.setattr(scheduler, "CPU_CACHE_BYTES", tokens * token)
         assert scheduler.capacity(config) == wanted
+
+
+@pytest.mark.parametrize(
+    ("prefix", "running", "slot"),
+    [(8, (), 0), (scheduler.SAVED_TOKENS_PER_SLOT * 3, (), 0), (scheduler.SAVED_TOKENS_PER_SLOT * 3 + 1, (), 3),
+     (8, (0, 1, 2), 3), (8, (2,), 3), (0, (2,), 0)],
+)  # fmt: skip
+def test_the_decode_batch_is_widened_only_where_the_cached_prefix_is_worth_it(
+    tiny: Engine, tokenizer: Any, prefix: int, running: tuple[int, ...], slot: int
+) -> None:
+    ids = list(range(100, 100 + 400))
+    sequence = scheduler.Sequence(Reply(), Sampling(), ids, True, Text(tokenizer), random.Random(0))
+    engine = object.__new__(Engine)  # without its thread
+    engine.decoder = tiny.decoder
+    engine._cached = [(True, [])] * 3 + [(True, ids[:prefix])]
+    assert engine._choose_slot(sequence, set(running)) == slot

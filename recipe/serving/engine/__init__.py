@@ -1,7 +1,7 @@
-"""One generation engine behind chat, page and API: many visitors on one model, in one batch, in one thread.
+"""One generation engine behind chat, page and API: many requests on one model, in one batch, in one thread.
 
-decoder.py computes, sampling.py chooses, graphs.py replays a step on a GPU, text.py makes characters of tokens, and
-scheduler.py decides whose turn it is. What others use is imported from here.
+See these files first: scheduler (continuous batching), decoder (the forward pass over the KV cache), sampling (tokens
+out of logits). graphs replays a decode step on a GPU, text makes characters of tokens, reply is what a caller holds.
 """
 
 from recipe.serving.engine.reply import Reply, Sampling

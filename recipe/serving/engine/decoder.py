@@ -1,11 +1,15 @@
-"""A Llama that speaks for several visitors at once: its forward pass over a static key-value cache with a slot for each.
+"""The forward pass of a Llama over a static KV cache with a slot for each sequence: prefill and decode.
 
 Without gradients the pass is fourteen kernels a layer: query/key/value and gate/up are one product each, norms, rotary
-embedding and gating are those of recipe.training.fast, and a residual is added by the product before it. Every shape is fixed by
-(batch, window), so that a step can be captured in a CUDA graph; nothing waits for the GPU.
+embedding and gating are those of recipe.kernels, and a residual is added by the product before it. Every shape is fixed
+by (batch, window), so that a decode step can be captured in a CUDA graph; nothing waits for the GPU.
 
-A model with a PEFT adapter speaks with it or without it, as each visitor likes, in the same batch: what LoRA adds to a
-row is multiplied by 1 or by 0. The base is there once.
+A model with a PEFT adapter runs with the adapter on and off in the same batch: what LoRA adds to a row is multiplied by
+1 or by 0. The base is in memory once.
+
+Shapes: tokens = rows of one pass, of one or several sequences; heads = query heads; kv_heads = key and value heads;
+head_dim = features of a head; slots = sequences of the cache; length = positions of a slot; window = positions that a
+decode step attends to; vocabulary = rows of the output head.
 """
 
 from __future__ import annotations
@@ -24,12 +28,13 @@ from recipe.kernels import rowwise
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Attention of one layer: (layer, queries [tokens, heads, head size], keys, values) -> [tokens, heads * head size].
+# Attention of one layer: (layer, queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, head_dim)), and
+# the result is (tokens, heads * head_dim).
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
-class Part(NamedTuple):
-    """Part of a prompt, whose first token is the slot's `start`-th."""
+class PromptChunk(NamedTuple):
+    """Some tokens of a prompt, the first of which is the slot's `start`-th."""
 
     slot: int
     ids: list[int]
@@ -52,14 +57,14 @@ class Projections:
         self.b: Tensor | None = None
         if adapted := [module for module in modules if hasattr(module, "lora_A")]:
             (name,) = adapted[0].active_adapters
-            parts = [
+            chunks = [
                 (module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]) for module in modules
             ]
-            self.a = torch.cat([a for a, _, _ in parts]).to(self.weight)
-            self.b = torch.block_diag(*(scale * b for _, b, scale in parts)).to(self.weight)
+            self.a = torch.cat([a for a, _, _ in chunks]).to(self.weight)
+            self.b = torch.block_diag(*(scale * b for _, b, scale in chunks)).to(self.weight)
 
     def __call__(self, x: Tensor, adapted: Tensor, residual: Tensor | None = None) -> Tensor:
-        """x: [tokens, in]. adapted: [tokens, 1], 1 where LoRA counts and 0 where not. Returns [tokens, out]."""
+        """x: (tokens, in). adapted: (tokens, 1), 1 where LoRA counts and 0 where not. Returns (tokens, out)."""
         out = x @ self.weight.T if residual is None else torch.addmm(residual, x, self.weight.T)
         if self.a is not None and self.b is not None:
             out.addmm_((x @ self.a.T) * adapted, self.b.T)
@@ -77,11 +82,23 @@ class Layer:
 
 
 class Decoder:
-    """tokens, positions: [slots], what each slot reads next and where. A slot without a visitor points behind its end,
-    at a place that nobody reads, and has `speaking` 0, so that a step may compute it without harm.
+    """The model's weights, and the state of every slot.
 
-    slots, length: how many visitors at once, and tokens of each, prompt and reply together. Takes the model over: its
-    weights become views of the engine's, and it may still be used.
+    A slot without a sequence points behind its end, at a position that nobody attends to, and is not `active`, so that
+    a decode step may compute it without harm. The model is taken over: its weights become views of the decoder's, and
+    it may still be used.
+
+    Args:
+        model: a Llama of transformers, with a PEFT adapter or without.
+        slots: sequences that run at once.
+        length: tokens of each, prompt and reply together.
+
+    Attributes:
+        tokens: (slots,), the id that each slot computes next.
+        positions: (slots,), that id's position.
+        active: (slots,), 1 where a sequence is decoded.
+        adapted: (slots, 1), 1 where the adapter is on.
+        cache: (layers, 2, slots, kv_heads, length + 1, head_dim), keys and values.
     """
 
     def __init__(self, model: PreTrainedModel, *, slots: int, length: int) -> None:
@@ -114,37 +131,37 @@ class Decoder:
         self.rows = torch.arange(slots, device=self.device)
         self.tokens = torch.zeros(slots, dtype=torch.long, device=self.device)
         self.positions = torch.full((slots,), length, device=self.device)
-        self.speaking = torch.zeros(slots, dtype=torch.long, device=self.device)
+        self.active = torch.zeros(slots, dtype=torch.long, device=self.device)
         self.adapted = torch.ones(slots, 1, dtype=self.head.dtype, device=self.device)
 
     @staticmethod
     def bytes_per_token(config: Any) -> int:
-        """What the keys and values of one token take in a model of this configuration, in 16 bits on a GPU, else in 32."""
+        """Bytes of one token in the KV cache of a model of this configuration: 16 bits a number on a GPU, else 32."""
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return int(
             2 * config.num_hidden_layers * config.num_key_value_heads * size * (2 if torch.cuda.is_available() else 4)
         )
 
-    def read(self, parts: Sequence[Part]) -> Tensor:
-        """Read a part of each of several prompts in one pass; returns the logits after each [parts, vocabulary]."""
-        lengths = [len(part.ids) for part in parts]
-        tokens = self._moved([token for part in parts for token in part.ids])
-        at = self._moved([part.start + i for part in parts for i in range(len(part.ids))])
-        slots = self._moved([part.slot for part in parts for _ in part.ids])
+    def prefill(self, chunks: Sequence[PromptChunk]) -> Tensor:
+        """Compute chunks of several prompts in one pass; returns the logits after each, (chunks, vocabulary)."""
+        lengths = [len(chunk.ids) for chunk in chunks]
+        tokens = self._moved([token for chunk in chunks for token in chunk.ids])
+        at = self._moved([chunk.start + i for chunk in chunks for i in range(len(chunk.ids))])
+        slots = self._moved([chunk.slot for chunk in chunks for _ in chunk.ids])
         last = self._moved([end - 1 for end in accumulate(lengths)])
         masks = [
-            torch.ones(length, part.start + length, dtype=torch.bool, device=self.device).tril(part.start)
-            if part.start
+            torch.ones(length, chunk.start + length, dtype=torch.bool, device=self.device).tril(chunk.start)
+            if chunk.start
             else None
-            for part, length in zip(parts, lengths, strict=True)
+            for chunk, length in zip(chunks, lengths, strict=True)
         ]
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             out = []
-            each = zip(parts, masks, *(x.split(lengths) for x in (q, k, v)), strict=True)
-            for part, mask, queries, new_keys, new_values in each:
-                keys, values = self.cache[layer, :, part.slot, :, : part.start + len(part.ids)]
-                keys[:, part.start :], values[:, part.start :] = new_keys.transpose(0, 1), new_values.transpose(0, 1)
+            each = zip(chunks, masks, *(x.split(lengths) for x in (q, k, v)), strict=True)
+            for chunk, mask, queries, new_keys, new_values in each:
+                keys, values = self.cache[layer, :, chunk.slot, :, : chunk.start + len(chunk.ids)]
+                keys[:, chunk.start :], values[:, chunk.start :] = new_keys.transpose(0, 1), new_values.transpose(0, 1)
                 attended = functional.scaled_dot_product_attention(
                     queries.transpose(0, 1)[None],
                     keys[None],
@@ -161,8 +178,9 @@ class Decoder:
     def _moved(self, values: list[int]) -> Tensor:
         return torch.tensor(values).to(self.device, non_blocking=True)
 
-    def step(self, batch: int, window: int) -> Tensor:
-        """One token further for the first `batch` slots, none of which is past `window`; the logits [batch, vocabulary]."""
+    def decode(self, batch: int, window: int) -> Tensor:
+        """Compute the next token of the first `batch` slots, none of which is past `window`: logits (batch,
+        vocabulary)."""
         at, rows = self.positions[:batch], self.rows[:batch]
         hidden = torch.arange(window, device=self.device) > at[:, None]
         mask = torch.zeros(hidden.shape, dtype=self.head.dtype, device=self.device).masked_fill_(hidden, float("-inf"))
@@ -186,7 +204,7 @@ class Decoder:
     def _forward(
         self, tokens: Tensor, cos: Tensor, sin: Tensor, on: Tensor, attend: Attend, last: Tensor | None = None
     ) -> Tensor:
-        """last: the tokens after which logits are asked for; after every one where it is not given."""
+        """Logits after the tokens in `last`, or after every one: (tokens or len(last), vocabulary)."""
         x = self.embedding[tokens]
         turned = (self.heads + self.kv_heads) * self.size
         for i, layer in enumerate(self.layers):
@@ -202,7 +220,7 @@ class Decoder:
             rowwise.swiglu(gate_up, gated)
             x = layer.down(gated, on, x)
         if last is not None:
-            x = x[last]
+            x = x[last]  # (chunks, hidden)
         normed = torch.empty_like(x)
         rowwise.rms_norm(x, self.norm, self.eps, normed)
         return normed @ self.head.T

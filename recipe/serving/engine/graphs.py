@@ -1,4 +1,5 @@
-"""A step on a GPU as one launch: captured in a CUDA graph the first time that its shape is asked for, replayed ever after."""
+"""A step on a GPU as one launch: captured in a CUDA graph the first time that its shape is asked for, replayed ever
+after."""
 
 from __future__ import annotations
 
@@ -28,13 +29,13 @@ class Graphs:
         self.captured[key].replay()
 
     def _capture(self, key: Shape) -> torch.cuda.CUDAGraph:
-        before = [tensor.clone() for tensor in self.restored]
+        saved = [tensor.clone() for tensor in self.restored]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # kernels are compiled and libraries find their workspaces
             self.step(*key)
         torch.cuda.current_stream().wait_stream(side)
-        for tensor, value in zip(self.restored, before, strict=True):
+        for tensor, value in zip(self.restored, saved, strict=True):
             tensor.copy_(value)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):

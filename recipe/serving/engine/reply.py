@@ -11,9 +11,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a reply is made. temperature 0: greedy. seed: the same one gives the same reply; None: another each time.
+    """How the tokens of a reply are chosen, and where it ends.
 
-    stop: texts that end the reply and are not part of it.
+    Attributes:
+        temperature: 0 is greedy.
+        seed: the same seed gives the same reply; None gives another each time.
+        stop: texts that end the reply and are not part of it.
     """
 
     max_new_tokens: int = 512
@@ -26,12 +29,12 @@ class Sampling:
     @classmethod
     def of(cls, generation_config: Any, **changes: Any) -> Sampling:
         """As the model's own generation_config.json has it."""
-        told: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "temperature": (generation_config.temperature or 0.0) if generation_config.do_sample else 0.0,
             "top_p": generation_config.top_p or 1.0,
             "repetition_penalty": generation_config.repetition_penalty or 1.0,
         }
-        return cls(**told | changes)
+        return cls(**settings | changes)
 
     @property
     def plain(self) -> bool:
@@ -41,8 +44,14 @@ class Sampling:
 
 @dataclass
 class Reply:
-    """text: what was said so far. ended: None while it grows, then "stop" (the model ended it, or a stop text), "length",
-    "cancelled" or "error". Times are of time.monotonic, in seconds. on_change is called in the engine's thread.
+    """A reply that grows.
+
+    Attributes:
+        on_change: called in the engine's thread when text was added and at the end.
+        text: so far.
+        ended: None while the reply grows, then "stop" (the model's own end, or a stop text), "length", "cancelled" or
+        "error".
+        asked_at, first_at, ended_at: of the request, its first token and its end, by time.monotonic, in seconds.
     """
 
     on_change: Callable[[], None] = lambda: None
@@ -58,7 +67,7 @@ class Reply:
     _changed: threading.Condition = field(default_factory=threading.Condition, repr=False)
 
     def cancel(self) -> None:
-        """Ask for the end; what was said stays. The engine turns to others before its next token."""
+        """Ask for the end; the text so far stays. The engine ends the reply before its next token."""
         self.cancelled = True
 
     def wait(self, seen: int, timeout: float | None = None) -> bool:

@@ -1,4 +1,7 @@
-"""From logits to tokens, for every visitor by the settings of his own, in one pass and without waiting for the GPU."""
+"""From logits to tokens, for every slot by its own settings, in one pass and without waiting for the GPU.
+
+Shapes: slots = sequences of the KV cache; vocabulary = rows of the output head.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ from recipe.serving.engine.reply import Sampling
 
 
 class Sampler:
-    """The settings of each slot [slots], and which tokens its conversation holds, for the repetition penalty.
+    """The settings of each slot, (slots,) each, and which tokens its sequence holds, for the repetition penalty.
 
-    Chance comes from outside: `draw` [slots] holds a number in [0, 1) for each slot and step, which the scheduler takes
-    from the visitor's own seed, so that a reply does not depend on who else is speaking.
+    Random numbers come from outside: `draw` (slots,) holds one in [0, 1) for each slot and step, which the scheduler
+    takes from the sequence's own seed, so that a reply does not depend on what runs beside it.
     """
 
     def __init__(self, slots: int, vocabulary: int, device: torch.device) -> None:
@@ -30,14 +33,19 @@ class Sampler:
             self.seen[slot, torch.tensor(prompt).to(self.seen.device, non_blocking=True)] = True
 
     def choose(self, logits: Tensor, slots: slice, *, plain: bool) -> Tensor:
-        """The next token of each of `slots`, whose logits [slots, vocabulary] are given.
+        """The next token of each of `slots`.
 
-        plain: every slot is greedy and without a penalty, so the largest logit is all that is asked for.
+        Args:
+            logits: (slots, vocabulary).
+            plain: whether every slot is greedy and without a penalty, so that the largest logit decides.
+
+        Returns:
+            (slots,), token ids.
         """
         if plain:
             return logits.argmax(-1)
         logits = logits.float()
-        seen, penalty = self.seen[slots], self.penalty[slots, None]
+        seen, penalty = self.seen[slots], self.penalty[slots, None]  # (slots, vocabulary), (slots, 1)
         logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
         temperature = self.temperature[slots, None]
         likely, order = (logits / temperature.clamp(min=1e-5)).softmax(-1).sort(dim=-1, descending=True, stable=True)

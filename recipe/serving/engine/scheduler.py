@@ -1,9 +1,9 @@
-"""Whose turn it is: continuous batching in a thread of its own.
+"""Continuous batching in a thread of its own: prefill and decode steps of many sequences on one KV cache.
 
-Every turn of the loop reads a part of the waiting prompts, several short ones or a piece of a long one, and then takes one
-step for everybody who is speaking, so that a long prompt holds nobody up and a new visitor does not wait for the others to
-end. On a GPU the next step is launched before the last one's tokens are looked at, which keeps it busy while text is made of
-them.
+Each iteration of the loop prefills a bounded number of prompt tokens, of several short prompts or a chunk of a long
+one, and then decodes one token of every running sequence. So a long prompt delays nobody, and a new request does not
+wait for the others to end. On a GPU the next decode step is launched before the last one's tokens are read, which keeps
+the GPU busy while text is made of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,51 +24,77 @@ from recipe.serving.engine.text import Text
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SLOTS = 32  # most visitors at once; more wait for their turn
-ENOUGH = 4096  # tokens of a conversation: where memory is short, rather fewer visitors than shorter ones
-MEMORY = 4 << 30  # bytes for keys and values where there is no GPU; on one, two thirds of what is free
-PART = {"cuda": 1024, "cpu": 64}  # tokens of prompts read between two steps
-WINDOW = 512  # the smallest part of the cache that a step attends to; it doubles as conversations grow
+SLOTS = 32  # sequences that run at once; further requests wait
+MIN_CONTEXT = 4096  # tokens of a slot: where memory is short, fewer slots rather than shorter ones
+CPU_CACHE_BYTES = 4 << 30  # of the KV cache where there is no GPU; on one it takes two thirds of what is free
+PREFILL_TOKENS = {"cuda": 1024, "cpu": 64}  # prompt tokens of one prefill, between two decode steps
+MIN_WINDOW = 512  # cached positions that a decode step attends to at the least; the window doubles as sequences grow
+# Prompt tokens that a cached prefix must save for each slot by which it widens the decode batch. A slot costs every
+# decode step of the reply about what one prefilled token costs (measured on two CPU cores and on an H200), and a reply
+# has about so many steps.
+SAVED_TOKENS_PER_SLOT = 100
 
 
 def capacity(config: Any, slots: int = SLOTS) -> tuple[int, int]:
-    """(slots, tokens of each) of a cache that fits beside a model of this configuration, which is loaded already."""
+    """The size of a KV cache that fits beside a model that is loaded already.
+
+    Args:
+        config: the model's configuration.
+        slots: the most that are wanted.
+
+    Returns:
+        (slots, tokens of each slot).
+    """
     import torch
 
     from recipe.serving.engine.decoder import Decoder
 
-    memory = torch.cuda.mem_get_info()[0] * 2 // 3 if torch.cuda.is_available() else MEMORY
+    memory = torch.cuda.mem_get_info()[0] * 2 // 3 if torch.cuda.is_available() else CPU_CACHE_BYTES
     tokens = memory // Decoder.bytes_per_token(config)
     longest = config.max_position_embeddings
-    while slots > 1 and tokens // slots < min(ENOUGH, longest):
+    while slots > 1 and tokens // slots < min(MIN_CONTEXT, longest):
         slots //= 2
     return slots, max(min(longest, tokens // slots) // 64 * 64, 64)
 
 
 @dataclass
-class Turn:
-    """One visitor's reply on its way. ids: prompt and what was said, as far as it was read or chosen. read: how much of
-    the prompt the slot holds."""
+class Sequence:
+    """A request that is waiting, prefilling or decoding.
+
+    Attributes:
+        prompt: token ids.
+        adapted: whether the adapter is on.
+        rng: of this sequence alone, so that a reply does not depend on what runs beside it.
+        slot: of the KV cache; -1 while the request waits.
+        prefilled: prompt tokens that the slot's cache holds.
+        output_ids: tokens that were decoded and accepted.
+    """
 
     reply: Reply
     sampling: Sampling
     prompt: list[int]
     adapted: bool
     text: Text
-    chance: random.Random
+    rng: random.Random
     slot: int = -1
-    read: int = 0
-    said: list[int] = field(default_factory=list)
+    prefilled: int = 0
+    output_ids: list[int] = field(default_factory=list)
 
     def draw(self) -> float:
-        return self.chance.random()
+        return self.rng.random()
 
 
 @dataclass
-class Launched:
-    """A step under way. tokens: where its choices arrive, for the turns from `first` on; None: of nobody."""
+class InFlightStep:
+    """A step whose tokens may still be on their way from the GPU.
 
-    turns: list[tuple[int, Turn]]
+    Attributes:
+        sequences: (row of `tokens`, sequence) of those that get a token.
+        tokens: (rows,), the sampled ids, in host memory once `arrived` has happened.
+        arrived: the CUDA event after the copy; None where there is no GPU.
+    """
+
+    sequences: list[tuple[int, Sequence]]
     tokens: Any
     arrived: Any = None
 
@@ -79,9 +106,13 @@ class Launched:
 
 
 class Engine:
-    """The model and its tokenizer, speaking for many. A model with a PEFT adapter can speak as its base, too.
+    """Generates the replies to many requests at once. A model with a PEFT adapter answers with the adapter on or off.
 
-    slots, length: as `Decoder`; what fits where they are not given.
+    Args:
+        model: a Llama of transformers, which the engine takes over; with a PEFT adapter or without.
+        tokenizer: of the model.
+        slots: sequences that run at once, fewer where memory is short.
+        length: tokens of a slot, prompt and reply together; the longest that fits where it is not given.
     """
 
     def __init__(
@@ -105,14 +136,13 @@ class Engine:
         self.stops = set(stop_ids(tokenizer))  # the ids that end a reply
         self._gpu = self.decoder.device.type == "cuda"
         state = (self.decoder.tokens, self.decoder.positions)
-        self._step: Callable[..., None] = Graphs(self._take_step, state) if self._gpu else self._take_step
-        self._waiting: deque[Turn] = deque()
-        self._reading: deque[Turn] = deque()
-        self._speaking: dict[int, Turn] = {}  # slot -> turn
-        self._held: list[tuple[bool, list[int]]] = [
-            (True, [])
-        ] * fitting  # what each slot's cache holds of its last turn
-        self._launched: deque[Launched] = deque()
+        self._step: Callable[..., None] = Graphs(self._step_on_device, state) if self._gpu else self._step_on_device
+        self._waiting: deque[Sequence] = deque()
+        self._prefilling: deque[Sequence] = deque()
+        self._decoding: dict[int, Sequence] = {}  # slot -> sequence
+        # Of each slot: whether the adapter was on, and the ids whose keys and values its cache still holds.
+        self._cached: list[tuple[bool, list[int]]] = [(True, [])] * fitting
+        self._in_flight: deque[InFlightStep] = deque()
         self._work = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -126,19 +156,29 @@ class Engine:
     @property
     def busy(self) -> int:
         """How many replies are on their way."""
-        return len(self._waiting) + len(self._reading) + len(self._speaking)
+        return len(self._waiting) + len(self._prefilling) + len(self._decoding)
 
     def reply(
         self,
-        messages: Sequence[Message],
+        messages: SequenceOf[Message],
         sampling: Sampling,
         *,
         adapted: bool = True,
         on_change: Callable[[], None] = lambda: None,
     ) -> Reply:
-        """Ask for the reply to `messages`; returns at once. adapted: with the adapter, where the model has one.
+        """Start the reply to a conversation, and return at once.
 
-        RecipeError: the conversation leaves no room for a reply.
+        Args:
+            messages: the conversation, as `recipe.chat_format` takes it.
+            sampling: how tokens are chosen, and where the reply ends.
+            adapted: whether the adapter is on, where the model has one.
+            on_change: called in the engine's thread when text was added and at the end.
+
+        Returns:
+            The reply, which grows.
+
+        Raises:
+            RecipeError: the conversation leaves no room for a reply, or the engine is closed.
         """
         return self.start(prompt_ids(self.tokenizer, messages), sampling, adapted=adapted, on_change=on_change)
 
@@ -150,19 +190,18 @@ class Engine:
         adapted: bool = True,
         on_change: Callable[[], None] = lambda: None,
     ) -> Reply:
-        """`reply` to a prompt that is tokens already."""
-        room = self.length - len(ids)
-        if room < 1:
+        """`reply` to a prompt of token ids."""
+        if len(ids) >= self.length:
             raise RecipeError(
                 f"the conversation is {len(ids)} tokens long and the model reads {self.length}: shorten it"
             )
         reply = Reply(on_change, prompt_tokens=len(ids))
-        text, chance = Text(self.tokenizer, sampling.stop), random.Random(sampling.seed)
-        turn = Turn(reply, sampling, ids, adapted or not self.can_compare, text, chance)
+        text, rng = Text(self.tokenizer, sampling.stop), random.Random(sampling.seed)
+        sequence = Sequence(reply, sampling, ids, adapted or not self.can_compare, text, rng)
         with self._work:
             if self._closed:
                 raise RecipeError("the model is no longer served")
-            self._waiting.append(turn)
+            self._waiting.append(sequence)
             self._work.notify()
         return reply
 
@@ -187,163 +226,183 @@ class Engine:
         with torch.inference_mode():
             while not self._closed:
                 with self._work:
-                    self._work.wait_for(lambda: self._closed or self.busy or self._launched)
+                    self._work.wait_for(lambda: self._closed or self.busy or self._in_flight)
                 try:
-                    self._turn()
-                except Exception as error:  # out of memory, a kernel that failed: those who wait must hear of it
-                    self._launched.clear()
-                    for turn in [*self._reading, *self._speaking.values()]:
-                        self._finish(turn, "error", error)
-        for turn in [*self._waiting, *self._reading, *self._speaking.values()]:
-            turn.reply.end("cancelled")
+                    self._iterate()
+                except Exception as error:  # out of memory, a kernel that failed: the requests must end with it
+                    self._in_flight.clear()
+                    for sequence in [*self._prefilling, *self._decoding.values()]:
+                        self._finish(sequence, "error", error)
+        for sequence in [*self._waiting, *self._prefilling, *self._decoding.values()]:
+            sequence.reply.end("cancelled")
 
-    def _turn(self) -> None:
+    def _iterate(self) -> None:
         self._drop_cancelled()
         self._admit()
-        if self._reading:
-            self._read()
-        if self._speaking:
-            self._launch()
-        while len(self._launched) > (1 if self._gpu and self._speaking else 0):
-            self._deliver(self._launched.popleft())
+        if self._prefilling:
+            self._prefill()
+        if self._decoding:
+            self._decode_step()
+        while len(self._in_flight) > (1 if self._gpu and self._decoding else 0):
+            self._process_step(self._in_flight.popleft())
 
     def _drop_cancelled(self) -> None:
-        for turn in [turn for turn in self._waiting if turn.reply.cancelled]:
-            self._waiting.remove(turn)
-            turn.reply.end("cancelled")
-        for turn in [turn for turn in [*self._reading, *self._speaking.values()] if turn.reply.cancelled]:
-            self._finish(turn, "cancelled")
+        for sequence in [sequence for sequence in self._waiting if sequence.reply.cancelled]:
+            self._waiting.remove(sequence)
+            sequence.reply.end("cancelled")
+        for sequence in [
+            sequence for sequence in [*self._prefilling, *self._decoding.values()] if sequence.reply.cancelled
+        ]:
+            self._finish(sequence, "cancelled")
 
     def _admit(self) -> None:
-        """Give free slots to those who wait; the one whose last conversation begins alike need not be read again."""
-        taken = set(self._speaking) | {turn.slot for turn in self._reading}
+        """Give free slots to waiting sequences, in the order in which they came."""
+        taken = set(self._decoding) | {sequence.slot for sequence in self._prefilling}
         while self._waiting and len(taken) < self.decoder.slots:
-            turn = self._waiting.popleft()
-            free = [slot for slot in range(self.decoder.slots) if slot not in taken]
-            turn.slot = max(free, key=lambda slot: (self._known(slot, turn), -slot))
-            turn.read = self._known(turn.slot, turn)
-            taken.add(turn.slot)
-            self.decoder.adapted[turn.slot] = float(turn.adapted)
-            self.sampler.set(turn.slot, turn.sampling, turn.prompt)
-            self._reading.append(turn)
+            sequence = self._waiting.popleft()
+            sequence.slot = self._choose_slot(sequence, taken)
+            sequence.prefilled = self._shared_prefix(sequence.slot, sequence)
+            taken.add(sequence.slot)
+            self.decoder.adapted[sequence.slot] = float(sequence.adapted)
+            self.sampler.set(sequence.slot, sequence.sampling, sequence.prompt)
+            self._prefilling.append(sequence)
 
-    def _known(self, slot: int, turn: Turn) -> int:
-        """How many tokens of the prompt the slot holds already; its last is always read, for what comes after it."""
-        adapted, held = self._held[slot]
-        if adapted != turn.adapted:
+    def _choose_slot(self, sequence: Sequence, taken: set[int]) -> int:
+        """The free slot whose cached prefix saves the most, less what a wider decode batch costs; the lowest of
+        equals."""
+        batch = self._batch_size(max(taken, default=0))
+
+        def saved(slot: int) -> int:
+            extra = max(self._batch_size(slot) - batch, 0)
+            return self._shared_prefix(slot, sequence) - SAVED_TOKENS_PER_SLOT * extra
+
+        free = (slot for slot in range(self.decoder.slots) if slot not in taken)
+        return max(free, key=lambda slot: (saved(slot), -slot))
+
+    def _batch_size(self, highest_slot: int) -> int:
+        """Slots that a decode step computes: a power of two, so that there are few CUDA graphs."""
+        batch = 1
+        while batch <= highest_slot:
+            batch *= 2
+        return min(batch, self.decoder.slots)
+
+    def _shared_prefix(self, slot: int, sequence: Sequence) -> int:
+        """Prompt tokens that the slot's cache holds already; the last one is always computed, for the logits after
+        it."""
+        adapted, cached = self._cached[slot]
+        if adapted != sequence.adapted:
             return 0
-        most = min(len(held), len(turn.prompt) - 1)
-        return next((i for i in range(most) if held[i] != turn.prompt[i]), most)
+        most = min(len(cached), len(sequence.prompt) - 1)
+        return next((i for i in range(most) if cached[i] != sequence.prompt[i]), most)
 
-    def _read(self) -> None:
-        """Read on for those who came first, as far as a pass goes; who is not through is the last to be read on."""
-        from recipe.serving.engine.decoder import Part
+    def _prefill(self) -> None:
+        """One pass over the prompts that came first, of at most PREFILL_TOKENS; an unfinished prompt goes to the
+        queue's end."""
+        from recipe.serving.engine.decoder import PromptChunk
 
-        room, read = PART[self.decoder.device.type], []
-        for turn in self._reading:
-            if room:
-                self._held[turn.slot] = (turn.adapted, turn.prompt[: turn.read])
-                ids = turn.prompt[turn.read : turn.read + room]
-                read.append((turn, Part(turn.slot, ids, turn.read)))
-                room -= len(ids)
-        logits = self.decoder.read([part for _, part in read])
-        through = []
-        for row, (turn, part) in zip(logits.split(1), read, strict=True):
-            self._reading.popleft()
-            turn.read += len(part.ids)
-            if turn.read < len(turn.prompt):
-                self._reading.append(turn)
+        budget, chunks = PREFILL_TOKENS[self.decoder.device.type], []
+        for sequence in self._prefilling:
+            if budget:
+                self._cached[sequence.slot] = (sequence.adapted, sequence.prompt[: sequence.prefilled])
+                ids = sequence.prompt[sequence.prefilled : sequence.prefilled + budget]
+                chunks.append((sequence, PromptChunk(sequence.slot, ids, sequence.prefilled)))
+                budget -= len(ids)
+        logits = self.decoder.prefill([chunk for _, chunk in chunks])
+        finished = []
+        for row, (sequence, chunk) in zip(logits.split(1), chunks, strict=True):
+            self._prefilling.popleft()
+            sequence.prefilled += len(chunk.ids)
+            if sequence.prefilled < len(sequence.prompt):
+                self._prefilling.append(sequence)
             else:
-                through.append((turn, row))
-        if through:
-            self._begin(through)
+                finished.append((sequence, row))
+        if finished:
+            self._start_decoding(finished)
 
-    def _begin(self, through: Sequence[tuple[Turn, Any]]) -> None:
-        """Those whose prompt is read begin to speak: their first token is chosen from the logits after it."""
+    def _start_decoding(self, finished: SequenceOf[tuple[Sequence, Any]]) -> None:
+        """Sample the first token of each sequence whose prompt is prefilled, from the logits after the prompt."""
         import torch
 
-        self._set_draws([(turn.slot, turn) for turn, _ in through])
+        self._set_random_numbers([(sequence.slot, sequence) for sequence, _ in finished])
         chosen = []
-        for turn, logits in through:
-            slot = slice(turn.slot, turn.slot + 1)
-            chosen.append(self.sampler.choose(logits, slot, plain=turn.sampling.plain))
+        for sequence, logits in finished:
+            slot = slice(sequence.slot, sequence.slot + 1)
+            chosen.append(self.sampler.choose(logits, slot, plain=sequence.sampling.plain))
             self.decoder.tokens[slot] = chosen[-1]
-            self.decoder.positions[turn.slot] = len(turn.prompt)
-            self.decoder.speaking[turn.slot] = 1
-            self._speaking[turn.slot] = turn
-        self._fetch(list(enumerate(turn for turn, _ in through)), torch.cat(chosen))
+            self.decoder.positions[sequence.slot] = len(sequence.prompt)
+            self.decoder.active[sequence.slot] = 1
+            self._decoding[sequence.slot] = sequence
+        self._copy_to_host(list(enumerate(sequence for sequence, _ in finished)), torch.cat(chosen))
 
-    def _launch(self) -> None:
-        turns = list(self._speaking.items())
-        batch = 1
-        while batch <= max(self._speaking):
-            batch *= 2
-        batch = min(batch, self.decoder.slots)
-        # Tokens that were chosen on the GPU and not looked at yet count, too.
-        furthest = max(len(turn.prompt) + len(turn.said) for turn in self._speaking.values()) + 2
-        window = WINDOW
+    def _decode_step(self) -> None:
+        sequences = list(self._decoding.items())
+        batch = self._batch_size(max(self._decoding))
+        # Tokens that were sampled on the GPU and not read yet count, too.
+        furthest = max(len(sequence.prompt) + len(sequence.output_ids) for sequence in self._decoding.values()) + 2
+        window = MIN_WINDOW
         while window < furthest:
             window *= 2
-        plain = all(turn.sampling.plain for turn in self._speaking.values())
+        plain = all(sequence.sampling.plain for sequence in self._decoding.values())
         if not plain:
-            self._set_draws(turns)
+            self._set_random_numbers(sequences)
         self._step(batch, min(window, self.length), plain)
-        self._fetch(turns, self.decoder.tokens[:batch])
+        self._copy_to_host(sequences, self.decoder.tokens[:batch])
 
-    def _take_step(self, batch: int, window: int, plain: bool) -> None:
-        """One token further, by tensors alone: what a CUDA graph holds."""
+    def _step_on_device(self, batch: int, window: int, plain: bool) -> None:
+        """Decode one token of each slot by operations on tensors alone, which a CUDA graph can hold."""
         decoder = self.decoder
-        chosen = self.sampler.choose(decoder.step(batch, window), slice(0, batch), plain=plain)
+        chosen = self.sampler.choose(decoder.decode(batch, window), slice(0, batch), plain=plain)
         decoder.tokens[:batch] = chosen
-        decoder.positions[:batch] += decoder.speaking[:batch]
+        decoder.positions[:batch] += decoder.active[:batch]
         decoder.positions.clamp_(max=self.length)
 
-    def _set_draws(self, turns: Sequence[tuple[int, Turn]]) -> None:
+    def _set_random_numbers(self, sequences: SequenceOf[tuple[int, Sequence]]) -> None:
         import torch
 
         draws = [0.0] * self.decoder.slots
-        for slot, turn in turns:
-            draws[slot] = turn.draw()
+        for slot, sequence in sequences:
+            draws[slot] = sequence.draw()
         self.sampler.draw.copy_(torch.tensor(draws), non_blocking=True)
 
-    def _fetch(self, turns: list[tuple[int, Turn]], tokens: Any) -> None:
+    def _copy_to_host(self, sequences: list[tuple[int, Sequence]], tokens: Any) -> None:
         import torch
 
         if not self._gpu:
-            self._launched.append(Launched(turns, tokens))
+            self._in_flight.append(InFlightStep(sequences, tokens))
             return
         host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
         host.copy_(tokens, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
-        self._launched.append(Launched(turns, host, arrived))
+        self._in_flight.append(InFlightStep(sequences, host, arrived))
 
-    def _deliver(self, launched: Launched) -> None:
-        chosen = launched.result()
-        for index, turn in launched.turns:
-            if self._speaking.get(turn.slot) is turn:  # not ended since this step was launched
-                self._hear(turn, chosen[index])
+    def _process_step(self, step: InFlightStep) -> None:
+        chosen = step.result()
+        for index, sequence in step.sequences:
+            if self._decoding.get(sequence.slot) is sequence:  # not finished since this step was launched
+                self._accept_token(sequence, chosen[index])
 
-    def _hear(self, turn: Turn, token: int) -> None:
+    def _accept_token(self, sequence: Sequence, token: int) -> None:
         if token in self.stops:
-            self._finish(turn, "stop")
+            self._finish(sequence, "stop")
             return
-        turn.said.append(token)
-        turn.reply.add(turn.text.add(token))
-        if turn.text.stopped:
-            self._finish(turn, "stop")
-        elif len(turn.said) >= min(turn.sampling.max_new_tokens, self.length - len(turn.prompt)):
-            self._finish(turn, "length")
+        sequence.output_ids.append(token)
+        sequence.reply.add(sequence.text.add(token))
+        if sequence.text.stopped:
+            self._finish(sequence, "stop")
+        elif len(sequence.output_ids) >= min(sequence.sampling.max_new_tokens, self.length - len(sequence.prompt)):
+            self._finish(sequence, "length")
 
-    def _finish(self, turn: Turn, how: str, error: Exception | None = None) -> None:
-        """Free the slot, then tell. Its cache stays what it is, for a conversation that goes on."""
-        held = turn.prompt[: turn.read] + turn.said[:-1]  # the last one said may not have been read
-        self._held[turn.slot] = (turn.adapted, [] if error else held)
-        self._speaking.pop(turn.slot, None)
-        if turn in self._reading:
-            self._reading.remove(turn)
-        self.decoder.positions[turn.slot] = self.length
-        self.decoder.speaking[turn.slot] = 0
-        if rest := turn.text.end():
-            turn.reply.add(rest, tokens=0)
-        turn.reply.end(how, error)
+    def _finish(self, sequence: Sequence, how: str, error: Exception | None = None) -> None:
+        """Free the slot, then end the reply. The slot's cache stays, for a conversation that goes on."""
+        # The keys and values of the last accepted token may not have been computed.
+        cached = sequence.prompt[: sequence.prefilled] + sequence.output_ids[:-1]
+        self._cached[sequence.slot] = (sequence.adapted, [] if error else cached)
+        self._decoding.pop(sequence.slot, None)
+        if sequence in self._prefilling:
+            self._prefilling.remove(sequence)
+        self.decoder.positions[sequence.slot] = self.length
+        self.decoder.active[sequence.slot] = 0
+        if pending := sequence.text.end():
+            sequence.reply.add(pending, tokens=0)
+        sequence.reply.end(how, error)
