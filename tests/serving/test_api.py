@@ -313,7 +313,7 @@ def test_a_reply_that_fails_is_told_in_pieces_and_whole(endpoint: Endpoint, monk
     def fail(*_: Any, **__: Any) -> Any:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(Decoder, "step", fail)
+    monkeypatch.setattr(Decoder, "decode", fail)
     ask = endpoint.client().chat.completions.create
     with pytest.raises(openai.InternalServerError, match="no room"):
         ask(model="quickstart", messages=HELLO)
