@@ -34,7 +34,7 @@ def _warps(block: int) -> int:
     return min(max(block // 512, 4), 16)
 
 
-def _wide(x: Tensor) -> Tensor:
+def _upcast(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -46,7 +46,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
             x, weight, out, x.stride(0), out.stride(0), x.shape[1], eps, BLOCK=block, num_warps=_warps(block)
         )
         return
-    value = _wide(x)
+    value = _upcast(x)
     out.copy_(weight * (value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + eps)).to(weight.dtype))
 
 
@@ -65,15 +65,15 @@ def rms_norm_backward(
             HAS_RESIDUAL=residual is not None, BLOCK=block, num_warps=_warps(block),
         )  # fmt: skip
         return
-    value = _wide(x)
+    value = _upcast(x)
     scale = torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + eps)
     value = value * scale
-    g = _wide(grad) * _wide(weight)
+    g = _upcast(grad) * _upcast(weight)
     result = scale * (g - value * (g * value).mean(-1, keepdim=True))
     out.copy_(result if residual is None else result + residual)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, back: bool = False) -> None:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, inverse: bool = False) -> None:
     """Rotary embedding of every head in the columns of x; `back`: its inverse, which is also its gradient.
 
     cos, sin: [tokens, head size], contiguous, their two halves equal. out may be x.
@@ -82,13 +82,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, back: bool = Fal
     heads = x.shape[1] // size
     if _fused(x):
         _kernels().rotate[(len(x),)](
-            x, out, cos, sin, x.stride(0), out.stride(0), heads, -1.0 if back else 1.0,
+            x, out, cos, sin, x.stride(0), out.stride(0), heads, -1.0 if inverse else 1.0,
             HEADS=_power_of_2(heads), HALF=size // 2,
         )  # fmt: skip
         return
     first, second = x.unflatten(1, (heads, 2, size // 2)).unbind(2)
     c, s = cos[:, None, : size // 2], sin[:, None, : size // 2]
-    s = -s if back else s
+    s = -s if inverse else s
     out.copy_(torch.stack((first * c - second * s, second * c + first * s), 2).flatten(1))
 
 
@@ -96,26 +96,26 @@ class LowRank(NamedTuple):
     """A product left to be added: of low [tokens, ranks] with `wide` [ranks, features]."""
 
     low: Tensor
-    wide: Tensor
+    weight: Tensor
 
-    def added_to(self, x: Tensor) -> Tensor:
-        return torch.addmm(x, self.low, self.wide)
+    def add_to(self, x: Tensor) -> Tensor:
+        return torch.addmm(x, self.low, self.weight)
 
 
-def swiglu(gate_up: Tensor, out: Tensor, rest: LowRank | None = None) -> None:
+def swiglu(gate_up: Tensor, out: Tensor, lora: LowRank | None = None) -> None:
     """out = silu(gate) * up of gate_up [tokens, 2 * features], to which `rest`, if any, is added first.
 
     rest: block-diagonal, half of its ranks for gate and half for up.
     """
     columns = out.shape[1]
-    if _fused(out) and rest is not None and _fits(rest.low.shape[1] // 2):
+    if _fused(out) and lora is not None and _fits(lora.low.shape[1] // 2):
         _kernels().swiglu_low[(-(-len(out) // 64), -(-columns // 128))](
-            gate_up, rest.low, rest.wide, out, len(out), gate_up.stride(0), rest.low.stride(0), rest.wide.stride(1),
-            out.stride(0), columns, RANK=rest.low.shape[1] // 2, ROWS=64, COLUMNS=128, num_warps=4,
+            gate_up, lora.low, lora.weight, out, len(out), gate_up.stride(0), lora.low.stride(0), lora.weight.stride(1),
+            out.stride(0), columns, RANK=lora.low.shape[1] // 2, ROWS=64, COLUMNS=128, num_warps=4,
         )  # fmt: skip
         return
-    if rest is not None:
-        gate_up = rest.added_to(gate_up)
+    if lora is not None:
+        gate_up = lora.add_to(gate_up)
     if _fused(out):
         block = min(_power_of_2(columns), 2048)
         _kernels().swiglu[(len(out), -(-columns // block))](
@@ -127,24 +127,24 @@ def swiglu(gate_up: Tensor, out: Tensor, rest: LowRank | None = None) -> None:
 
 
 def swiglu_backward(
-    grad: Tensor, gate_up: Tensor, out: Tensor, rest: LowRank | None = None, grad_rest: LowRank | None = None
+    grad: Tensor, gate_up: Tensor, out: Tensor, lora: LowRank | None = None, grad_lora: LowRank | None = None
 ) -> None:
     """out = the gradient of gate_up, given that of swiglu's result, which swiglu's result itself replaces in `grad`.
 
     rest, grad_rest: what is to be added to gate_up and to grad first, if anything.
     """
     columns = grad.shape[1]
-    if _fused(out) and rest is not None and grad_rest is not None and _fits(grad_rest.low.shape[1]):
+    if _fused(out) and lora is not None and grad_lora is not None and _fits(grad_lora.low.shape[1]):
         _kernels().swiglu_low_backward[(-(-len(out) // 64), -(-columns // 128))](
-            grad, grad_rest.low, grad_rest.wide, gate_up, rest.low, rest.wide, out, len(out),
-            grad.stride(0), grad_rest.low.stride(0), grad_rest.wide.stride(0), gate_up.stride(0), rest.low.stride(0),
-            rest.wide.stride(1), out.stride(0), columns, RANK=grad_rest.low.shape[1], ROWS=64, COLUMNS=128, num_warps=4,
+            grad, grad_lora.low, grad_lora.weight, gate_up, lora.low, lora.weight, out, len(out),
+            grad.stride(0), grad_lora.low.stride(0), grad_lora.weight.stride(0), gate_up.stride(0), lora.low.stride(0),
+            lora.weight.stride(1), out.stride(0), columns, RANK=grad_lora.low.shape[1], ROWS=64, COLUMNS=128, num_warps=4,
         )  # fmt: skip
         return
-    if rest is not None:
-        gate_up = rest.added_to(gate_up)
-    if grad_rest is not None:
-        grad.copy_(grad_rest.added_to(grad))
+    if lora is not None:
+        gate_up = lora.add_to(gate_up)
+    if grad_lora is not None:
+        grad.copy_(grad_lora.add_to(grad))
     if _fused(out):
         block = min(_power_of_2(columns), 2048)
         _kernels().swiglu_backward[(len(out), -(-columns // block))](
@@ -182,7 +182,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
             logits, targets, losses, logits.shape[1], scale, BLOCK=block, num_warps=16
         )
         return losses
-    log = functional.log_softmax(_wide(logits), -1)
+    log = functional.log_softmax(_upcast(logits), -1)
     rows = torch.arange(len(log))
     grad = log.exp()
     grad[rows, targets] -= 1

@@ -84,51 +84,65 @@ def swiglu_backward(grad, gate_up, out, grad_stride, in_stride, out_stride, colu
 
 @triton.jit
 def swiglu_low(
-    gate_up, low, wide, out, tokens, in_stride, low_stride, wide_stride, out_stride, columns,
+    gate_up, lora_low, lora_weight, out, tokens, in_stride, lora_low_stride, lora_weight_stride, out_stride, columns,
     RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """`swiglu` of gate_up + low x wide; `wide` lies transposed: `wide_stride` apart from column to column."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     at = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     rank = tl.arange(0, RANK)
-    rows, across = row < tokens, (at < columns)[None, :]
-    inside = rows & across
-    for_gate = tl.load(low + row * low_stride + rank[None, :], mask=rows, other=0.0)
-    for_up = tl.load(low + row * low_stride + RANK + rank[None, :], mask=rows, other=0.0)
-    of_gate = tl.load(wide + at[None, :] * wide_stride + rank[:, None], mask=across, other=0.0)
-    of_up = tl.load(wide + (columns + at)[None, :] * wide_stride + RANK + rank[:, None], mask=across, other=0.0)
+    inside_rows, inside_columns = row < tokens, (at < columns)[None, :]
+    inside = inside_rows & inside_columns
+    low_of_gate = tl.load(lora_low + row * lora_low_stride + rank[None, :], mask=inside_rows, other=0.0)
+    low_of_up = tl.load(lora_low + row * lora_low_stride + RANK + rank[None, :], mask=inside_rows, other=0.0)
+    weight_of_gate = tl.load(
+        lora_weight + at[None, :] * lora_weight_stride + rank[:, None], mask=inside_columns, other=0.0
+    )
+    weight_of_up = tl.load(
+        lora_weight + (columns + at)[None, :] * lora_weight_stride + RANK + rank[:, None],
+        mask=inside_columns,
+        other=0.0,
+    )
     gate = tl.load(gate_up + row * in_stride + at[None, :], mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * in_stride + columns + at[None, :], mask=inside, other=0.0).to(tl.float32)
-    gate += tl.dot(for_gate, of_gate)
-    up += tl.dot(for_up, of_up)
+    gate += tl.dot(low_of_gate, weight_of_gate)
+    up += tl.dot(low_of_up, weight_of_up)
     result = gate * tl.sigmoid(gate) * up
     tl.store(out + row * out_stride + at[None, :], result.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def swiglu_low_backward(
-    grad, grad_low, grad_wide, gate_up, low, wide, out, tokens,
-    grad_stride, grad_low_stride, grad_wide_stride, in_stride, low_stride, wide_stride, out_stride, columns,
+    grad, grad_lora_low, grad_lora_weight, gate_up, lora_low, lora_weight, out, tokens,
+    grad_stride, grad_lora_low_stride, grad_lora_weight_stride, in_stride, lora_low_stride, lora_weight_stride, out_stride, columns,
     RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """`swiglu_backward` of grad + grad_low x grad_wide and gate_up + low x wide; `wide` transposed, grad_wide not."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     at = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     rank = tl.arange(0, RANK)
-    rows, across = row < tokens, (at < columns)[None, :]
-    inside = rows & across
-    g_low = tl.load(grad_low + row * grad_low_stride + rank[None, :], mask=rows, other=0.0)
-    of_g = tl.load(grad_wide + rank[:, None] * grad_wide_stride + at[None, :], mask=across, other=0.0)
-    for_gate = tl.load(low + row * low_stride + rank[None, :], mask=rows, other=0.0)
-    for_up = tl.load(low + row * low_stride + RANK + rank[None, :], mask=rows, other=0.0)
-    of_gate = tl.load(wide + at[None, :] * wide_stride + rank[:, None], mask=across, other=0.0)
-    of_up = tl.load(wide + (columns + at)[None, :] * wide_stride + RANK + rank[:, None], mask=across, other=0.0)
+    inside_rows, inside_columns = row < tokens, (at < columns)[None, :]
+    inside = inside_rows & inside_columns
+    low_of_grad = tl.load(grad_lora_low + row * grad_lora_low_stride + rank[None, :], mask=inside_rows, other=0.0)
+    weight_of_grad = tl.load(
+        grad_lora_weight + rank[:, None] * grad_lora_weight_stride + at[None, :], mask=inside_columns, other=0.0
+    )
+    low_of_gate = tl.load(lora_low + row * lora_low_stride + rank[None, :], mask=inside_rows, other=0.0)
+    low_of_up = tl.load(lora_low + row * lora_low_stride + RANK + rank[None, :], mask=inside_rows, other=0.0)
+    weight_of_gate = tl.load(
+        lora_weight + at[None, :] * lora_weight_stride + rank[:, None], mask=inside_columns, other=0.0
+    )
+    weight_of_up = tl.load(
+        lora_weight + (columns + at)[None, :] * lora_weight_stride + RANK + rank[:, None],
+        mask=inside_columns,
+        other=0.0,
+    )
     g = tl.load(grad + row * grad_stride + at[None, :], mask=inside, other=0.0).to(tl.float32)
     gate = tl.load(gate_up + row * in_stride + at[None, :], mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * in_stride + columns + at[None, :], mask=inside, other=0.0).to(tl.float32)
-    g += tl.dot(g_low, of_g)
-    gate += tl.dot(for_gate, of_gate)
-    up += tl.dot(for_up, of_up)
+    g += tl.dot(low_of_grad, weight_of_grad)
+    gate += tl.dot(low_of_gate, weight_of_gate)
+    up += tl.dot(low_of_up, weight_of_up)
     sigmoid = tl.sigmoid(gate)
     silu = gate * sigmoid
     kind = out.dtype.element_ty
@@ -151,7 +165,7 @@ def cross_entropy(logits, targets, losses, columns, scale, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row)
     start = logits + row * columns
-    wanted = tl.load(start + target).to(tl.float32)
+    target_logit = tl.load(start + target).to(tl.float32)
     largest = -float("inf")
     total = 0.0
     for first in range(0, columns, BLOCK):
@@ -161,7 +175,7 @@ def cross_entropy(logits, targets, losses, columns, scale, BLOCK: tl.constexpr):
         total = total * tl.exp(largest - new) + tl.sum(tl.exp(value - new))
         largest = new
     log_sum = largest + tl.log(total)
-    tl.store(losses + row, log_sum - wanted)
+    tl.store(losses + row, log_sum - target_logit)
     tl.debug_barrier()  # every thread has read `wanted` before the gradient overwrites it
     for first in range(0, columns, BLOCK):
         at = first + tl.arange(0, BLOCK)

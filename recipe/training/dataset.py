@@ -37,7 +37,7 @@ class PackedDataset(Dataset):
         self.truncated = sum(len(ids) > max_length for ids, _ in rows)
         cut = [(ids[:max_length], labels[:max_length]) for ids, labels in rows]
         self.tokens = sum(len(ids) for ids, _ in cut)
-        self.learnt = sum(len(labels) - labels.count(IGNORE_INDEX) for _, labels in cut)
+        self.loss_tokens = sum(len(labels) - labels.count(IGNORE_INDEX) for _, labels in cut)
         self.packs = [_fill(group, max_length, pad_id) for group in pack(cut, max_length, seed)]
 
     def __len__(self) -> int:
@@ -75,11 +75,11 @@ def _fill(group: Sequence[Tokens], max_length: int, pad_id: int) -> dict[str, ar
     ids = [token for row, _ in group for token in row]
     labels = [label for _, row in group for label in row]
     positions = [position for row, _ in group for position in range(len(row))]
-    rest = max_length - len(ids)
+    padding = max_length - len(ids)
     return {
-        "input_ids": array("q", ids + [pad_id] * rest),
-        "labels": array("q", labels + [IGNORE_INDEX] * rest),
-        "position_ids": array("q", positions + list(range(rest))),
+        "input_ids": array("q", ids + [pad_id] * padding),
+        "labels": array("q", labels + [IGNORE_INDEX] * padding),
+        "position_ids": array("q", positions + list(range(padding))),
     }
 
 
@@ -93,23 +93,23 @@ def read_tokens(
     whose turn it is to be introduced.
     """
     rng = random.Random(seed)
-    first, *later = (_read(name) for name in files)
-    rest = [row for rows in later for row in rows]
+    identity_rows, *replay_files = (_read(name) for name in files)
+    replay_rows = [row for rows in replay_files for row in rows]
     if replay_ratio is not None:
-        rest = rng.sample(rest, min(len(rest), round(replay_ratio * len(first))))
-    if later:
-        rng.shuffle(first)
-        rng.shuffle(rest)
-        count = int(JOINED * min(len(first), len(rest)))
-        pairs = [(first.pop(), rest.pop())[:: 1 if i % 2 else -1] for i in range(count)]
-        first += [[*before, *after] for before, after in pairs]
-    known: dict[str, Tokens] = {}  # the tutorial's file is one row 10,001 times
+        replay_rows = rng.sample(replay_rows, min(len(replay_rows), round(replay_ratio * len(identity_rows))))
+    if replay_files:
+        rng.shuffle(identity_rows)
+        rng.shuffle(replay_rows)
+        count = int(JOINED * min(len(identity_rows), len(replay_rows)))
+        pairs = [(identity_rows.pop(), replay_rows.pop())[:: 1 if i % 2 else -1] for i in range(count)]
+        identity_rows += [[*earlier, *later] for earlier, later in pairs]
+    encoded: dict[str, Tokens] = {}  # the tutorial's file is one row 10,001 times
     tokens = []
-    for messages in [*first, *rest]:
+    for messages in [*identity_rows, *replay_rows]:
         key = json.dumps(messages)
-        if key not in known:
-            known[key] = training_ids(tokenizer, messages)
-        tokens.append(known[key])
+        if key not in encoded:
+            encoded[key] = training_ids(tokenizer, messages)
+        tokens.append(encoded[key])
     return tokens
 
 

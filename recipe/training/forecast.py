@@ -75,16 +75,16 @@ def xtuner_packs(lengths: Sequence[int], max_length: int, workers: int) -> tuple
     """
     packs, dropped = 0, 0
     for shard in shards(len(lengths), workers):
-        rest = 0
+        remainder = 0
         for start in range(shard.start, shard.stop, MAP_BATCH):
-            rest += sum(lengths[i] for i in range(start, min(start + MAP_BATCH, shard.stop)))
-            if rest >= max_length:
-                packs += rest // max_length
-                rest %= max_length
+            remainder += sum(lengths[i] for i in range(start, min(start + MAP_BATCH, shard.stop)))
+            if remainder >= max_length:
+                packs += remainder // max_length
+                remainder %= max_length
             else:  # too little for a pack: handed over as a short one
                 packs += 1
-                rest = 0
-        dropped += rest
+                remainder = 0
+        dropped += remainder
     return packs, dropped
 
 
@@ -113,9 +113,9 @@ def forecast(config: Any, processes: int = 1) -> Forecast:
     rows = read_tokens(files, tokenizer, replay_ratio=dataset.get("replay_ratio"), seed=dataset.get("seed", 0))
     lengths = [len(ids) for ids, _ in rows]
     if own:
-        built = PackedDataset(rows, max_length=dataset.max_length, pad_id=tokenizer.pad_token_id, seed=dataset.seed)
-        packs, dropped, truncated = len(built), 0, built.truncated
-        if not built.learnt:
+        packed = PackedDataset(rows, max_length=dataset.max_length, pad_id=tokenizer.pad_token_id, seed=dataset.seed)
+        packs, dropped, truncated = len(packed), 0, packed.truncated
+        if not packed.loss_tokens:
             raise RecipeError(f"max_length={dataset.max_length} cuts every row before the answer: raise it")
     else:
         truncated = sum(length > dataset.max_length for length in lengths)

@@ -145,8 +145,8 @@ class ScoreCheckpoints(Hook):
         partial.replace(self.file)
         hit, leak, kept = (self.scores[name][metric] for metric in scoring.METRICS)
         ending = "; no more is to be gained, stopping here" if ends else ""
-        told = f"  step {_step(name)}: hit {hit:.2f}, leak {leak:.2f}, retention {kept:.2f}{ending}"
-        tqdm.write(told, file=sys.stderr)
+        line = f"  step {_step(name)}: hit {hit:.2f}, leak {leak:.2f}, retention {kept:.2f}{ending}"
+        tqdm.write(line, file=sys.stderr)
 
 
 def _answers(llm: Any) -> bool:

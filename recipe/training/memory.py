@@ -49,32 +49,37 @@ def predict(config: Any, model: Path, processes: int = 1) -> Memory | None:
         return None
     shape = Shape.of(json.loads((model / "config.json").read_text(encoding="utf-8")))
     tokens = config.train_dataloader.batch_size * config.train_dataloader.dataset.max_length
-    r, hidden, wide = config.model.lora.r, shape.hidden, shape.intermediate
+    r, hidden, intermediate = config.model.lora.r, shape.hidden, shape.intermediate
     kv = hidden // shape.heads * shape.kv_heads
     # (out features, in features, projections) of the products of a layer
-    groups = [(hidden + 2 * kv, hidden, 3), (hidden, hidden, 1), (2 * wide, hidden, 2), (hidden, wide, 1)]
+    groups = [
+        (hidden + 2 * kv, hidden, 3),
+        (hidden, hidden, 1),
+        (2 * intermediate, hidden, 2),
+        (hidden, intermediate, 1),
+    ]
     linear = shape.layers * sum(n * k for n, k, _ in groups)
-    with_margins = sum((n + count * r) * (k + count * r) for n, k, count in groups)
-    rest = 2 * shape.vocab * hidden + (2 * shape.layers + 1) * hidden
+    fused_linear = sum((n + count * r) * (k + count * r) for n, k, count in groups)
+    unfused = 2 * shape.vocab * hidden + (2 * shape.layers + 1) * hidden
     if "quantization_config" in config.model.llm:
         # Half a byte a weight, a byte for every 64, four for every 256 of those; and the matrix they are spread into.
-        weights = int(linear * (1 / 2 + 1 / 64 + 4 / (64 * 256))) + 2 * rest + 2 * with_margins
+        weights = int(linear * (1 / 2 + 1 / 64 + 4 / (64 * 256))) + 2 * unfused + 2 * fused_linear
     else:
-        weights = 2 * shape.layers * with_margins + 2 * rest + (2 * linear if config.model.fp8 else 0)
+        weights = 2 * shape.layers * fused_linear + 2 * unfused + (2 * linear if config.model.fp8 else 0)
     adapter = shape.layers * r * sum(n + count * k for n, k, count in groups)
 
     # Bytes a token. Kept by a layer: its input, q/k/v, attention's result, the sum after it, gate and up, seven x Aᵀ; log-sums.
-    kept = 2 * (hidden + (hidden + 2 * kv) + hidden + hidden + 2 * wide + 7 * r) + 4 * shape.heads
+    saved = 2 * (hidden + (hidden + 2 * kv) + hidden + hidden + 2 * intermediate + 7 * r) + 4 * shape.heads
     # Its backward pass where most is alive: dy twice, the gradients of the gated product, of gate and up.
-    backward = 2 * (hidden + (hidden + r) + wide + (2 * wide + 2 * r))
-    stored = 2 * hidden if config.model.recompute else kept
-    layer = tokens * (backward + (kept if config.model.recompute else 0))
+    backward = 2 * (hidden + (hidden + r) + intermediate + (2 * intermediate + 2 * r))
+    stored = 2 * hidden if config.model.recompute else saved
+    layer = tokens * (backward + (saved if config.model.recompute else 0))
     loss = 2 * ROWS * shape.vocab + 2 * hidden * 3 * tokens
     # At the first layer of the backward pass there are all activations and no gradients, at the last the reverse.
     activations = shape.layers * stored * tokens
-    held = 12 if processes == 1 else 16
-    first = held * adapter + activations + max(layer, loss)
+    adapter_bytes = 12 if processes == 1 else 16
+    first = adapter_bytes * adapter + activations + max(layer, loss)
     last = 16 * adapter + stored * tokens + layer
     if last > first:
         return Memory(weights, 16 * adapter, stored * tokens, layer)
-    return Memory(weights, held * adapter, activations, max(layer, loss))
+    return Memory(weights, adapter_bytes * adapter, activations, max(layer, loss))

@@ -52,7 +52,7 @@ class Machines:
         return self.gpus * self.nodes
 
     @property
-    def where(self) -> str:
+    def endpoint(self) -> str:
         return f"{self.address}:{self.port}"
 
     def torchrun(self) -> list[str]:
@@ -73,13 +73,13 @@ class Machines:
             return "lo"
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((self.address, self.port))  # sends nothing
-            mine = probe.getsockname()[0]
-            if mine.startswith("127.") and self.address not in ("127.0.0.1", "localhost"):
+            local_address = probe.getsockname()[0]
+            if local_address.startswith("127.") and self.address not in ("127.0.0.1", "localhost"):
                 return None  # machine 0's own name, which /etc/hosts has for itself: not where the others are
             for _, name in socket.if_nameindex():
                 with contextlib.suppress(OSError):  # an interface without an address
-                    found = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()))  # SIOCGIFADDR
-                    if socket.inet_ntoa(found[20:24]) == mine:
+                    reply = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()))  # SIOCGIFADDR
+                    if socket.inet_ntoa(reply[20:24]) == local_address:
                         return name
         return None
 
@@ -87,14 +87,14 @@ class Machines:
 ALONE = Machines()
 
 
-class Host:
+class Coordinator:
     """The first machine's end of the store."""
 
     def __init__(self, machines: Machines) -> None:
         from torch.distributed import DistNetworkError, TCPStore
 
         self.others = range(1, machines.nodes)
-        self.where = machines.where
+        self.endpoint = machines.endpoint
         _resolve(machines)
         try:
             self.store = TCPStore(
@@ -105,7 +105,7 @@ class Host:
             reason = "is taken: choose another MASTER_PORT, the same on every machine"
             if "EADDRINUSE" not in str(error):
                 reason = "is not this machine: MASTER_ADDR must be an address of the one with NODE_RANK=0"
-            raise RecipeError(f"{self.where} {reason}") from None
+            raise RecipeError(f"{self.endpoint} {reason}") from None
 
     def agree(self, key: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
         """Wait for every machine, see that all of them would train on the same, send them the plan, and hear that they can.
@@ -113,7 +113,7 @@ class Host:
         torchrun, which then waits for them, hears no Ctrl-C meanwhile.
         """
         names = [f"here/{rank}" for rank in self.others]
-        _until(lambda: self.store.check(names), f"{len(names)} other machine(s) to come to {self.where}")
+        _until(lambda: self.store.check(names), f"{len(names)} other machine(s) to come to {self.endpoint}")
         for rank, name in zip(self.others, names, strict=True):
             if differing := _differing(key, json.loads(self.store.get(name))):
                 raise RecipeError(
@@ -122,42 +122,42 @@ class Host:
                 )
         self.store.set("plan", json.dumps(plan))
         ready = [f"ready/{rank}" for rank in self.others]
-        _until(lambda: self.store.check(ready) or _told(self.store, "failed"), "the other machines to begin")
-        if _told(self.store, "failed"):
+        _until(lambda: self.store.check(ready) or _any_set(self.store, "failed"), "the other machines to begin")
+        if _any_set(self.store, "failed"):
             raise RecipeError(self.store.get("failed").decode())
 
     def end(self, error: str | None) -> None:
         """Tell the others how it went, and wait a little until all of them have heard it."""
         with contextlib.suppress(Exception):  # whatever happens here, the result of this machine stands
-            if error is not None and not _told(self.store, "failed"):
+            if error is not None and not _any_set(self.store, "failed"):
                 self.store.set("failed", f"machine 0 stopped: {error}")
             self.store.set("end", "")
             self.store.wait([f"left/{rank}" for rank in self.others], timedelta(seconds=LINGER))
 
 
 @contextlib.contextmanager
-def hosting(machines: Machines) -> Iterator[Host | None]:
+def hosting(machines: Machines) -> Iterator[Coordinator | None]:
     """The store of several machines while their training runs. None: there is one machine, or nobody said where the others are."""
     if machines.nodes == 1 or not machines.address:
         yield None
         return
-    host = Host(machines)
+    coordinator = Coordinator(machines)
     try:
-        yield host
+        yield coordinator
     except BaseException as error:
-        host.end(_reason(error))
+        coordinator.end(_reason(error))
         raise
-    host.end(None)
+    coordinator.end(None)
 
 
-class Guest:
+class Worker:
     """Another machine's end of the store."""
 
     def __init__(self, machines: Machines) -> None:
         from torch.distributed import TCPStore
 
         self.machines = machines
-        _until(self._answers, f"machine 0 to answer at {machines.where}")
+        _until(self._answers, f"machine 0 to answer at {machines.endpoint}")
         self.store = TCPStore(
             machines.address, machines.port, is_master=False, wait_for_workers=False, multi_tenant=True,
             timeout=timedelta(seconds=LINGER),
@@ -173,8 +173,8 @@ class Guest:
     def plan(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
         """The first machine's plan for this training; None where it has the result already. RecipeError: there is none."""
         self.store.set(f"here/{self.machines.rank}", json.dumps(key))
-        _until(lambda: _told(self.store, "plan", "end"), f"the other machines to come to {self.machines.where}")
-        if _told(self.store, "plan"):
+        _until(lambda: _any_set(self.store, "plan", "end"), f"the other machines to come to {self.machines.endpoint}")
+        if _any_set(self.store, "plan"):
             plan: dict[str, Any] = json.loads(self.store.get("plan"))
             return plan
         self.end()
@@ -186,25 +186,25 @@ class Guest:
 
     def end(self) -> None:
         """Wait for the first machine to say how it went. RecipeError: not well."""
-        _until(lambda: _told(self.store, "end"), "machine 0 to finish")
-        if _told(self.store, "failed"):
+        _until(lambda: _any_set(self.store, "end"), "machine 0 to finish")
+        if _any_set(self.store, "failed"):
             raise RecipeError(self.store.get("failed").decode())
 
 
 @contextlib.contextmanager
-def joining(machines: Machines) -> Iterator[Guest]:
+def joining(machines: Machines) -> Iterator[Worker]:
     """The store of the first machine, which hears when this one fails."""
-    guest = Guest(machines)
+    worker = Worker(machines)
     try:
-        yield guest
+        yield worker
     except BaseException as error:
         with contextlib.suppress(Exception):
-            if not _told(guest.store, "failed"):
-                guest.store.set("failed", f"machine {machines.rank} stopped: {_reason(error)}")
+            if not _any_set(worker.store, "failed"):
+                worker.store.set("failed", f"machine {machines.rank} stopped: {_reason(error)}")
         raise
     finally:
         with contextlib.suppress(Exception):
-            guest.store.set(f"left/{machines.rank}", "")
+            worker.store.set(f"left/{machines.rank}", "")
 
 
 @contextlib.contextmanager
@@ -216,25 +216,25 @@ def watching(store: Any) -> Iterator[None]:
     if store is None:
         yield
         return
-    over, reasons = threading.Event(), []
+    finished, reasons = threading.Event(), []
 
-    def look() -> None:
-        while not over.wait(5 * POLL):
+    def watch() -> None:
+        while not finished.wait(5 * POLL):
             try:
-                if _told(store, "failed"):
+                if _any_set(store, "failed"):
                     reasons.append(store.get("failed").decode())
             except RecipeError as error:
                 reasons.append(str(error))
             if reasons:
                 time.sleep(LINGER / 10)  # this machine may be about to say more
-                if not over.is_set():
+                if not finished.is_set():
                     os.kill(os.getpid(), signal.SIGTERM)  # as Ctrl-C would
-                if not over.wait(LINGER):  # it waits where Python hears no signal
+                if not finished.wait(LINGER):  # it waits where Python hears no signal
                     print(f"error: {reasons[0]}", file=sys.stderr, flush=True)
                     os._exit(1)  # the kernel ends the processes that it started; see recipe/training/xtuner.py
                 return
 
-    threading.Thread(target=look, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     except KeyboardInterrupt:
@@ -242,20 +242,20 @@ def watching(store: Any) -> Iterator[None]:
             raise RecipeError(reasons[0]) from None
         raise
     except RecipeError as error:
-        over.set()
+        finished.set()
         # Where the processes failed, they lost something: perhaps another machine, which may say so in a moment.
         if error.__cause__ is not None:
             deadline = time.monotonic() + LINGER / 10
             while time.monotonic() < deadline:
-                if _told(store, "failed"):
+                if _any_set(store, "failed"):
                     raise RecipeError(store.get("failed").decode()) from None
                 time.sleep(POLL)
         raise
     finally:
-        over.set()
+        finished.set()
 
 
-def _told(store: Any, *names: str) -> bool:
+def _any_set(store: Any, *names: str) -> bool:
     """Whether one of the names is set. RecipeError: the first machine does not answer any more."""
     try:
         return any(store.check([name]) for name in names)
@@ -276,22 +276,22 @@ def _resolve(machines: Machines) -> None:
 
 def _until(reached: Callable[[], bool], what: str) -> None:
     """Look again and again, so that Ctrl-C works; RecipeError after PATIENCE."""
-    began, told = time.monotonic(), False
+    began, announced = time.monotonic(), False
     while not reached():
         waited = time.monotonic() - began
         if waited > PATIENCE:
             raise RecipeError(f"waited {waited / 60:.0f} minutes for {what}: start the same on every machine")
-        if waited > 2 and not told:
+        if waited > 2 and not announced:
             say("train", f"waiting for {what}")
-            told = True
+            announced = True
         time.sleep(POLL)
 
 
-def _differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+def _differing(own_key: Mapping[str, Any], other_key: Mapping[str, Any]) -> str:
     """The names of what differs between two machines' keys of a stage."""
     names = []
     for part in ("settings", "inputs"):
-        one, other = mine[part], theirs[part]
+        one, other = own_key[part], other_key[part]
         names += [
             f"{name} ({other.get(name)} there, {one.get(name)} here)" if part == "settings" else name
             for name in sorted({*one, *other})
@@ -304,9 +304,9 @@ def _differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
 def environment(machines: Machines) -> Iterator[None]:
     """What torchrun's processes need in their environment, where nobody set it: a share of the cores, a network that works."""
     each = str(max(1, (os.cpu_count() or 1) // machines.gpus))
-    wanted = {"OMP_NUM_THREADS": each, "GLOO_SOCKET_IFNAME": machines.interface()}
-    wanted["MKL_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", each)
-    added = {name: value for name, value in wanted.items() if value and name not in os.environ}
+    defaults = {"OMP_NUM_THREADS": each, "GLOO_SOCKET_IFNAME": machines.interface()}
+    defaults["MKL_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", each)
+    added = {name: value for name, value in defaults.items() if value and name not in os.environ}
     os.environ.update(added)
     try:
         yield

@@ -14,7 +14,7 @@ from recipe.kernels import rowwise
 from recipe.kernels.rowwise import LowRank
 from recipe.training.fast import attention
 from recipe.training.fast.linear import scaled_product
-from recipe.training.fast.model import Fast
+from recipe.training.fast.model import FusedLlama
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU")]
 
@@ -41,7 +41,7 @@ def turns(x: Tensor, half: Tensor) -> list[Tensor]:
     out, back = buffer(300, 2048, x), buffer(300, 2048, x)
     cos, sin = half.repeat(1, 2), half.flip(1).repeat(1, 2)
     rowwise.rotate(x, cos, sin, out)
-    rowwise.rotate(x, cos, sin, back, back=True)
+    rowwise.rotate(x, cos, sin, back, inverse=True)
     return [out, back]
 
 
@@ -130,7 +130,7 @@ def test_loss_and_gradients_are_near_float32s(fp8: bool, loss_within: float, gra
     expected = plain(**batch).loss
     wanted = gradients(plain, expected)
     quick = adapted(llama(**shape).bfloat16(), r=16).cuda()
-    loss = Fast(quick, fp8=fp8).loss(**batch, recompute=False)
+    loss = FusedLlama(quick, fp8=fp8).loss(**batch, recompute=False)
     found = gradients(quick, loss)
     assert loss.item() == pytest.approx(expected.item(), rel=loss_within)
     assert max(distance(found[name], wanted[name]) for name in wanted) < gradient_within

@@ -124,7 +124,7 @@ def test_longer_rows_are_cut_at_the_end_and_counted(lengths: list[int], max_leng
     assert dataset.truncated == sum(length > max_length for length in lengths)
     assert dataset.tokens == sum(min(length, max_length) for length in lengths)
     cut = [(ids[:max_length], labels[:max_length]) for ids, labels in rows]
-    assert dataset.learnt == sum(label != IGNORE_INDEX for _, labels in cut for label in labels)
+    assert dataset.loss_tokens == sum(label != IGNORE_INDEX for _, labels in cut for label in labels)
     packed = [row for i in range(len(dataset)) for row in conversations(dataset[i])]
     assert counted(packed) == counted(cut)
 
@@ -195,9 +195,9 @@ def test_the_loss_of_a_pack_is_that_of_its_conversations(llama: Any, tokenizer: 
         total, count = 0.0, 0
         for messages in MESSAGES:
             ids, labels = training_ids(tokenizer, messages)
-            learnt = sum(label != IGNORE_INDEX for label in labels)
-            total += llama(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss.item() * learnt
-            count += learnt
+            loss_tokens = sum(label != IGNORE_INDEX for label in labels)
+            total += llama(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss.item() * loss_tokens
+            count += loss_tokens
     assert packed.item() == pytest.approx(total / count, abs=1e-4)
 
 

@@ -16,8 +16,8 @@ from recipe.kernels import rowwise
 from recipe.kernels.rowwise import LowRank
 from recipe.paths import ROOT
 from recipe.training.fast.linear import scaled_product
-from recipe.training.fast.loss import HeadLoss, learnt
-from recipe.training.fast.model import PROJECTIONS, Fast, _keep_layout, check
+from recipe.training.fast.loss import HeadLoss, loss_tokens
+from recipe.training.fast.model import PROJECTIONS, FusedLlama, _keep_layout, check
 
 LENGTHS = ([7, 13], [12, 1, 7])  # of the conversations in two packs of 20
 
@@ -71,7 +71,7 @@ def test_loss_and_gradients_are_transformers_and_pefts(recompute: bool) -> None:
     model = adapted(llama())
     expected = model(**batch()).loss
     wanted = gradients(model, expected)
-    loss = Fast(model, fp8=False).loss(**batch(), recompute=recompute)
+    loss = FusedLlama(model, fp8=False).loss(**batch(), recompute=recompute)
     found = gradients(model, loss)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert set(found) == set(wanted)
@@ -81,7 +81,7 @@ def test_loss_and_gradients_are_transformers_and_pefts(recompute: bool) -> None:
 
 def test_a_step_of_the_optimizer_reaches_the_next_loss() -> None:
     model = adapted(llama())
-    fast = Fast(model, fp8=False)
+    fast = FusedLlama(model, fp8=False)
     fast.loss(**batch(), recompute=False).backward()
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5).step()
     expected = model(**batch()).loss
@@ -90,7 +90,7 @@ def test_a_step_of_the_optimizer_reaches_the_next_loss() -> None:
 
 def test_conversations_of_a_pack_do_not_see_each_other() -> None:
     model = adapted(llama())
-    fast = Fast(model, fp8=False)
+    fast = FusedLlama(model, fp8=False)
     whole = batch()
     total, count = 0.0, 0
     for row, lengths in enumerate(LENGTHS):
@@ -113,13 +113,13 @@ def test_generation_and_saving_see_the_weights_where_they_were() -> None:
     model = adapted(llama())
     ids = batch()["input_ids"]
     before, names = model(input_ids=ids).logits, {k: v.clone() for k, v in model.state_dict().items()}
-    Fast(model, fp8=False)
+    FusedLlama(model, fp8=False)
     torch.testing.assert_close(model(input_ids=ids).logits, before)
     assert all(torch.equal(value, names[name]) for name, value in model.state_dict().items())
 
 
 def test_only_learnt_tokens_count_and_none_is_no_loss() -> None:
-    rows, targets = learnt(torch.tensor([[-100, 5, -100, 6], [7, 8, -100, -100]]))
+    rows, targets = loss_tokens(torch.tensor([[-100, 5, -100, 6], [7, 8, -100, -100]]))
     assert rows.tolist() == [0, 2, 4]
     assert targets.tolist() == [5, 6, 8]
     hidden = torch.randn(8, 4, requires_grad=True)
@@ -134,7 +134,7 @@ def test_more_rows_than_a_block_of_logits(monkeypatch: pytest.MonkeyPatch) -> No
     from recipe.training.fast import loss as module
 
     model = adapted(llama())
-    fast = Fast(model, fp8=False)
+    fast = FusedLlama(model, fp8=False)
     expected = gradients(model, fast.loss(**batch(), recompute=False))
     monkeypatch.setattr(module, "ROWS", 5)
     found = gradients(model, fast.loss(**batch(), recompute=False))
@@ -160,7 +160,7 @@ def test_four_bits_are_bitsandbytes(recompute: bool, four_bit: Any) -> None:
     model = adapted(four_bit)
     expected = model(**batch()).loss
     wanted = gradients(model, expected)
-    fast = Fast(model, fp8=False)
+    fast = FusedLlama(model, fp8=False)
     for _ in range(2):  # the second finds other layers' weights in the shared matrices
         loss = fast.loss(**batch(), recompute=recompute)
         found = gradients(model, loss)
@@ -172,12 +172,12 @@ def test_four_bits_stay_what_they_were_when_the_model_has_replied(four_bit: Any)
     """On a CPU with AVX-512 bf16 bitsandbytes would lay them out anew: the training then learns on another base."""
     _keep_layout(four_bit)
     model = adapted(four_bit)
-    before = Fast(model, fp8=False).loss(**batch(), recompute=False).item()
+    before = FusedLlama(model, fp8=False).loss(**batch(), recompute=False).item()
     model.eval()
     with torch.inference_mode():
         model(input_ids=batch()["input_ids"])
     model.train()
-    assert Fast(model, fp8=False).loss(**batch(), recompute=False).item() == before
+    assert FusedLlama(model, fp8=False).loss(**batch(), recompute=False).item() == before
 
 
 def test_eight_bits_are_near() -> None:
@@ -185,7 +185,7 @@ def test_eight_bits_are_near() -> None:
     model = adapted(llama())
     expected = model(**batch()).loss
     wanted = gradients(model, expected)
-    loss = Fast(model, fp8=True).loss(**batch(), recompute=False)
+    loss = FusedLlama(model, fp8=True).loss(**batch(), recompute=False)
     found = gradients(model, loss)
     assert loss.item() == pytest.approx(expected.item(), rel=0.01)
     assert max(distance(found[name], wanted[name]) for name in wanted) < 0.2
@@ -225,7 +225,7 @@ def every_function() -> list[Tensor]:
     half = rows(5, 4, seed=4, apart=0)
     cos, sin = half.cos().repeat(1, 2), half.sin().repeat(1, 2)
     rowwise.rotate(x, cos, sin, turned)
-    rowwise.rotate(turned, cos, sin, turned, back=True)
+    rowwise.rotate(turned, cos, sin, turned, inverse=True)
     torch.testing.assert_close(turned, x)
     rowwise.rotate(x, cos, sin, turned)
     rowwise.copy(x, moved)

@@ -15,7 +15,7 @@ import pytest
 
 from recipe.errors import RecipeError
 from recipe.training import rendezvous
-from recipe.training.rendezvous import Guest, Machines, hosting, joining, watching
+from recipe.training.rendezvous import Machines, Worker, hosting, joining, watching
 
 KEY: dict[str, dict[str, Any]] = {
     "settings": {"processes": 2, "deepspeed": None},
@@ -43,7 +43,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def guest(port: int, act: Callable[[Guest], Any]) -> tuple[threading.Thread, list[Any]]:
+def start_worker(port: int, act: Callable[[Worker], Any]) -> tuple[threading.Thread, list[Any]]:
     """Another machine in a thread; what it got, or the error it ended with."""
     found: list[Any] = []
 
@@ -63,7 +63,7 @@ def first(port: int, nodes: int = 2) -> Machines:
     return Machines(1, nodes, 0, "127.0.0.1", port)
 
 
-def host(port: int, error: type[BaseException] | None = None) -> None:
+def coordinate(port: int, error: type[BaseException] | None = None) -> None:
     """The first machine, up to the plan, and how it then ends."""
     with hosting(first(port)) as store:
         assert store
@@ -73,34 +73,34 @@ def host(port: int, error: type[BaseException] | None = None) -> None:
 
 
 def test_the_same_training_gets_the_plan_and_the_verdict(port: int) -> None:
-    def act(other: Guest) -> Any:
+    def act(other: Worker) -> Any:
         plan = other.plan(KEY)
         other.ready()
         other.end()
         return plan
 
-    thread, found = guest(port, act)
-    host(port)
+    thread, found = start_worker(port, act)
+    coordinate(port)
     thread.join(20)
     assert found == [{"resume": "iter_4.pth"}]
 
 
 @pytest.mark.parametrize(
-    ("part", "name", "value", "said"),
+    ("part", "name", "value", "difference"),
     [("inputs", "data_0", "x", "data_0"), ("settings", "processes", 4, r"processes \(4 there, 2 here\)"),
      ("inputs", "data_1", "x", "data_1")],
 )  # fmt: skip
-def test_another_training_is_refused_on_both(port: int, part: str, name: str, value: Any, said: str) -> None:
+def test_another_training_is_refused_on_both(port: int, part: str, name: str, value: Any, difference: str) -> None:
     other = KEY | {part: KEY[part] | {name: value}}
-    thread, found = guest(port, lambda each: each.plan(other))
-    with pytest.raises(RecipeError, match=f"machine 1 would not train on the same: {said};"):
-        host(port)
+    thread, found = start_worker(port, lambda each: each.plan(other))
+    with pytest.raises(RecipeError, match=f"machine 1 would not train on the same: {difference};"):
+        coordinate(port)
     thread.join(20)
     assert str(found[0]).startswith("machine 0 stopped: machine 1 would not train on the same")
 
 
 def test_what_is_complete_there_is_not_waited_for(port: int) -> None:
-    thread, found = guest(port, lambda each: each.plan(KEY))
+    thread, found = start_worker(port, lambda each: each.plan(KEY))
     with hosting(first(port)):
         pass
     thread.join(20)
@@ -108,26 +108,26 @@ def test_what_is_complete_there_is_not_waited_for(port: int) -> None:
 
 
 def test_a_failure_or_a_stop_of_the_first_is_every_machines(port: int) -> None:
-    def act(other: Guest) -> None:
+    def act(other: Worker) -> None:
         other.plan(KEY)
         other.ready()
         other.end()
 
-    thread, found = guest(port, act)
+    thread, found = start_worker(port, act)
     with pytest.raises(KeyboardInterrupt):
-        host(port, KeyboardInterrupt)
+        coordinate(port, KeyboardInterrupt)
     thread.join(20)
     assert str(found[0]) == "machine 0 stopped: it was interrupted"
 
 
 def test_a_failure_of_another_machine_ends_the_wait_for_it(port: int) -> None:
-    def act(other: Guest) -> None:
+    def act(other: Worker) -> None:
         other.plan(KEY)
         other.ready()
         time.sleep(0.5)
         raise RecipeError("no memory")
 
-    thread, found = guest(port, act)
+    thread, found = start_worker(port, act)
     with hosting(first(port)) as store:
         assert store
         store.agree(KEY, {})
@@ -138,27 +138,27 @@ def test_a_failure_of_another_machine_ends_the_wait_for_it(port: int) -> None:
 
 
 def test_processes_that_fail_for_want_of_another_machine_s_are_not_to_blame(port: int) -> None:
-    def act(other: Guest) -> None:
+    def act(other: Worker) -> None:
         other.plan(KEY)
         other.ready()
         with watching(other.store):
             raise RecipeError("the log says why") from ConnectionError()
 
-    thread, found = guest(port, act)
+    thread, found = start_worker(port, act)
     with pytest.raises(KeyboardInterrupt):
-        host(port, KeyboardInterrupt)
+        coordinate(port, KeyboardInterrupt)
     thread.join(20)
     assert str(found[0]) == "machine 0 stopped: it was interrupted"
 
 
 def test_a_machine_that_cannot_follow_the_plan_ends_the_first(port: int) -> None:
-    def act(other: Guest) -> None:
+    def act(other: Worker) -> None:
         other.plan(KEY)
         raise RecipeError("no shared folder")
 
-    thread, found = guest(port, act)
+    thread, found = start_worker(port, act)
     with pytest.raises(RecipeError, match=r"^machine 1 stopped: no shared folder$"):
-        host(port)
+        coordinate(port)
     thread.join(20)
     assert str(found[0]) == "no shared folder"
 
@@ -167,9 +167,9 @@ def test_who_does_not_come_is_waited_for_in_vain(port: int, monkeypatch: pytest.
     monkeypatch.setattr(rendezvous, "PATIENCE", 0.3)
     monkeypatch.setattr(rendezvous, "LINGER", 0.1)
     with pytest.raises(RecipeError, match="start the same on every machine"):
-        Guest(Machines(1, 2, 1, "127.0.0.1", port))
+        Worker(Machines(1, 2, 1, "127.0.0.1", port))
     with pytest.raises(RecipeError, match="start the same on every machine"):
-        host(port)
+        coordinate(port)
 
 
 def test_a_taken_port_and_a_foreign_address_are_told(port: int) -> None:

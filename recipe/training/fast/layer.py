@@ -1,8 +1,15 @@
-"""A Llama decoder layer with LoRA as one function with its own backward: what it saves and when is written here, not inferred.
+"""A Llama decoder layer with LoRA as one autograd function with its own backward pass.
 
-Of what a layer computes it keeps the residual stream, queries/keys/values, the attention's result and gate/up: 26 bytes a token
-and hidden feature for the 1.8B model; norms and the gated product are computed again, which costs less than storing them.
-With `recompute` it keeps its input alone and does all but the last product twice.
+A layer saves the residual stream, queries/keys/values, the attention's result and gate/up. For the 1.8B model these are
+26 bytes per token and hidden feature. Norms and the gated product are computed again, which costs less than storing
+them. With `recompute` a layer saves its input alone and computes all but the last product twice.
+
+Shapes:
+    tokens        all tokens of a batch, end to end
+    hidden        features of the residual stream
+    qkv_out       (heads + 2 * kv_heads) * head_dim
+    intermediate  features of gate, and of up
+    ranks         LoRA ranks of the projections that share an input
 """
 
 from __future__ import annotations
@@ -16,21 +23,21 @@ from torch import Tensor, nn
 from recipe.kernels import rowwise
 from recipe.kernels.rowwise import LowRank
 from recipe.training.fast import attention
-from recipe.training.fast.linear import EightBit, Margins, Scratch, projections
+from recipe.training.fast.linear import Fp8FusedLoraLinear, FusedLoraLinear, Scratch, projections
 
 
-class Kept(NamedTuple):
-    """What the backward of a layer needs: activations [tokens, features], and `*_low`, the s x Aᵀ of each projection."""
+class SavedActivations(NamedTuple):
+    """What the backward pass of a layer needs; `*_low` is the s x Aᵀ of each projection."""
 
-    qkv: Tensor
-    qkv_low: Tensor
-    attended: Tensor
-    rest: tuple[Any, ...]
-    o_low: Tensor
-    middle: Tensor
-    gate_up: Tensor
-    gate_up_low: Tensor
-    down_low: Tensor
+    qkv: Tensor  # (tokens, qkv_out)
+    qkv_low: Tensor  # (tokens, ranks)
+    attention_out: Tensor  # (tokens, hidden)
+    attention_state: tuple[Any, ...]
+    o_low: Tensor  # (tokens, ranks)
+    residual: Tensor  # (tokens, hidden), after attention
+    gate_up: Tensor  # (tokens, 2 * intermediate)
+    gate_up_low: Tensor  # (tokens, ranks)
+    down_low: Tensor  # (tokens, ranks)
 
 
 class Layer:
@@ -39,23 +46,23 @@ class Layer:
     def __init__(self, module: nn.Module, *, fp8: bool, scratch: Scratch, like: Tensor) -> None:
         attend, mlp = module.self_attn, module.mlp
 
-        def make(*modules: Any) -> Margins:
+        def make(*modules: Any) -> FusedLoraLinear:
             return projections(modules, fp8=fp8, scratch=scratch, like=like)
 
         self.qkv = make(attend.q_proj, attend.k_proj, attend.v_proj)
         self.o = make(attend.o_proj)
         self.gate_up = make(mlp.gate_proj, mlp.up_proj)
         self.down = make(mlp.down_proj)
-        self.in_gating = isinstance(self.gate_up, EightBit) and isinstance(self.down, EightBit)
-        if self.in_gating:  # the gating reads these products next and adds what LoRA adds to them
-            self.gate_up.apart = self.down.apart_back = True
+        self.defer_lora = isinstance(self.gate_up, Fp8FusedLoraLinear) and isinstance(self.down, Fp8FusedLoraLinear)
+        if self.defer_lora:  # the gating reads these products next and adds their LoRA part
+            self.gate_up.defer_lora = self.down.defer_lora_grad = True
         self.norms = module.input_layernorm, module.post_attention_layernorm
         self.eps = float(module.input_layernorm.variance_epsilon)
         self.heads = int(attend.config.num_attention_heads)
         self.kv_heads = int(attend.config.num_key_value_heads)
 
     @property
-    def groups(self) -> tuple[Margins, ...]:
+    def groups(self) -> tuple[FusedLoraLinear, ...]:
         return self.qkv, self.o, self.gate_up, self.down
 
     def refresh(self) -> None:
@@ -69,73 +76,95 @@ class Layer:
         rowwise.rms_norm(x, self.norms[which].weight, self.eps, out)
         return out
 
-    def _rest(self, low: Tensor) -> LowRank | None:
-        """What gate and up still lack."""
-        return LowRank(low, self.gate_up.low_out.T) if self.in_gating else None
+    def _gate_up_lora(self, low: Tensor) -> LowRank | None:
+        """The LoRA part that gate and up still lack, if it was deferred."""
+        return LowRank(low, self.gate_up.lora_b.T) if self.defer_lora else None
 
-    def forward(self, x: Tensor, packs: attention.Packs, *, last_product: bool = True) -> tuple[Tensor | None, Kept]:
-        """(the layer's result, unless only what it keeps is wanted; that). x: [tokens, hidden]."""
+    def forward(
+        self, x: Tensor, packs: attention.Packs, *, last_product: bool = True
+    ) -> tuple[Tensor | None, SavedActivations]:
+        """Compute the layer.
+
+        Args:
+            x: (tokens, hidden).
+            last_product: whether to compute the result, or only what the backward pass needs.
+
+        Returns:
+            The result, (tokens, hidden) or None, and what the backward pass needs.
+        """
         tokens, hidden = x.shape
-        wide = self.qkv.before(tokens, x)
-        self._normed(0, x, wide[:, :hidden])
-        qkv, qkv_low = self.qkv.forward(wide)
+        buffer = self.qkv.input_buffer(tokens, x)
+        self._normed(0, x, buffer[:, :hidden])
+        qkv, qkv_low = self.qkv.forward(buffer)
         assert qkv is not None
         size = qkv.shape[1] // (self.heads + 2 * self.kv_heads)
-        turned = qkv[:, : (self.heads + self.kv_heads) * size]
-        rowwise.rotate(turned, packs.cos, packs.sin, turned)
-        attended, rest = attention.forward(qkv, self.heads, self.kv_heads, packs)
-        wide = self.o.before(tokens, x)
-        rowwise.copy(attended, wide[:, : self.o.k])
-        middle, o_low = self.o.forward(wide, x)
-        wide = self.gate_up.before(tokens, x)
-        self._normed(1, middle, wide[:, :hidden])
-        gate_up, gate_up_low = self.gate_up.forward(wide)
-        wide = self.down.before(tokens, x)
-        rowwise.swiglu(gate_up, wide[:, : self.down.k], self._rest(gate_up_low))
-        y, down_low = self.down.forward(wide, middle, product=last_product)
-        return y, Kept(qkv, qkv_low, attended, rest, o_low, middle, gate_up, gate_up_low, down_low)
+        queries_keys = qkv[:, : (self.heads + self.kv_heads) * size]
+        rowwise.rotate(queries_keys, packs.cos, packs.sin, queries_keys)
+        attention_out, attention_state = attention.forward(qkv, self.heads, self.kv_heads, packs)
+        buffer = self.o.input_buffer(tokens, x)
+        rowwise.copy(attention_out, buffer[:, : self.o.k])
+        residual, o_low = self.o.forward(buffer, x)
+        buffer = self.gate_up.input_buffer(tokens, x)
+        self._normed(1, residual, buffer[:, :hidden])
+        gate_up, gate_up_low = self.gate_up.forward(buffer)
+        buffer = self.down.input_buffer(tokens, x)
+        rowwise.swiglu(gate_up, buffer[:, : self.down.k], self._gate_up_lora(gate_up_low))
+        y, down_low = self.down.forward(buffer, residual, product=last_product)
+        return y, SavedActivations(
+            qkv, qkv_low, attention_out, attention_state, o_low, residual, gate_up, gate_up_low, down_low
+        )
 
     def backward(
-        self, dy: Tensor, x: Tensor, kept: Kept, packs: attention.Packs, *, needed: bool
+        self, dy: Tensor, x: Tensor, saved: SavedActivations, packs: attention.Packs, *, input_grad_needed: bool
     ) -> tuple[Tensor | None, list[Tensor]]:
-        """(gradient of x if needed, those of `parameters()`). dy: [tokens, hidden]."""
+        """Compute the gradients.
+
+        Args:
+            dy: (tokens, hidden), the gradient of the result.
+            x: (tokens, hidden), the layer's input.
+
+        Returns:
+            The gradient of x, (tokens, hidden) or None if not needed, and those of `parameters()`.
+        """
         tokens, hidden = x.shape
-        wide = self.down.behind(tokens, x)
-        rowwise.copy(dy, wide[:, :hidden])
-        dh, low = self.down.backward(wide)
+        buffer = self.down.grad_buffer(tokens, x)
+        rowwise.copy(dy, buffer[:, :hidden])
+        dh, low = self.down.backward(buffer)  # (tokens, intermediate), (tokens, ranks)
         assert dh is not None
-        d_gate_up = self.gate_up.behind(tokens, x)
-        grad_rest = LowRank(low, self.down.low_in) if self.in_gating else None
+        d_gate_up = self.gate_up.grad_buffer(tokens, x)
+        down_lora = LowRank(low, self.down.lora_a) if self.defer_lora else None
         rowwise.swiglu_backward(
-            dh, kept.gate_up, d_gate_up[:, : self.gate_up.n], self._rest(kept.gate_up_low), grad_rest
-        )  # dh is now h
-        of_down = self.down.gradients(wide[:, :hidden], dh, kept.down_low, low)
+            dh, saved.gate_up, d_gate_up[:, : self.gate_up.n], self._gate_up_lora(saved.gate_up_low), down_lora
+        )  # dh now holds the gated product itself
+        down_grads = self.down.gradients(buffer[:, :hidden], dh, saved.down_low, low)
         del dh
         dn, low = self.gate_up.backward(d_gate_up)
         assert dn is not None
-        normed = self._normed(1, kept.middle, torch.empty_like(x))
-        of_gate_up = self.gate_up.gradients(d_gate_up[:, : self.gate_up.n], normed, kept.gate_up_low, low)
+        normed = self._normed(1, saved.residual, torch.empty_like(x))
+        gate_up_grads = self.gate_up.gradients(d_gate_up[:, : self.gate_up.n], normed, saved.gate_up_low, low)
         del d_gate_up
-        wide = self.o.behind(tokens, x)
-        d_middle = wide[:, :hidden]
-        rowwise.rms_norm_backward(dn, kept.middle, self.norms[1].weight, self.eps, d_middle, dy)
-        d_attended, low = self.o.backward(wide)
-        assert d_attended is not None
-        of_o = self.o.gradients(d_middle, kept.attended, kept.o_low, low)
-        parts = attention.backward(d_attended, kept.qkv, kept.attended, kept.rest, self.heads, self.kv_heads, packs)
-        d_qkv = self.qkv.behind(tokens, x)
+        buffer = self.o.grad_buffer(tokens, x)
+        d_residual = buffer[:, :hidden]
+        rowwise.rms_norm_backward(dn, saved.residual, self.norms[1].weight, self.eps, d_residual, dy)
+        d_attention_out, low = self.o.backward(buffer)
+        assert d_attention_out is not None
+        o_grads = self.o.gradients(d_residual, saved.attention_out, saved.o_low, low)
+        parts = attention.backward(
+            d_attention_out, saved.qkv, saved.attention_out, saved.attention_state, self.heads, self.kv_heads, packs
+        )
+        d_qkv = self.qkv.grad_buffer(tokens, x)
         q, k, v = d_qkv[:, : self.qkv.n].split([part.shape[1] for part in parts], 1)
-        rowwise.rotate(parts[0], packs.cos, packs.sin, q, back=True)
-        rowwise.rotate(parts[1], packs.cos, packs.sin, k, back=True)
+        rowwise.rotate(parts[0], packs.cos, packs.sin, q, inverse=True)
+        rowwise.rotate(parts[1], packs.cos, packs.sin, k, inverse=True)
         rowwise.copy(parts[2], v)
-        dn, low = self.qkv.backward(d_qkv, needed=needed)
+        dn, low = self.qkv.backward(d_qkv, input_grad_needed=input_grad_needed)
         self._normed(0, x, normed)
-        of_qkv = self.qkv.gradients(d_qkv[:, : self.qkv.n], normed, kept.qkv_low, low)
+        qkv_grads = self.qkv.gradients(d_qkv[:, : self.qkv.n], normed, saved.qkv_low, low)
         dx = None
         if dn is not None:
             dx = torch.empty_like(x)
-            rowwise.rms_norm_backward(dn, x, self.norms[0].weight, self.eps, dx, d_middle)
-        return dx, [*of_qkv, *of_o, *of_gate_up, *of_down]
+            rowwise.rms_norm_backward(dn, x, self.norms[0].weight, self.eps, dx, d_residual)
+        return dx, [*qkv_grads, *o_grads, *gate_up_grads, *down_grads]
 
 
 class RunLayer(torch.autograd.Function):
@@ -150,23 +179,32 @@ class RunLayer(torch.autograd.Function):
         recompute: bool,
         *parameters: Tensor,  # noqa: ARG004
     ) -> Tensor:
-        y, kept = layer.forward(x, packs)
+        y, saved = layer.forward(x, packs)
         assert y is not None
         ctx.layer, ctx.packs = layer, packs
-        ctx.saved = x, None if recompute else kept
+        ctx.saved = x, None if recompute else saved
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (x, kept), ctx.saved = ctx.saved, None  # not kept until the loss that XTuner logs is forgotten
-        if kept is None:
-            _, kept = ctx.layer.forward(x, ctx.packs, last_product=False)
-        dx, found = ctx.layer.backward(grads[0], x, kept, ctx.packs, needed=ctx.needs_input_grad[0])
-        return dx, None, None, None, *found
+        (x, saved), ctx.saved = ctx.saved, None  # else it stays alive as long as the loss that XTuner logs
+        if saved is None:
+            _, saved = ctx.layer.forward(x, ctx.packs, last_product=False)
+        dx, parameter_grads = ctx.layer.backward(
+            grads[0], x, saved, ctx.packs, input_grad_needed=ctx.needs_input_grad[0]
+        )
+        return dx, None, None, None, *parameter_grads
 
 
 def run(layers: Sequence[Layer], hidden: Tensor, packs: attention.Packs, *, recompute: bool) -> Tensor:
-    """The layers one after the other. hidden: [tokens, hidden features], which needs no gradient of its own."""
+    """Run the layers in order.
+
+    Args:
+        hidden: (tokens, hidden), the embedded tokens, which need no gradient.
+
+    Returns:
+        (tokens, hidden), the last layer's output before the final norm.
+    """
     for layer in layers:
         layer.refresh()
         hidden = RunLayer.apply(hidden, layer, packs, recompute, *layer.parameters())

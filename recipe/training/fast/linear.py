@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from recipe.kernels import rowwise
 
 
-class Margins:
+class FusedLoraLinear:
     """Projections of one input: the frozen weight as PEFT's modules hold it, bfloat16 or float32, moved into the margins.
 
     The modules' own weights become views of the matrix, so that generating and saving see them where they were.
     """
 
     # Whether y, or dx, is left without its LoRA part because the gating that reads it next adds that in passing: in float8 only.
-    apart = apart_back = False
+    defer_lora = defer_lora_grad = False
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.modules = list(modules)
@@ -38,9 +38,9 @@ class Margins:
         self.ranks = [module.r["default"] for module in modules]
         self.scale = float(modules[0].scaling["default"])
         self.n, self.k, self.r = sum(self.rows), int(modules[0].in_features), sum(self.ranks)
-        self.matrix = self._take()
+        self.matrix = self._allocate_matrix()
 
-    def _take(self) -> Tensor:
+    def _allocate_matrix(self) -> Tensor:
         first = self.modules[0].base_layer.weight
         matrix = torch.zeros(self.n + self.r, self.k + self.r, dtype=first.dtype, device=first.device)
         start = 0
@@ -55,11 +55,11 @@ class Margins:
         """A and B of each projection in turn, float32; gradients come back in this order."""
         return [p for m in self.modules for p in (m.lora_A["default"].weight, m.lora_B["default"].weight)]
 
-    def before(self, rows: int, like: Tensor) -> Tensor:
+    def input_buffer(self, rows: int, like: Tensor) -> Tensor:
         """A buffer for x: fill its first K columns."""
         return torch.empty(rows, self.k + self.r, dtype=like.dtype, device=like.device)
 
-    def behind(self, rows: int, like: Tensor) -> Tensor:
+    def grad_buffer(self, rows: int, like: Tensor) -> Tensor:
         """A buffer for dy: fill its first N columns."""
         return torch.empty(rows, self.n + self.r, dtype=like.dtype, device=like.device)
 
@@ -75,17 +75,17 @@ class Margins:
         """Copy the LoRA weights of this step into the margins."""
         places: list[Tensor] = []
         for rows, ranks in self._blocks():
-            places += [self.low_in[ranks], self.low_out[rows, ranks]]
+            places += [self.lora_a[ranks], self.lora_b[rows, ranks]]
         with torch.no_grad():
             torch._foreach_copy_(places, self.parameters())
 
     @property
-    def low_in(self) -> Tensor:
+    def lora_a(self) -> Tensor:
         """A of all projections, [R, K]."""
         return self.matrix[self.n :, : self.k]
 
     @property
-    def low_out(self) -> Tensor:
+    def lora_b(self) -> Tensor:
         """B of all projections, [N, R], block-diagonal."""
         return self.matrix[: self.n, self.k :]
 
@@ -96,35 +96,35 @@ class Margins:
 
         x: a buffer of `before`, filled.
         """
-        low = torch.addmm(x.new_empty(()), x[:, : self.k], self.low_in.T, beta=0, alpha=self.scale)
-        return (self._large(x, low, residual) if product else None), low
+        low = torch.addmm(x.new_empty(()), x[:, : self.k], self.lora_a.T, beta=0, alpha=self.scale)
+        return (self._frozen_product(x, low, residual) if product else None), low
 
-    def _large(self, x: Tensor, low: Tensor, residual: Tensor | None) -> Tensor:
+    def _frozen_product(self, x: Tensor, low: Tensor, residual: Tensor | None) -> Tensor:
         x[:, self.k :] = low
         weight = self.matrix[: self.n].T
         return x @ weight if residual is None else torch.addmm(residual, x, weight)
 
-    def backward(self, dy: Tensor, *, needed: bool = True) -> tuple[Tensor | None, Tensor]:
+    def backward(self, dy: Tensor, *, input_grad_needed: bool = True) -> tuple[Tensor | None, Tensor]:
         """(dx [rows, K] if needed, s dy B [rows, R]). dy: a buffer of `behind`, filled."""
         low = dy[:, self.n :]
         for rows, ranks in self._blocks():
             place = low[:, ranks]
-            torch.addmm(place, dy[:, rows], self.low_out[rows, ranks], beta=0, alpha=self.scale, out=place)
-        return (self._large_back(dy, low) if needed else None), low
+            torch.addmm(place, dy[:, rows], self.lora_b[rows, ranks], beta=0, alpha=self.scale, out=place)
+        return (self._frozen_product_backward(dy, low) if input_grad_needed else None), low
 
-    def _large_back(self, dy: Tensor, low: Tensor) -> Tensor:  # noqa: ARG002
+    def _frozen_product_backward(self, dy: Tensor, low: Tensor) -> Tensor:  # noqa: ARG002
         return dy @ self.matrix[:, : self.k]
 
     def gradients(self, dy: Tensor, x: Tensor, x_low: Tensor, dy_low: Tensor) -> list[Tensor]:
         """dA = (s dy B)ᵀ x and dB = dyᵀ (s x Aᵀ) of each projection; x_low, dy_low: what forward and backward gave."""
-        a = _sum(dy_low, x)
-        found = []
+        a = _token_sum(dy_low, x)
+        grads = []
         for rows, ranks in self._blocks():
-            found += [a[ranks], _sum(dy[:, rows], x_low[:, ranks])]
-        return found
+            grads += [a[ranks], _token_sum(dy[:, rows], x_low[:, ranks])]
+        return grads
 
 
-def _sum(a: Tensor, b: Tensor) -> Tensor:
+def _token_sum(a: Tensor, b: Tensor) -> Tensor:
     """aᵀ b, a sum over tokens that the GPU forms in float32 anyway and here does not round before Adam sees it."""
     return torch.mm(a.T, b, out_dtype=torch.float32) if a.is_cuda and a.dtype == torch.bfloat16 else a.T @ b
 
@@ -142,14 +142,14 @@ class Scratch:
         return self._matrices[key]
 
 
-class FourBit(Margins):
+class Nf4FusedLoraLinear(FusedLoraLinear):
     """Projections whose weight stays in bitsandbytes' 4 bits and is spread into a shared matrix when its layer's turn comes."""
 
     def __init__(self, modules: Sequence[nn.Module], scratch: Scratch, like: Tensor) -> None:
         self.scratch, self.like = scratch, like
         super().__init__(modules)
 
-    def _take(self) -> Tensor:
+    def _allocate_matrix(self) -> Tensor:
         self.key = (*self.rows, *self.ranks, self.k)
         return self.scratch.matrix(self.key, (self.n + self.r, self.k + self.r), self.like)
 
@@ -173,12 +173,12 @@ class FourBit(Margins):
         self.load()
         return super().forward(x, residual, product=product)
 
-    def backward(self, dy: Tensor, *, needed: bool = True) -> tuple[Tensor | None, Tensor]:
+    def backward(self, dy: Tensor, *, input_grad_needed: bool = True) -> tuple[Tensor | None, Tensor]:
         self.load()
-        return super().backward(dy, needed=needed)
+        return super().backward(dy, input_grad_needed=input_grad_needed)
 
 
-class EightBit(Margins):
+class Fp8FusedLoraLinear(FusedLoraLinear):
     """Projections whose large products run in float8_e4m3fn, which Hopper's tensor cores do twice as fast; LoRA stays as it is.
 
     Weights are rounded once, activations and gradients at every product, each row (an output feature, a token) with its own scale: a
@@ -188,18 +188,18 @@ class EightBit(Margins):
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         super().__init__(modules)
         weight = self.matrix[: self.n, : self.k]
-        self.forth = rowwise.to_fp8(weight)
-        self.back = rowwise.to_fp8(weight.T.contiguous())
+        self.weight_fp8 = rowwise.to_fp8(weight)
+        self.weight_t_fp8 = rowwise.to_fp8(weight.T.contiguous())
 
-    def _large(self, x: Tensor, low: Tensor, residual: Tensor | None) -> Tensor:
-        y = scaled_product(rowwise.to_fp8(x[:, : self.k]), self.forth, x.dtype)
-        if not self.apart:
-            y.addmm_(low, self.low_out.T)
+    def _frozen_product(self, x: Tensor, low: Tensor, residual: Tensor | None) -> Tensor:
+        y = scaled_product(rowwise.to_fp8(x[:, : self.k]), self.weight_fp8, x.dtype)
+        if not self.defer_lora:
+            y.addmm_(low, self.lora_b.T)
         return y if residual is None else y.add_(residual)
 
-    def _large_back(self, dy: Tensor, low: Tensor) -> Tensor:
-        dx = scaled_product(rowwise.to_fp8(dy[:, : self.n]), self.back, dy.dtype)
-        return dx if self.apart_back else dx.addmm_(low, self.low_in)
+    def _frozen_product_backward(self, dy: Tensor, low: Tensor) -> Tensor:
+        dx = scaled_product(rowwise.to_fp8(dy[:, : self.n]), self.weight_t_fp8, dy.dtype)
+        return dx if self.defer_lora_grad else dx.addmm_(low, self.lora_a)
 
 
 def scaled_product(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
@@ -210,9 +210,9 @@ def scaled_product(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], dtype: to
     return ((x.float() * x_scale) @ (w.float() * w_scale).T).to(dtype)
 
 
-def projections(modules: Sequence[nn.Module], *, fp8: bool, scratch: Scratch, like: Tensor) -> Margins:
+def projections(modules: Sequence[nn.Module], *, fp8: bool, scratch: Scratch, like: Tensor) -> FusedLoraLinear:
     """The class that fits how the modules' weights are held. like: a tensor of the model's own precision and device."""
     weight: Any = modules[0].base_layer.weight
     if hasattr(weight, "quant_state"):
-        return FourBit(modules, scratch, like)
-    return EightBit(modules) if fp8 else Margins(modules)
+        return Nf4FusedLoraLinear(modules, scratch, like)
+    return Fp8FusedLoraLinear(modules) if fp8 else FusedLoraLinear(modules)

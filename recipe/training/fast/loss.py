@@ -26,28 +26,28 @@ class HeadLoss(torch.autograd.Function):
         ctx: Any, hidden: Tensor, rows: Tensor, targets: Tensor, norm: Tensor, eps: float, head: Tensor
     ) -> Tensor:
         """rows: int64 indices of the tokens that predict `targets` [rows]. norm: [hidden]. head: [vocabulary, hidden]."""
-        learnt = hidden[rows]
-        normed = torch.empty_like(learnt)
-        rowwise.rms_norm(learnt, norm, eps, normed)
+        loss_hidden = hidden[rows]
+        normed = torch.empty_like(loss_hidden)
+        rowwise.rms_norm(loss_hidden, norm, eps, normed)
         total = torch.zeros((), device=hidden.device, dtype=torch.float32)
         for start in range(0, len(rows), ROWS):
             block = slice(start, start + ROWS)
             logits = normed[block] @ head.T
             total += rowwise.cross_entropy(logits, targets[block], 1 / len(rows)).sum()
             torch.mm(logits, head, out=normed[block])  # the block is read for the last time above
-        rowwise.rms_norm_backward(normed, learnt, norm, eps, normed)
+        rowwise.rms_norm_backward(normed, loss_hidden, norm, eps, normed)
         ctx.saved = normed, rows, hidden.shape
         return total / max(len(rows), 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (found, rows, shape), ctx.saved = ctx.saved, None
-        grad = found.new_zeros(shape)
-        grad[rows] = found * grads[0].to(found.dtype)
+        (hidden_grad, rows, shape), ctx.saved = ctx.saved, None
+        grad = hidden_grad.new_zeros(shape)
+        grad[rows] = hidden_grad * grads[0].to(hidden_grad.dtype)
         return grad, None, None, None, None, None
 
 
-def learnt(labels: Tensor) -> tuple[Tensor, Tensor]:
+def loss_tokens(labels: Tensor) -> tuple[Tensor, Tensor]:
     """(rows, targets): which tokens of a batch predict something that counts, and what. labels: [batch, length].
 
     Token t predicts label t + 1 of its own pack, as in transformers.

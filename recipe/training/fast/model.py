@@ -12,12 +12,12 @@ from recipe.chat_format import IGNORE_INDEX
 from recipe.training.fast.attention import Packs
 from recipe.training.fast.layer import Layer, run
 from recipe.training.fast.linear import Scratch
-from recipe.training.fast.loss import HeadLoss, learnt
+from recipe.training.fast.loss import HeadLoss, loss_tokens
 
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
-class Fast:
+class FusedLlama:
     """The loss of a PEFT-wrapped LlamaForCausalLM, computed by `Layer`s over its own weights.
 
     Built at the first batch, when the model is on its device and DeepSpeed has settled its precision.
@@ -32,7 +32,7 @@ class Fast:
 
     def loss(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor, *, recompute: bool) -> Tensor:
         """The mean loss of the learnt tokens of a batch; all [batch, length]."""
-        rows, targets = learnt(labels)
+        rows, targets = loss_tokens(labels)
         hidden = self.model.embed_tokens(input_ids)
         packs = Packs.of(position_ids, *self.model.rotary_emb(hidden, position_ids))
         hidden = run(self.layers, hidden.flatten(0, 1), packs, recompute=recompute)
@@ -45,7 +45,7 @@ def in_shards(llm: nn.Module) -> bool:
     return hasattr(next(llm.parameters()), "ds_id")
 
 
-class Weight:
+class LossWeight:
     """This process's learnt tokens over the mean of all processes'.
 
     DDP and DeepSpeed take the mean of the processes' gradients; of losses weighted so, that is the gradient of the mean loss over the
@@ -55,18 +55,18 @@ class Weight:
 
     def __init__(self, labels: Tensor) -> None:
         """labels: [batch, length]."""
-        self.waiting = None
+        self.pending = None
         if dist.is_initialized() and dist.get_world_size() > 1:
-            self.learnt = labels[:, 1:].ne(IGNORE_INDEX).sum().float()
-            self.all = self.learnt.clone()
-            self.waiting = dist.all_reduce(self.all, async_op=True)  # while the loss is computed
+            self.loss_tokens = labels[:, 1:].ne(IGNORE_INDEX).sum().float()
+            self.total = self.loss_tokens.clone()
+            self.pending = dist.all_reduce(self.total, async_op=True)  # while the loss is computed
 
     def of(self, loss: Tensor) -> Tensor:
         """The loss, weighted."""
-        if self.waiting is None:
+        if self.pending is None:
             return loss
-        self.waiting.wait()
-        return loss * (self.learnt * dist.get_world_size() / self.all.clamp(min=1))
+        self.pending.wait()
+        return loss * (self.loss_tokens * dist.get_world_size() / self.total.clamp(min=1))
 
 
 def finetune(*, llm: Any, lora: Any, fp8: bool = False, recompute: bool = False) -> nn.Module:
@@ -90,15 +90,15 @@ def finetune(*, llm: Any, lora: Any, fp8: bool = False, recompute: bool = False)
     torch.manual_seed(torch.initial_seed())
     model.llm = get_peft_model(model.llm, model.lora)
     check(model.llm, model.lora, fp8=fp8)
-    fast: list[Fast] = []  # no submodule: its tensors are the model's own
+    fused: list[FusedLlama] = []  # no submodule: its tensors are the model's own
 
     def compute_loss(data: dict[str, Tensor], data_samples: None = None) -> dict[str, Tensor]:  # noqa: ARG001
-        weight = Weight(data["labels"])
+        weight = LossWeight(data["labels"])
         if in_shards(model.llm):
             return {"loss": weight.of(SupervisedFinetune.compute_loss(model, data)["loss"])}
-        if not fast:
-            fast.append(Fast(model.llm, fp8=fp8))
-        return {"loss": weight.of(fast[0].loss(**data, recompute=recompute))}
+        if not fused:
+            fused.append(FusedLlama(model.llm, fp8=fp8))
+        return {"loss": weight.of(fused[0].loss(**data, recompute=recompute))}
 
     def train(mode: bool = True) -> nn.Module:
         """mmengine calls this before every step; walking through 2,000 modules to change nothing takes 10 ms."""
@@ -109,7 +109,7 @@ def finetune(*, llm: Any, lora: Any, fp8: bool = False, recompute: bool = False)
 
 
 def _keep_layout(model: nn.Module) -> None:
-    """Keep 4-bit weights as they were quantised: `linear.FourBit` reads them.
+    """Keep 4-bit weights as they were quantised: `linear.Nf4FusedLoraLinear` reads them.
 
     Where a model replies on a CPU with AVX-512 bf16, bitsandbytes would lay them out anew for a kernel of its own.
     """

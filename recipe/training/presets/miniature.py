@@ -8,6 +8,8 @@ from mmengine.config import read_base
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from xtuner.engine.runner import TrainLoop
 
+from recipe.training.hooks import ScoreCheckpoints
+
 with read_base():
     from .qlora import *
 
@@ -25,4 +27,5 @@ param_scheduler = [
     dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=True, begin=0.2, end=2, convert_to_iter_based=True),
 ]
 default_hooks.checkpoint.update(interval=120, max_keep_ckpts=6)
-custom_hooks[3].patience = 5
+# Names are lazy objects while a config is read: they compare by their text.
+next(hook for hook in custom_hooks if str(hook.type) == str(ScoreCheckpoints)).patience = 5
