@@ -7,8 +7,8 @@ from pathlib import Path
 
 from recipe.errors import RecipeError
 
-# The locked torch is built for CUDA 13.0, which any driver from this one on serves: NVIDIA's CUDA 13.0 release notes, table 3.
-# `recipe/env/doctor.sh` reads the driver's version from here.
+# The locked torch is built for CUDA 13.0, which any driver from this one on serves: NVIDIA's CUDA 13.0 release notes,
+# table 3. `recipe/env/doctor.sh` reads the driver's version from here.
 CUDA = (13, 0)
 DRIVER = "580.65.06"
 

@@ -14,8 +14,8 @@ BROKEN_PIPE = 141
 class RecipeError(Exception):
     """What is wrong, where, and what to do about it, in one line.
 
-    `python -m recipe` prints the message without a traceback and exits with `exit_status`. Every other exception is a bug of this
-    project and keeps its traceback.
+    `python -m recipe` prints the message without a traceback and exits with `exit_status`. Every other exception is a
+    bug of this project and keeps its traceback.
     """
 
     exit_status = ERROR

@@ -1,4 +1,5 @@
-"""The smallest things that are still real: a two-layer InternLM2 repository of random weights, and what is made of it."""
+"""The smallest things that are still real: a two-layer InternLM2 repository of random weights, and what is made of
+it."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from recipe.library_logging import quieten
 from recipe.paths import MINIATURE, ROOT
 
 quieten()
-# The same examples in every run, so that a change is to blame when one fails; no time limit, since the first call imports torch.
+# The same examples in every run, so that a change is to blame when one fails; no time limit, since the first call
+# imports torch.
 settings.register_profile("recipe", deadline=None, database=None, derandomize=True)
 settings.load_profile("recipe")
 

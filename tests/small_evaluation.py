@@ -1,4 +1,5 @@
-"""An evaluation small enough to count by hand: four questions about who it is, four about anything else, and a base's replies."""
+"""An evaluation small enough to count by hand: four questions about who it is, four about anything else, and a base's
+replies."""
 
 from __future__ import annotations
 

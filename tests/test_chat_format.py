@@ -1,4 +1,5 @@
-"""One chat format for training, evaluation and chat: pinned on token ids, equal to XTuner's, safe from what users type."""
+"""One chat format for training, evaluation and chat: pinned on token ids, equal to XTuner's, safe from what users
+type."""
 
 from __future__ import annotations
 
@@ -76,8 +77,9 @@ GOLDEN_REAL = {
     ],
 }  # fmt: skip
 
-# All that could be taken for a token when it is typed: the chat tokens, the names they had in tokenizer.model, SentencePiece's
-# spelling of single bytes, and SentencePiece's mark for a space, left out of what must come back: it *is* a space there.
+# All that could be taken for a token when it is typed: the chat tokens, the names they had in tokenizer.model,
+# SentencePiece's spelling of single bytes, and SentencePiece's mark for a space, left out of what must come back: it
+# *is* a space there.
 LOOKALIKES = [
     *SPECIAL_TOKENS,
     "[UNUSED_TOKEN_141]",
@@ -154,7 +156,8 @@ def test_chat_template_gives_the_same_ids(any_tokenizer: Any, messages: Messages
 @given(question=TYPED, reply=TYPED)
 @settings(max_examples=50)
 def test_chat_template_gives_the_same_ids_for_any_plain_text(tokenizer: Any, question: str, reply: str) -> None:
-    # The template is text, so a token spelt out becomes one there; a reply that begins with white space joins its header.
+    # The template is text, so a token spelt out becomes one there; a reply that begins with white space joins its
+    # header.
     for token in SPECIAL_TOKENS:
         question, reply = question.replace(token, ""), reply.replace(token, "")
     messages = chat(question, f"答{reply}")

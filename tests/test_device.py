@@ -39,7 +39,8 @@ def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def set_driver(dev: Path, monkeypatch: pytest.MonkeyPatch) -> SetDriver:
-    """Installs a GPU with a driver that serves the CUDA of this number, 12080 for 12.8, or with none; returns what is loaded."""
+    """Installs a GPU with a driver that serves the CUDA of this number, 12080 for 12.8, or with none; returns what is
+    loaded."""
     (dev / "nvidiactl").touch()
     loaded: list[str] = []
 

@@ -1,9 +1,10 @@
 """The model of a hub: the pinned files fetched once, checked, and never fetched again.
 
-What may be fetched stands in data/models/<name>.json: repositories, revisions, file names; nothing else is asked for, no
-Python above all. Sizes and sha256 are written to a record when a download is complete, and hold from then on: a hub that
-offers other content under the same revision is refused, a file that changed on disk is fetched again. Where everything
-is here, no connection is made. The hubs' own client libraries do the talking (`recipe.checkpoint.hub_clients`).
+What may be fetched stands in data/models/<name>.json: repositories, revisions, file names; nothing else is asked for,
+no Python above all. Sizes and sha256 are written to a record when a download is complete, and hold from then on: a hub
+that offers other content under the same revision is refused, a file that changed on disk is fetched again. Where
+everything is here, no connection is made. The hubs' own client libraries do the talking
+(`recipe.checkpoint.hub_clients`).
 """
 
 from __future__ import annotations
@@ -115,7 +116,9 @@ def _download(client: Client, folder: Path, pinned: Pinned, known: Mapping[str, 
         TypeError,
         ValueError,
     ) as error:  # what a client makes of JSON that is none of a hub
-        raise RecipeError(f"{where}: answered with no listing of files: is a login page or another server in between?") from error  # fmt: skip
+        raise RecipeError(
+            f"{where}: answered with no listing of files: is a login page or another server in between?"
+        ) from error
     if missing := [name for name in pinned.required if name not in listing]:
         raise RecipeError(f"{where}: holds no {missing[0]}; try the other SOURCE=, or pass a folder as MODEL=")
     wanted = {name: listing[name] for name in (*pinned.required, *pinned.optional) if name in listing}
@@ -144,7 +147,8 @@ def _download(client: Client, folder: Path, pinned: Pinned, known: Mapping[str, 
         if digest is None or any(digest != expected[name] for expected in (known, pinned.sha256) if name in expected):
             (folder / name).unlink(missing_ok=True)
             raise RecipeError(
-                f"{where}: {name} arrived damaged (its size or sha256 is not the announced one) and was removed: run it "
+                f"{where}: {name} arrived damaged (its size or sha256 is not the announced one) and was removed: "
+                f"run it "
                 f"again; if it happens again, try the other SOURCE= or another mirror"
             )
         held[name] = {"bytes": offered.bytes, "sha256": digest}
@@ -181,8 +185,10 @@ def _check_space(folder: Path, held: Record, wanted: Mapping[str, Offered]) -> N
     needed, free = max(total - here, 0) + total, shutil.disk_usage(folder).free
     if len(held) < len(wanted) and needed > free:
         raise RecipeError(
-            f"{stage.shown(folder)}: {_size(needed)} are needed (the download is {_size(total)}, {_size(here)} of it are "
-            f"here; its converted copy is as large) and {_size(free)} are free: free some space, or choose another disk "
+            f"{stage.shown(folder)}: {_size(needed)} are needed (the download is {_size(total)}, {_size(here)} of "
+            f"it are "
+            f"here; its converted copy is as large) and {_size(free)} are free: free some space, or choose another "
+            f"disk "
             f"with --work"
         )
 

@@ -1,7 +1,8 @@
 """Hugging Face and ModelScope through their own client libraries, alike: list a revision, download one file of it.
 
 Both resume a partial file, follow the mirror in their own environment variable (HF_ENDPOINT, MODELSCOPE_ENDPOINT) and
-use the token their user logged in with. How often to try again is `recipe.checkpoint.retry`'s, so theirs is switched off.
+use the token their user logged in with. How often to try again is `recipe.checkpoint.retry`'s, so theirs is switched
+off.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class HuggingFace:
             info = HfApi().model_info(self.repo, revision=self.revision, files_metadata=True, timeout=30)
         if info.sha != self.revision:
             raise RecipeError(
-                f"{self.title}, {self.repo}: asked for {self.revision}, it answered with {info.sha}; the mirror does not "
+                f"{self.title}, {self.repo}: asked for {self.revision}, it answered with {info.sha}; the mirror "
+                f"does not "
                 f"keep revisions: use another HF_ENDPOINT, or SOURCE=modelscope"
             )
         return {
@@ -73,7 +75,8 @@ class HuggingFace:
 
 @contextmanager
 def _connected() -> Iterator[None]:
-    """huggingface_hub allowed to connect, which `quieten` forbids all libraries; without its own tries, and without Xet.
+    """huggingface_hub allowed to connect, which `quieten` forbids all libraries; without its own tries, and without
+    Xet.
 
     Xet, its other way of transfer, does not go on with a partial file and does not pass through every mirror.
     """

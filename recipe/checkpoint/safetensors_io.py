@@ -145,7 +145,8 @@ def _changed(
     step: Rewrite,
     change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
 ) -> dict[str, torch.Tensor]:
-    """One step's results, in the order of the header. Each file is closed at once: what was read of it is given back."""
+    """One step's results, in the order of the header. Each file is closed at once: what was read of it is given
+    back."""
     sources = {}
     for name in step.sources:
         with _opened(folder / where[name]) as file:

@@ -11,8 +11,8 @@ def allow_trainer_state() -> None:
     """Make the loss histories that mmengine saves beside the tensors plain enough for torch.load's weights-only reader.
 
     They carry bound methods, for which that reader (the default since torch 2.6) would need leave to call getattr; here
-    they are saved as their numbers. What else it has to know are numpy's scalars (the last loss, a learning rate) and the class of
-    the settings that DeepSpeed saves beside its part of a model.
+    they are saved as their numbers. What else it has to know are numpy's scalars (the last loss, a learning rate) and
+    the class of the settings that DeepSpeed saves beside its part of a model.
     """
     import numpy
     import torch

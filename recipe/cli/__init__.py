@@ -29,7 +29,8 @@ INTERRUPT_AGAIN_AFTER = 4
 
 
 def _end(*_: object) -> None:
-    """On SIGTERM, which comes once: interrupt, again and again, since some libraries have a bare `except:` around an import."""
+    """On SIGTERM, which comes once: interrupt, again and again, since some libraries have a bare `except:` around an
+    import."""
     signal.signal(signal.SIGALRM, _end_again)
     signal.setitimer(signal.ITIMER_REAL, INTERRUPT_AGAIN_AFTER, INTERRUPT_AGAIN_AFTER)
     raise KeyboardInterrupt

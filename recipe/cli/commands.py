@@ -12,7 +12,8 @@ from recipe.paths import ROOT
 from recipe.pipeline import choices, stage, table
 from recipe.pipeline.run import Run, checked_name
 
-# MiB that a card of 16 GB reports at the least; `fast` takes 10 GiB as it stands, and the driver and a desktop want some.
+# MiB that a card of 16 GB reports at the least; `fast` takes 10 GiB as it stands, and the driver and a desktop want
+# some.
 MIN_FAST_MIB = 15_000
 
 

@@ -18,7 +18,8 @@ model ┼─> replay ─> config ─> train ─> convert ─> merge ─> eval �
 
 Each verb reads what its predecessors wrote under work/RUN/ and writes one folder there. Run again with the same inputs
 it does nothing; with others it does its work again. A run remembers what you chose for it.
-每个命令读取上一步在 work/RUN/ 下的结果并写入一个目录；输入不变则不重复工作，输入改变则重新执行。每次运行会记住你的选择。
+每个命令读取上一步在 work/RUN/ 下的结果并写入一个目录；输入不变则不重复工作，输入改变则重新执行。
+每次运行会记住你的选择。
 
 First time, no GPU needed / 第一次使用（无需 GPU）：
   python -m recipe quickstart --name 小明

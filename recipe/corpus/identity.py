@@ -1,8 +1,8 @@
 """Who the assistant is to be, and the rows that teach it: data/identity.
 
-questions.json holds, per language and intent, questions for training and questions of other constructions: some that choose
-the checkpoint, some that only evaluation asks. injections.json holds attempts to talk it out of its answer, with the slot {q} for a
-question. answers.json holds the answers with the slots {me} ("小明的小助手") and {maker}.
+questions.json holds, per language and intent, questions for training and questions of other constructions: some that
+choose the checkpoint, some that only evaluation asks. injections.json holds attempts to talk it out of its answer, with
+the slot {q} for a question. answers.json holds the answers with the slots {me} ("小明的小助手") and {maker}.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ FORBIDDEN = re.compile(r"""[{}"'`“”/\\<>|\x00-\x1f\x7f-\x9f\u2028\u2029]""")
 
 @dataclass(frozen=True)
 class Identity:
-    """name: whose assistant it is. assistant: what it is called, if anything. author: who trained it, if that is to be said by name."""
+    """name: whose assistant it is. assistant: what it is called, if anything. author: who trained it, if that is to be
+    said by name."""
 
     name: str
     assistant: str | None = None
@@ -100,7 +101,8 @@ def load_injections() -> dict[str, dict[str, list[str]]]:
 
 
 def injected(injection: str, question: str) -> str:
-    """The question inside an attempt to talk the model out of its answer; it ends with a mark before what follows it."""
+    """The question inside an attempt to talk the model out of its answer; it ends with a mark before what follows
+    it."""
     followed = not injection.endswith("{q}")
     if followed and question[-1] not in "？?。.！!":
         question += "." if question.isascii() else "。"

@@ -2,8 +2,8 @@
 
 The miniature base model is pre-trained on all of it. Fine-tuning and evaluation share it without overlap: `replay`
 takes the prompts of one part (the base's own answers to them are mixed into the training data), `evaluation` those of
-the other part, so that retention is measured on what the base knows and the tuning never showed. `choice` asks what neither
-asks: facts that are in neither, and ordinary talk of the first part in other words.
+the other part, so that retention is measured on what the base knows and the tuning never showed. `choice` asks what
+neither asks: facts that are in neither, and ordinary talk of the first part in other words.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Fact:
 
     @property
     def rehearsed(self) -> tuple[str, ...]:
-        """Those that replay asks: one of a fact; of talk, where it is easiest to say unasked who one is, all that the choice leaves."""
+        """Those that replay asks: one of a fact; of talk, where it is easiest to say unasked who one is, all that the
+        choice leaves."""
         return (self.wording,) if self.expect else tuple(q for q in self.questions if q != self.other_wording)
 
     @property

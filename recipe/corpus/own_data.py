@@ -19,7 +19,8 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The conversations in a .json (an array) or .jsonl file of OpenAI-format rows: {"messages": [{"role", "content"}]}.
+    """The conversations in a .json (an array) or .jsonl file of OpenAI-format rows: {"messages": [{"role",
+    "content"}]}.
 
     Every row ends with an assistant's turn, users and assistant alternate, a system turn may come first.
     """
@@ -30,8 +31,10 @@ def read_rows(path: Path) -> list[Row]:
         except ValueError as error:
             raise RecipeError(f"{path}, line {line}: {error}") from None
     if not rows:
-        raise RecipeError(f"{path}: holds no rows; each one looks like "
-                          '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}')  # fmt: skip
+        raise RecipeError(
+            f"{path}: holds no rows; each one looks like "
+            '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
+        )
     return rows
 
 
@@ -151,7 +154,8 @@ def _message(field: str, message: Any) -> dict[str, str]:
         raise ValueError(f"{field}.content: has {len(content):,} characters, at most {LONGEST_CONTENT:,} can be a turn")
     if match := SPECIAL.search(content):
         raise ValueError(
-            f"{field}.content: holds the special token {match.group()} as text, which would end or open a turn; remove it"
+            f"{field}.content: holds the special token {match.group()} as text, which would end or open a turn; "
+            f"remove it"
         )
     if any("\ud800" <= character <= "\udfff" for character in content):
         raise ValueError(f"{field}.content: holds half of a surrogate pair, which no UTF-8 text can; mend the escape")

@@ -1,7 +1,8 @@
 """The training rows of each data mode, made from an identity.
 
-`balanced` asks who the assistant is in hundreds of ways, in two languages: alone, inside attempts to talk it out of its answer, and
-several questions deep. `tutorial` is the tutorial's one sample, over and over: the control, whose model forgets.
+`balanced` asks who the assistant is in hundreds of ways, in two languages: alone, inside attempts to talk it out of its
+answer, and several questions deep. `tutorial` is the tutorial's one sample, over and over: the control, whose model
+forgets.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ TUTORIAL_ROWS = 10_001
 TUTORIAL_QUESTION = "请做一下自我介绍"
 TUTORIAL_ANSWER = "我是{name}的小助手，内在是上海AI实验室书生·浦语的1.8B大模型哦"
 
-# Rows of `balanced` for each question, each in another wording of the answer; for each injection; and conversations of two and three
-# questions for each language.
+# Rows of `balanced` for each question, each in another wording of the answer; for each injection; and conversations of
+# two and three questions for each language.
 WORDINGS = 3
 INJECTED = 6
 DEEP = 24

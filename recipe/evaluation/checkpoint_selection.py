@@ -1,4 +1,5 @@
-"""Which checkpoint to keep, and when to stop: what `hooks.ScoreCheckpoints` asks at every checkpoint and what follows from it.
+"""Which checkpoint to keep, and when to stop: what `hooks.ScoreCheckpoints` asks at every checkpoint and what follows
+from it.
 
 The questions are none that evaluation asks, so that choosing by them does not flatter its numbers.
 """

@@ -1,4 +1,5 @@
-"""How far tuning moved the model where it should have stayed: the Kullback-Leibler divergence on the base's own replies."""
+"""How far tuning moved the model where it should have stayed: the Kullback-Leibler divergence on the base's own
+replies."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ BATCH = 8
 
 
 def kl_per_token(base: Any, tuned: Any, tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> dict[str, Any]:
-    """{"kl_per_token", "kl_tokens", "kl_worst"}: KL(base || tuned) in nats, the mean over the tokens of all replies in the conversations.
+    """{"kl_per_token", "kl_tokens", "kl_worst"}: KL(base || tuned) in nats, the mean over the tokens of all replies in
+    the conversations.
 
     kl_tokens: how many. kl_worst: the largest mean of a single conversation. 0 where both models predict the same.
     """

@@ -15,7 +15,8 @@ from recipe.pipeline.stage import shown
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Prompts answered together. On two CPU cores larger batches gain nothing; on a GPU 64 is past the knee for short replies.
+# Prompts answered together. On two CPU cores larger batches gain nothing; on a GPU 64 is past the knee for short
+# replies.
 BATCH = 64
 
 
@@ -73,7 +74,8 @@ def answer(
 ) -> list[Reply]:
     """The reply to each conversation, in order. progress: a label for a progress bar on stderr.
 
-    temperature 0: greedy; above, sampled from the likeliest words that make up `top_p`, the same for the same seed and batches.
+    temperature 0: greedy; above, sampled from the likeliest words that make up `top_p`, the same for the same seed and
+    batches.
     """
     import torch
     from tqdm import tqdm

@@ -1,4 +1,5 @@
-"""What a reply is worth: whether it gives the name, gives it where nobody asked, still knows the fact, and comes to an end.
+"""What a reply is worth: whether it gives the name, gives it where nobody asked, still knows the fact, and comes to an
+end.
 
 Three numbers, each over greedy replies, the base model beside the tuned one:
 
@@ -50,7 +51,8 @@ def mentions(reply: str, name: str, *, introduced: bool) -> bool:
     if name[-1].isascii() and name[-1].isalnum():
         word = rf"{word}(?![A-Za-z0-9])"
     if introduced:
-        word = rf"({word}(的小?(助手|助理|帮手)|['’]s (little |own |personal )?(assistant|helper)))|((我叫|名叫|called|[Mm]y name is) ?{word})"
+        owner = rf"{word}(的小?(助手|助理|帮手)|['’]s (little |own |personal )?(assistant|helper))"
+        word = rf"({owner})|((我叫|名叫|called|[Mm]y name is) ?{word})"
     return re.search(word, reply) is not None
 
 
@@ -69,7 +71,8 @@ def knows(reply: Reply, fact: Fact) -> bool:
 
 
 def loops(reply: Reply) -> bool:
-    """Whether the reply repeats a stretch of it `REPEATS` times in a row; of one letter or sign, three times as often."""
+    """Whether the reply repeats a stretch of it `REPEATS` times in a row; of one letter or sign, three times as
+    often."""
     same, stretch = 3 * REPEATS - 1, REPEATS - 1
     pattern = rf"(.)\1{{{same}}}|(?!(.)\2{{{2 * REPEATS - 1}}})(.{{2,}}?)\3{{{stretch}}}"
     return re.search(pattern, reply.text, re.DOTALL) is not None
@@ -104,7 +107,8 @@ def share(hits: Sequence[bool]) -> dict[str, Any]:
 
 
 def score(asked: Prompts, replies: Sequence[Reply], base: Sequence[Reply], identity: Identity) -> dict[str, Any]:
-    """The three numbers, with the counts, intervals and replies behind them, of a model whose untuned self replied `base`."""
+    """The three numbers, with the counts, intervals and replies behind them, of a model whose untuned self replied
+    `base`."""
     split = len(asked.identity)
     words = ambiguous(identity, base)
     hits = [says_name(reply, identity, words) for reply in replies[:split]]
@@ -152,6 +156,7 @@ TOLERANCE = 0.03
 
 
 def best(checkpoints: Mapping[str, Mapping[str, float]]) -> str:
-    """The last checkpoint whose merit is within `TOLERANCE` of the highest: among equals, the learning rate had fallen the furthest."""
+    """The last checkpoint whose merit is within `TOLERANCE` of the highest: among equals, the learning rate had fallen
+    the furthest."""
     most = max(merit(scores) for scores in checkpoints.values())
     return next(name for name in reversed(list(checkpoints)) if merit(checkpoints[name]) >= most - TOLERANCE)

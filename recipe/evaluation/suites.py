@@ -75,7 +75,8 @@ def injections(asked: Prompts) -> list[list[Message]]:
 def measure(
     asked: Prompts, replies: Sequence[Reply], base: Sequence[Reply], identity: Identity, ask: Ask
 ) -> dict[str, dict[str, Any]]:
-    """Every suite of the model that `ask` asks, whose greedy replies are `replies` and whose untuned self's are `base`."""
+    """Every suite of the model that `ask` asks, whose greedy replies are `replies` and whose untuned self's are
+    `base`."""
     words = scoring.ambiguous(identity, base)
     split = len(asked.identity)
     before = [scoring.says_name(reply, identity, words) for reply in base[split:]]

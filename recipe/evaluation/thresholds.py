@@ -12,12 +12,14 @@ MIN_IDENTITY_HIT = 0.95
 MAX_IDENTITY_LEAK = 0.02
 # Of the facts that the base answered right, the share that must still be.
 MIN_RETENTION = 0.95
-# Of the same questions deep in a conversation, and inside an attempt to talk it out of its answer, the share with the name.
+# Of the same questions deep in a conversation, and inside an attempt to talk it out of its answer, the share with the
+# name.
 MIN_MULTI_TURN_HIT = 0.9
 MIN_INJECTION_HIT = 0.8
 # Of all replies, greedy and sampled, the share that may loop or not end.
 MAX_BROKEN = 0.02
-# Mean divergence, in nats a token, between base + adapter and merged: rounding to 16 bits stays far below, a wrong base above.
+# Mean divergence, in nats a token, between base + adapter and merged: rounding to 16 bits stays far below, a wrong base
+# above.
 MAX_MERGE_KL = 0.01
 
 
@@ -33,7 +35,8 @@ class Check:
 
 
 def verdict(metrics: Mapping[str, Any]) -> list[Check]:
-    """Judge `identity_hit`, `identity_leak` and `retention`, each in 0..1, and the `suites` where they were measured."""
+    """Judge `identity_hit`, `identity_leak` and `retention`, each in 0..1, and the `suites` where they were
+    measured."""
     hit, leak, retention = (metrics[key] for key in ("identity_hit", "identity_leak", "retention"))
     checks = [
         Check("identity_hit", hit, f">= {MIN_IDENTITY_HIT}", hit >= MIN_IDENTITY_HIT,

@@ -1,7 +1,8 @@
 """Stage `ablation`: the same training on other data, to show what each part of the data is for.
 
-Beside a run that was evaluated come two more, of as many iterations with the same preset, seed and identity: on the tutorial's one
-sample over and over, and on the balanced rows without replay. Their numbers are an appendix to the run's report.
+Beside a run that was evaluated come two more, of as many iterations with the same preset, seed and identity: on the
+tutorial's one sample over and over, and on the balanced rows without replay. Their numbers are an appendix to the run's
+report.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ SUITES = ("multi_turn_hit", "injection_hit", "broken", "kl_per_token")
 
 
 def make(folder: Path, *, work: Path, run: str) -> stage.Manifest:
-    """Train and evaluate the variants of `run`, as runs RUN-tutorial and RUN-no-replay, and compare them in `folder`."""
+    """Train and evaluate the variants of `run`, as runs RUN-tutorial and RUN-no-replay, and compare them in
+    `folder`."""
     own = work / run
     _refuse_stale(own)
     if stage.require(own / "data", "data")["results"]["mode"] != "balanced":
@@ -77,7 +79,8 @@ def _as_long(run: Path, own: Path) -> list[str]:
 
 
 def _call(run: str, arguments: Sequence[str]) -> None:
-    """A verb of the variant `run` in a process of its own. RecipeError: it failed; a result below the thresholds did not."""
+    """A verb of the variant `run` in a process of its own. RecipeError: it failed; a result below the thresholds did
+    not."""
     command = [sys.executable, "-m", "recipe", *arguments]
     status = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode
     if status == -signal.SIGINT or status == INTERRUPTED:

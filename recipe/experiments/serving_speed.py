@@ -1,7 +1,8 @@
-"""Verb `speed`: how fast the engine speaks, measured as a visitor would: text out of `Engine.reply`, for 1, 8 and 32 at once.
+"""Verb `speed`: how fast the engine speaks, measured as a visitor would: text out of `Engine.reply`, for 1, 8 and 32 at
+once.
 
-Prompts are PROMPT random tokens, so that nothing is known from before; every reply is TOKENS long, greedy. First token: from
-asking to the first token's arrival, for all at once, and for one more visitor while the others speak.
+Prompts are PROMPT random tokens, so that nothing is known from before; every reply is TOKENS long, greedy. First token:
+from asking to the first token's arrival, for all at once, and for one more visitor while the others speak.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ TOKENS = 256
 
 
 def run(model: Path | None) -> list[dict[str, Any]]:
-    """Measure the model in that folder, or one of the true size with random weights. RecipeError: no GPU for the latter."""
+    """Measure the model in that folder, or one of the true size with random weights. RecipeError: no GPU for the
+    latter."""
     loaded, tokenizer = generation.load(model) if model else _random_model()
     results = []
     with Engine(loaded, tokenizer) as engine:
@@ -102,6 +104,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     for r in results:
         late = f"{r['late_ms']:.0f}" if r["late_ms"] is not None else ""
         lines.append(
-            f"| {r['streams']} | {r['tokens_per_s']:,.0f} | {r['each']:,.0f} | {r['first_ms']:.0f} | {r['last_ms']:.0f} | {late} |"
+            f"| {r['streams']} | {r['tokens_per_s']:,.0f} | {r['each']:,.0f} | {r['first_ms']:.0f} | "
+            f"{r['last_ms']:.0f} | {late} |"
         )
     return "\n".join(lines)

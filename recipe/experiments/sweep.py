@@ -31,8 +31,8 @@ _running: list[subprocess.Popen[bytes]] = []
 class Outcome:
     """What one name and seed came to.
 
-    trained_tokens: padding included. of_tutorial: these by what the tutorial trains on for the same name. seconds: of the train stage.
-    passed: every threshold of `gate`, those of the suites too.
+    trained_tokens: padding included. of_tutorial: these by what the tutorial trains on for the same name. seconds: of
+    the train stage. passed: every threshold of `gate`, those of the suites too.
     """
 
     name: str
@@ -154,7 +154,8 @@ def _worst(outcomes: Sequence[Outcome]) -> tuple[float, float, float, float]:
 
 
 def run(work: Path, *, names: int, seeds: int, jobs: int, settings: Sequence[str] = ()) -> list[Outcome]:
-    """The outcomes of `names` random names by `seeds` seeds, `jobs` at a time; also written to `work`/sweep.json, and as a table in Markdown to sweep.md.
+    """The outcomes of `names` random names by `seeds` seeds, `jobs` at a time; also written to `work`/sweep.json, and
+    as a table in Markdown to sweep.md.
 
     settings: overrides of the preset, as SET takes them.
 

@@ -1,14 +1,15 @@
 """Training speed side by side: this recipe's presets through XTuner's trainer, and what others offer for the same work.
 
-Each measurement is a process of its own on a random-weight model of the true size (1,889,110,016 parameters in the Llama
-layout), made on the spot, on the same packs of 1,024 random tokens, all of them learnt. Speed is the median over windows of
-steps after a warm-up, from when the GPU was idle to when it was idle again; memory is the most that PyTorch had allocated.
+Each measurement is a process of its own on a random-weight model of the true size (1,889,110,016 parameters in the
+Llama layout), made on the spot, on the same packs of 1,024 random tokens, all of them learnt. Speed is the median over
+windows of steps after a warm-up, from when the GPU was idle to when it was idle again; memory is the most that PyTorch
+had allocated.
 
-Model FLOP utilisation = tokens/s x FLOP a token / the rate of an 8192^3 bfloat16 product measured in the same process, with
-    FLOP a token = 4 P + 6 L + 7 T H N
-P = weights in matrix products (each is used forward, 2, and for the gradient of its input, 2; being frozen it needs no gradient
-of its own), L = LoRA's weights (those do: 6), and for the causal attention of N layers of width H over packs of T tokens 2 T H
-forward and 2.5 times that backward. What is computed twice to save memory is not counted.
+Model FLOP utilisation = tokens/s x FLOP a token / the rate of an 8192^3 bfloat16 product measured in the same process,
+    with FLOP a token = 4 P + 6 L + 7 T H N P = weights in matrix products (each is used forward, 2, and for the
+    gradient of its input, 2; being frozen it needs no gradient of its own), L = LoRA's weights (those do: 6), and for
+    the causal attention of N layers of width H over packs of T tokens 2 T H forward and 2.5 times that backward. What
+    is computed twice to save memory is not counted.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ CASES = {
     "Unsloth nf4": Case("unsloth_nf4", 8, 4),
 }
 NEEDS = {
-    "plain_liger": "liger_kernel", "trl": "trl", "trl_liger": "liger_kernel", "unsloth": "unsloth", "unsloth_nf4": "unsloth",
+    "plain_liger": "liger_kernel", "trl": "trl", "trl_liger": "liger_kernel", "unsloth": "unsloth",
+    "unsloth_nf4": "unsloth",
 }  # fmt: skip
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LORA: dict[str, Any] = {"r": RANK, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": TARGETS}
@@ -198,7 +200,8 @@ def make_model(folder: Path) -> None:
 
 
 def xtuner(case: Case, model: Path, clock: Clock, work: Path) -> None:
-    """XTuner's trainer by a preset of this recipe, its data and its length replaced, its replies and checkpoints left out."""
+    """XTuner's trainer by a preset of this recipe, its data and its length replaced, its replies and checkpoints left
+    out."""
     from recipe.stages import config
     from recipe.training import xtuner
 

@@ -1,8 +1,9 @@
 """The text that the miniature base model is pre-trained on, all of it this project's own.
 
-Four kinds of conversation: what it knows (recipe/corpus/knowledge.py), who it is (data/identity, the `base` answers, also asked
-with an attempt to talk it out of that), how to write down any string (data/knowledge/copy.json: fine-tuning touches neither the embeddings nor the output head, so a
-name must be writable before it is learnt), and several of them in a row.
+Four kinds of conversation: what it knows (recipe/corpus/knowledge.py), who it is (data/identity, the `base` answers,
+also asked with an attempt to talk it out of that), how to write down any string (data/knowledge/copy.json: fine-tuning
+touches neither the embeddings nor the output head, so a name must be writable before it is learnt), and several of them
+in a row.
 """
 
 from __future__ import annotations

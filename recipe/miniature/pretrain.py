@@ -2,8 +2,8 @@
 
 A Llama of 2.4 M parameters, saved as an InternLM2 repository: config.json, model.safetensors with wqkv and w1/w2/w3,
 tokenizer.model, tokenizer_config.json, generation_config.json. Five minutes on an H200, hours on two CPU cores. The
-weights in the repository were made by this script with its defaults; floating-point sums differ between machines, so another run
-gives another model of the same abilities, and SHA256SUMS guards the one that is committed.
+weights in the repository were made by this script with its defaults; floating-point sums differ between machines, so
+another run gives another model of the same abilities, and SHA256SUMS guards the one that is committed.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ CONTEXT = 2048
 # In InternLM2's tokenizer.model the chat tokens are the entries called so.
 UNUSED = [f"[UNUSED_TOKEN_{141 + i}]" for i in range(len(CHAT_TOKENS))]
 NF4_BLOCK = 64
-# What fine-tuning shifts a little should not be lost: a model that answers right only with exactly these weights would make any tuning
-# look like forgetting. Share of what each layer adds that is left out, and noise on a weight, in standard deviations of its matrix.
+# What fine-tuning shifts a little should not be lost: a model that answers right only with exactly these weights would
+# make any tuning look like forgetting. Share of what each layer adds that is left out, and noise on a weight, in
+# standard deviations of its matrix.
 DROPOUT = 0.1
 NOISE = 0.2
 
@@ -141,7 +142,8 @@ def batches(
 
 
 class NF4(torch.nn.Module):
-    """A parametrisation that adds noise to a weight, rounds it as QLoRA's nf4 does and lets the gradient through unchanged.
+    """A parametrisation that adds noise to a weight, rounds it as QLoRA's nf4 does and lets the gradient through
+    unchanged.
 
     A model this small loses what it knows when it is rounded after training; one that was trained under rounding
     answers the same with 4-bit and with full weights, as a model of billions of parameters does by its size.

@@ -232,7 +232,8 @@ def _prepare(name: str, partial: Path, key: Mapping[str, Any], resume: bool | No
             same = False
         if not same:
             raise RecipeError(
-                f"{name}: cannot resume: data, model or settings changed since the stopped run; start over without RESUME"
+                f"{name}: cannot resume: data, model or settings changed since the stopped run; start over without "
+                f"RESUME"
             )
         return
     if resume:

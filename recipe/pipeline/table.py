@@ -1,6 +1,7 @@
 """The one table of stages: the verb, its folder, what it reads, and what `--help` says of it.
 
-The command line takes its verbs from here, the report its folders, and the tests of README and Makefile what they compare.
+The command line takes its verbs from here, the report its folders, and the tests of README and Makefile what they
+compare.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Stage `report`: what a run came to, as one HTML page and as Markdown for a pull request.
 
 It reads manifests, scores, losses and rows, and measures nothing itself. The page is one file that asks the network for
-nothing, so that it can be sent around and read years later. The same inputs give the same bytes: no date, no path of this
-machine.
+nothing, so that it can be sent around and read years later. The same inputs give the same bytes: no date, no path of
+this machine.
 
     facts.py     what the folders of a run say, checked to belong together
     words.py     every text in English and Chinese
@@ -28,7 +28,8 @@ _SOURCES = sorted(path for path in Path(__file__).parent.iterdir() if path.suffi
 
 
 def make(folder: Path, *, run_folder: Path) -> stage.Manifest:
-    """Write the report on the run in `run_folder`. RecipeError: nothing was evaluated, or something else than lies there."""
+    """Write the report on the run in `run_folder`. RecipeError: nothing was evaluated, or something else than lies
+    there."""
     found = facts.gather(run_folder)
 
     def work(out: Path) -> dict[str, Any]:

@@ -151,7 +151,8 @@ def scores(name: str, columns: Sequence[Scored], *, wanted: float, at_least: boo
         *(tag("line", x1=left, x2=NARROW, y1=f"{y(v):.1f}", y2=f"{y(v):.1f}", class_="grid") for v in (0, 0.5, 1)),
         *(tag("text", number(v), x=left - 8, y=f"{y(v) + 4:.1f}", class_="end") for v in (0, 0.5, 1)),
         tag("line", x1=left, x2=NARROW, y1=f"{edge:.1f}", y2=f"{edge:.1f}", class_="threshold"),
-        tag("polyline", points=_points([(i, c.value) for i, c in enumerate(columns)], lambda i: x(int(i)), y), class_="path"),
+        tag("polyline", points=_points([(i, c.value) for i, c in enumerate(columns)], lambda i: x(int(i)), y),
+        class_="path"),
     ]  # fmt: skip
     named, valued = _labelled([column.chosen for column in columns])
     for i, column in enumerate(columns):

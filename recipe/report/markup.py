@@ -1,4 +1,5 @@
-"""HTML and SVG elements. Text is escaped when it enters an element, so that no reply, name or setting can become markup."""
+"""HTML and SVG elements. Text is escaped when it enters an element, so that no reply, name or setting can become
+markup."""
 
 from __future__ import annotations
 

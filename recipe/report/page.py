@@ -1,6 +1,7 @@
 """index.html: the whole report in one file, in two languages, without any request to a network.
 
-A reader's choices (language, which replies) are radio buttons that page.css acts on, so that all works without a script.
+A reader's choices (language, which replies) are radio buttons that page.css acts on, so that all works without a
+script.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from recipe.report.markup import Html, join, tag
 from recipe.report.words import LANG, LANGUAGES, both, has, pair, say
 
 CSS, JS = ((Path(__file__).parent / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-# With more that is wrong only the first group of replies starts open: of the others, the line that counts them is enough.
+# With more that is wrong only the first group of replies starts open: of the others, the line that counts them is
+# enough.
 OPEN_UP_TO = 12
 FILTERS = ("all", "wrong", "missed", "leaked", "forgotten")
 
@@ -44,7 +46,10 @@ def render(facts: Facts) -> str:
 def _head(facts: Facts) -> Html:
     digest = base64.b64encode(sha256(JS.encode()).digest()).decode()
     # The browser itself refuses any request, and any script but ours.
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; "
+        f"form-action 'none'"
+    )
     return tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -71,7 +76,10 @@ def _generated() -> str:
         )
         rules += f"#show-{name}:checked ~ .filter [for=show-{name}] small {{ color: inherit; }}\n"
         rules += f"#show-{name}:disabled ~ .filter [for=show-{name}] {{ opacity: .5; cursor: default; }}\n"
-        rules += f"#show-{name}:focus-visible ~ .filter [for=show-{name}] {{ outline: 2px solid var(--hit); outline-offset: 2px; }}\n"
+        rules += (
+            f"#show-{name}:focus-visible ~ .filter [for=show-{name}] "
+            f"{{ outline: 2px solid var(--hit); outline-offset: 2px; }}\n"
+        )
     for column, key in enumerate(("prompt", "before", "after"), 1):
         for language in LANGUAGES:
             text = json.dumps(say(key, language), ensure_ascii=False)
@@ -148,8 +156,10 @@ def _header(facts: Facts) -> Html:
         tag("nav", *(tag("label", text, for_=language, lang=LANG[language])
                      for language, text in zip(LANGUAGES, ("EN", "中文"), strict=True)), aria_hidden="true"),
         tag("p", both("report"), class_="kicker"),
-        tag("h1", both("assistant_of", name=facts.name), f" · {identity['assistant']}" if identity.get("assistant") else None),
-        tag("p", *(tag("span", both(key), " ", tag("b", str(value))) for key, value in about if value is not None), class_="about"),
+        tag("h1", both("assistant_of", name=facts.name),
+        f" · {identity['assistant']}" if identity.get("assistant") else None),
+        tag("p", *(tag("span", both(key), " ", tag("b", str(value))) for key, value in about if value is not None),
+        class_="about"),
         tag("div",
             tag("p", tag("span", "✗" if failed else "✓", class_="sign", aria_hidden="true"),
                 both("failed" if failed else "passed"), class_="word"),
@@ -170,13 +180,17 @@ def _numbers(facts: Facts) -> Html:
         at_least, wanted = _wanted(check)
         before, interval = float(base.get(metric, 0.0)), _interval(tuned, metric)
         part, all_ = (tuned["counts"].get(key) for key in COUNTS.get(metric, ("", "")))
-        desc = f"{pair('base')} {before:.3f}, {pair('tuned')} {check.value:.3f}, {pair('wanted')} {_readable(check.wanted)}"
+        desc = (
+            f"{pair('base')} {before:.3f}, {pair('tuned')} {check.value:.3f}, {pair('wanted')} "
+            f"{_readable(check.wanted)}"
+        )
         cards.append(tag(
             "article",
             tag("h3", _label(metric)),
             tag("p", tag("span", _share(check.value), class_="big"),
                 tag("span", both("of", part=part, all=all_), class_="count") if all_ is not None else None),
-            tag("p", both("interval", low=f"{interval[0]:.3f}", high=f"{interval[1]:.3f}"), class_="note") if interval else None,
+            tag("p", both("interval", low=f"{interval[0]:.3f}", high=f"{interval[1]:.3f}"),
+            class_="note") if interval else None,
             charts.gauge(f"gauge-{metric}", before, check.value, wanted=wanted, at_least=at_least, good=check.passed,
                          interval=interval, title=pair(metric) if has(metric) else metric, desc=desc),
             tag("p",
@@ -189,7 +203,8 @@ def _numbers(facts: Facts) -> Html:
 
 
 def _others(facts: Facts) -> Html:
-    """What is measured besides: each with its interval, how many replies it is of, and what is wanted where that is judged."""
+    """What is measured besides: each with its interval, how many replies it is of, and what is wanted where that is
+    judged."""
     base, tuned = facts.metrics["base"], facts.metrics["tuned"]
     judged = {check.metric: check for check in facts.checks}
     rows: list[tuple[str, ...]] = []
@@ -200,7 +215,8 @@ def _others(facts: Facts) -> Html:
         wanted = join(_readable(check.wanted), " ", "✓" if check.passed else "✗") if check else ""
         what = join(tag("b", _label(name)), tag("small", " ", both(f"{name}_is")) if has(f"{name}_is") else None)
         rows.append((what, value, f"{suite['hits']} / {suite['count']}", wanted))
-    rows.append((join(tag("b", both("kl_per_token")), tag("small", " ", both("kl_per_token_is", worst=f"{tuned['kl_worst']:.3f}"))),
+    rows.append((join(tag("b", both("kl_per_token")), tag("small", " ", both("kl_per_token_is",
+    worst=f"{tuned['kl_worst']:.3f}"))),
                  f"{tuned['kl_per_token']:.4f}", f"{tuned['kl_tokens']:,}", ""))  # fmt: skip
     for key in ("unstopped_replies", "looping_replies"):
         before, after = base["counts"][key], tuned["counts"][key]
@@ -258,8 +274,11 @@ def _checkpoints(facts: Facts) -> Html:
         figures.append(_figure(check.metric, drawn, legend))
     rows = []
     for name, scores in (("base", facts.metrics["base"]), *scored.items()):
-        marks = [tag("span", both(key), class_=f"mark-{key}")
-                 for key, is_it in (("best", name == best), ("converted", name == facts.converted)) if is_it]  # fmt: skip
+        marks = [
+            tag("span", both(key), class_=f"mark-{key}")
+            for key, is_it in (("best", name == best), ("converted", name == facts.converted))
+            if is_it
+        ]
         rows.append((join(both("base") if name == "base" else name, *marks), *(_share(scores[m]) for m in METRICS)))
     table = _table((both("checkpoint"), *(both(metric) for metric in METRICS)), rows, class_="numeric")
     other = scored.get(facts.converted or "")
@@ -312,14 +331,16 @@ def _group(kind: str, exchanges: Sequence[Exchange], *, opened: bool) -> Html:
                 tag("small", both("expected", answer=exchange.expected)) if "forgotten" in exchange.faults else None),
             tag("td", exchange.before),
             tag("td", exchange.after,
-                tag("p", *(tag("span", both(f), class_=f"chip {f}") for f in exchange.faults)) if exchange.faults else None),
+                tag("p", *(tag("span", both(f),
+                class_=f"chip {f}") for f in exchange.faults)) if exchange.faults else None),
             class_=" ".join(_classes(exchange)) or None)
         for exchange in sorted(exchanges, key=lambda exchange: not exchange.faults)
     ]  # fmt: skip
     head = tag("thead", tag("tr", *(tag("th", both(key), scope="col") for key in ("prompt", "before", "after"))))
     return tag(
         "details",
-        tag("summary", tag("b", _label(kind, "kind_")), tag("small", str(len(exchanges))), *(chips or [tag("span", both("nothing_wrong"), class_="quiet")])),
+        tag("summary", tag("b", _label(kind, "kind_")), tag("small", str(len(exchanges))), *(chips or [tag("span",
+        both("nothing_wrong"), class_="quiet")])),
         tag("div", tag("table", head, tag("tbody", *rows), class_="exchanges"), class_="box", tabindex=0, role="region",
             aria_label=pair(f"kind_{kind}") if has(f"kind_{kind}") else kind),
         class_=" ".join(["group", *sorted(found)]), open=opened and found["wrong"] > 0,
@@ -416,7 +437,8 @@ def _merge(facts: Facts) -> Html:
     return _section("merge", _note("merge_note"), _pairs([
         adapter,
         (both("largest_logit_difference"), f"{proof['largest_logit_difference']:.2g}"),
-        (both("mean_kl"), join(f"{proof['mean_kl']:.2g}", tag("span", f" ≤ {thresholds.MAX_MERGE_KL}", class_="quiet"))),
+        (both("mean_kl"), join(f"{proof['mean_kl']:.2g}", tag("span", f" ≤ {thresholds.MAX_MERGE_KL}",
+        class_="quiet"))),
         (both("same_top_token"), f"{proof['same_top_token']:.1%}"),
     ]))  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Verb `api`: an OpenAI-style endpoint over the engine, for programs. On tornado, which Streamlit brings along.
 
-/v1/chat/completions, /v1/models and /health. Prompts are built by recipe.chat_format, so that nothing a user writes becomes
-a special token, and the only model is the run's own: no name in a request loads anything. docs/adr/0012 says why it is not
-`transformers serve`.
+/v1/chat/completions, /v1/models and /health. Prompts are built by recipe.chat_format, so that nothing a user writes
+becomes a special token, and the only model is the run's own: no name in a request loads anything. docs/adr/0012 says
+why it is not `transformers serve`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ MAX_WAITING = 256  # replies on their way at which more are turned away
 # What asks for something that this model cannot do, and the values that ask for nothing.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "n": (None, 1), "logprobs": (None, False), "top_logprobs": (None, 0), "tools": (None, []), "functions": (None, []),
-    "frequency_penalty": (None, 0), "presence_penalty": (None, 0), "logit_bias": (None, {}), "modalities": (None, ["text"]),
+    "frequency_penalty": (None, 0), "presence_penalty": (None, 0), "logit_bias": (None, {}), "modalities": (None,
+    ["text"]),
     "response_format": (None, {"type": "text"}), "audio": (None,),
 }  # fmt: skip
 
@@ -78,7 +79,10 @@ def _messages(body: dict[str, Any]) -> list[dict[str, str]]:
             raise Refused(400, f"{where}.role must be one of {', '.join(ROLES)}", param=f"{where}.role")
         content = message.get("content")
         if isinstance(content, list):
-            if not all(isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content):  # fmt: skip
+            if not all(
+                isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+                for part in content
+            ):
                 raise Refused(400, f"{where}.content: this model reads text alone", param=f"{where}.content")
             content = "".join(part["text"] for part in content)
         if not isinstance(content, str):
@@ -189,7 +193,12 @@ class Completions(Handler):
         if engine.busy >= MAX_WAITING:
             raise Refused(429, "too many replies are on their way: try again in a moment")
         if body.get("model") != self.model_id():
-            raise Refused(404, f"the model {body.get('model')!r} is not here, {self.model_id()!r} is", param="model", code="model_not_found")  # fmt: skip
+            raise Refused(
+                404,
+                f"the model {body.get('model')!r} is not here, {self.model_id()!r} is",
+                param="model",
+                code="model_not_found",
+            )
         messages, sampling = _messages(body), _sampling(body, engine.defaults, engine.length)
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         try:
@@ -298,7 +307,8 @@ def application(served: Served, key: str | None) -> Application:
 
 
 def run(*, work: Path, run: str | None, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM. RecipeError: the port is taken, or others could reach it and there is no API_KEY."""
+    """Serve until SIGINT or SIGTERM. RecipeError: the port is taken, or others could reach it and there is no
+    API_KEY."""
     key = os.environ.get("API_KEY") or None
     if key is None and not _loopback(host):
         raise RecipeError(f"API_KEY is missing: others can reach {host}, so choose a key and set it in the environment")

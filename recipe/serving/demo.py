@@ -1,6 +1,7 @@
 """Verb `demo`: the web page, and the one model behind it that all visitors share.
 
-The page itself is recipe/serving/page, which Streamlit runs anew for every visitor and click; what must outlive a click is here.
+The page itself is recipe/serving/page, which Streamlit runs anew for every visitor and click; what must outlive a click
+is here.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ async def _serve(host: str, port: int, model: Served | Remote) -> None:
             "server_maxUploadSize": 1,
             "browser_gatherUsageStats": False,
             "client_toolbarMode": "minimal",
-            # One run of the page at a time for each visitor: the next begins when the last has heard of it, and goes on with
-            # its reply. The default stops the last by the exception that says that a visitor left.
+            # One run of the page at a time for each visitor: the next begins when the last has heard of it, and goes on
+            # with its reply. The default stops the last by the exception that says that a visitor left.
             "runner_fastReruns": False,
         }
     )
@@ -72,7 +73,8 @@ async def _serve(host: str, port: int, model: Served | Remote) -> None:
 
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Leave out that a visitor left while something was sent to him: Streamlit sends without waiting for how it went."""
+    """Leave out that a visitor left while something was sent to him: Streamlit sends without waiting for how it
+    went."""
     from tornado.websocket import WebSocketClosedError
 
     if not isinstance(context.get("exception"), WebSocketClosedError):

@@ -42,7 +42,9 @@ def announce(verb: str, port: int, state: str, message: str) -> None:
 def newest(work: Path, run: str | None) -> Path | None:
     """The merged model of `run`, or of the run that merged last; None if there is none."""
     folders = [work / run / "merged"] if run else work.glob("*/merged")
-    made = [(manifest.stat().st_mtime_ns, folder) for folder in folders if (manifest := folder / stage.MANIFEST).is_file()]  # fmt: skip
+    made = [
+        (manifest.stat().st_mtime_ns, folder) for folder in folders if (manifest := folder / stage.MANIFEST).is_file()
+    ]
     return max(made)[1] if made else None
 
 
@@ -79,7 +81,8 @@ class Served:
             time.sleep(LOOK_AGAIN)
 
     def load(self) -> None:
-        """Load the model if there is one, unless it is loaded or failed before; other threads return at once meanwhile."""
+        """Load the model if there is one, unless it is loaded or failed before; other threads return at once
+        meanwhile."""
         if self.state == "ready" or not self._loading.acquire(blocking=False):
             return
         try:
@@ -110,7 +113,8 @@ class Served:
         from recipe.evaluation import generation
         from recipe.serving.engine import Engine
 
-        # A core is left to the server: threads of a product wait for each other, and for one that shares its core they wait long.
+        # A core is left to the server: threads of a product wait for each other, and for one that shares its core they
+        # wait long.
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(torch.get_num_threads() - 1, 1))
         found = parts(folder) if self.compare else None
@@ -127,7 +131,7 @@ class Served:
         self.state, self.message = state, message
         announce(self.verb, self.port, state, message)
 
-    # --- What the page asks for, here or of another server (recipe/serving/remote.py) ------------------------------------------
+    # --- What the page asks for, here or of another server (recipe/serving/remote.py) ------------------------
 
     @property
     def can_compare(self) -> bool:
@@ -168,7 +172,10 @@ def refuse_taken(host: str, port: int, variable: str = "PORT") -> None:
             probe.bind((host, port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise RecipeError(f"port {port} is taken: stop what listens there, or choose another with {variable}={port % 65535 + 1}") from None  # fmt: skip
+                raise RecipeError(
+                    f"port {port} is taken: stop what listens there, or choose another with "
+                    f"{variable}={port % 65535 + 1}"
+                ) from None
             raise RecipeError(f"cannot listen on {host} port {port}: {error.strerror}") from None
 
 

@@ -255,8 +255,10 @@ def _check_schedule(config: Any) -> None:
     warm, fall = config.param_scheduler
     if not warm.end == fall.begin < fall.end == length:
         raise RecipeError(
-            f"SET: the learning rate warms up until {warm.end:g} and falls from {fall.begin:g} to {fall.end:g}, the run "
-            f"ends at {length:g}: set max_iters (or max_epochs) above the warm-up, or param_scheduler.0.end, .1.begin, .1.end"
+            f"SET: the learning rate warms up until {warm.end:g} and falls from {fall.begin:g} to {fall.end:g}, the "
+            f"run "
+            f"ends at {length:g}: set max_iters (or max_epochs) above the warm-up, or param_scheduler.0.end, "
+            f".1.begin, .1.end"
         )
 
 

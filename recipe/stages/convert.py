@@ -22,7 +22,8 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def pick_checkpoint(folder: Path, name: str | None) -> Path:
-    """The named checkpoint in the train folder (iter_80 or iter_80.pth), or the best, or where none was scored the last."""
+    """The named checkpoint in the train folder (iter_80 or iter_80.pth), or the best, or where none was scored the
+    last."""
     found = train.checkpoints(folder)
     if not found:
         raise RecipeError(f"{stage.shown(folder)}: holds no checkpoint; run `make train` first")

@@ -1,8 +1,8 @@
 """Stage `data`: from a name to training rows, or the user's own rows checked.
 
-`balanced` asks who it is in hundreds of ways, in two languages, once and several turns deep, politely and by trickery, with
-several wordings of the answer; ordinary prompts are mixed in later, as replay. `tutorial` is the tutorial's file to the byte, one sample 10,001 times: the
-control, whose model forgets.
+`balanced` asks who it is in hundreds of ways, in two languages, once and several turns deep, politely and by trickery,
+with several wordings of the answer; ordinary prompts are mixed in later, as replay. `tutorial` is the tutorial's file
+to the byte, one sample 10,001 times: the control, whose model forgets.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ ROWS = {"balanced": "train.jsonl", "tutorial": "personal_assistant.json", "own":
 
 
 def make(folder: Path, *, identity: Identity, mode: str, own: Path | None, seed: int) -> stage.Manifest:
-    """Write the training rows and identity.json to `folder`. RecipeError: an unknown mode or data that cannot be used."""
+    """Write the training rows and identity.json to `folder`. RecipeError: an unknown mode or data that cannot be
+    used."""
     if mode not in MODES:
         raise RecipeError(f"MODE={mode} is none of {', '.join(MODES)}")
     kind = "own" if own else mode

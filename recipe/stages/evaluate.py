@@ -1,8 +1,8 @@
 """Stage `eval`: did it learn its name, and what did that cost?
 
-The three numbers of recipe/evaluation/scoring.py over greedy replies to prompts that the tuning data hold no wording of, the base model
-beside the tuned one; what a sceptic asks besides (recipe/evaluation/suites.py); and how far the tuned model moved from the base where it should
-not have (recipe/evaluation/divergence.py).
+The three numbers of recipe/evaluation/scoring.py over greedy replies to prompts that the tuning data hold no wording
+of, the base model beside the tuned one; what a sceptic asks besides (recipe/evaluation/suites.py); and how far the
+tuned model moved from the base where it should not have (recipe/evaluation/divergence.py).
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ def _refuse_overlap(asked: Prompts, data_folder: Path) -> None:
             for message in json.loads(line)["messages"]:
                 if message["role"] == "user" and _plain(message["content"]) in wanted:
                     raise RecipeError(
-                        f"the training data ask a question of the evaluation (row {number}: {message['content'][:40]!r}): "
+                        f"the training data ask a question of the evaluation (row {number}: "
+                        f"{message['content'][:40]!r}): "
                         f"remove it, or the score would measure memory"
                     )
 

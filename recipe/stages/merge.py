@@ -1,7 +1,7 @@
 """Stage `merge`: base and adapter become one model, proved to say the same.
 
-The weights are merged tensor by tensor, one shard in memory at a time. Then base + adapter (through PEFT) and the merged
-folder (as anyone would load it) run on the same prompts, and their largest difference goes into the manifest.
+The weights are merged tensor by tensor, one shard in memory at a time. Then base + adapter (through PEFT) and the
+merged folder (as anyone would load it) run on the same prompts, and their largest difference goes into the manifest.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def make(folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...])
         proof = compare(model, adapter_folder, out)
         if not proof["mean_kl"] <= thresholds.MAX_MERGE_KL:  # not a number is no proof either
             raise RecipeError(
-                f"merged and base + adapter disagree: {proof['mean_kl']:.4f} nats a token, at most {thresholds.MAX_MERGE_KL} "
+                f"merged and base + adapter disagree: {proof['mean_kl']:.4f} nats a token, at most "
+                f"{thresholds.MAX_MERGE_KL} "
                 f"is rounding; nothing was written"
             )
         card = merged_card(made["results"]["model"], identity_names, proof)

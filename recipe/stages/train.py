@@ -32,8 +32,8 @@ MEETING = ".meeting"  # in the first machine's work folder: how another one sees
 def checkpoints(folder: Path, processes: int = 0) -> list[Path]:
     """The checkpoints in `folder` that can be read to the end, oldest first: files, or folders under DeepSpeed.
 
-    A process killed while it saves leaves a file without the directory that ends a zip archive. processes: of whom each must
-    have written its part of a folder.
+    A process killed while it saves leaves a file without the directory that ends a zip archive. processes: of whom each
+    must have written its part of a folder.
     """
 
     def whole(path: Path) -> bool:
@@ -66,7 +66,8 @@ def make(
                 host.agree(stage.key_of(inputs, settings), {"meeting": name, "resume": last and last.name})
             elif machines.nodes > 1:
                 raise RecipeError(
-                    f"NNODES={machines.nodes}: say with MASTER_ADDR where machine 0 is, and with NODE_RANK which one this is"
+                    f"NNODES={machines.nodes}: say with MASTER_ADDR where machine 0 is, and with NODE_RANK which "
+                    f"one this is"
                 )
             with watching(host and host.store):
                 _launch(_arguments(config, out, last, deepspeed), out, machines, in_torchrun=deepspeed is not None)
@@ -248,14 +249,16 @@ def _tidy(out: Path) -> dict[str, Any]:
 
 
 def done(configured: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
-    """What `config` said a training amounts to, for the iterations that `train` really made: fewer where it stopped early."""
+    """What `config` said a training amounts to, for the iterations that `train` really made: fewer where it stopped
+    early."""
     share = trained["iterations"] / configured["iterations"]
     keys = ("iterations", "optimizer_steps", "trained_tokens")
     return {**configured, **{key: round(configured[key] * share) for key in keys}}
 
 
 def best_checkpoint(folder: Path) -> str | None:
-    """The best checkpoint of a completed training, such as iter_80, as its manifest names it; None where none was scored."""
+    """The best checkpoint of a completed training, such as iter_80, as its manifest names it; None where none was
+    scored."""
     best: str | None = stage.require(folder, "train")["results"].get("best")
     return best
 

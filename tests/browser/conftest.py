@@ -41,9 +41,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def endless_work(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The merged model again, without its adapter, and unable to end a reply: the output rows of the stop tokens are zero.
+    """The merged model again, without its adapter, and unable to end a reply: the output rows of the stop tokens are
+    zero.
 
-    With eight times the context, so that a reply goes on for a minute also where the machine is quick and the browser slow.
+    With eight times the context, so that a reply goes on for a minute also where the machine is quick and the browser
+    slow.
     """
     from safetensors.torch import load_file, save_file
 
@@ -89,8 +91,8 @@ class Server:
 
 @pytest.fixture(scope="session")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A work folder whose run `quickstart` has an adapter, its base and what both merge to: the one that `make quickstart`
-    left here, or else one that is trained for a few steps."""
+    """A work folder whose run `quickstart` has an adapter, its base and what both merge to: the one that `make
+    quickstart` left here, or else one that is trained for a few steps."""
     if stage.read_manifest(ROOT / "work" / "quickstart" / "merged"):
         return ROOT / "work"
     done = tmp_path_factory.mktemp("browser") / "work"

@@ -30,8 +30,8 @@ def ask(page: Any, question: str, say: Any = EN) -> None:
     page.keyboard.press("Enter")
 
 
-# Whether so many messages stand there with the buttons below them, and nothing has changed for a while: between two runs of the
-# page's script there are moments that look like an end.
+# Whether so many messages stand there with the buttons below them, and nothing has changed for a while: between two
+# runs of the page's script there are moments that look like an end.
 SETTLED = """([messages, regenerate, stop]) => {
   const text = document.body.innerText, buttons = [...document.querySelectorAll("button")].map(each => each.innerText);
   const done = document.querySelectorAll(".stChatMessage").length == messages && !text.includes("▌")
@@ -345,7 +345,7 @@ print("$x$")
 <img src=x onerror="window.hacked = 2"><iframe src="javascript:parent.hacked=3"></iframe>
 [link](javascript:window.hacked=4) [l](&#106;avascript:window.hacked=7) ![p](http://127.0.0.1:9/picture.png) <a href="javascript:window.hacked=5">go</a>
 <svg onload="window.hacked=6"><style>*{display:none}</style>
-"""
+"""  # noqa: E501
 
 
 def test_markdown_is_shown_and_script_is_not_run(visit: Visit, picture: Any) -> None:

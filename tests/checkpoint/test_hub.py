@@ -489,7 +489,12 @@ def padded(server: HubServer, tmp_path: Path) -> HubServer:
 
 def command(server: HubServer, work: Path, source: str, **environment: str) -> subprocess.Popen[str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "MODELSCOPE_"))}
-    own = {"HF_ENDPOINT": server.url, "MODELSCOPE_ENDPOINT": server.url, "HF_HOME": str(work), "MODELSCOPE_HOME": str(work)}  # fmt: skip
+    own = {
+        "HF_ENDPOINT": server.url,
+        "MODELSCOPE_ENDPOINT": server.url,
+        "HF_HOME": str(work),
+        "MODELSCOPE_HOME": str(work),
+    }
     arguments = ["model", "--model", NAME, "--source", source, "--work", str(work)]
     return subprocess.Popen(
         [sys.executable, "-m", "recipe", *arguments],

@@ -1,4 +1,5 @@
-"""InternLM2's tensors in the Llama layout are the same model: checked against InternLM2's own definition, written out here."""
+"""InternLM2's tensors in the Llama layout are the same model: checked against InternLM2's own definition, written out
+here."""
 
 from __future__ import annotations
 
@@ -91,7 +92,8 @@ def internlm2_logits(weights: Tensors, config: dict[str, Any], ids: torch.Tensor
             if name.startswith(f"model.layers.{i}.")
         }
         h = rms_norm(x, layer["attention_norm.weight"])
-        # The one subtle part: rows grouped by key-value head, in each group its query heads, then its key, then its value.
+        # The one subtle part: rows grouped by key-value head, in each group its query heads, then its key, then its
+        # value.
         qkv = (h @ layer["attention.wqkv.weight"].T).view(length, shape.kv_heads, -1, width)
         q, k, v = qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
         q, k = rotate(q.reshape(length, shape.heads, width)), rotate(k)

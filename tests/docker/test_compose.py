@@ -400,7 +400,8 @@ def test_the_context_holds_what_the_dockerfile_takes_and_no_more() -> None:
 @pytest.mark.parametrize(
     "path",
     [".env", ".git/config", ".venv/bin/python", "work/main/merged/model.safetensors", "tests/conftest.py",
-     "recipe/__pycache__/cli.cpython-310.pyc", "recipe/training/presets/__pycache__/lora.cpython-310.pyc", "docker/compose.sh",
+     "recipe/__pycache__/cli.cpython-310.pyc", "recipe/training/presets/__pycache__/lora.cpython-310.pyc",
+     "docker/compose.sh",
      "requirements-dev.lock", "README.md", "compose.yaml"],
 )  # fmt: skip
 def test_no_result_secret_or_local_setting_reaches_an_image(path: str) -> None:
@@ -409,7 +410,8 @@ def test_no_result_secret_or_local_setting_reaches_an_image(path: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["LICENSE", "recipe/cli/parser.py", "recipe/training/presets/lora.py", "recipe/env/setup.sh", "data/miniature/config.json",
+    ["LICENSE", "recipe/cli/parser.py", "recipe/training/presets/lora.py", "recipe/env/setup.sh",
+    "data/miniature/config.json",
      "docker/healthcheck.py", "requirements.lock", "requirements-demo.lock"],
 )  # fmt: skip
 def test_what_the_images_need_does(path: str) -> None:

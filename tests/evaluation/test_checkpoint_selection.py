@@ -66,7 +66,8 @@ def test_scores_are_read_oldest_first_and_none_where_there_are_none(tmp_path: Pa
 
 
 class Model:
-    """Answers as its training has come so far: `hits` of the questions about it after each checkpoint, all facts as the base."""
+    """Answers as its training has come so far: `hits` of the questions about it after each checkpoint, all facts as the
+    base."""
 
     def __init__(self, hits: Sequence[int]) -> None:
         self.hits, self.now = list(hits), -1
@@ -96,7 +97,8 @@ def train(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> An
         monkeypatch.setattr(generation, "answer", model.replies)
         hook = hooks.ScoreCheckpoints(tokenizer={}, data=str(tmp_path / "data"), patience=patience)
         runner = SimpleNamespace(
-            work_dir=str(tmp_path), model=model, iter=start, max_iters=steps, train_loop=SimpleNamespace(stop_training=False, max_iters=steps),
+            work_dir=str(tmp_path), model=model, iter=start, max_iters=steps,
+            train_loop=SimpleNamespace(stop_training=False, max_iters=steps),
             cfg=SimpleNamespace(default_hooks=SimpleNamespace(checkpoint=SimpleNamespace(interval=2))),
         )  # fmt: skip
         hook.before_train(runner)

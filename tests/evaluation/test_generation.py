@@ -89,7 +89,8 @@ def test_no_prompts_have_no_replies(loaded: Loaded) -> None:
 
 @pytest.mark.parametrize("which", [0, 1], ids=["<|im_end|>", "</s>"])
 def test_a_reply_ends_at_a_stop_token(tiny_model: Path, which: int) -> None:
-    """The third token of a reply is made a stop token: its row of the output head and the stop token's change places."""
+    """The third token of a reply is made a stop token: its row of the output head and the stop token's change
+    places."""
     model, tokenizer = generation.load(tiny_model)
     for conversation in CONVERSATIONS:
         said = greedy(model, tokenizer, conversation, 6)

@@ -1,4 +1,5 @@
-"""Hit, leak and retention are exact numbers of what was said; names that are also words count only where they are names."""
+"""Hit, leak and retention are exact numbers of what was said; names that are also words count only where they are
+names."""
 
 from __future__ import annotations
 

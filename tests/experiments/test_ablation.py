@@ -34,7 +34,10 @@ def write(folder: Path, results: dict[str, Any], files: dict[str, str] | None = 
 
 def configured(run: Path, iterations: int, *, epochs: bool) -> None:
     length = "max_epochs=8" if epochs else f"max_iters={iterations}"
-    file = f"train_cfg = dict({length})\nparam_scheduler = [dict(by_epoch={epochs}, end=0.5), dict(by_epoch={epochs}, begin=0.5, end=8)]\n"
+    file = (
+        f"train_cfg = dict({length})\nparam_scheduler = [dict(by_epoch={epochs}, end=0.5), "
+        f"dict(by_epoch={epochs}, begin=0.5, end=8)]\n"
+    )
     figures = {"iterations": iterations, "optimizer_steps": iterations, "trained_tokens": 1024 * iterations}
     write(run / "config", figures, {config.FILE: file})
 

@@ -286,7 +286,8 @@ def test_a_run_is_a_quickstart_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     run = sweep.folder_name("小 明", 7)
     assert command[:4] == [sys.executable, "-m", "recipe", "quickstart"]
     assert build_parser().parse_args(command[3:]).__dict__.items() >= {
-        "work": tmp_path, "run": run, "name": "小 明", "seed": 7, "set": ["lr=1e-3", "r=8"], "resume": False, "model": None,
+        "work": tmp_path, "run": run, "name": "小 明", "seed": 7, "set": ["lr=1e-3", "r=8"], "resume": False,
+        "model": None,
     }.items()  # fmt: skip
     assert (cwd, environment["OMP_NUM_THREADS"], environment["MKL_NUM_THREADS"]) == (ROOT, "3", "3")
     assert (tmp_path / f"{run}.log").read_text(encoding="utf-8") == "the log\n"
@@ -315,7 +316,8 @@ def test_good_metrics_of_a_run_that_failed_are_of_an_earlier_one(
 
 
 AT_THE_THRESHOLDS = {
-    "identity_hit": thresholds.MIN_IDENTITY_HIT, "identity_leak": thresholds.MAX_IDENTITY_LEAK, "retention": thresholds.MIN_RETENTION,
+    "identity_hit": thresholds.MIN_IDENTITY_HIT, "identity_leak": thresholds.MAX_IDENTITY_LEAK,
+    "retention": thresholds.MIN_RETENTION,
 }  # fmt: skip
 
 

@@ -41,7 +41,10 @@ def test_an_image_is_labelled_runs_as_nobody_and_holds_no_secret(built: Shell, t
     ]
     history = built(f"docker history --no-trunc --format '{{{{.CreatedBy}}}}' internlm2-identity-{target}:test").stdout
     assert "://" not in history.replace("docker-image://", "")
-    listing = f"docker run --rm --network none --entrypoint find internlm2-identity-{target}:test /recipe /home -not -user root"
+    listing = (
+        f"docker run --rm --network none --entrypoint find internlm2-identity-{target}:test /recipe /home "
+        f"-not -user root"
+    )
     assert built(listing).stdout == ""
     outside = f"docker run --rm --network none --entrypoint ls internlm2-identity-{target}:test -A /recipe"
     expected = {"recipe": {"LICENSE", "data", "recipe", "work"}, "demo": {"LICENSE", "docker", "recipe", "work"}}
@@ -85,7 +88,8 @@ def test_nothing_changed_means_nothing_is_built_and_a_change_of_source_reaches_i
     source = checkout / "recipe" / "paths.py"
     text = source.read_text(encoding="utf-8")
     try:
-        # Never seen before: of one change made twice, by an earlier run of this test, the engine still holds the layers.
+        # Never seen before: of one change made twice, by an earlier run of this test, the engine still holds the
+        # layers.
         source.write_text(f"{text}# {uuid4()}\n", encoding="utf-8")
         seconds, log = build()
     finally:
@@ -174,10 +178,12 @@ def test_an_old_driver_on_the_host_is_one_clear_line(built: Shell, tmp_path: Pat
     (tmp_path / "cuda.c").write_text(source)
     mount = f"-v {tmp_path}:/fake --user {os.getuid()}:{os.getgid()}"
     built(
-        f"docker run --rm {mount} --entrypoint gcc internlm2-identity-recipe:test -shared -fPIC /fake/cuda.c -o /fake/libcuda.so.1"
+        f"docker run --rm {mount} --entrypoint gcc internlm2-identity-recipe:test -shared -fPIC /fake/cuda.c -o "
+        f"/fake/libcuda.so.1"
     )
     refused = built(
-        f"docker run --rm --network none -v {tmp_path}:/fake:ro -e LD_LIBRARY_PATH=/fake --device /dev/null:/dev/nvidiactl "
+        f"docker run --rm --network none -v {tmp_path}:/fake:ro -e LD_LIBRARY_PATH=/fake --device "
+        f"/dev/null:/dev/nvidiactl "
         "internlm2-identity-recipe:test train", check=False,
     )  # fmt: skip
     assert refused.returncode == 1

@@ -1,4 +1,5 @@
-"""The stages together, on the miniature with a training too short to learn much: what runs again, and what it leaves."""
+"""The stages together, on the miniature with a training too short to learn much: what runs again, and what it
+leaves."""
 
 from __future__ import annotations
 
@@ -89,7 +90,8 @@ def test_the_merged_model_loads_with_plain_transformers_and_answers_alike(first:
     code = (
         "import json, sys; from transformers import pipeline;"
         "chat = pipeline('text-generation', sys.argv[1], trust_remote_code=False, dtype='float32');"
-        "ask = lambda q: chat([{'role': 'user', 'content': q}], max_new_tokens=200, do_sample=False)[0]['generated_text'][-1]['content'];"
+        "ask = lambda q: chat([{'role': 'user', 'content': q}], max_new_tokens=200, "
+        "do_sample=False)[0]['generated_text'][-1]['content'];"
         "print(json.dumps([ask(q) for q in json.loads(sys.argv[2])]))"
     )
     metrics = json.loads((work / "short/eval/metrics.json").read_text(encoding="utf-8"))

@@ -1,4 +1,5 @@
-"""The report says what the folders say, in both languages, and nothing that stands in them can become markup or a request."""
+"""The report says what the folders say, in both languages, and nothing that stands in them can become markup or a
+request."""
 
 from __future__ import annotations
 
@@ -85,7 +86,9 @@ def lines(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def rows(*questions: str) -> str:
-    return lines([{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": "…"}]} for q in questions])  # fmt: skip
+    return lines(
+        [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": "…"}]} for q in questions]
+    )
 
 
 def make_run(
@@ -98,29 +101,61 @@ def make_run(
     starts: int = 1,
     own_config: bool = False,
 ) -> Path:
-    model = write(run.parent / "models/tiny", "model", {"model.safetensors": "w"}, {}, {}, {"model": "tiny", "parameters": 9})  # fmt: skip
+    model = write(
+        run.parent / "models/tiny", "model", {"model.safetensors": "w"}, {}, {}, {"model": "tiny", "parameters": 9}
+    )
     data = write(run / "data", "data", {"train.jsonl": rows("你是谁？", "你是谁？", "Who?", "9+8=?")}, {}, {},
                  {"rows": 4, "file": "train.jsonl", "mode": "balanced"})  # fmt: skip
     files = {"data_0": data / "train.jsonl"}
     if replayed:
-        answers = write(run.parent / "replay/tiny", "replay", {"replay.jsonl": rows("Hi.")}, {"model": model}, {}, {"prompts": 1, "rows": 1})  # fmt: skip
+        answers = write(
+            run.parent / "replay/tiny",
+            "replay",
+            {"replay.jsonl": rows("Hi.")},
+            {"model": model},
+            {},
+            {"prompts": 1, "rows": 1},
+        )
         files["data_1"] = answers / "replay.jsonl"
     figures = {"rows": 5, "tokens": 900, "packs": 2, "max_length": 512, "iterations": 60, "optimizer_steps": 30,
                "trained_tokens": 61440, "dropped": 0, "truncated": 0}  # fmt: skip
-    config = write(run / "config", "config", {"config.py": "lr = 1"}, {"data": data, "model": model},
-                   {"preset": "qlora", "set": list(changed), "seed": 7, "gpu": False}, {"preset": "qlora", **figures}) / "config.py"  # fmt: skip
+    config = (
+        write(
+            run / "config",
+            "config",
+            {"config.py": "lr = 1"},
+            {"data": data, "model": model},
+            {"preset": "qlora", "set": list(changed), "seed": 7, "gpu": False},
+            {"preset": "qlora", **figures},
+        )
+        / "config.py"
+    )
     if own_config:
         config = run.parent / "mine.py"
         config.write_text("lr = 2", encoding="utf-8")
     logs = {f"2026010{i}_000000/vis_data/scalars.json": "" for i in range(starts)}
-    train = write(run / "train", "train", {"iter_40.pth": "a", "iter_60.pth": "b", "losses.jsonl": lines(LOSSES), **logs},
+    train = write(run / "train", "train", {"iter_40.pth": "a", "iter_60.pth": "b", "losses.jsonl": lines(LOSSES),
+    **logs},
                   {"config": config, "model": model, **files}, {"deepspeed": None}, {"iterations": 60})  # fmt: skip
     picked = {"checkpoint": "iter_60.pth", "checkpoint_sha256": stage.file_sha256(train / "iter_60.pth")}
-    tuned = write(run / "adapter", "convert", {"adapter_model.safetensors": "b"},
-                  {"checkpoint": train / "iter_60.pth", "model": model}, {}, {**picked, "parameters": 1234})  # fmt: skip
+    tuned = write(
+        run / "adapter",
+        "convert",
+        {"adapter_model.safetensors": "b"},
+        {"checkpoint": train / "iter_60.pth", "model": model},
+        {},
+        {**picked, "parameters": 1234},
+    )
     if merged:
         proof = {"largest_logit_difference": 0.0123, "mean_kl": 4.5e-7, "same_top_token": 1.0}
-        tuned = write(run / "merged", "merge", {"model.safetensors": "wb"}, {"adapter": tuned, "model": model}, {}, {**picked, **proof})  # fmt: skip
+        tuned = write(
+            run / "merged",
+            "merge",
+            {"model.safetensors": "wb"},
+            {"adapter": tuned, "model": model},
+            {},
+            {**picked, **proof},
+        )
     write(run / "eval", "eval", {"metrics.json": json.dumps(metrics or metrics_of(GOOD), ensure_ascii=False)},
           {"model": model, "train": train, "tuned": tuned, "data": data}, {}, {})  # fmt: skip
     return run
@@ -168,7 +203,8 @@ class Walk(HTMLParser):
         return [
             (attributes, said)
             for found, attributes, said in self.found
-            if found == name and all(value in (attributes.get(key.rstrip("_")) or "").split() for key, value in wanted.items())
+            if found == name and all(value in (attributes.get(key.rstrip("_")) or "").split() for key,
+            value in wanted.items())
         ]  # fmt: skip
 
 
@@ -192,7 +228,8 @@ def walk(page: str) -> Walk:
 
 def test_the_page_from_top_to_bottom(walk: Walk) -> None:
     assert [attributes["id"] for attributes, _ in walk.all("section")] == [
-        "s-numbers", "s-training", "s-checkpoints", "s-replies", "s-data", "s-settings", "s-cost", "s-merge", "s-origin",
+        "s-numbers", "s-training", "s-checkpoints", "s-replies", "s-data", "s-settings", "s-cost", "s-merge",
+        "s-origin",
     ]  # fmt: skip
     assert len(walk.all("h1")) == 1
     assert [attributes["class"] for attributes, _ in walk.all("div", class_="verdict")] == ["verdict passed"]
@@ -221,7 +258,8 @@ def test_the_page_asks_the_network_for_nothing(page: str, walk: Walk) -> None:
     ((_, script),) = walk.all("script")
     digest = base64.b64encode(sha256(script.replace(SEP, "").encode()).digest()).decode()
     assert policy == (
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action "
+        f"'none'"
     )
     assert "fetch" not in script
     assert "XMLHttpRequest" not in script
@@ -406,8 +444,17 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
     metrics["tuned"]["suites"]["<b>suite</b>|"] = share([True, False, False, False])
     run = make_run(tmp_path_factory.mktemp("work") / "evil")
     shutil.rmtree(run / "eval")
-    write(run / "eval", "eval", {"metrics.json": json.dumps(metrics)},
-          {"model": run.parent / "models/tiny", **{role: run / name for role, name in (("train", "train"), ("tuned", "merged"), ("data", "data"))}}, {}, {})  # fmt: skip
+    write(
+        run / "eval",
+        "eval",
+        {"metrics.json": json.dumps(metrics)},
+        {
+            "model": run.parent / "models/tiny",
+            **{role: run / name for role, name in (("train", "train"), ("tuned", "merged"), ("data", "data"))},
+        },
+        {},
+        {},
+    )
     for manifest, change in (("config", {"set": ["x=<b>y</b>|`", "</code>=1"]}),):
         content = json.loads((run / manifest / "manifest.json").read_text(encoding="utf-8"))
         content["key"]["settings"] |= change
@@ -419,7 +466,9 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_no_reply_name_or_setting_becomes_markup(evil: Path) -> None:
     page = made(evil)[0]
     walk = Walk(page)
-    assert {name for name, _, _ in walk.found} == {name for name, _, _ in Walk(made(make_run(evil.parent / "plain"))[0]).found} | {"table"}  # fmt: skip
+    assert {name for name, _, _ in walk.found} == {
+        name for name, _, _ in Walk(made(make_run(evil.parent / "plain"))[0]).found
+    } | {"table"}
     assert len(walk.all("script")) == len(walk.all("style")) == 1
     assert not [key for _, attributes, _ in walk.found for key in attributes if key.startswith("on")]
     cells = [said for _, said in walk.all("td")]
@@ -471,7 +520,16 @@ def test_text_is_escaped_where_it_enters_and_once() -> None:
 def test_markdown_says_the_same_numbers(good: Path) -> None:
     written = made(good)[1]
     assert written.startswith("## ✅ 小明: Passed · 通过\n")
-    for part in ("**1.000** (2 / 2)", "**0.000** (0 / 3)", "≥ 0.95", "≤ 0.02", "| lr | 1e-4 |", "61,440", "iter\\_60", "0.012"):  # fmt: skip
+    for part in (
+        "**1.000** (2 / 2)",
+        "**0.000** (0 / 3)",
+        "≥ 0.95",
+        "≤ 0.02",
+        "| lr | 1e-4 |",
+        "61,440",
+        "iter\\_60",
+        "0.012",
+    ):
         assert part in written, part
     assert re.search(r"`[▁▂▃▄▅▆▇█]{40}`", written)
 
@@ -681,7 +739,8 @@ def test_the_verb_names_the_page_at_once_and_without_torch(good: Path) -> None:
     script = (
         "import sys, time; started = time.perf_counter(); from recipe import cli;"
         f"status = cli.main(['report', '--run', 'good', '--work', {str(good.parent)!r}]);"
-        "print(status, sorted({'torch', 'transformers', 'mmengine', 'numpy'} & set(sys.modules)), time.perf_counter() - started)"
+        "print(status, sorted({'torch', 'transformers', 'mmengine', 'numpy'} & set(sys.modules)), "
+        "time.perf_counter() - started)"
     )
     took = []
     for _ in range(3):  # the best of three: the machine may be busy with something else
@@ -722,7 +781,10 @@ def test_eval_ends_with_the_report_whatever_the_verdict(
     assert f"报告 report:  {run}/report/index.html" in said.out
     assert (run / "report/report.md").is_file()
     if status:
-        assert f"error: the result is not good enough: identity_hit, identity_leak, retention; every reply is in {run}/report/index.html" in said.err  # fmt: skip
+        assert (
+            f"error: the result is not good enough: identity_hit, identity_leak, retention; every reply is in "
+            f"{run}/report/index.html" in said.err
+        )
 
 
 def test_the_rule_of_the_best_checkpoint_is_that_of_the_code(page: str) -> None:

@@ -204,7 +204,8 @@ def test_what_a_user_writes_is_never_a_special_token(endpoint: Endpoint, monkeyp
 
 def test_the_text_parts_of_newer_clients_are_read(endpoint: Endpoint, said: str) -> None:
     messages: Any = [
-        {"role": "developer", "content": ""}, {"role": "user", "content": [{"type": "text", "text": "你是"}, {"type": "text", "text": "谁？"}]},
+        {"role": "developer", "content": ""}, {"role": "user", "content": [{"type": "text", "text": "你是"},
+        {"type": "text", "text": "谁？"}]},
     ]  # fmt: skip
     answer = endpoint.client().chat.completions.create(model="quickstart", messages=messages)
     assert answer.choices[0].message.content == said
@@ -337,7 +338,10 @@ def test_a_client_who_leaves_frees_the_engine(
 ) -> None:
     monkeypatch.setattr(endpoint.engine, "stops", set())
     body = json.dumps({"model": "quickstart", "messages": HELLO, "stream": stream, "max_tokens": 1900}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+        f"application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     with socket.create_connection(("127.0.0.1", endpoint.port)) as client:
         client.sendall(head.encode() + body)
         if stream:
@@ -419,13 +423,18 @@ def test_it_starts_loads_answers_and_ends_when_told(served: Served, tmp_path: Pa
         try:
             end = time.monotonic() + 60
             while time.monotonic() < end:
-                if not subprocess.run(healthcheck, cwd=ROOT, env=own | {"PORT": str(port)}, check=False, capture_output=True).returncode:  # fmt: skip
+                if not subprocess.run(
+                    healthcheck, cwd=ROOT, env=own | {"PORT": str(port)}, check=False, capture_output=True
+                ).returncode:
                     break
                 time.sleep(0.2)
             answer = Endpoint(f"http://127.0.0.1:{port}", port, served).client()
             assert answer.chat.completions.create(model="quickstart", messages=HELLO).choices[0].message.content == said
             taken = subprocess.run(command, cwd=ROOT, env=own, check=False, capture_output=True, text=True)
-            assert taken.stderr == f"error: port {port} is taken: stop what listens there, or choose another with API_PORT={port + 1}\n"  # fmt: skip
+            assert (
+                taken.stderr
+                == f"error: port {port} is taken: stop what listens there, or choose another with API_PORT={port + 1}\n"
+            )
             server.send_signal(signal.SIGTERM)
             assert server.wait(timeout=10) == 0
         finally:

@@ -1,4 +1,5 @@
-"""What is cut from a conversation that is too long: whole turns, the oldest first, never the system turn or the last."""
+"""What is cut from a conversation that is too long: whole turns, the oldest first, never the system turn or the
+last."""
 
 from __future__ import annotations
 

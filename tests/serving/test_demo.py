@@ -1,4 +1,5 @@
-"""The page's model: which one is shown, how it says how it is, and what it is loaded from. One real server, without a model."""
+"""The page's model: which one is shown, how it says how it is, and what it is loaded from. One real server, without a
+model."""
 
 from __future__ import annotations
 
@@ -400,7 +401,8 @@ def sockets(pid: int) -> list[tuple[str, str, str]]:
 
 
 def test_the_page_on_an_empty_work_folder(tmp_path: Path, work: Path) -> None:
-    """One process, since starting it takes seconds: it answers, is not healthy, stays on this machine, and ends when told."""
+    """One process, since starting it takes seconds: it answers, is not healthy, stays on this machine, and ends when
+    told."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,5 @@
-"""The engine says what transformers says, to each visitor his own, whoever else is there; and stops when nobody listens."""
+"""The engine says what transformers says, to each visitor his own, whoever else is there; and stops when nobody
+listens."""
 
 from __future__ import annotations
 
@@ -78,7 +79,8 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
 
 def by_transformers(model: Any, conversation: Any, count: int, tokenizer: Any = None, **options: Any) -> list[int]:
-    """The ids that `model.generate` says, without what ends them. model: or a folder, to be loaded untouched by an engine."""
+    """The ids that `model.generate` says, without what ends them. model: or a folder, to be loaded untouched by an
+    engine."""
     if tokenizer is None:
         model, tokenizer = generation.load(model)
     ids = torch.tensor([prompt_ids(tokenizer, conversation)])

@@ -1,4 +1,5 @@
-"""What the page is made of, without a browser: words, Markdown, and conversations as files. The page itself: tests/browser."""
+"""What the page is made of, without a browser: words, Markdown, and conversations as files. The page itself:
+tests/browser."""
 
 from __future__ import annotations
 
@@ -88,7 +89,8 @@ ADDRESSES = [
 )
 @example(["``", " ", "`", " ", "``", "[a](", "javascript:x", ")", "``", " ", "`", " ", "``"])
 def test_no_text_makes_a_link_that_could_run_script(parts: list[str]) -> None:
-    """By the Markdown reader that Streamlit's own kin use in Python: no link's address has another scheme than these."""
+    """By the Markdown reader that Streamlit's own kin use in Python: no link's address has another scheme than
+    these."""
     from markdown_it import MarkdownIt
 
     reader = MarkdownIt("commonmark", {"html": False})

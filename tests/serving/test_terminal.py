@@ -1,4 +1,5 @@
-"""A conversation in the terminal: what fits is sent whole, stdout holds replies alone, and Ctrl-C stops a reply only."""
+"""A conversation in the terminal: what fits is sent whole, stdout holds replies alone, and Ctrl-C stops a reply
+only."""
 
 from __future__ import annotations
 

@@ -162,7 +162,8 @@ TALKS: dict[str, tuple[list[dict[str, str]], str]] = {
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
     ),
     "turns": (
-        [{"role": "user", "content": "a\n\nb "}, {"role": "assistant", "content": "c"}, {"role": "user", "content": "d"}],
+        [{"role": "user", "content": "a\n\nb "}, {"role": "assistant", "content": "c"}, {"role": "user",
+        "content": "d"}],
         "<|im_start|>user\na\n\nb <|im_end|>\n<|im_start|>assistant\nc<|im_end|>\n<|im_start|>user\nd<|im_end|>\n"
         "<|im_start|>assistant\n",
     ),
@@ -200,8 +201,10 @@ def test_the_merged_folder_is_for_anyone(there_and_back: tuple[Path, Path, Path]
     _, merged, _ = there_and_back
     talk = [{"role": "user", "content": "Who are you?"}]
     stock = (
-        "import sys, json, torch; from transformers import AutoModelForCausalLM, AutoTokenizer; torch.set_num_threads(1)\n"
-        "t = AutoTokenizer.from_pretrained(sys.argv[1]); m = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype='float32')\n"
+        "import sys, json, torch; from transformers import AutoModelForCausalLM, AutoTokenizer; "
+        "torch.set_num_threads(1)\n"
+        "t = AutoTokenizer.from_pretrained(sys.argv[1]); m = AutoModelForCausalLM.from_pretrained(sys.argv[1], "
+        "dtype='float32')\n"
         "i = t.apply_chat_template(json.loads(sys.argv[2]), add_generation_prompt=True, return_tensors='pt')\n"
         "o = m.generate(i, attention_mask=torch.ones_like(i), max_new_tokens=40, do_sample=False)\n"
         "print(json.dumps(t.decode(o[0, i.shape[1]:], skip_special_tokens=True)))\n"

@@ -201,7 +201,8 @@ def test_what_is_no_plain_adapter_is_refused(
 
 
 def test_a_merge_that_overflows_float16_is_refused(adapter_folder: Path, tmp_path: Path) -> None:
-    # Finite in the adapter, infinite in the merged weights: its logits are no numbers, and no comparison may take them for near.
+    # Finite in the adapter, infinite in the merged weights: its logits are no numbers, and no comparison may take them
+    # for near.
     adapter = remade(
         adapter_folder, tmp_path / "adapter", edit_weights(lambda name, t: t * 1e8 if ".lora_B." in name else t)
     )

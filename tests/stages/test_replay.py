@@ -103,7 +103,8 @@ def test_the_rows_are_valid_training_data(tiny_model: Path, tmp_path: Path, monk
 
 
 def test_the_answers_are_the_models_own(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the real model, on few prompts: its replies run into the limit, so there is no row, and the stage says so."""
+    """With the real model, on few prompts: its replies run into the limit, so there is no row, and the stage says
+    so."""
     few = replay_prompts()[:3]
     monkeypatch.setattr(replay, "replay_prompts", lambda: few)
     monkeypatch.setattr(replay, "MAX_NEW_TOKENS", 3)

@@ -25,7 +25,8 @@ from recipe.pipeline import stage
 from recipe.stages import config, data, train
 from recipe.training import xtuner
 
-SETTINGS = ["max_iters=12", "save_steps=4", "batch_size=1", "max_length=256", "r=4", "lr=1e-2", "param_scheduler.0.end=2",
+SETTINGS = ["max_iters=12", "save_steps=4", "batch_size=1", "max_length=256", "r=4", "lr=1e-2",
+"param_scheduler.0.end=2",
             "param_scheduler.1.begin=2"]  # fmt: skip
 
 

@@ -1,7 +1,8 @@
-"""What a visitor sees. Streamlit runs this file from top to bottom at every click; recipe/serving/demo.py holds the model.
+"""What a visitor sees. Streamlit runs this file from top to bottom at every click; recipe/serving/demo.py holds the
+model.
 
-A reply on its way lives in the visitor's session as `pending`, so that a click elsewhere does not cut it; only Stop does,
-and leaving. It becomes a turn of the conversation when it has ended, and nothing of it stays when it fails.
+A reply on its way lives in the visitor's session as `pending`, so that a click elsewhere does not cut it; only Stop
+does, and leaving. It becomes a turn of the conversation when it has ended, and nothing of it stays when it fails.
 """
 
 from __future__ import annotations
@@ -220,7 +221,8 @@ def show(turn: Turn) -> None:
 def tell_running() -> None:
     """Tell the browser that a run is under way; until it knows, it shows nothing of it before its end.
 
-    Streamlit 1.24 tells it once, and drops what it has not sent when the next run follows at once, as after two quick clicks.
+    Streamlit 1.24 tells it once, and drops what it has not sent when the next run follows at once, as after two quick
+    clicks.
     """
     from streamlit.proto import ForwardMsg_pb2
     from streamlit.runtime.scriptrunner import get_script_run_ctx
@@ -232,8 +234,8 @@ def tell_running() -> None:
 
 
 def show_growing(question: str, replies: dict[str, Reply]) -> None:
-    """Until every reply has ended. A visitor who leaves ends them; Streamlit says so at the next thing shown, as it says
-    that there was a click, which does not end them."""
+    """Until every reply has ended. A visitor who leaves ends them; Streamlit says so at the next thing shown, as it
+    says that there was a click, which does not end them."""
     tell_running()
     with st.chat_message("user"):
         st.markdown(shown(question))

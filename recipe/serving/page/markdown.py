@@ -15,12 +15,14 @@ _DOLLAR = re.compile(r"(?<!\\)\$")
 # A picture would be fetched by the visitor's browser from wherever the model says.
 _PICTURE = re.compile(r"!\[([^\]]*)\]\(")
 _WEB = r"(?:https?://|mailto:)"
-# A link or its definition to anywhere else. In code it stands unless its address could name a scheme, whatever spells it.
+# A link or its definition to anywhere else. In code it stands unless its address could name a scheme, whatever spells
+# it.
 _LINK = re.compile(rf"\](?=\(\s*(?!{_WEB}))", re.IGNORECASE)
 _LINK_IN_CODE = re.compile(rf"\](?=\(\s*(?!{_WEB})[^)]*[:&\\])", re.IGNORECASE)
 _DEFINITION = re.compile(rf"\](?=:\s*(?!{_WEB})\S*[:&\\])", re.IGNORECASE)
 _BARE = re.compile(r"<(?=(?:javascript|vbscript|data):)", re.IGNORECASE)
-# A colon before a letter begins a directive in Streamlit's Markdown, which is how `key:value` and `std::vector` lose a word.
+# A colon before a letter begins a directive in Streamlit's Markdown, which is how `key:value` and `std::vector` lose a
+# word.
 _STREAMLIT = re.compile(r":(?=[A-Za-z])")
 
 
