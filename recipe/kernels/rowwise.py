@@ -1,7 +1,13 @@
-"""What a Llama layer does row by row, each in one pass over memory: a Triton kernel on a GPU, plain PyTorch elsewhere.
+"""The row-wise functions of a Llama layer, one pass over memory each: a Triton kernel on a GPU, PyTorch elsewhere.
 
-Every function takes rows of tokens [tokens, features] whose rows may lie apart (`stride(0)`), as the buffers of `linear`
-do, and computes in float32 (float64 where that is what it is given).
+Every function takes (tokens, features) tensors with any stride between rows, as `recipe.training.fast.linear`'s buffers
+have. It computes in float32, or in float64 where its input is float64.
+
+Shapes:
+    tokens    rows: one per token
+    features  columns; of gate or up alone where both are in one tensor
+    head_dim  features of a head
+    ranks     inner size of a low-rank product
 """
 
 from __future__ import annotations
@@ -39,7 +45,12 @@ def _upcast(x: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
-    """out = x / sqrt(mean(x^2) + eps) * weight, rounded where transformers' LlamaRMSNorm rounds."""
+    """out = x / sqrt(mean(x^2) + eps) * weight, rounded where transformers' LlamaRMSNorm rounds.
+
+    Args:
+        x, out: (tokens, features).
+        weight: (features).
+    """
     if _fused(x):
         block = _power_of_2(x.shape[1])
         _kernels().rms_norm[(len(x),)](
@@ -53,9 +64,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
 def rms_norm_backward(
     grad: Tensor, x: Tensor, weight: Tensor, eps: float, out: Tensor, residual: Tensor | None = None
 ) -> None:
-    """out = the gradient of x, given that of rms_norm's result; plus `residual`, the one that came past the layer.
+    """out = the gradient of x, given that of rms_norm's result, plus `residual`. The weight is frozen.
 
-    The weight is frozen and gets none. grad: contiguous.
+    Args:
+        grad: (tokens, features), contiguous.
+        x, out: (tokens, features).
+        weight: (features).
+        residual: (tokens, features), the gradient that bypassed the norm.
     """
     if _fused(x):
         block = _power_of_2(x.shape[1])
@@ -74,9 +89,12 @@ def rms_norm_backward(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, inverse: bool = False) -> None:
-    """Rotary embedding of every head in the columns of x; `back`: its inverse, which is also its gradient.
+    """Rotary embedding of every head in the columns of x.
 
-    cos, sin: [tokens, head size], contiguous, their two halves equal. out may be x.
+    Args:
+        x, out: (tokens, heads * head_dim); out may be x.
+        cos, sin: (tokens, head_dim), contiguous, their two halves equal.
+        inverse: whether to apply the inverse, which is also the gradient.
     """
     size = cos.shape[1]
     heads = x.shape[1] // size
@@ -86,26 +104,29 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, inverse: bool = 
             HEADS=_power_of_2(heads), HALF=size // 2,
         )  # fmt: skip
         return
-    first, second = x.unflatten(1, (heads, 2, size // 2)).unbind(2)
+    first, second = x.unflatten(1, (heads, 2, size // 2)).unbind(2)  # (tokens, heads, head_dim / 2)
     c, s = cos[:, None, : size // 2], sin[:, None, : size // 2]
     s = -s if inverse else s
     out.copy_(torch.stack((first * c - second * s, second * c + first * s), 2).flatten(1))
 
 
 class LowRank(NamedTuple):
-    """A product left to be added: of low [tokens, ranks] with `wide` [ranks, features]."""
+    """A product that is still to be added: low x weight."""
 
-    low: Tensor
-    weight: Tensor
+    low: Tensor  # (tokens, ranks)
+    weight: Tensor  # (ranks, features)
 
     def add_to(self, x: Tensor) -> Tensor:
         return torch.addmm(x, self.low, self.weight)
 
 
 def swiglu(gate_up: Tensor, out: Tensor, lora: LowRank | None = None) -> None:
-    """out = silu(gate) * up of gate_up [tokens, 2 * features], to which `rest`, if any, is added first.
+    """out = silu(gate) * up.
 
-    rest: block-diagonal, half of its ranks for gate and half for up.
+    Args:
+        gate_up: (tokens, 2 * features).
+        out: (tokens, features).
+        lora: added to gate_up first; its weight is block-diagonal, half of its ranks for gate and half for up.
     """
     columns = out.shape[1]
     if _fused(out) and lora is not None and _fits(lora.low.shape[1] // 2):
@@ -129,16 +150,20 @@ def swiglu(gate_up: Tensor, out: Tensor, lora: LowRank | None = None) -> None:
 def swiglu_backward(
     grad: Tensor, gate_up: Tensor, out: Tensor, lora: LowRank | None = None, grad_lora: LowRank | None = None
 ) -> None:
-    """out = the gradient of gate_up, given that of swiglu's result, which swiglu's result itself replaces in `grad`.
+    """out = the gradient of gate_up, given that of swiglu's result. `grad` is overwritten with swiglu's result.
 
-    rest, grad_rest: what is to be added to gate_up and to grad first, if anything.
+    Args:
+        grad: (tokens, features).
+        gate_up, out: (tokens, 2 * features).
+        lora, grad_lora: added to gate_up and to grad first.
     """
     columns = grad.shape[1]
     if _fused(out) and lora is not None and grad_lora is not None and _fits(grad_lora.low.shape[1]):
         _kernels().swiglu_low_backward[(-(-len(out) // 64), -(-columns // 128))](
             grad, grad_lora.low, grad_lora.weight, gate_up, lora.low, lora.weight, out, len(out),
             grad.stride(0), grad_lora.low.stride(0), grad_lora.weight.stride(0), gate_up.stride(0), lora.low.stride(0),
-            lora.weight.stride(1), out.stride(0), columns, RANK=grad_lora.low.shape[1], ROWS=64, COLUMNS=128, num_warps=4,
+            lora.weight.stride(1), out.stride(0), columns,
+            RANK=grad_lora.low.shape[1], ROWS=64, COLUMNS=128, num_warps=4,
         )  # fmt: skip
         return
     if lora is not None:
@@ -165,7 +190,7 @@ def _fits(rank: int) -> bool:
 
 
 def copy(x: Tensor, out: Tensor) -> None:
-    """out = x, at memory speed where the rows of either lie apart; PyTorch's own copy takes twice as long there."""
+    """out = x, (tokens, features). PyTorch's own copy takes twice as long where rows are not contiguous."""
     if _fused(x):
         block = _power_of_2(x.shape[1])
         _kernels().copy[(len(x),)](x, out, x.stride(0), out.stride(0), x.shape[1], BLOCK=block, num_warps=_warps(block))
@@ -174,7 +199,15 @@ def copy(x: Tensor, out: Tensor) -> None:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
-    """The loss of every row, in float32; its gradient times `scale` replaces the logits [tokens, vocabulary]."""
+    """The cross-entropy of every row. The logits are overwritten with its gradient times `scale`.
+
+    Args:
+        logits: (tokens, vocab), contiguous.
+        targets: (tokens) int64.
+
+    Returns:
+        (tokens) float32.
+    """
     if _fused(logits):
         losses = torch.empty(len(logits), device=logits.device, dtype=torch.float32)
         block = min(_power_of_2(logits.shape[1]), 8192)
@@ -191,7 +224,12 @@ def cross_entropy(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
 
 
 def dequantize_nf4(weight: Tensor, state: Any, out: Tensor) -> None:
-    """bitsandbytes' 4-bit weight into `out` [rows, columns]; state: its QuantState, doubly quantised."""
+    """Dequantise bitsandbytes' nf4 weight into `out`, (out features, in features).
+
+    Args:
+        weight: uint8, two values per byte.
+        state: its QuantState, doubly quantised.
+    """
     if _fused(weight) and state.nested and state.blocksize == 64 and state.state2.blocksize == 256:
         total = out.shape[0] * out.shape[1]
         _kernels().nf4[(-(-total // 4096),)](
@@ -205,7 +243,14 @@ def dequantize_nf4(weight: Tensor, state: Any, out: Tensor) -> None:
 
 
 def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(values in float8_e4m3fn, scale of each row [tokens, 1] in float32): x = values * scale to 1 part in 16."""
+    """Round each row to float8 by its own scale: x = values * scale to 1 part in 16.
+
+    Args:
+        x: (tokens, features).
+
+    Returns:
+        Values, (tokens, features) float8_e4m3fn, and scales, (tokens, 1) float32.
+    """
     values = torch.empty(x.shape, device=x.device, dtype=FP8)
     scales = torch.empty((len(x), 1), device=x.device, dtype=torch.float32)
     if _fused(x):

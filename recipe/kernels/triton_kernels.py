@@ -1,4 +1,16 @@
-"""Triton's kernels for what `rowwise` defines: one program a row, float32 inside, one rounding when it is stored."""
+"""Triton kernels of the functions in `rowwise`: float32 inside, one rounding on storing.
+
+Shapes:
+    x, grad, residual  (tokens, columns); `*_stride` is the distance between rows, in elements
+    gate_up            (tokens, 2 * columns): gate, then up
+    cos, sin           (tokens, 2 * HALF), where 2 * HALF is head_dim
+    lora_low           (tokens, 2 * RANK) for gate and up; grad_lora_low: (tokens, RANK)
+    lora_weight        (2 * RANK, 2 * columns), transposed in memory; grad_lora_weight: (RANK, columns)
+    logits             (tokens, columns), where columns is the vocabulary
+
+One program computes one row, or one block of a row. In `swiglu_low*` it computes a tile of ROWS x COLUMNS, in `nf4` a
+block of 2 * BLOCK values.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +99,7 @@ def swiglu_low(
     gate_up, lora_low, lora_weight, out, tokens, in_stride, lora_low_stride, lora_weight_stride, out_stride, columns,
     RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """`swiglu` of gate_up + low x wide; `wide` lies transposed: `wide_stride` apart from column to column."""
+    """`swiglu` of gate_up + lora_low x lora_weight; `lora_weight_stride` is the distance between columns."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     at = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     rank = tl.arange(0, RANK)
@@ -114,10 +126,11 @@ def swiglu_low(
 @triton.jit
 def swiglu_low_backward(
     grad, grad_lora_low, grad_lora_weight, gate_up, lora_low, lora_weight, out, tokens,
-    grad_stride, grad_lora_low_stride, grad_lora_weight_stride, in_stride, lora_low_stride, lora_weight_stride, out_stride, columns,
+    grad_stride, grad_lora_low_stride, grad_lora_weight_stride,
+    in_stride, lora_low_stride, lora_weight_stride, out_stride, columns,
     RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """`swiglu_backward` of grad + grad_low x grad_wide and gate_up + low x wide; `wide` transposed, grad_wide not."""
+    """`swiglu_backward` of grad + grad_lora_low x grad_lora_weight and of gate_up + lora_low x lora_weight."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     at = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     rank = tl.arange(0, RANK)
@@ -186,7 +199,7 @@ def cross_entropy(logits, targets, losses, columns, scale, BLOCK: tl.constexpr):
 
 @triton.jit
 def nf4(packed, absmax, code, absmax_code, absmax_scale, offset, out, columns, out_stride, total, BLOCK: tl.constexpr):
-    """Two values a byte, the first in the high half; 64 share an 8-bit absmax, 256 of those a float32 one."""
+    """Two values per byte, the first in the high half; 64 share an 8-bit absmax, 256 of these a float32 one."""
     byte = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = byte * 2 < total
     pair = tl.load(packed + byte, mask=inside, other=0).to(tl.int32)

@@ -1,8 +1,12 @@
 """The training set as XTuner's trainer sees it: packs of whole conversations.
 
-Each pack holds conversations end to end, as many as fit into max_length tokens; none is cut in two, dropped at the end
-of the data or of a worker, or able to see its neighbours: `position_ids` start over at each conversation, from which
+Each pack holds conversations end to end, as many as fit into max_length tokens. None is cut in two or dropped at the
+end of the data or of a worker. Conversations do not see each other: `position_ids` start over at each one, from which
 transformers' attention tells them apart. A pack that no conversation fills ends in padding without a loss.
+
+Shapes:
+    batch       packs of a step
+    max_length  tokens of a pack, padding included
 """
 
 from __future__ import annotations
@@ -23,14 +27,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Tokens = tuple[list[int], list[int]]  # ids, labels
-# Share of the rows about who it is, and of as many of replay, that become one conversation of both.
+# Share of the identity rows that are joined with a replay row into one conversation.
 JOINED = 0.25
 
 
 class PackedDataset(Dataset):
-    """Packs of `max_length` ids, labels and positions, all of equal length.
+    """Packs of ids, labels and positions, (max_length) int64 each.
 
-    tokens: how many ids are conversation and not padding. truncated: how many conversations were longer than a pack.
+    tokens: ids that are not padding.
+    loss_tokens: labels that count in the loss.
+    truncated: conversations longer than a pack.
     """
 
     def __init__(self, rows: Sequence[Tokens], *, max_length: int, pad_id: int, seed: int) -> None:
@@ -48,7 +54,11 @@ class PackedDataset(Dataset):
 
 
 def pack(rows: Sequence[Tokens], max_length: int, seed: int) -> list[list[Tokens]]:
-    """Groups of rows of at most `max_length` ids each: first fit over a seeded shuffle, so that every pack is a mixture."""
+    """Group rows by first fit over a seeded shuffle, so that every pack is a mixture.
+
+    Returns:
+        Groups of rows with at most `max_length` ids together.
+    """
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
     groups: list[list[Tokens]] = []
@@ -71,7 +81,7 @@ def pack(rows: Sequence[Tokens], max_length: int, seed: int) -> list[list[Tokens
 
 
 def _fill(group: Sequence[Tokens], max_length: int, pad_id: int) -> dict[str, array[int]]:
-    # Arrays, which a batch is made of in no time; reading 16 packs of lists takes 20 ms, a tenth of the step they are for.
+    # Arrays become a batch at once; converting 16 packs of lists takes 20 ms, a tenth of their training step.
     ids = [token for row, _ in group for token in row]
     labels = [label for _, row in group for label in row]
     positions = [position for row, _ in group for position in range(len(row))]
@@ -88,9 +98,13 @@ def read_tokens(
 ) -> list[Tokens]:
     """Rows of the .json and .jsonl files as ids and labels.
 
-    replay_ratio: rows of the later files, which hold replay, for each row of the first, at most all there are; None takes all.
-    Of either kind `JOINED` are put together with one of the other into a conversation, so that what was said before does not decide
-    whose turn it is to be introduced.
+    A share `JOINED` of the identity rows is joined with a replay row into one conversation, in either order. Otherwise
+    the preceding messages would decide whether the model introduces itself.
+
+    Args:
+        files: the first holds the identity rows, the others replay.
+        replay_ratio: replay rows per identity row, at most all there are; None takes all.
+        seed: for the choice and the order of the rows.
     """
     rng = random.Random(seed)
     identity_rows, *replay_files = (_read(name) for name in files)
@@ -122,7 +136,13 @@ def _read(name: str) -> list[Any]:
 def chat_dataset(
     *, files: Sequence[str], tokenizer: Any, max_length: int, seed: int, replay_ratio: float | None = None
 ) -> PackedDataset:
-    """The `train_dataloader.dataset` of this recipe's presets. tokenizer: one, or XTuner's dict that builds one."""
+    """The `train_dataloader.dataset` of this recipe's presets.
+
+    Args:
+        files, seed, replay_ratio: as in `read_tokens`.
+        tokenizer: a tokenizer, or XTuner's dict that builds one.
+        max_length: tokens of a pack.
+    """
     if isinstance(tokenizer, dict):
         from xtuner.registry import BUILDER
 
@@ -132,9 +152,9 @@ def chat_dataset(
 
 
 class EndlessSampler(InfiniteSampler):
-    """Shuffled passes over the data without an end between them, where mmengine's loop would sleep two seconds.
+    """Endless shuffled passes over the data: at the end of one, mmengine's loop would sleep two seconds.
 
-    Its length is one pass of one process, of which XTuner's loop counts `max_epochs`.
+    The length is that of one pass of one process, in which XTuner's loop counts `max_epochs`.
     """
 
     def __len__(self) -> int:
@@ -142,9 +162,17 @@ class EndlessSampler(InfiniteSampler):
 
 
 def collate(instances: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
-    """A batch for XTuner's SupervisedFinetune: no attention mask, the positions say where conversations begin."""
+    """A batch for XTuner's SupervisedFinetune, without an attention mask: the positions say where conversations begin.
+
+    Args:
+        instances: packs of `PackedDataset`.
+
+    Returns:
+        Under `data`: input_ids, labels and position_ids, (batch, max_length) int64.
+    """
     import numpy
     import torch
 
+    # (batch, max_length) each
     batch = {key: torch.from_numpy(numpy.array([pack[key] for pack in instances])) for key in instances[0]}
     return {"data": batch, "data_samples": None}

@@ -1,7 +1,7 @@
 """Causal attention inside each conversation of a pack, without a mask, by kernels that come with PyTorch.
 
 FlashAttention-2 takes the rows at which conversations start. The mask that transformers builds from the positions,
-[1024, 1024] per pack, would rule that kernel out. cuDNN's kernel takes half the time where each pack is one conversation.
+(1024, 1024) per pack, would rule that kernel out. Where each pack is one conversation, cuDNN's takes half the time.
 
 Shapes:
     rows       tokens of all packs, end to end: batch * length

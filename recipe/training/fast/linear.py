@@ -1,15 +1,22 @@
-"""Frozen projections with their LoRA in the same matrix product.
+"""Frozen projections fused with their LoRA: one matrix product computes both.
 
-A LoRA projection y = x Wᵀ + s (x Aᵀ) Bᵀ done as PEFT does it passes over y, the largest tensor, three times: written by the
-first product, read and written again to add the second. Here W lies in a matrix with margins,
+PEFT computes y = x Wᵀ + s (x Aᵀ) Bᵀ in three passes over y, the largest tensor: the first product writes y, then adding
+the second reads and writes y again. Here W, A and B lie in one matrix,
 
-        K  R              K = in features, N = out features (of all the projections that read the same x, one below the
-    N [ W  B ]            other), R = their ranks together; B is block-diagonal where there are several
+        K  R
+    N [ W  B ]
     R [ A  · ]
 
-so that one product of the first N rows with [x, s x Aᵀ] gives y, and one of the first K columns with [dy, s dy B] gives dx:
-2·N·R and 2·K·R more operations instead of two passes over memory each. The margins are copied from the float32 LoRA weights
-at every step; Adam's steps of 1e-4 of a weight would be lost in bfloat16's eight bits.
+One product of its first N rows with [x, s x Aᵀ] gives y; one of its first K columns with [dy, s dy B] gives dx. That
+costs 2·N·R and 2·K·R more operations per token instead of two passes over memory each. A and B are copied in from the
+float32 LoRA weights at every step: Adam's steps of 1e-4 of a weight would be lost in bfloat16's eight bits.
+
+Shapes:
+    rows  tokens of a batch
+    K     in features
+    N     out features of all projections that read the same x, stacked
+    R     their LoRA ranks together; B is block-diagonal where there are several projections
+    s     LoRA's scale, lora_alpha / r
 """
 
 from __future__ import annotations
@@ -24,12 +31,12 @@ from recipe.kernels import rowwise
 
 
 class FusedLoraLinear:
-    """Projections of one input: the frozen weight as PEFT's modules hold it, bfloat16 or float32, moved into the margins.
+    """Projections of one input in the precision in which PEFT's modules hold the frozen weight: bfloat16 or float32.
 
-    The modules' own weights become views of the matrix, so that generating and saving see them where they were.
+    The modules' own weights become views of the matrix, so that generating and saving see the same values.
     """
 
-    # Whether y, or dx, is left without its LoRA part because the gating that reads it next adds that in passing: in float8 only.
+    # Whether y, or dx, lacks its LoRA part because the gating that reads it next adds that part. Float8 only.
     defer_lora = defer_lora_grad = False
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
@@ -42,6 +49,7 @@ class FusedLoraLinear:
 
     def _allocate_matrix(self) -> Tensor:
         first = self.modules[0].base_layer.weight
+        # (N + R, K + R)
         matrix = torch.zeros(self.n + self.r, self.k + self.r, dtype=first.dtype, device=first.device)
         start = 0
         for module, rows in zip(self.modules, self.rows, strict=True):
@@ -52,15 +60,15 @@ class FusedLoraLinear:
         return matrix
 
     def parameters(self) -> list[Tensor]:
-        """A and B of each projection in turn, float32; gradients come back in this order."""
+        """A, (rank, K), and B, (out features, rank), of each projection in order; float32."""
         return [p for m in self.modules for p in (m.lora_A["default"].weight, m.lora_B["default"].weight)]
 
     def input_buffer(self, rows: int, like: Tensor) -> Tensor:
-        """A buffer for x: fill its first K columns."""
+        """An empty buffer (rows, K + R) for x: fill its first K columns."""
         return torch.empty(rows, self.k + self.r, dtype=like.dtype, device=like.device)
 
     def grad_buffer(self, rows: int, like: Tensor) -> Tensor:
-        """A buffer for dy: fill its first N columns."""
+        """An empty buffer (rows, N + R) for dy: fill its first N columns."""
         return torch.empty(rows, self.n + self.r, dtype=like.dtype, device=like.device)
 
     def _blocks(self) -> list[tuple[slice, slice]]:
@@ -72,7 +80,7 @@ class FusedLoraLinear:
         return blocks
 
     def refresh(self) -> None:
-        """Copy the LoRA weights of this step into the margins."""
+        """Copy this step's LoRA weights into the matrix."""
         places: list[Tensor] = []
         for rows, ranks in self._blocks():
             places += [self.lora_a[ranks], self.lora_b[rows, ranks]]
@@ -81,20 +89,26 @@ class FusedLoraLinear:
 
     @property
     def lora_a(self) -> Tensor:
-        """A of all projections, [R, K]."""
+        """A of all projections, (R, K)."""
         return self.matrix[self.n :, : self.k]
 
     @property
     def lora_b(self) -> Tensor:
-        """B of all projections, [N, R], block-diagonal."""
+        """B of all projections, (N, R), block-diagonal."""
         return self.matrix[: self.n, self.k :]
 
     def forward(
         self, x: Tensor, residual: Tensor | None = None, *, product: bool = True
     ) -> tuple[Tensor | None, Tensor]:
-        """(y [rows, N] plus `residual`, s x Aᵀ [rows, R]); the latter alone if no `product` is wanted.
+        """Compute y.
 
-        x: a buffer of `before`, filled.
+        Args:
+            x: (rows, K + R), an `input_buffer` whose first K columns are filled; the others are overwritten.
+            residual: (rows, N), added to y.
+            product: whether to compute y.
+
+        Returns:
+            y, (rows, N) or None, and s x Aᵀ, (rows, R).
         """
         low = torch.addmm(x.new_empty(()), x[:, : self.k], self.lora_a.T, beta=0, alpha=self.scale)
         return (self._frozen_product(x, low, residual) if product else None), low
@@ -105,7 +119,15 @@ class FusedLoraLinear:
         return x @ weight if residual is None else torch.addmm(residual, x, weight)
 
     def backward(self, dy: Tensor, *, input_grad_needed: bool = True) -> tuple[Tensor | None, Tensor]:
-        """(dx [rows, K] if needed, s dy B [rows, R]). dy: a buffer of `behind`, filled."""
+        """Compute the gradient of x.
+
+        Args:
+            dy: (rows, N + R), a `grad_buffer` whose first N columns are filled; the others are overwritten.
+            input_grad_needed: whether to compute dx.
+
+        Returns:
+            dx, (rows, K) or None, and s dy B, (rows, R).
+        """
         low = dy[:, self.n :]
         for rows, ranks in self._blocks():
             place = low[:, ranks]
@@ -116,8 +138,14 @@ class FusedLoraLinear:
         return dy @ self.matrix[:, : self.k]
 
     def gradients(self, dy: Tensor, x: Tensor, x_low: Tensor, dy_low: Tensor) -> list[Tensor]:
-        """dA = (s dy B)ᵀ x and dB = dyᵀ (s x Aᵀ) of each projection; x_low, dy_low: what forward and backward gave."""
-        a = _token_sum(dy_low, x)
+        """Compute the gradients of `parameters()`: dA = (s dy B)ᵀ x and dB = dyᵀ (s x Aᵀ).
+
+        Args:
+            dy: (rows, N).
+            x: (rows, K).
+            x_low, dy_low: (rows, R), the second results of `forward` and `backward`.
+        """
+        a = _token_sum(dy_low, x)  # (R, K)
         grads = []
         for rows, ranks in self._blocks():
             grads += [a[ranks], _token_sum(dy[:, rows], x_low[:, ranks])]
@@ -125,12 +153,12 @@ class FusedLoraLinear:
 
 
 def _token_sum(a: Tensor, b: Tensor) -> Tensor:
-    """aᵀ b, a sum over tokens that the GPU forms in float32 anyway and here does not round before Adam sees it."""
+    """aᵀ b, a sum over tokens. The GPU sums in float32 anyway; the result is not rounded before Adam reads it."""
     return torch.mm(a.T, b, out_dtype=torch.float32) if a.is_cuda and a.dtype == torch.bfloat16 else a.T @ b
 
 
 class Scratch:
-    """Matrices that 4-bit projections of equal shape take turns to fill. `owner` says whose weight is in there."""
+    """Matrices that 4-bit projections of equal shape share. `owner`: the projections whose weight is in a matrix."""
 
     def __init__(self) -> None:
         self._matrices: dict[tuple[int, ...], Tensor] = {}
@@ -143,7 +171,7 @@ class Scratch:
 
 
 class Nf4FusedLoraLinear(FusedLoraLinear):
-    """Projections whose weight stays in bitsandbytes' 4 bits and is spread into a shared matrix when its layer's turn comes."""
+    """Projections whose weight stays in bitsandbytes' nf4 and is dequantised into a shared matrix before each use."""
 
     def __init__(self, modules: Sequence[nn.Module], scratch: Scratch, like: Tensor) -> None:
         self.scratch, self.like = scratch, like
@@ -154,7 +182,7 @@ class Nf4FusedLoraLinear(FusedLoraLinear):
         return self.scratch.matrix(self.key, (self.n + self.r, self.k + self.r), self.like)
 
     def load(self) -> None:
-        """Make the shared matrix this layer's. Free where it is already, as between recomputing a layer and its backward."""
+        """Dequantise into the shared matrix, unless it still holds this weight, as after recomputing the layer."""
         if self.scratch.owner.get(self.key) is self:
             return
         self.scratch.owner[self.key] = self
@@ -179,17 +207,17 @@ class Nf4FusedLoraLinear(FusedLoraLinear):
 
 
 class Fp8FusedLoraLinear(FusedLoraLinear):
-    """Projections whose large products run in float8_e4m3fn, which Hopper's tensor cores do twice as fast; LoRA stays as it is.
+    """Projections whose frozen products run in float8_e4m3fn, twice as fast on Hopper; LoRA keeps its precision.
 
-    Weights are rounded once, activations and gradients at every product, each row (an output feature, a token) with its own scale: a
-    product of two values is right to about 1 part in 16, a sum of 2,048 of them to about 1 in 25 of its own spread.
+    Weights are rounded once, activations and gradients at every product. Each row (an output feature, a token) has its
+    own scale. A product of two values is right to about 1 part in 16, a sum of 2,048 products to about 1 in 25.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         super().__init__(modules)
         weight = self.matrix[: self.n, : self.k]
-        self.weight_fp8 = rowwise.to_fp8(weight)
-        self.weight_t_fp8 = rowwise.to_fp8(weight.T.contiguous())
+        self.weight_fp8 = rowwise.to_fp8(weight)  # (N, K), scales (N, 1)
+        self.weight_t_fp8 = rowwise.to_fp8(weight.T.contiguous())  # (K, N), scales (K, 1)
 
     def _frozen_product(self, x: Tensor, low: Tensor, residual: Tensor | None) -> Tensor:
         y = scaled_product(rowwise.to_fp8(x[:, : self.k]), self.weight_fp8, x.dtype)
@@ -203,7 +231,14 @@ class Fp8FusedLoraLinear(FusedLoraLinear):
 
 
 def scaled_product(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
-    """a bᵀ of two matrices in float8 with a scale a row: [rows of a, rows of b]."""
+    """a bᵀ of two float8 matrices with a scale per row.
+
+    Args:
+        a, b: results of `rowwise.to_fp8`, of shapes (m, K) and (n, K).
+
+    Returns:
+        (m, n) of `dtype`.
+    """
     (x, x_scale), (w, w_scale) = a, b
     if x.is_cuda:
         return torch._scaled_mm(x, w.T, x_scale, w_scale.T, out_dtype=dtype, use_fast_accum=True)
@@ -211,7 +246,14 @@ def scaled_product(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], dtype: to
 
 
 def projections(modules: Sequence[nn.Module], *, fp8: bool, scratch: Scratch, like: Tensor) -> FusedLoraLinear:
-    """The class that fits how the modules' weights are held. like: a tensor of the model's own precision and device."""
+    """Fuse projections of one input, by the class that fits the format of their weights.
+
+    Args:
+        modules: PEFT's LoRA linear layers with the same in features.
+        fp8: whether the frozen products run in float8; ignored for nf4 weights.
+        scratch: the matrices that nf4 layers share.
+        like: a tensor of the model's precision and device.
+    """
     weight: Any = modules[0].base_layer.weight
     if hasattr(weight, "quant_state"):
         return Nf4FusedLoraLinear(modules, scratch, like)

@@ -1,4 +1,10 @@
-"""XTuner's SupervisedFinetune with this package's forward and backward pass; the rest, its Runner included, is XTuner's."""
+"""XTuner's SupervisedFinetune with this package's forward and backward pass; all else, the Runner too, is XTuner's.
+
+Shapes:
+    batch   packs; length: tokens of a pack
+    tokens  batch * length
+    hidden  features of the residual stream
+"""
 
 from __future__ import annotations
 
@@ -31,9 +37,17 @@ class FusedLlama:
         self.layers = [Layer(module, fp8=fp8, scratch=scratch, like=like) for module in self.model.layers]
 
     def loss(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor, *, recompute: bool) -> Tensor:
-        """The mean loss of the learnt tokens of a batch; all [batch, length]."""
+        """The mean loss over the loss tokens of a batch.
+
+        Args:
+            input_ids, labels, position_ids: (batch, length) int64.
+            recompute: whether a layer saves only its input for the backward pass.
+
+        Returns:
+            A float32 scalar.
+        """
         rows, targets = loss_tokens(labels)
-        hidden = self.model.embed_tokens(input_ids)
+        hidden = self.model.embed_tokens(input_ids)  # (batch, length, hidden)
         packs = Packs.of(position_ids, *self.model.rotary_emb(hidden, position_ids))
         hidden = run(self.layers, hidden.flatten(0, 1), packs, recompute=recompute)
         norm = self.model.norm
@@ -41,20 +55,20 @@ class FusedLlama:
 
 
 def in_shards(llm: nn.Module) -> bool:
-    """Whether ZeRO-3 has the weights in shards, which only the modules' own forward gathers, on all processes together."""
+    """Whether ZeRO-3 has sharded the weights; only the modules' own forward gathers them, on all processes together."""
     return hasattr(next(llm.parameters()), "ds_id")
 
 
 class LossWeight:
-    """This process's learnt tokens over the mean of all processes'.
+    """The weight of this process's loss: its loss tokens over the mean of all processes'.
 
-    DDP and DeepSpeed take the mean of the processes' gradients; of losses weighted so, that is the gradient of the mean loss over the
-    tokens of all of them: what one process computes on the same packs. XTuner's own class, of the presets `lora` and `tutorial`, takes
-    the mean of means.
+    DDP and DeepSpeed take the mean of the processes' gradients. With losses weighted so, that is the gradient of the
+    mean loss over the tokens of all processes: what one process computes on the same packs. XTuner's own class, of the
+    presets `lora` and `tutorial`, takes the mean of means.
     """
 
     def __init__(self, labels: Tensor) -> None:
-        """labels: [batch, length]."""
+        """labels: (batch, length) int64."""
         self.pending = None
         if dist.is_initialized() and dist.get_world_size() > 1:
             self.loss_tokens = labels[:, 1:].ne(IGNORE_INDEX).sum().float()
@@ -62,7 +76,7 @@ class LossWeight:
             self.pending = dist.all_reduce(self.total, async_op=True)  # while the loss is computed
 
     def of(self, loss: Tensor) -> Tensor:
-        """The loss, weighted."""
+        """The weighted loss, a scalar."""
         if self.pending is None:
             return loss
         self.pending.wait()
@@ -70,11 +84,17 @@ class LossWeight:
 
 
 def finetune(*, llm: Any, lora: Any, fp8: bool = False, recompute: bool = False) -> nn.Module:
-    """The `model` of a config: XTuner's SupervisedFinetune of `llm` with the adapter `lora`, both as in XTuner's configs.
+    """The `model` of a config: XTuner's SupervisedFinetune, with this package's loss.
 
-    fp8: the frozen weights' products in float8, which takes a GPU of compute capability 8.9. recompute: keep only each
-    layer's input for its backward, which then does most of the forward again.
-    XTuner itself would turn every weight that is not in 4 bits into float32 here, and back at every product.
+    XTuner itself would cast every weight that is not in 4 bits to float32 here, and back at every product.
+
+    Args:
+        llm, lora: the model and its adapter, as in XTuner's configs.
+        fp8: whether the frozen products run in float8, which takes a GPU of compute capability 8.9.
+        recompute: whether a layer saves only its input and computes most of its forward pass again.
+
+    Raises:
+        ValueError: this package does not compute such a model or adapter; see `check`.
     """
     from peft import get_peft_model
     from xtuner.model import SupervisedFinetune
@@ -86,7 +106,8 @@ def finetune(*, llm: Any, lora: Any, fp8: bool = False, recompute: bool = False)
     _keep_layout(model)
     model.lora = BUILDER.build(lora)
     model.use_lora = True
-    # The runner that DeepSpeed goes with builds the model after the data, which have drawn by then: LoRA starts from the seed itself.
+    # DeepSpeed's runner builds the model after the data, which have drawn random numbers by then: LoRA starts from the
+    # seed itself.
     torch.manual_seed(torch.initial_seed())
     model.llm = get_peft_model(model.llm, model.lora)
     check(model.llm, model.lora, fp8=fp8)
@@ -119,7 +140,11 @@ def _keep_layout(model: nn.Module) -> None:
 
 
 def check(peft_model: nn.Module, lora: Any, *, fp8: bool) -> None:
-    """ValueError unless this package computes what the model and its adapter say; XTuner's own class takes any of them."""
+    """Check that this package computes this model with this adapter; XTuner's own class takes any.
+
+    Raises:
+        ValueError: not Llama without biases, not plain LoRA on all projections without dropout, or no float8 GPU.
+    """
     config = peft_model.get_base_model().config
     advice = "; use XTuner's SupervisedFinetune, as the preset lora does"
     if config.model_type != "llama" or config.hidden_act != "silu" or config.attention_bias or config.mlp_bias:
