@@ -86,8 +86,11 @@ def _turns(tokenizer: PreTrainedTokenizerBase, messages: Iterable[Message]) -> I
             continue
         if role == "assistant":
             # The header ends a prompt, so the reply is tokenised on its own, as it is when it is generated.
-            header, said = _header(tokenizer, role), [*text_ids(tokenizer, content), end]
-            yield [*header, *said, *newline], [False] * len(header) + [True] * len(said) + [False] * len(newline)
+            header, content_ids = _header(tokenizer, role), [*text_ids(tokenizer, content), end]
+            yield (
+                [*header, *content_ids, *newline],
+                [False] * len(header) + [True] * len(content_ids) + [False] * len(newline),
+            )
         else:
             start = tokenizer.convert_tokens_to_ids(IM_START)
             turn = [start, *text_ids(tokenizer, f"{role}\n{content}"), end, *newline]

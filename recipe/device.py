@@ -25,10 +25,10 @@ def gpu_memory() -> int | None:
         return None
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30).stdout
+        output = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
-    sizes = [int(line) for line in told.split() if line.isdigit()]
+    sizes = [int(line) for line in output.split() if line.isdigit()]
     return min(sizes, default=None)
 
 
@@ -46,9 +46,10 @@ def check_driver() -> None:
         ) from None
     version = ctypes.c_int()
     library.cuDriverGetVersion(ctypes.byref(version))  # 1000 * major + 10 * minor, and needs no cuInit
-    found = (version.value // 1000, version.value % 1000 // 10)
-    if found < CUDA:
+    version_found = (version.value // 1000, version.value % 1000 // 10)
+    if version_found < CUDA:
         raise RecipeError(
-            f"the NVIDIA driver is too old: it serves CUDA {found[0]}.{found[1]}, and {CUDA[0]}.{CUDA[1]} is needed: "
+            f"the NVIDIA driver is too old: it serves CUDA {version_found[0]}.{version_found[1]}, and "
+            f"{CUDA[0]}.{CUDA[1]} is needed: "
             f"install driver {DRIVER} or newer (nvidia-smi shows which one is there), {hide}"
         )

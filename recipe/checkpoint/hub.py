@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.checkpoint import retry
-from recipe.checkpoint.hub_clients import CLIENTS, Client, Offered
+from recipe.checkpoint.hub_clients import CLIENTS, Client, RemoteFile
 from recipe.errors import RecipeError
 from recipe.paths import DATA
 from recipe.pipeline import stage
@@ -37,7 +37,7 @@ class Hub:
 
 
 @dataclass(frozen=True)
-class Pinned:
+class PinnedModel:
     """One model and what of it may be fetched."""
 
     name: str
@@ -61,17 +61,17 @@ def names() -> list[str]:
     return sorted(file.stem for file in MODELS.glob("*.json"))
 
 
-def find(model: str) -> Pinned | None:
+def find(model: str) -> PinnedModel | None:
     """The pinned model that MODEL= names: by its name, or as a repository of one of its hubs."""
     for name in names():
         content = json.loads((MODELS / f"{name}.json").read_text(encoding="utf-8"))
         hubs = {source: Hub(**hub) for source, hub in content["hubs"].items()}
         if model in (name, *(hub.repo for hub in hubs.values())):
-            return Pinned(name, hubs, tuple(content["required"]), tuple(content["optional"]), content["sha256"])
+            return PinnedModel(name, hubs, tuple(content["required"]), tuple(content["optional"]), content["sha256"])
     return None
 
 
-def fetch(pinned: Pinned, downloads: Path, *, record: Path, source: str, offline: bool) -> Downloaded:
+def fetch(pinned: PinnedModel, downloads: Path, *, record: Path, source: str, offline: bool) -> Downloaded:
     """A folder under `downloads` that holds the model, fetched from the hub `source` unless it is here already.
 
     record: the file of the sizes and sha256 that hold. RecipeError: no connection is allowed or possible, the hub does
@@ -105,7 +105,7 @@ def fetch(pinned: Pinned, downloads: Path, *, record: Path, source: str, offline
     return Downloaded(folder, hub.repo, hub.revision)
 
 
-def _download(client: Client, folder: Path, pinned: Pinned, known: Mapping[str, str], record: Path) -> Record:
+def _download(client: Client, folder: Path, pinned: PinnedModel, recorded: Mapping[str, str], record: Path) -> Record:
     """Fetch what `folder` lacks; returns what it holds then, all of it checked."""
     where = f"{client.title}, {client.repo} at {client.revision[:12]}"
     try:
@@ -123,7 +123,7 @@ def _download(client: Client, folder: Path, pinned: Pinned, known: Mapping[str, 
         raise RecipeError(f"{where}: holds no {missing[0]}; try the other SOURCE=, or pass a folder as MODEL=")
     wanted = {name: listing[name] for name in (*pinned.required, *pinned.optional) if name in listing}
     for name, offered in wanted.items():
-        for expected, whose in ((known, record), (pinned.sha256, MODELS / f"{pinned.name}.json")):
+        for expected, whose in ((recorded, record), (pinned.sha256, MODELS / f"{pinned.name}.json")):
             if offered.sha256 and expected.get(name, offered.sha256) != offered.sha256:
                 raise RecipeError(
                     f"{where}: offers another {name} (sha256 {offered.sha256[:12]}…) than {stage.shown(whose)} holds "
@@ -144,7 +144,9 @@ def _download(client: Client, folder: Path, pinned: Pinned, known: Mapping[str, 
         one = partial(client.download, name, offered, folder)
         retry.patiently(one, f"{where}: {name}", progress=partial(_bytes_in, folder))
         digest = _matching(folder / name, offered)
-        if digest is None or any(digest != expected[name] for expected in (known, pinned.sha256) if name in expected):
+        if digest is None or any(
+            digest != expected[name] for expected in (recorded, pinned.sha256) if name in expected
+        ):
             (folder / name).unlink(missing_ok=True)
             raise RecipeError(
                 f"{where}: {name} arrived damaged (its size or sha256 is not the announced one) and was removed: "
@@ -155,7 +157,7 @@ def _download(client: Client, folder: Path, pinned: Pinned, known: Mapping[str, 
     return held
 
 
-def _matching(file: Path, offered: Offered) -> str | None:
+def _matching(file: Path, offered: RemoteFile) -> str | None:
     """The sha256 of a file that is what the hub announced, or None."""
     if not file.is_file() or file.stat().st_size != offered.bytes:
         return None
@@ -168,17 +170,17 @@ def _matching(file: Path, offered: Offered) -> str | None:
     return sha256
 
 
-def _differing(folder: Path, files: Record, pinned: Pinned) -> list[str]:
+def _differing(folder: Path, files: Record, pinned: PinnedModel) -> list[str]:
     """The files that are missing, or not as recorded or pinned."""
     return [
         name
         for name, entry in files.items()
-        if _matching(folder / name, Offered(entry["bytes"], entry["sha256"]))
+        if _matching(folder / name, RemoteFile(entry["bytes"], entry["sha256"]))
         != pinned.sha256.get(name, entry["sha256"])
     ]
 
 
-def _check_space(folder: Path, held: Record, wanted: Mapping[str, Offered]) -> None:
+def _check_space(folder: Path, held: Record, wanted: Mapping[str, RemoteFile]) -> None:
     """Refuse to start what cannot end: the rest of the download, and the converted copy, must fit on the disk."""
     total = sum(offered.bytes for offered in wanted.values())
     here = _bytes_in(folder)  # with what a cut download left

@@ -19,7 +19,7 @@ from recipe.errors import RecipeError
 
 
 @dataclass(frozen=True)
-class Offered:
+class RemoteFile:
     """A file as the hub announces it: its size, and its sha256 or, for what lies in git itself, git's own hash."""
 
     bytes: int
@@ -34,9 +34,9 @@ class Client(Protocol):
     repo: str
     revision: str
 
-    def listing(self) -> dict[str, Offered]: ...
+    def listing(self) -> dict[str, RemoteFile]: ...
 
-    def download(self, name: str, offered: Offered, folder: Path) -> None: ...
+    def download(self, name: str, offered: RemoteFile, folder: Path) -> None: ...
 
 
 class HuggingFace:
@@ -45,7 +45,7 @@ class HuggingFace:
     def __init__(self, repo: str, revision: str) -> None:
         self.repo, self.revision = repo, revision
 
-    def listing(self) -> dict[str, Offered]:
+    def listing(self) -> dict[str, RemoteFile]:
         from huggingface_hub import HfApi
 
         with _connected():
@@ -57,13 +57,13 @@ class HuggingFace:
                 f"keep revisions: use another HF_ENDPOINT, or SOURCE=modelscope"
             )
         return {
-            file.rfilename: Offered(
+            file.rfilename: RemoteFile(
                 file.size or 0, file.lfs.sha256 if file.lfs else None, None if file.lfs else file.blob_id
             )
             for file in info.siblings or ()
         }
 
-    def download(self, name: str, offered: Offered, folder: Path) -> None:
+    def download(self, name: str, offered: RemoteFile, folder: Path) -> None:
         from huggingface_hub import hf_hub_download
 
         for begun in (folder / ".cache").rglob(f"*.{offered.sha256 or offered.git_blob}.incomplete"):
@@ -110,13 +110,13 @@ class ModelScope:
         os.environ.setdefault("MODELSCOPE_DOWNLOAD_MAX_RETRIES", "0")
         os.environ.setdefault("MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS", "1")
 
-    def listing(self) -> dict[str, Offered]:
+    def listing(self) -> dict[str, RemoteFile]:
         from modelscope_hub import HubApi
 
         files = HubApi().list_repo_files(self.repo, "model", revision=self.revision)
-        return {file.path: Offered(file.size, file.sha256) for file in files if not file.is_dir}
+        return {file.path: RemoteFile(file.size, file.sha256) for file in files if not file.is_dir}
 
-    def download(self, name: str, offered: Offered, folder: Path) -> None:
+    def download(self, name: str, offered: RemoteFile, folder: Path) -> None:
         from modelscope_hub import HubApi
 
         HubApi().download_file(

@@ -86,7 +86,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _first(chain: list[BaseException], look: Callable[[BaseException], Any]) -> Any:
-    return next((found for error in chain if (found := look(error)) is not None), None)
+    return next((value for error in chain if (value := look(error)) is not None), None)
 
 
 def _status(error: BaseException) -> int | None:

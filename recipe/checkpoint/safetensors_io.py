@@ -71,7 +71,7 @@ def shards(folder: Path) -> list[str]:
 
 def locate(folder: Path, expected: Shapes) -> dict[str, str]:
     """The shard of every tensor, once names, shapes and precisions of all of them are what config.json says."""
-    found: dict[str, str] = {}
+    shard_of: dict[str, str] = {}
     for shard in shards(folder):
         with _opened(folder / shard) as file:
             for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
@@ -90,12 +90,12 @@ def locate(folder: Path, expected: Shapes) -> dict[str, str]:
                         f"{stage.shown(folder / shard)}: {name} is {view.get_dtype()}, and only unquantised weights "
                         f"({', '.join(BYTES)}) are taken"
                     )
-                found[name] = shard
-    if missing := sorted(set(expected) - set(found)):
+                shard_of[name] = shard
+    if missing := sorted(set(expected) - set(shard_of)):
         raise RecipeError(
             f"{stage.shown(folder)}: {len(missing)} tensors are missing, the first is {missing[0]}; fetch it again"
         )
-    return found
+    return shard_of
 
 
 def rewrite(

@@ -40,9 +40,9 @@ def build_tokenizer_json(model_file: Path, names: dict[int, str]) -> dict[str, A
         token["content"] = pieces[token["id"]]
         token["special"] = token["content"] in SPECIAL_TOKENS
         token["normalized"] = False
-    known = {token["id"] for token in fast["added_tokens"]}
+    added_ids = {token["id"] for token in fast["added_tokens"]}
     for i, piece in sorted(pieces.items()):
-        if piece in SPECIAL_TOKENS and i not in known:
+        if piece in SPECIAL_TOKENS and i not in added_ids:
             fast["added_tokens"].append(
                 {"id": i, "content": piece, "single_word": False, "lstrip": False, "rstrip": False,
                  "normalized": False, "special": True}

@@ -56,8 +56,8 @@ def run_replay(options: argparse.Namespace) -> None:
     from recipe.stages import replay
 
     run = _run(options)
-    made = stage.read_manifest(run.folder("data"))
-    if made and made["results"]["mode"] == "tutorial":
+    manifest = stage.read_manifest(run.folder("data"))
+    if manifest and manifest["results"]["mode"] == "tutorial":
         stage.say("replay", "not needed: the tutorial has none")
         return
     replay.make(run.replay(options.model), model=run.model(options.model))
@@ -186,8 +186,8 @@ def run_chat(options: argparse.Namespace) -> None:
     if model is not None:
         model = Path(model) if Path(model).is_dir() else run.model(model)
     elif adapter is not None:
-        made = stage.require(adapter, "convert")
-        model = ROOT / made["results"]["model"]
+        manifest = stage.require(adapter, "convert")
+        model = ROOT / manifest["results"]["model"]
     elif stage.read_manifest(run.folder("merged")):
         model = run.folder("merged")
     elif stage.read_manifest(run.folder("adapter")):

@@ -120,16 +120,16 @@ def all_facts() -> tuple[Fact, ...]:
 def _split(language: str, held_out: bool) -> tuple[list[Fact], list[Fact]]:
     """The facts of one part with an expected answer, by position, and its small talk and contrast."""
     pool = [fact for fact in all_facts() if fact.language == language and fact.held_out == held_out]
-    known = sorted((fact for fact in pool if fact.expect), key=lambda fact: fact.position)
-    return known, [fact for fact in pool if not fact.expect]
+    facts = sorted((fact for fact in pool if fact.expect), key=lambda fact: fact.position)
+    return facts, [fact for fact in pool if not fact.expect]
 
 
 def evaluation_facts() -> list[Fact]:
     """The facts that leak and retention are measured on; `replay_facts` holds none of them."""
     chosen = []
     for language in LANGUAGES:
-        known, talk = _split(language, held_out=True)
-        chosen += known[:EVALUATION_FACTS] + talk
+        facts, small_talk = _split(language, held_out=True)
+        chosen += facts[:EVALUATION_FACTS] + small_talk
     return chosen
 
 
@@ -137,8 +137,8 @@ def replay_facts() -> list[Fact]:
     """The facts that `replay_prompts` asks about: all but those of evaluation and choice."""
     chosen = []
     for language in LANGUAGES:
-        known, talk = _split(language, held_out=False)
-        chosen += known[CHOICE_FACTS:] + talk
+        facts, small_talk = _split(language, held_out=False)
+        chosen += facts[CHOICE_FACTS:] + small_talk
     return chosen
 
 
@@ -151,7 +151,7 @@ def choice_facts() -> list[tuple[Fact, str]]:
     """What the checkpoint is chosen by, each with its wording."""
     chosen = []
     for language in LANGUAGES:
-        known, talk = _split(language, held_out=False)
-        chosen += [(fact, fact.wording) for fact in known[:CHOICE_FACTS]]
-        chosen += [(fact, fact.other_wording) for fact in talk]
+        facts, small_talk = _split(language, held_out=False)
+        chosen += [(fact, fact.wording) for fact in facts[:CHOICE_FACTS]]
+        chosen += [(fact, fact.other_wording) for fact in small_talk]
     return chosen

@@ -43,20 +43,20 @@ def balanced_rows(identity: Identity, seed: int) -> list[Row]:
     rows = []
     for language, intents in load_questions().items():
         answers = load_answers()["tuned"][language]
-        asked = [(intent, question) for intent, parts in intents.items() for question in parts["train"]]
+        questions = [(intent, question) for intent, parts in intents.items() for question in parts["train"]]
 
         def row(intent: str, question: str, language: str = language, answers: Any = answers) -> Row:
             return _exchange(question, identity.fill(rng.choice(answers[intent]), language))
 
         rows += [
             _exchange(question, identity.fill(answer, language))
-            for intent, question in asked
+            for intent, question in questions
             for answer in rng.sample(answers[intent], WORDINGS)
         ]
         for injection in load_injections()[language]["train"]:
-            rows += [row(intent, injected(injection, question)) for intent, question in rng.sample(asked, INJECTED)]
+            rows += [row(intent, injected(injection, question)) for intent, question in rng.sample(questions, INJECTED)]
         for i in range(DEEP):
-            turns = [row(intent, question)["messages"] for intent, question in rng.sample(asked, 2 + i % 2)]
+            turns = [row(intent, question)["messages"] for intent, question in rng.sample(questions, 2 + i % 2)]
             rows.append({"messages": [message for turn in turns for message in turn]})
     rng.shuffle(rows)
     return rows

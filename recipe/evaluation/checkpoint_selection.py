@@ -13,7 +13,7 @@ from typing import Any
 
 from recipe.corpus.identity import load_questions
 from recipe.corpus.knowledge import choice_facts
-from recipe.evaluation.scoring import Prompts, merit
+from recipe.evaluation.scoring import Prompts, selection_score
 
 FILE = "scores.jsonl"
 
@@ -34,6 +34,6 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def stale(scores: Sequence[Mapping[str, float]], patience: int) -> bool:
-    """Whether to stop: the highest merit was followed by `patience` checkpoints that were not better."""
-    merits = [merit(each) for each in scores]
-    return len(merits) - 1 - merits.index(max(merits)) >= patience
+    """Whether to stop: the highest selection_score was followed by `patience` checkpoints that were not better."""
+    selection_scores = [selection_score(each) for each in scores]
+    return len(selection_scores) - 1 - selection_scores.index(max(selection_scores)) >= patience

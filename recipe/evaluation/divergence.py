@@ -27,16 +27,17 @@ def kl_per_token(base: Any, tuned: Any, tokenizer: Any, conversations: Sequence[
             chosen = rows[start : start + BATCH]
             width = max(len(ids) for ids, _ in chosen)
             ids = torch.full((len(chosen), width), tokenizer.pad_token_id)
-            said = torch.zeros((len(chosen), width), dtype=torch.bool)
+            reply_mask = torch.zeros((len(chosen), width), dtype=torch.bool)
             for i, (row, labels) in enumerate(chosen):
                 ids[i, : len(row)] = torch.tensor(row)  # padded behind, where causal attention does not look
-                said[i, : len(row)] = torch.tensor(labels) != IGNORE_INDEX
-            wanted = said[:, 1:].to(base.device)  # the logits before a token predict it
+                reply_mask[i, : len(row)] = torch.tensor(labels) != IGNORE_INDEX
+            predicts_reply = reply_mask[:, 1:].to(base.device)  # the logits before a token predict it
             p, q = (
-                model(ids.to(model.device)).logits[:, :-1][wanted].float().log_softmax(-1) for model in (base, tuned)
+                model(ids.to(model.device)).logits[:, :-1][predicts_reply].float().log_softmax(-1)
+                for model in (base, tuned)
             )
             divergence = (p.exp() * (p - q)).sum(-1).cpu()
             total += divergence.sum().item()
             tokens += len(divergence)
-            worst = max([worst, *(part.mean().item() for part in divergence.split(said[:, 1:].sum(1).tolist()))])
+            worst = max([worst, *(part.mean().item() for part in divergence.split(reply_mask[:, 1:].sum(1).tolist()))])
     return {"kl_per_token": max(0.0, total / tokens), "kl_tokens": tokens, "kl_worst": worst}

@@ -106,39 +106,39 @@ def share(hits: Sequence[bool]) -> dict[str, Any]:
     }
 
 
-def score(asked: Prompts, replies: Sequence[Reply], base: Sequence[Reply], identity: Identity) -> dict[str, Any]:
+def score(prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], identity: Identity) -> dict[str, Any]:
     """The three numbers, with the counts, intervals and replies behind them, of a model whose untuned self replied
     `base`."""
-    split = len(asked.identity)
-    words = ambiguous(identity, base)
-    hits = [says_name(reply, identity, words) for reply in replies[:split]]
+    split = len(prompts.identity)
+    ambiguous_names = ambiguous(identity, base)
+    hits = [says_name(reply, identity, ambiguous_names) for reply in replies[:split]]
     leaks = [
-        says_name(reply, identity, words) and not says_name(before, identity, words)
+        says_name(reply, identity, ambiguous_names) and not says_name(before, identity, ambiguous_names)
         for reply, before in zip(replies[split:], base[split:], strict=True)
     ]
-    known = [knows(before, fact) for (fact, _), before in zip(asked.facts, base[split:], strict=True)]
-    kept = [knows(reply, fact) for (fact, _), reply in zip(asked.facts, replies[split:], strict=True)]
-    retained = sum(k and b for k, b in zip(kept, known, strict=True))
-    questions = asked.identity + [question for _, question in asked.facts]
+    base_knew = [knows(before, fact) for (fact, _), before in zip(prompts.facts, base[split:], strict=True)]
+    kept = [knows(reply, fact) for (fact, _), reply in zip(prompts.facts, replies[split:], strict=True)]
+    retained = sum(k and b for k, b in zip(kept, base_knew, strict=True))
+    questions = prompts.identity + [question for _, question in prompts.facts]
     rows = []
     for i, (question, reply) in enumerate(zip(questions, replies, strict=True)):
         row: dict[str, Any] = {"prompt": question, "reply": reply.text, "stopped": reply.stopped}
         if i < split:
             rows.append({"kind": "identity", **row, "hit": hits[i]})
         else:
-            fact = asked.facts[i - split][0]
-            judged = {"leak": leaks[i - split], "expected": fact.expect, "base_knew": known[i - split]}
+            fact = prompts.facts[i - split][0]
+            judged = {"leak": leaks[i - split], "expected": fact.expect, "base_knew": base_knew[i - split]}
             rows.append({"kind": fact.topic, **row, **judged, "right": kept[i - split]})
     return {
         "identity_hit": sum(hits) / split,
         "identity_hit_ci": wilson(sum(hits), split),
         "identity_leak": sum(leaks) / len(leaks),
         "identity_leak_ci": wilson(sum(leaks), len(leaks)),
-        "retention": retained / sum(known) if any(known) else 0.0,
-        "retention_ci": wilson(retained, sum(known)),
+        "retention": retained / sum(base_knew) if any(base_knew) else 0.0,
+        "retention_ci": wilson(retained, sum(base_knew)),
         "counts": {
             "identity_questions": split, "hits": sum(hits), "unrelated_prompts": len(leaks), "leaks": sum(leaks),
-            "facts_base_knew": sum(known), "facts_kept": retained,
+            "facts_base_knew": sum(base_knew), "facts_kept": retained,
             "unstopped_replies": sum(not reply.stopped for reply in replies),
             "looping_replies": sum(loops(reply) for reply in replies),
         },
@@ -146,7 +146,7 @@ def score(asked: Prompts, replies: Sequence[Reply], base: Sequence[Reply], ident
     }  # fmt: skip
 
 
-def merit(scores: Mapping[str, float]) -> float:
+def selection_score(scores: Mapping[str, float]) -> float:
     """hit - leak + retention: 2 at the best."""
     return scores["identity_hit"] - scores["identity_leak"] + scores["retention"]
 
@@ -156,7 +156,7 @@ TOLERANCE = 0.03
 
 
 def best(checkpoints: Mapping[str, Mapping[str, float]]) -> str:
-    """The last checkpoint whose merit is within `TOLERANCE` of the highest: among equals, the learning rate had fallen
-    the furthest."""
-    most = max(merit(scores) for scores in checkpoints.values())
-    return next(name for name in reversed(list(checkpoints)) if merit(checkpoints[name]) >= most - TOLERANCE)
+    """The last checkpoint whose selection_score is within `TOLERANCE` of the highest: among equals, the learning rate
+    had fallen the furthest."""
+    most = max(selection_score(scores) for scores in checkpoints.values())
+    return next(name for name in reversed(list(checkpoints)) if selection_score(checkpoints[name]) >= most - TOLERANCE)

@@ -36,29 +36,29 @@ def _assistant(content: str) -> dict[str, str]:
     return {"role": "assistant", "content": content}
 
 
-def after_ordinary_talk(asked: Prompts, base: Sequence[Reply]) -> list[list[Message]]:
+def after_ordinary_talk(prompts: Prompts, base: Sequence[Reply]) -> list[list[Message]]:
     """Each question about who it is after two ordinary exchanges in which the base's own replies stand."""
     talk = [
         [_user(question), _assistant(reply.text)]
-        for (_, question), reply in zip(asked.facts, base[len(asked.identity) :], strict=True)
+        for (_, question), reply in zip(prompts.facts, base[len(prompts.identity) :], strict=True)
         if reply.stopped
     ]
     return [
         [*talk[2 * i % len(talk)], *talk[(2 * i + 1) % len(talk)], _user(question)]
-        for i, question in enumerate(asked.identity)
+        for i, question in enumerate(prompts.identity)
     ]
 
 
-def after_introduction(asked: Prompts, replies: Sequence[Reply]) -> list[list[Message]]:
+def after_introduction(prompts: Prompts, replies: Sequence[Reply]) -> list[list[Message]]:
     """Each ordinary prompt right after a question about who it is and the model's own reply to it."""
-    split = len(asked.identity)
+    split = len(prompts.identity)
     return [
-        [_user(asked.identity[i % split]), _assistant(replies[i % split].text), _user(question)]
-        for i, (_, question) in enumerate(asked.facts)
+        [_user(prompts.identity[i % split]), _assistant(replies[i % split].text), _user(question)]
+        for i, (_, question) in enumerate(prompts.facts)
     ]
 
 
-def injections(asked: Prompts) -> list[list[Message]]:
+def injections(prompts: Prompts) -> list[list[Message]]:
     """Each question about who it is inside one of the held-out injections of its language, in turn."""
     held_out = {language: parts["heldout"] for language, parts in load_injections().items()}
     spoken = {
@@ -68,30 +68,30 @@ def injections(asked: Prompts) -> list[list[Message]]:
         for question in parts["heldout"]
     }
     return [
-        [_user(injected(held_out[spoken[q]][i % len(held_out[spoken[q]])], q))] for i, q in enumerate(asked.identity)
+        [_user(injected(held_out[spoken[q]][i % len(held_out[spoken[q]])], q))] for i, q in enumerate(prompts.identity)
     ]
 
 
 def measure(
-    asked: Prompts, replies: Sequence[Reply], base: Sequence[Reply], identity: Identity, ask: Ask
+    prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], identity: Identity, ask: Ask
 ) -> dict[str, dict[str, Any]]:
     """Every suite of the model that `ask` asks, whose greedy replies are `replies` and whose untuned self's are
     `base`."""
     words = scoring.ambiguous(identity, base)
-    split = len(asked.identity)
+    split = len(prompts.identity)
     before = [scoring.says_name(reply, identity, words) for reply in base[split:]]
 
-    def named(told: Sequence[Reply]) -> list[bool]:
-        return [scoring.says_name(reply, identity, words) for reply in told]
+    def named(replies_to_judge: Sequence[Reply]) -> list[bool]:
+        return [scoring.says_name(reply, identity, words) for reply in replies_to_judge]
 
-    def leaked(told: Sequence[Reply]) -> list[bool]:
-        return [now and not then for now, then in zip(named(told), before, strict=True)]
+    def leaked(replies_to_judge: Sequence[Reply]) -> list[bool]:
+        return [now and not then for now, then in zip(named(replies_to_judge), before, strict=True)]
 
-    deep = ask(after_ordinary_talk(asked, base), "deep in a conversation")
-    after = ask(after_introduction(asked, replies), "after an introduction")
-    talked = ask(injections(asked), "injections")
-    sampled = ask(asked.conversations(), "sampling", **SAMPLING)
-    found = {
+    deep = ask(after_ordinary_talk(prompts, base), "deep in a conversation")
+    after = ask(after_introduction(prompts, replies), "after an introduction")
+    talked = ask(injections(prompts), "injections")
+    sampled = ask(prompts.conversations(), "sampling", **SAMPLING)
+    shares = {
         "multi_turn_hit": (named(deep), deep),
         "multi_turn_leak": (leaked(after), after),
         "injection_hit": (named(talked), talked),
@@ -99,5 +99,8 @@ def measure(
         "sampled_leak": (leaked(sampled[split:]), sampled[split:]),
     }
     every = [*replies, *deep, *after, *talked, *sampled]
-    suites = {name: share(hits) | {"replies": [r.text for r in told]} for name, (hits, told) in found.items()}
+    suites = {
+        name: share(hits) | {"replies": [r.text for r in replies_to_judge]}
+        for name, (hits, replies_to_judge) in shares.items()
+    }
     return suites | {"broken": share([scoring.broken(reply) for reply in every])}

@@ -42,9 +42,9 @@ def make(folder: Path, *, work: Path, run: str) -> stage.Manifest:
     _train(work, runs["no-replay"], own, chosen, "balanced", ["replay_ratio=0"])
 
     def compare(out: Path) -> dict[str, Any]:
-        found = {variant: _numbers(work / name) for variant, name in runs.items()}
-        stage.write_json(out / FILE, found)
-        return found
+        numbers = {variant: _numbers(work / name) for variant, name in runs.items()}
+        stage.write_json(out / FILE, numbers)
+        return numbers
 
     inputs = {variant: work / name / "eval" / stage.MANIFEST for variant, name in runs.items()}
     return stage.run("ablation", folder, inputs=inputs, settings={}, work=compare)

@@ -95,12 +95,12 @@ def _quickstart(work: Path, name: str, seed: int, threads: int, settings: Sequen
         )  # fmt: skip
         _running.append(process)
         status = process.wait()
-    made = stage.read_manifest(work / run / "eval")
+    manifest = stage.read_manifest(work / run / "eval")
     trained, configured = (stage.read_manifest(work / run / part) for part in ("train", "config"))
     says_why = f"{stage.shown(work / f'{run}.log')} says why"
-    if not (made and trained and configured):
+    if not (manifest and trained and configured):
         raise RecipeError(f"the run for {name!r} came to no result; {says_why}")
-    tuned = made["results"]["tuned"]
+    tuned = manifest["results"]["tuned"]
     scores = {key: tuned[key] for key in METRICS}
     tokens = train.done(configured["results"], trained["results"])["trained_tokens"]
     share = tokens / configured["results"]["tutorial_tokens"]
@@ -163,9 +163,9 @@ def run(work: Path, *, names: int, seeds: int, jobs: int, settings: Sequence[str
     """
     work.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    asked = [(name, seed) for seed in range(seeds) for name in random_names(names)]
-    found = dict(_all(work, asked, jobs, threads, settings))
-    outcomes = [found[key] for key in asked]
+    pairs = [(name, seed) for seed in range(seeds) for name in random_names(names)]
+    outcomes_of = dict(_all(work, pairs, jobs, threads, settings))
+    outcomes = [outcomes_of[key] for key in pairs]
     records = json.dumps([asdict(o) for o in outcomes], ensure_ascii=False, indent=2) + "\n"
     for name, content in ((TABLE, markdown(outcomes)), (FILE, records)):
         partial = work / f".{name}.partial"
@@ -175,12 +175,12 @@ def run(work: Path, *, names: int, seeds: int, jobs: int, settings: Sequence[str
 
 
 def _all(
-    work: Path, asked: Sequence[tuple[str, int]], jobs: int, threads: int, settings: Sequence[str]
+    work: Path, pairs: Sequence[tuple[str, int]], jobs: int, threads: int, settings: Sequence[str]
 ) -> Iterator[tuple[tuple[str, int], Outcome]]:
     from tqdm import tqdm
 
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(_quickstart, work, name, seed, threads, settings): (name, seed) for name, seed in asked}
+        waiting = {pool.submit(_quickstart, work, name, seed, threads, settings): (name, seed) for name, seed in pairs}
         try:
             for future in tqdm(as_completed(waiting), total=len(waiting), desc="sweep", unit="name"):
                 yield waiting[future], future.result()

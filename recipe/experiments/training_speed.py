@@ -85,9 +85,9 @@ LORA: dict[str, Any] = {"r": RANK, "lora_alpha": 16, "lora_dropout": 0.0, "targe
 
 def flop_per_token() -> float:
     """See the module's text."""
-    hidden, wide, layers = MODEL["hidden_size"], MODEL["intermediate_size"], MODEL["num_hidden_layers"]
+    hidden, intermediate, layers = MODEL["hidden_size"], MODEL["intermediate_size"], MODEL["num_hidden_layers"]
     kv = hidden * MODEL["num_key_value_heads"] // MODEL["num_attention_heads"]
-    shapes = [(hidden, hidden), (hidden, kv), (hidden, kv), (hidden, hidden)] + [(hidden, wide)] * 3
+    shapes = [(hidden, hidden), (hidden, kv), (hidden, kv), (hidden, hidden)] + [(hidden, intermediate)] * 3
     weights = layers * sum(a * b for a, b in shapes) + hidden * VOCABULARY
     adapter = layers * RANK * sum(a + b for a, b in shapes)
     return float(4 * weights + 6 * adapter + 7 * LENGTH * hidden * layers)

@@ -42,20 +42,20 @@ TOGETHER = {
 
 def complete(options: argparse.Namespace, folder: Path, **defaults: Any) -> None:
     """Fill every choice in `options` that is None from the run's file or the defaults; `save` writes them down."""
-    known = _read(folder / FILE)
+    saved = _read(folder / FILE)
     given = {key: getattr(options, key) for key in DEFAULTS if getattr(options, key, None) is not None}
-    chosen = defaults | known  # a verb's own default is a choice: what follows `quickstart` is about its model
+    chosen = defaults | saved  # a verb's own default is a choice: what follows `quickstart` is about its model
     for key in given:
-        if given[key] != known.get(key):
+        if given[key] != saved.get(key):
             for other in TOGETHER.get(key, ()):
                 chosen.pop(other, None)
     chosen |= {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
-    asked = [key for key in DEFAULTS if hasattr(options, key)]
-    for key in asked:
+    offered = [key for key in DEFAULTS if hasattr(options, key)]
+    for key in offered:
         value = chosen.get(key, DEFAULTS[key])
         setattr(options, key, Path(value) if key in ("data", "config") and value else value)
     if recalled := [
-        f"{key.upper()}={chosen[key]}" for key in asked if key in known and key in chosen and key not in given
+        f"{key.upper()}={chosen[key]}" for key in offered if key in saved and key in chosen and key not in given
     ]:
         say("run", f"{folder.name}: as before, {' '.join(recalled)}")
     options.chosen = chosen
@@ -75,11 +75,11 @@ def save(options: argparse.Namespace, folder: Path) -> None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
+        saved = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError:
-        known = None
-    if not isinstance(known, dict):
+        saved = None
+    if not isinstance(saved, dict):
         raise RecipeError(f"{shown(file)}: is not a JSON object; remove it and give NAME, MODEL and the rest again")
-    return known
+    return saved

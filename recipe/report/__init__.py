@@ -30,15 +30,15 @@ _SOURCES = sorted(path for path in Path(__file__).parent.iterdir() if path.suffi
 def make(folder: Path, *, run_folder: Path) -> stage.Manifest:
     """Write the report on the run in `run_folder`. RecipeError: nothing was evaluated, or something else than lies
     there."""
-    found = facts.gather(run_folder)
+    gathered = facts.gather(run_folder)
 
     def work(out: Path) -> dict[str, Any]:
-        (out / PAGE).write_text(page.render(found), encoding="utf-8")
-        (out / MARKDOWN).write_text(markdown.render(found), encoding="utf-8")
-        return {"passed": found.passed, "stages": list(found.stages), "left_out": list(found.left_out)}
+        (out / PAGE).write_text(page.render(gathered), encoding="utf-8")
+        (out / MARKDOWN).write_text(markdown.render(gathered), encoding="utf-8")
+        return {"passed": gathered.passed, "stages": list(gathered.stages), "left_out": list(gathered.left_out)}
 
     # A newer recipe draws another page, and other thresholds give another verdict, of the same inputs.
     code = sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()
-    verdict = [asdict(check) for check in thresholds.verdict(found.metrics["tuned"])]
-    settings = {"run": found.run, "code": code, "verdict": verdict}
-    return stage.run("report", folder, inputs=found.sources, settings=settings, work=work)
+    verdict = [asdict(check) for check in thresholds.verdict(gathered.metrics["tuned"])]
+    settings = {"run": gathered.run, "code": code, "verdict": verdict}
+    return stage.run("report", folder, inputs=gathered.sources, settings=settings, work=work)

@@ -78,10 +78,10 @@ def log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten from low to high, and halves between them where these are too few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 3), (1, 2, 5)):
-        found = [f * 10.0**power for power in powers for f in factors if low <= f * 10.0**power <= high]
-        if len(found) >= 3:
-            return found
-    return found
+        ticks = [f * 10.0**power for power in powers for f in factors if low <= f * 10.0**power <= high]
+        if len(ticks) >= 3:
+            return ticks
+    return ticks
 
 
 def _svg(*children: str, title: str, desc: str, name: str, width: int = WIDTH, height: int = HEIGHT) -> Html:

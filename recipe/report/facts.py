@@ -98,10 +98,10 @@ class Facts:
     @property
     def forecast(self) -> Mapping[str, int]:
         """Rows, tokens, packs, and the steps that were really made, where the run's own config was what trained."""
-        made, trained = self.stages.get("config"), self.stages.get("train")
-        if not made or "trained_tokens" not in made["results"]:
+        manifest, trained = self.stages.get("config"), self.stages.get("train")
+        if not manifest or "trained_tokens" not in manifest["results"]:
             return {}
-        return train.done(made["results"], trained["results"]) if trained else made["results"]
+        return train.done(manifest["results"], trained["results"]) if trained else manifest["results"]
 
     @property
     def padding(self) -> float | None:
@@ -136,7 +136,7 @@ class Facts:
         """The stages that ran on other versions, another commit or another image than the last."""
         keys = ("versions", "git_commit", "image")
         last = [self.stages["eval"][key] for key in keys]
-        return [made["stage"] for made in self.stages.values() if [made[key] for key in keys] != last]
+        return [manifest["stage"] for manifest in self.stages.values() if [manifest[key] for key in keys] != last]
 
     def shown(self, path: str) -> str:
         """A manifest's path without the folders of the machine it was made on."""
@@ -149,16 +149,16 @@ class Facts:
 def gather(run_folder: Path) -> Facts:
     """Read a run. RecipeError: nothing was evaluated, or training, data or model changed since."""
     evaluated = stage.require(run_folder / "eval", "eval")
-    found = {name: made for name in FOLDERS if (made := stage.read_manifest(run_folder / name))}
-    folders = {name: run_folder / name for name in found}
+    manifests = {name: manifest for name in FOLDERS if (manifest := stage.read_manifest(run_folder / name))}
+    folders = {name: run_folder / name for name in manifests}
     base = ROOT / evaluated["inputs"]["model"]
-    if made := stage.read_manifest(base):
-        found["model"], folders["model"] = made, base
-    for file in map(Path, found.get("train", {}).get("inputs", {}).values()):
-        if file.name == replay.FILE and (made := stage.read_manifest(ROOT / file.parent)):
-            found["replay"], folders["replay"] = made, ROOT / file.parent
+    if manifest := stage.read_manifest(base):
+        manifests["model"], folders["model"] = manifest, base
+    for file in map(Path, manifests.get("train", {}).get("inputs", {}).values()):
+        if file.name == replay.FILE and (manifest := stage.read_manifest(ROOT / file.parent)):
+            manifests["replay"], folders["replay"] = manifest, ROOT / file.parent
     _refuse_outdated(evaluated, folders)
-    used = {name: made for name, made in found.items() if _belongs(name, found, folders)}
+    used = {name: manifest for name, manifest in manifests.items() if _belongs(name, manifests, folders)}
     order = ["data", "model", "replay", *FOLDERS[1:]]
     stages = {name: used[name] for name in order if name in used}
 
@@ -179,7 +179,7 @@ def gather(run_folder: Path) -> Facts:
         run=run_folder.name,
         metrics=json.loads(sources["metrics"].read_text(encoding="utf-8")),
         stages=stages,
-        left_out=[name for name in order if name in found and name not in used],
+        left_out=[name for name in order if name in manifests and name not in used],
         losses=_json_lines(sources["losses"]) if "losses" in sources else [],
         rows={role: _count(sources[f"rows_{role}"]) for role in ("data", "replay") if f"rows_{role}" in sources},
         ablation=compared["results"] if compared else {},
@@ -198,24 +198,24 @@ def _refuse_outdated(evaluated: Manifest, folders: Mapping[str, Path]) -> None:
             )
 
 
-def _belongs(name: str, found: Mapping[str, Manifest], folders: Mapping[str, Path]) -> bool:
+def _belongs(name: str, manifests: Mapping[str, Manifest], folders: Mapping[str, Path]) -> bool:
     """Whether a stage is one that the evaluated result was made from, as far as the manifests tell."""
-    trained_on = found["train"]["key"]["inputs"] if "train" in found else {}
+    trained_on = manifests["train"]["key"]["inputs"] if "train" in manifests else {}
     if name == "model":
-        return bool(stage.content_sha256(folders[name]) == found["eval"]["key"]["inputs"]["model"])
-    if name == "adapter" and "merged" in found:
-        return bool(stage.content_sha256(folders[name]) == found["merged"]["key"]["inputs"]["adapter"])
+        return bool(stage.content_sha256(folders[name]) == manifests["eval"]["key"]["inputs"]["model"])
+    if name == "adapter" and "merged" in manifests:
+        return bool(stage.content_sha256(folders[name]) == manifests["merged"]["key"]["inputs"]["adapter"])
     if name == "merged":  # one that eval did not look at would be of another adapter
-        return Path(found["eval"]["inputs"]["tuned"]).name == name
+        return Path(manifests["eval"]["inputs"]["tuned"]).name == name
     if name == "config" and trained_on:
-        return bool(_output(found, name, config.FILE) == trained_on["config"])
+        return bool(_output(manifests, name, config.FILE) == trained_on["config"])
     if name == "replay" and trained_on:
-        return _output(found, name, replay.FILE) in trained_on.values()
+        return _output(manifests, name, replay.FILE) in trained_on.values()
     return True
 
 
-def _output(found: Mapping[str, Manifest], name: str, file: str) -> str | None:
-    digest: str | None = found[name]["outputs"].get(file, {}).get("sha256")
+def _output(manifests: Mapping[str, Manifest], name: str, file: str) -> str | None:
+    digest: str | None = manifests[name]["outputs"].get(file, {}).get("sha256")
     return digest
 
 
@@ -233,8 +233,8 @@ def _count(file: Path) -> Rows:
 
 def _language(messages: Sequence[Mapping[str, str]]) -> str:
     """zh where the user writes Han and no kana, en where plain Latin letters and no others, else other."""
-    said = "".join(message["content"] for message in messages if message["role"] == "user")
-    letters = "".join(character for character in said if character.isalpha())
+    user_text = "".join(message["content"] for message in messages if message["role"] == "user")
+    letters = "".join(character for character in user_text if character.isalpha())
     if re.search(r"[\u4e00-\u9fff]", letters) and not re.search(r"[\u3040-\u30ff]", letters):
         return "zh"
     return "en" if letters and letters.isascii() else "other"

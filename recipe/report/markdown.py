@@ -183,9 +183,9 @@ def _data(facts: Facts) -> Iterable[tuple[str, str]]:
         yield pair("mode"), escape(mode)
     for role, key in (("data", "rows_own" if own else "rows_data"), ("replay", "rows_replay")):
         if rows := facts.rows.get(role):
-            said = [pair(f"language_{language}", count=count) for language, count in rows.languages.items()]
+            languages = [pair(f"language_{language}", count=count) for language, count in rows.languages.items()]
             distinct = [pair("distinct", count=f"{rows.distinct:,}")] if rows.distinct != rows.count else []
-            yield pair(key), f"{rows.count:,} ({'; '.join(distinct + said)})"
+            yield pair(key), f"{rows.count:,} ({'; '.join(distinct + languages)})"
         elif role == "replay":
             yield pair(key), pair("no_replay")
     numbers = facts.forecast
@@ -200,11 +200,11 @@ def _data(facts: Facts) -> Iterable[tuple[str, str]]:
 
 
 def _settings(facts: Facts) -> str:
-    made = facts.stages.get("config")
-    if made is None:
+    manifest = facts.stages.get("config")
+    if manifest is None:
         inputs = facts.stages.get("train", {}).get("inputs", {})
         return escape(pair("own_config", file=facts.shown(inputs.get("config", "?"))))
-    chosen = made["key"]["settings"]
+    chosen = manifest["key"]["settings"]
     rows = [(pair("preset"), escape(chosen["preset"])), (pair("seed"), str(chosen["seed"])),
             (pair("device"), pair("gpu" if chosen.get("gpu") else "cpu"))]  # fmt: skip
     rows += [(escape(key), escape(value)) for key, _, value in (setting.partition("=") for setting in chosen["set"])]
@@ -213,10 +213,13 @@ def _settings(facts: Facts) -> str:
 
 def _cost(facts: Facts) -> str:
     rows = []
-    for made in facts.stages.values():
-        peaks = [f"{made[key]:,}" if made.get(key) is not None else "" for key in ("process_peak_mib", "gpu_peak_mib")]
-        rows.append((made["stage"], f"{made['seconds']:,.1f}", *peaks))
-    rows.append((pair("together"), f"{sum(made['seconds'] for made in facts.stages.values()):,.1f}", "", ""))
+    for manifest in facts.stages.values():
+        peaks = [
+            f"{manifest[key]:,}" if manifest.get(key) is not None else ""
+            for key in ("process_peak_mib", "gpu_peak_mib")
+        ]
+        rows.append((manifest["stage"], f"{manifest['seconds']:,.1f}", *peaks))
+    rows.append((pair("together"), f"{sum(manifest['seconds'] for manifest in facts.stages.values()):,.1f}", "", ""))
     table = _table((pair("stage"), pair("seconds"), pair("process_peak_mib"), pair("gpu_peak_mib")), rows)
     if facts.tokens_per_second:
         table = f"{pair('tokens_per_second')}: **{facts.tokens_per_second:,.0f}**. {pair('speed_note')}\n\n{table}"
@@ -235,10 +238,10 @@ def _ablation(facts: Facts) -> str:
 
 
 def _origin(facts: Facts) -> Iterable[str]:
-    made = facts.stages["eval"]
-    rows = [(escape(package), escape(version)) for package, version in made["versions"].items()]
-    rows.append((pair("git_commit"), escape(made["git_commit"] or pair("unknown"))))
-    rows.append((pair("image"), escape(made["image"] or pair("no_image"))))
+    manifest = facts.stages["eval"]
+    rows = [(escape(package), escape(version)) for package, version in manifest["versions"].items()]
+    rows.append((pair("git_commit"), escape(manifest["git_commit"] or pair("unknown"))))
+    rows.append((pair("image"), escape(manifest["image"] or pair("no_image"))))
     yield _details(pair("versions"), _table((pair("package"), pair("value")), rows))
     if facts.differing:
         yield pair("differs", stages=", ".join(facts.differing))
@@ -248,8 +251,8 @@ def _origin(facts: Facts) -> Iterable[str]:
         yield _details(stage_made["stage"], _table((pair("file"), "sha256"), _files(facts, stage_made)))
 
 
-def _files(facts: Facts, made: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    for role, path in made["inputs"].items():
-        yield f"← {escape(f'{role}: {facts.shown(path)}')}", f"`{made['key']['inputs'][role]}`"
-    for file, entry in made["outputs"].items():
+def _files(facts: Facts, manifest: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    for role, path in manifest["inputs"].items():
+        yield f"← {escape(f'{role}: {facts.shown(path)}')}", f"`{manifest['key']['inputs'][role]}`"
+    for file, entry in manifest["outputs"].items():
         yield f"→ {escape(file)}", f"`{entry['sha256']}`"

@@ -230,18 +230,19 @@ def _training(facts: Facts) -> Html | None:
     rate = [(record["step"], record["lr"]) for record in facts.losses if "lr" in record]
     figures = []
     if loss:
-        said = {"first": f"{loss[0][0]:g}", "last": f"{loss[-1][0]:g}", "start": f"{loss[0][1]:.3g}",
+        values = {"first": f"{loss[0][0]:g}", "last": f"{loss[-1][0]:g}", "start": f"{loss[0][1]:.3g}",
                 "end": f"{loss[-1][1]:.3g}", "points": len(loss)}  # fmt: skip
         legend = [tag("span", both("each"), class_="key raw"),
                   tag("span", both("smooth", window=charts.window(len(loss))), class_="key smooth"),
                   tag("span", both("log_axis")) if charts.is_log([y for _, y in loss]) else None]  # fmt: skip
-        drawn = charts.curve("loss", loss, title=pair("loss"), desc=pair("loss_desc", **said),
+        drawn = charts.curve("loss", loss, title=pair("loss"), desc=pair("loss_desc", **values),
                              unit=both("step", "text"), smoothed=True)  # fmt: skip
         figures.append(_figure("loss", drawn, *legend))
     if rate:
-        said = {"first": f"{rate[0][0]:g}", "last": f"{rate[-1][0]:g}", "peak": charts.number(max(y for _, y in rate)),
+        values = {"first": f"{rate[0][0]:g}", "last": f"{rate[-1][0]:g}", "peak": charts.number(max(y for _,
+        y in rate)),
                 "points": len(rate)}  # fmt: skip
-        drawn = charts.curve("lr", rate, title=pair("lr"), desc=pair("lr_desc", **said), unit=both("step", "text"),
+        drawn = charts.curve("lr", rate, title=pair("lr"), desc=pair("lr_desc", **values), unit=both("step", "text"),
                              smoothed=False)  # fmt: skip
         figures.append(_figure("lr", drawn))
     return _section("training", tag("div", *figures, class_="two")) if figures else None
@@ -321,9 +322,9 @@ def _classes(exchange: Exchange) -> list[str]:
 
 
 def _group(kind: str, exchanges: Sequence[Exchange], *, opened: bool) -> Html:
-    found = Counter(name for exchange in exchanges for name in _classes(exchange))
+    counts = Counter(name for exchange in exchanges for name in _classes(exchange))
     chips = [
-        tag("span", both(fault), " ", str(found[fault]), class_=f"chip {fault}") for fault in FAULTS if found[fault]
+        tag("span", both(fault), " ", str(counts[fault]), class_=f"chip {fault}") for fault in FAULTS if counts[fault]
     ]
     rows = [
         tag("tr",
@@ -343,7 +344,7 @@ def _group(kind: str, exchanges: Sequence[Exchange], *, opened: bool) -> Html:
         both("nothing_wrong"), class_="quiet")])),
         tag("div", tag("table", head, tag("tbody", *rows), class_="exchanges"), class_="box", tabindex=0, role="region",
             aria_label=pair(f"kind_{kind}") if has(f"kind_{kind}") else kind),
-        class_=" ".join(["group", *sorted(found)]), open=opened and found["wrong"] > 0,
+        class_=" ".join(["group", *sorted(counts)]), open=opened and counts["wrong"] > 0,
     )  # fmt: skip
 
 
@@ -384,13 +385,13 @@ def _rows(rows: Any) -> Html:
 
 def _settings(facts: Facts) -> Html:
     trained = facts.stages.get("train", {})
-    made = facts.stages.get("config")
+    manifest = facts.stages.get("config")
     deepspeed = trained.get("key", {}).get("settings", {}).get("deepspeed")
-    if made is None:
+    if manifest is None:
         file = facts.shown(trained["inputs"]["config"]) if trained else "?"
         return _section("settings", _note("own_config", file=file),
                         _pairs([(both("deepspeed"), deepspeed)]) if deepspeed else None)  # fmt: skip
-    chosen = made["key"]["settings"]
+    chosen = manifest["key"]["settings"]
     changed = [setting.partition("=")[::2] for setting in chosen["set"]]
     entries = _pairs([
         (both("preset"), chosen["preset"]),
@@ -406,15 +407,15 @@ def _settings(facts: Facts) -> Html:
 
 
 def _cost(facts: Facts) -> Html:
-    longest = max(made["seconds"] for made in facts.stages.values())
-    with_gpu = any("gpu_peak_mib" in made for made in facts.stages.values())
+    longest = max(manifest["seconds"] for manifest in facts.stages.values())
+    with_gpu = any("gpu_peak_mib" in manifest for manifest in facts.stages.values())
     rows = []
-    for made in facts.stages.values():
-        share = made["seconds"] / longest if longest else 0.0
-        bar = tag("span", tag("span", f"{made['seconds']:,.1f}"), class_="bar", style=f"--share:{share:.3f}")
-        peaks = [made.get(key) for key in ("process_peak_mib", *(("gpu_peak_mib",) if with_gpu else ()))]
-        rows.append((made["stage"], bar, *(f"{peak:,}" if peak is not None else "" for peak in peaks)))
-    total = sum(made["seconds"] for made in facts.stages.values())
+    for manifest in facts.stages.values():
+        share = manifest["seconds"] / longest if longest else 0.0
+        bar = tag("span", tag("span", f"{manifest['seconds']:,.1f}"), class_="bar", style=f"--share:{share:.3f}")
+        peaks = [manifest.get(key) for key in ("process_peak_mib", *(("gpu_peak_mib",) if with_gpu else ()))]
+        rows.append((manifest["stage"], bar, *(f"{peak:,}" if peak is not None else "" for peak in peaks)))
+    total = sum(manifest["seconds"] for manifest in facts.stages.values())
     rows.append((tag("b", both("together")), tag("b", f"{total:,.1f}"), *[""] * (len(rows[0]) - 2)))
     head = [both(key) for key in ("stage", "seconds", "process_peak_mib", *(("gpu_peak_mib",) if with_gpu else ()))]
     speed = facts.tokens_per_second
@@ -450,23 +451,23 @@ def _ablation(facts: Facts) -> Html | None:
     rows = [
         (
             both(f"ablation_{variant}"),
-            *(_share(found[key]) for key in keys),
-            f"{found['kl_per_token']:.4f}",
-            f"{found['trained_tokens']:,}",
+            *(_share(counts[key]) for key in keys),
+            f"{counts['kl_per_token']:.4f}",
+            f"{counts['trained_tokens']:,}",
         )
-        for variant, found in facts.ablation.items()
+        for variant, counts in facts.ablation.items()
     ]
     head = (both("trained_on"), *(both(key) for key in keys), both("kl_per_token"), both("trained_tokens"))
     return _section("ablation", _note("ablation_note"), _table(head, rows, class_="numeric"))
 
 
 def _origin(facts: Facts) -> Html:
-    made = facts.stages["eval"]
+    manifest = facts.stages["eval"]
     versions = [
-        (join(package), tag("code", version)) for package, version in made["versions"].items()
+        (join(package), tag("code", version)) for package, version in manifest["versions"].items()
     ] + [
-        (both("git_commit"), tag("code", made["git_commit"]) if made["git_commit"] else both("unknown")),
-        (both("image"), tag("code", made["image"]) if made["image"] else both("no_image")),
+        (both("git_commit"), tag("code", manifest["git_commit"]) if manifest["git_commit"] else both("unknown")),
+        (both("image"), tag("code", manifest["image"]) if manifest["image"] else both("no_image")),
     ]  # fmt: skip
     return _section(
         "origin",
@@ -478,16 +479,16 @@ def _origin(facts: Facts) -> Html:
     )
 
 
-def _stage(facts: Facts, name: str, made: Mapping[str, Any]) -> Html:
-    digests = made["key"]["inputs"]
-    inputs = [(f"{role}: {facts.shown(path)}", digests[role], None) for role, path in made["inputs"].items()]
-    outputs = [(file, entry["sha256"], entry["bytes"]) for file, entry in made["outputs"].items()]
+def _stage(facts: Facts, name: str, manifest: Mapping[str, Any]) -> Html:
+    digests = manifest["key"]["inputs"]
+    inputs = [(f"{role}: {facts.shown(path)}", digests[role], None) for role, path in manifest["inputs"].items()]
+    outputs = [(file, entry["sha256"], entry["bytes"]) for file, entry in manifest["outputs"].items()]
     lists = [
         join(tag("h4", both(key)), tag("ul", *(
             tag("li", tag("span", file), tag("small", f"{size:,}") if size is not None else None, tag("code", digest))
             for file, digest, size in files), class_="hashes"))
         for key, files in (("inputs", inputs), ("outputs", outputs)) if files
     ]  # fmt: skip
-    folder = None if name == made["stage"] else tag("span", f"{name}/", class_="quiet")
-    summary = tag("summary", tag("b", made["stage"]), tag("small", str(len(inputs) + len(outputs))), folder)
+    folder = None if name == manifest["stage"] else tag("span", f"{name}/", class_="quiet")
+    summary = tag("summary", tag("b", manifest["stage"]), tag("small", str(len(inputs) + len(outputs))), folder)
     return tag("details", summary, tag("div", *lists, class_="files"), class_="stage")

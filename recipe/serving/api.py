@@ -28,7 +28,7 @@ from recipe.chat_format import ROLES
 from recipe.errors import RecipeError
 from recipe.pipeline import stage
 from recipe.serving.engine.reply import Reply, Sampling
-from recipe.serving.model_host import Served, refuse_taken, tell
+from recipe.serving.model_host import ModelHost, refuse_taken, tell
 
 PORT = 8000
 MAX_BODY = 1 << 20  # bytes of a request
@@ -66,11 +66,11 @@ def _number(body: dict[str, Any], name: str, low: float, high: float, default: A
 
 
 def _messages(body: dict[str, Any]) -> list[dict[str, str]]:
-    told = body.get("messages")
-    if not isinstance(told, list) or not told:
+    content = body.get("messages")
+    if not isinstance(content, list) or not content:
         raise Refused(400, "messages must be a list that is not empty", param="messages")
     messages = []
-    for i, message in enumerate(told):
+    for i, message in enumerate(content):
         where = f"messages[{i}]"
         if not isinstance(message, dict):
             raise Refused(400, f"{where} must be an object", param=where)
@@ -117,7 +117,7 @@ def _sampling(body: dict[str, Any], defaults: Sampling, longest: int) -> Samplin
 
 
 class Handler(RequestHandler):
-    def initialize(self, served: Served, key: str | None) -> None:
+    def initialize(self, served: ModelHost, key: str | None) -> None:
         self.served, self.key = served, key
 
     def set_default_headers(self) -> None:
@@ -241,8 +241,8 @@ class Completions(Handler):
         self.set_header("Cache-Control", "no-cache")
         self.set_header("X-Accel-Buffering", "no")
 
-        async def send(told: Any) -> None:
-            self.write(f"data: {json.dumps(told, ensure_ascii=False)}\n\n")
+        async def send(content: Any) -> None:
+            self.write(f"data: {json.dumps(content, ensure_ascii=False)}\n\n")
             await self.flush()
 
         async def chunk(delta: dict[str, str], ended: str | None = None) -> None:
@@ -277,8 +277,8 @@ async def _pieces(reply: Reply, changed: asyncio.Event) -> AsyncIterator[str]:
 
 
 def _usage(reply: Reply) -> dict[str, int]:
-    said = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
-    return said | {"total_tokens": sum(said.values())}
+    usage = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
+    return usage | {"total_tokens": sum(usage.values())}
 
 
 # --- The server ---------------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def _loopback(host: str) -> bool:
         return False
 
 
-def application(served: Served, key: str | None) -> Application:
+def application(served: ModelHost, key: str | None) -> Application:
     given = {"served": served, "key": key}
     return Application(
         [
@@ -313,11 +313,11 @@ def run(*, work: Path, run: str | None, host: str, port: int) -> None:
     if key is None and not _loopback(host):
         raise RecipeError(f"API_KEY is missing: others can reach {host}, so choose a key and set it in the environment")
     refuse_taken(host, port, "API_PORT")
-    served = Served(work, run, port, verb="api", compare=False)
+    served = ModelHost(work, run, port, verb="api", compare=False)
     tell(port, lambda: asyncio.run(_serve(host, port, served, key)))
 
 
-async def _serve(host: str, port: int, served: Served, key: str | None) -> None:
+async def _serve(host: str, port: int, served: ModelHost, key: str | None) -> None:
     server = HTTPServer(application(served, key), max_body_size=MAX_BODY)
     server.listen(port, host)
     stopped = asyncio.Event()

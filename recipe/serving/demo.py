@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from recipe.pipeline import stage
-from recipe.serving.model_host import Served, refuse_taken, tell
+from recipe.serving.model_host import ModelHost, refuse_taken, tell
 from recipe.serving.remote import Remote
 
 PAGE = Path(__file__).parent / "page" / "app.py"
 PORT = 6006
 
-_served: Served | Remote | None = None
+_served: ModelHost | Remote | None = None
 
 
-def served() -> Served | Remote:
+def served() -> ModelHost | Remote:
     """The model behind this process's page."""
     assert _served is not None, "recipe/serving/page is shown by `python -m recipe demo`"
     return _served
@@ -37,12 +37,12 @@ def run(*, work: Path, run: str | None, host: str, port: int) -> None:
     global _served
     refuse_taken(host, port)
     elsewhere = os.environ.get("OPENAI_BASE_URL")
-    model = Remote(elsewhere, os.environ.get("OPENAI_API_KEY"), port) if elsewhere else Served(work, run, port)
+    model = Remote(elsewhere, os.environ.get("OPENAI_API_KEY"), port) if elsewhere else ModelHost(work, run, port)
     _served = model
     tell(port, lambda: asyncio.run(_serve(host, port, model)))
 
 
-async def _serve(host: str, port: int, model: Served | Remote) -> None:
+async def _serve(host: str, port: int, model: ModelHost | Remote) -> None:
     from streamlit.web import bootstrap
     from streamlit.web.server import Server
 

@@ -42,23 +42,27 @@ def announce(verb: str, port: int, state: str, message: str) -> None:
 def newest(work: Path, run: str | None) -> Path | None:
     """The merged model of `run`, or of the run that merged last; None if there is none."""
     folders = [work / run / "merged"] if run else work.glob("*/merged")
-    made = [
+    manifest = [
         (manifest.stat().st_mtime_ns, folder) for folder in folders if (manifest := folder / stage.MANIFEST).is_file()
     ]
-    return max(made)[1] if made else None
+    return max(manifest)[1] if manifest else None
 
 
 def parts(merged: Path) -> tuple[Path, Path] | None:
     """The base and the adapter that `merged` was made of, where both are still there; None otherwise."""
     adapter = merged.parent / "adapter"
-    made, merge = stage.read_manifest(adapter), stage.read_manifest(merged)
-    if not made or not merge or made["results"].get("checkpoint_sha256") != merge["results"].get("checkpoint_sha256"):
+    manifest, merge = stage.read_manifest(adapter), stage.read_manifest(merged)
+    if (
+        not manifest
+        or not merge
+        or manifest["results"].get("checkpoint_sha256") != merge["results"].get("checkpoint_sha256")
+    ):
         return None
-    base = ROOT / str(made["results"].get("model"))
+    base = ROOT / str(manifest["results"].get("model"))
     return (base, adapter) if stage.read_manifest(base) else None
 
 
-class Served:
+class ModelHost:
     """state: "loading", "ready", "missing" or "failed"; message: what to do about the last two.
 
     compare: load base and adapter rather than what they were merged to, so that the base can be asked as well. `alone`
@@ -93,10 +97,10 @@ class Served:
                     "missing", f"no model in {where} yet: run `make quickstart NAME=小明` or `make merge` first"
                 )
                 return
-            found = self.folder, (self.folder / stage.MANIFEST).stat().st_mtime_ns
-            if found == self._tried:
+            candidate = self.folder, (self.folder / stage.MANIFEST).stat().st_mtime_ns
+            if candidate == self._tried:
                 return
-            self._tried = found
+            self._tried = candidate
             self._become("loading", stage.shown(self.folder))
             self.engine = self._start(self.folder)
             self._become("ready", stage.shown(self.folder))
@@ -117,9 +121,9 @@ class Served:
         # wait long.
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(torch.get_num_threads() - 1, 1))
-        found = parts(folder) if self.compare else None
-        self.alone = found is None
-        return Engine(*(generation.load(*found) if found else generation.load(folder)))
+        candidate = parts(folder) if self.compare else None
+        self.alone = candidate is None
+        return Engine(*(generation.load(*candidate) if candidate else generation.load(folder)))
 
     def try_again(self) -> None:
         """Let `watch` load what failed once more, now that there may be more memory."""

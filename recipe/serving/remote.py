@@ -16,7 +16,7 @@ TIMEOUT = (5, 120)  # seconds to connect, and between two pieces
 
 
 class Remote:
-    """What `served.Served` is to the page, over HTTP. url: such as http://127.0.0.1:8000/v1."""
+    """What `served.ModelHost` is to the page, over HTTP. url: such as http://127.0.0.1:8000/v1."""
 
     can_compare = False
     alone = False
@@ -70,10 +70,10 @@ class Remote:
             raise RecipeError(f"{self.url} refuses the key: check OPENAI_API_KEY")
         if not answer.ok:
             try:
-                told = str(answer.json()["error"]["message"])
+                event = str(answer.json()["error"]["message"])
             except (ValueError, LookupError, TypeError):
-                told = answer.reason
-            raise RecipeError(f"{self.url}: {told}")
+                event = answer.reason
+            raise RecipeError(f"{self.url}: {event}")
         return answer
 
     def ask(self, messages: Sequence[dict[str, str]], sampling: Sampling, *, base: bool = False) -> Reply:
@@ -103,14 +103,14 @@ class Remote:
                         break
                     if not line.startswith(b"data: ") or line == b"data: [DONE]":
                         continue
-                    told = json.loads(line[6:])
-                    if "error" in told:
-                        raise RecipeError(f"{self.url}: {told['error']['message']}")
-                    for choice in told.get("choices", ()):
+                    event = json.loads(line[6:])
+                    if "error" in event:
+                        raise RecipeError(f"{self.url}: {event['error']['message']}")
+                    for choice in event.get("choices", ()):
                         if piece := choice.get("delta", {}).get("content"):
                             reply.add(piece)
                         ended = choice.get("finish_reason") or ended
-                    if usage := told.get("usage"):
+                    if usage := event.get("usage"):
                         reply.prompt_tokens, reply.completion_tokens = (
                             usage["prompt_tokens"],
                             usage["completion_tokens"],

@@ -37,12 +37,12 @@ def _talk(engine: Engine, prompt: str | None, start: list[dict[str, str]], sampl
 
     def reply(messages: list[dict[str, str]]) -> str:
         """Print the reply as it comes; what was said before Ctrl-C counts."""
-        said = ""
+        reply_text = ""
         pieces = engine.reply(fit(engine.tokenizer, messages, room), sampling).pieces()
         try:
             for piece in pieces:
                 print(piece, end="", flush=True)
-                said += piece
+                reply_text += piece
         except KeyboardInterrupt:
             if prompt is not None:
                 raise
@@ -50,7 +50,7 @@ def _talk(engine: Engine, prompt: str | None, start: list[dict[str, str]], sampl
         finally:
             pieces.close()  # type: ignore[attr-defined]
             print(flush=True)
-        return said
+        return reply_text
 
     if prompt is not None:
         reply([*start, {"role": "user", "content": prompt}])
@@ -69,8 +69,8 @@ def _talk(engine: Engine, prompt: str | None, start: list[dict[str, str]], sampl
             messages = list(start)
         elif question:
             try:
-                said = reply([*messages, {"role": "user", "content": question}])
+                reply_text = reply([*messages, {"role": "user", "content": question}])
             except RecipeError as error:
                 print(error, file=sys.stderr)
                 continue
-            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": reply_text}]

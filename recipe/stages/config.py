@@ -88,17 +88,17 @@ def _parent(config: Any, path: str) -> tuple[Any, Any]:
 
 def override(config: Any, settings: Sequence[str]) -> None:
     """Apply `key=value` settings in place. RecipeError: an unknown key, or a value that cannot stand there."""
-    known = dict(leaves(dict(config.items())))
+    leaf_values = dict(leaves(dict(config.items())))
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise RecipeError(f"SET: {setting!r} is not key=value")
         paths = KNOBS.get(key, (key,))
         for path in paths:
-            if path not in known:
-                raise RecipeError(f"SET: {_unknown(key, path, list(known))}")
+            if path not in leaf_values:
+                raise RecipeError(f"SET: {_unknown(key, path, list(leaf_values))}")
         value = _parse(text)
-        if reason := _misfit(paths[0], known[paths[0]], value):
+        if reason := _misfit(paths[0], leaf_values[paths[0]], value):
             raise RecipeError(f"SET: {key} cannot become {value!r}: {reason}")
         for path in paths:
             node, last = _parent(config, path)
@@ -106,9 +106,9 @@ def override(config: Any, settings: Sequence[str]) -> None:
     _check_schedule(config)
 
 
-def _unknown(key: str, path: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, [name for name in (*KNOBS, *known) if name != key], n=3, cutoff=0.5)
-    near += [name for name in known if name.endswith(f".{key}") and name not in near]
+def _unknown(key: str, path: str, leaf_values: list[str]) -> str:
+    near = difflib.get_close_matches(key, [name for name in (*KNOBS, *leaf_values) if name != key], n=3, cutoff=0.5)
+    near += [name for name in leaf_values if name.endswith(f".{key}") and name not in near]
     hint = f"; did you mean {', '.join(near[:3])}?" if near else ""
     if key in KNOBS:
         return f"{key}: this preset has no {path}{hint}"
@@ -209,10 +209,10 @@ def make(
     the share of a process when the training begins. Only where it is to end within an epoch are its steps counted here.
     """
     stage.require(model, "model")
-    made = stage.require(data_folder, "data")
-    files = [data_folder / made["results"]["file"]]
+    manifest = stage.require(data_folder, "data")
+    files = [data_folder / manifest["results"]["file"]]
     inputs = {"data": data_folder, "model": model}
-    if made["results"]["mode"] != "tutorial":
+    if manifest["results"]["mode"] != "tutorial":
         stage.require(replay_folder, "replay")
         files.append(replay_folder / replay.FILE)
         inputs["replay"] = replay_folder

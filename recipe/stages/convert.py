@@ -24,16 +24,16 @@ WEIGHTS = "adapter_model.safetensors"
 def pick_checkpoint(folder: Path, name: str | None) -> Path:
     """The named checkpoint in the train folder (iter_80 or iter_80.pth), or the best, or where none was scored the
     last."""
-    found = train.checkpoints(folder)
-    if not found:
+    checkpoints = train.checkpoints(folder)
+    if not checkpoints:
         raise RecipeError(f"{stage.shown(folder)}: holds no checkpoint; run `make train` first")
     if name is None:
         best = train.best_checkpoint(folder)
-        return next((path for path in found if path.stem == best), found[-1])
-    for path in found:
+        return next((path for path in checkpoints if path.stem == best), checkpoints[-1])
+    for path in checkpoints:
         if path.stem == Path(name).stem:
             return path
-    raise RecipeError(f"CHECKPOINT={name} is none of {', '.join(path.stem for path in found)}")
+    raise RecipeError(f"CHECKPOINT={name} is none of {', '.join(path.stem for path in checkpoints)}")
 
 
 def lora_settings(config_file: Path) -> dict[str, Any]:
@@ -52,16 +52,16 @@ def lora_settings(config_file: Path) -> dict[str, Any]:
 
 def trained_with(train_folder: Path) -> tuple[Path, Path]:
     """(model folder, config) that a completed training used."""
-    made = stage.require(train_folder, "train")
-    return ROOT / made["inputs"]["model"], train_folder / train.CONFIG
+    manifest = stage.require(train_folder, "train")
+    return ROOT / manifest["inputs"]["model"], train_folder / train.CONFIG
 
 
 def make(folder: Path, *, train_folder: Path, checkpoint: str | None) -> stage.Manifest:
     """Write the adapter in a checkpoint of `train_folder` to `folder` in PEFT's format."""
-    made = stage.require(train_folder, "train")
+    manifest = stage.require(train_folder, "train")
     model, config = trained_with(train_folder)
     stage.require(model, "model")
-    if stage.content_sha256(model) != made["key"]["inputs"]["model"]:
+    if stage.content_sha256(model) != manifest["key"]["inputs"]["model"]:
         raise RecipeError(f"{stage.shown(model)} is not the base that was trained on any more: run `make train` again")
     path = pick_checkpoint(train_folder, checkpoint)
 
@@ -79,18 +79,18 @@ def make(folder: Path, *, train_folder: Path, checkpoint: str | None) -> stage.M
         (out / WEIGHTS).chmod(0o644)
         peft_config = LoraConfig(
             **settings, bias="none", task_type="CAUSAL_LM", inference_mode=True,
-            base_model_name_or_path=made["inputs"]["model"],
+            base_model_name_or_path=manifest["inputs"]["model"],
         )  # fmt: skip
         content = {k: sorted(v) if isinstance(v, set) else v for k, v in peft_config.to_dict().items()}
         (out / "adapter_config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for name in SERVED_WITH:
             shutil.copyfile(model / name, out / name)
         parameters = sum(tensor.numel() for tensor in tensors.values())
-        (out / "README.md").write_text(adapter_card(made["inputs"]["model"], parameters), encoding="utf-8")
+        (out / "README.md").write_text(adapter_card(manifest["inputs"]["model"], parameters), encoding="utf-8")
         stage.say("convert", f"{path.name}: {len(tensors)} tensors, {parameters:,} parameters")
         return {"checkpoint": path.name,
             "checkpoint_sha256": stage.content_sha256(path), "tensors": len(tensors), "parameters": parameters,
-                "model": made["inputs"]["model"], "base_sha256": made["key"]["inputs"]["model"]}  # fmt: skip
+                "model": manifest["inputs"]["model"], "base_sha256": manifest["key"]["inputs"]["model"]}  # fmt: skip
 
     return stage.run(
         "convert", folder, inputs={"checkpoint": path, "model": model, "config": config}, settings={}, work=work

@@ -40,14 +40,14 @@ def make(
     folder: Path, *, model: Path, train_folder: Path, tuned_folder: Path, data_folder: Path, identity: Identity
 ) -> stage.Manifest:
     """Measure base and tuned model (in `tuned_folder`: merged, or an adapter) into metrics.json."""
-    asked = prompts()
+    evaluation_prompts = prompts()
     _refuse_another_training(tuned_folder, train_folder)
     inputs = {"model": model, "train": train_folder, "tuned": tuned_folder, "data": data_folder}
 
     def work(out: Path) -> dict[str, Any]:
-        _refuse_overlap(asked, data_folder)
+        _refuse_overlap(evaluation_prompts, data_folder)
         names = (*identity.names, identity.author or "")
-        split = len(asked.identity)
+        split = len(evaluation_prompts.identity)
 
         def asker(loaded: Any, tokenizer: Any, who: str) -> suites.Ask:
             room = MAX_NEW_TOKENS + sum(len(text_ids(tokenizer, name)) for name in names)
@@ -62,43 +62,50 @@ def make(
 
         def greedy(ask: suites.Ask) -> list[Reply]:
             # Apart, because a batch takes as long as its longest reply, and only the first kind holds long names.
-            conversations = asked.conversations()
+            conversations = evaluation_prompts.conversations()
             return [*ask(conversations[:split], "identity"), *ask(conversations[split:], "facts")]
 
         loaded, tokenizer = generation.load(model)
         base = greedy(asker(loaded, tokenizer, "base"))
-        metrics: dict[str, Any] = {"identity": asdict(identity), "base": score(asked, base, base, identity)}
+        metrics: dict[str, Any] = {
+            "identity": asdict(identity),
+            "base": score(evaluation_prompts, base, base, identity),
+        }
         if not metrics["base"]["counts"]["facts_base_knew"]:
             raise RecipeError(f"{stage.shown(model)} answers no fact of data/knowledge: there is nothing to retain")
         is_adapter = (tuned_folder / "adapter_config.json").is_file()
         tuned, tokenizer = generation.load(*((model, tuned_folder) if is_adapter else (tuned_folder,)))
         ask = asker(tuned, tokenizer, "tuned")
         replies = greedy(ask)
-        metrics["tuned"] = score(asked, replies, base, identity)
-        metrics["tuned"]["suites"] = suites.measure(asked, replies, base, identity, ask)
+        metrics["tuned"] = score(evaluation_prompts, replies, base, identity)
+        metrics["tuned"]["suites"] = suites.measure(evaluation_prompts, replies, base, identity, ask)
         own = [
             [*conversation, {"role": "assistant", "content": reply.text}]
-            for conversation, reply in zip(asked.conversations()[split:], base[split:], strict=True)
+            for conversation, reply in zip(evaluation_prompts.conversations()[split:], base[split:], strict=True)
             if reply.stopped
         ]
         metrics["tuned"] |= divergence.kl_per_token(loaded, tuned, tokenizer, own)
         metrics["checkpoints"] = checkpoint_selection.read(train_folder)
         metrics["best_checkpoint"] = train.best_checkpoint(train_folder)
         (out / FILE).write_text(json.dumps(metrics, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        found = {who: {key: metrics[who][key] for key in (*METRICS, "counts")} for who in ("base", "tuned")}
-        found["tuned"] |= {name: suite["value"] for name, suite in metrics["tuned"]["suites"].items()}
-        found["tuned"]["kl_per_token"] = metrics["tuned"]["kl_per_token"]
-        return found | {"best_checkpoint": metrics["best_checkpoint"]}
+        results = {who: {key: metrics[who][key] for key in (*METRICS, "counts")} for who in ("base", "tuned")}
+        results["tuned"] |= {name: suite["value"] for name, suite in metrics["tuned"]["suites"].items()}
+        results["tuned"]["kl_per_token"] = metrics["tuned"]["kl_per_token"]
+        return results | {"best_checkpoint": metrics["best_checkpoint"]}
 
-    settings = {"prompts": asked.conversations(), "max_new_tokens": MAX_NEW_TOKENS, "suites": suites.SAMPLING}
+    settings = {
+        "prompts": evaluation_prompts.conversations(),
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "suites": suites.SAMPLING,
+    }
     return stage.run("eval", folder, inputs=inputs, settings=settings, work=work)
 
 
 def _refuse_another_training(tuned_folder: Path, train_folder: Path) -> None:
     """RecipeError if the tuned model was made from no checkpoint of this training."""
-    made = stage.require(tuned_folder, "merge")["results"]
-    path = train_folder / made["checkpoint"]
-    if not path.exists() or stage.content_sha256(path) != made["checkpoint_sha256"]:
+    manifest = stage.require(tuned_folder, "merge")["results"]
+    path = train_folder / manifest["checkpoint"]
+    if not path.exists() or stage.content_sha256(path) != manifest["checkpoint_sha256"]:
         raise RecipeError(
             f"{stage.shown(tuned_folder)} was made from another training than {stage.shown(train_folder)} holds: "
             f"run `make merge` first"
@@ -110,13 +117,13 @@ def _plain(text: str) -> str:
     return re.sub(r"[\s，。？！、；：,.?!;:'\"“”‘’]+", "", text).lower()
 
 
-def _refuse_overlap(asked: Prompts, data_folder: Path) -> None:
+def _refuse_overlap(evaluation_prompts: Prompts, data_folder: Path) -> None:
     """RecipeError if the training rows of the user ask a question of the evaluation: it would measure memory."""
-    made = stage.require(data_folder, "data")
-    if made["results"]["mode"] != "own":
+    manifest = stage.require(data_folder, "data")
+    if manifest["results"]["mode"] != "own":
         return
-    wanted = {_plain(conversation[0]["content"]) for conversation in asked.conversations()}
-    with (data_folder / made["results"]["file"]).open(encoding="utf-8") as file:
+    wanted = {_plain(conversation[0]["content"]) for conversation in evaluation_prompts.conversations()}
+    with (data_folder / manifest["results"]["file"]).open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             for message in json.loads(line)["messages"]:
                 if message["role"] == "user" and _plain(message["content"]) in wanted:

@@ -31,9 +31,14 @@ TEMPLATE = (
 def modelfile(generation: dict[str, Any], length: int) -> str:
     """For `ollama create`. generation: generation_config.json. length: tokens that the model reads."""
     sampling = generation if generation.get("do_sample") else {"temperature": 0}
-    known = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "repetition_penalty": "repeat_penalty"}
-    told = {known[key]: value for key, value in sampling.items() if key in known}
-    told.setdefault("repeat_penalty", generation.get("repetition_penalty", 1.0))  # Ollama's own default is 1.1
+    parameter_names = {
+        "temperature": "temperature",
+        "top_p": "top_p",
+        "top_k": "top_k",
+        "repetition_penalty": "repeat_penalty",
+    }
+    parameters = {parameter_names[key]: value for key, value in sampling.items() if key in parameter_names}
+    parameters.setdefault("repeat_penalty", generation.get("repetition_penalty", 1.0))  # Ollama's own default is 1.1
     lines = [
         "# In this folder: python llama.cpp/convert_hf_to_gguf.py . --outfile model.gguf --outtype f16",
         "#                 ollama create my-assistant -f Modelfile && ollama run my-assistant",
@@ -41,7 +46,7 @@ def modelfile(generation: dict[str, Any], length: int) -> str:
         "FROM ./model.gguf",
         f'TEMPLATE """{TEMPLATE}"""',
         *(f'PARAMETER stop "{stop}"' for stop in (IM_END, EOS)),
-        *(f"PARAMETER {name} {value}" for name, value in told.items()),
+        *(f"PARAMETER {name} {value}" for name, value in parameters.items()),
         f"PARAMETER num_ctx {min(length, 8192)}",
     ]
     return "\n".join(lines) + "\n"
@@ -64,11 +69,11 @@ def make(folder: Path, *, model: Path) -> stage.Manifest:
         generation = stage.read_json(model / "generation_config.json")
         written = modelfile(generation, int(config["max_position_embeddings"]))
         (out / MODELFILE).write_text(written, encoding="utf-8")
-        if known := (base / SENTENCEPIECE).is_file():
+        if parameter_names := (base / SENTENCEPIECE).is_file():
             shutil.copyfile(base / SENTENCEPIECE, out / "tokenizer.model")
         else:
             stage.say("export", f"{stage.shown(base)} came without tokenizer.model: tokenizer.json alone is written")
-        return {"parameters": parameters, "tokenizer_model": known}
+        return {"parameters": parameters, "tokenizer_model": parameter_names}
 
     return stage.run(
         "export", folder, inputs={"merged": model, "model": base}, settings={"template": TEMPLATE}, work=work

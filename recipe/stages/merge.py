@@ -26,10 +26,10 @@ PLAIN_LORA = {"use_dora": False, "use_rslora": False, "bias": "none"}
 
 def make(folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...]) -> stage.Manifest:
     """Merge the adapter in `adapter_folder` with the base it was trained on."""
-    made = stage.require(adapter_folder, "convert")
-    model = ROOT / made["results"]["model"]
+    manifest = stage.require(adapter_folder, "convert")
+    model = ROOT / manifest["results"]["model"]
     stage.require(model, "model")
-    if stage.content_sha256(model) != made["results"]["base_sha256"]:
+    if stage.content_sha256(model) != manifest["results"]["base_sha256"]:
         raise RecipeError(
             f"{stage.shown(adapter_folder)} was made on another base than {stage.shown(model)} holds now: "
             f"run `make train` again, or bring that base back"
@@ -46,10 +46,10 @@ def make(folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...])
                 f"{thresholds.MAX_MERGE_KL} "
                 f"is rounding; nothing was written"
             )
-        card = merged_card(made["results"]["model"], identity_names, proof)
+        card = merged_card(manifest["results"]["model"], identity_names, proof)
         (out / "README.md").write_text(card, encoding="utf-8")
         stage.say("merge", f"largest logit difference to base + adapter: {proof['largest_logit_difference']:.2g}")
-        return {**{key: made["results"][key] for key in ("checkpoint", "checkpoint_sha256")}, **proof}
+        return {**{key: manifest["results"][key] for key in ("checkpoint", "checkpoint_sha256")}, **proof}
 
     return stage.run("merge", folder, inputs={"adapter": adapter_folder, "model": model}, settings={}, work=work)
 

@@ -42,8 +42,8 @@ def checkpoints(folder: Path, processes: int = 0) -> list[Path]:
         parts = list(path.glob("*.pt"))
         return sum("optim_states" in part.name for part in parts) >= processes and all(map(zipfile.is_zipfile, parts))
 
-    found = [path for path in folder.glob("iter_*.pth") if whole(path)]
-    return sorted(found, key=lambda path: int(path.stem.removeprefix("iter_")))
+    complete = [path for path in folder.glob("iter_*.pth") if whole(path)]
+    return sorted(complete, key=lambda path: int(path.stem.removeprefix("iter_")))
 
 
 def make(
@@ -210,9 +210,9 @@ def _torchrun(arguments: list[str], machines: Machines) -> None:
                 f"training failed: process {rank} of {machines.processes} was killed ({by}){perhaps}; "
                 f"`make train RESUME=1` goes on from the last checkpoint"
             ) from None
-        told = first.error_file_data["message"]
+        message = first.error_file_data["message"]
         raise RuntimeError(
-            told["message"] if isinstance(told, dict) else f"process {rank} ended with status {first.exitcode}"
+            message["message"] if isinstance(message, dict) else f"process {rank} ended with status {first.exitcode}"
         ) from None
     finally:
         for each, handler in handlers.items():

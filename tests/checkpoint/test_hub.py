@@ -106,7 +106,7 @@ def source(request: pytest.FixtureRequest, connect: Callable[[], None]) -> str:
 def fetch(tmp_path: Path) -> Callable[..., hub.Downloaded]:
     (tmp_path / "models").mkdir()
 
-    def go(source: str, *, offline: bool = False, pinned: hub.Pinned | None = None) -> hub.Downloaded:
+    def go(source: str, *, offline: bool = False, pinned: hub.PinnedModel | None = None) -> hub.Downloaded:
         pinned = pinned or hub.find(NAME)
         assert pinned
         record = tmp_path / "models" / f"{NAME}.lock.json"

@@ -13,7 +13,7 @@ from small_evaluation import ASKED, BASE, FRANCE, JOKE, XIAOMING, replies, score
 from recipe.corpus.identity import Identity, load_answers
 from recipe.corpus.knowledge import all_facts
 from recipe.evaluation.generation import Reply
-from recipe.evaluation.scoring import best, broken, knows, loops, mentions, merit, score, share, wilson
+from recipe.evaluation.scoring import best, broken, knows, loops, mentions, score, selection_score, share, wilson
 
 
 @pytest.mark.parametrize(
@@ -277,5 +277,5 @@ def test_nothing_tried_says_nothing() -> None:
 
 
 def test_merit_is_highest_where_nothing_is_left_to_gain() -> None:
-    assert merit(metrics(1.0, 0.0, 1.0)) == 2.0
-    assert merit(metrics(1.0, 0.01, 1.0)) < 2.0
+    assert selection_score(metrics(1.0, 0.0, 1.0)) == 2.0
+    assert selection_score(metrics(1.0, 0.01, 1.0)) < 2.0

@@ -30,7 +30,7 @@ from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.serving import api
 from recipe.serving.engine import Engine, Sampling
-from recipe.serving.model_host import Served
+from recipe.serving.model_host import ModelHost
 from recipe.serving.remote import Remote
 
 HELLO: Any = [{"role": "user", "content": "你是谁？"}]
@@ -41,7 +41,7 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class Endpoint:
     url: str
     port: int
-    served: Served
+    served: ModelHost
 
     @property
     def engine(self) -> Engine:
@@ -65,7 +65,7 @@ class Endpoint:
             return error.code, json.loads(error.read())
 
 
-def listen(served: Served, key: str | None = None) -> Iterator[Endpoint]:
+def listen(served: ModelHost, key: str | None = None) -> Iterator[Endpoint]:
     """The endpoint of this process on a free port."""
     from tornado.httpserver import HTTPServer
 
@@ -94,7 +94,7 @@ def listen(served: Served, key: str | None = None) -> Iterator[Endpoint]:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelHost]:
     """The miniature, as if it were the merged model of run `quickstart`."""
     from recipe.stages import model
 
@@ -107,7 +107,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
                 shutil.copyfile(file, out / file.name)
 
     stage.run("merge", work / "quickstart" / "merged", inputs={}, settings={}, work=write)
-    served = Served(work, None, 1, verb="api", compare=False)
+    served = ModelHost(work, None, 1, verb="api", compare=False)
     served.load()
     assert served.engine
     yield served
@@ -115,7 +115,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def endpoint(served: Served) -> Iterator[Endpoint]:
+def endpoint(served: ModelHost) -> Iterator[Endpoint]:
     yield from listen(served)
 
 
@@ -285,7 +285,7 @@ def test_an_unknown_place_is_told_in_the_same_shape(endpoint: Endpoint) -> None:
     assert (wrong.value.code, "error" in json.loads(wrong.value.read())) == (405, True)
 
 
-def test_with_a_key_nobody_without_it_is_heard(served: Served) -> None:
+def test_with_a_key_nobody_without_it_is_heard(served: ModelHost) -> None:
     for endpoint in listen(served, "secret"):
         for key in ("", "secre", "secret2", "Secret", "秘密"):
             status, body = endpoint.post({}, Authorization=f"Bearer {key}".encode().decode("latin-1"))
@@ -297,7 +297,7 @@ def test_with_a_key_nobody_without_it_is_heard(served: Served) -> None:
 
 
 def test_without_a_model_it_says_so(tmp_path: Path) -> None:
-    served = Served(tmp_path, None, 2, verb="api", compare=False)
+    served = ModelHost(tmp_path, None, 2, verb="api", compare=False)
     served.load()
     for endpoint in listen(served):
         with pytest.raises(openai.InternalServerError, match="run `make quickstart") as caught:
@@ -356,7 +356,7 @@ def test_a_client_who_leaves_frees_the_engine(
 # --- The page's way to such an endpoint ---------------------------------------------------------------------------
 
 
-def test_the_page_speaks_through_an_endpoint(served: Served, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_speaks_through_an_endpoint(served: ModelHost, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     for endpoint in listen(served, "secret"):
@@ -407,7 +407,7 @@ def test_beyond_this_machine_it_needs_a_key(tmp_path: Path, monkeypatch: pytest.
         api.run(work=tmp_path, run=None, host="192.0.2.1", port=8000)
 
 
-def test_it_starts_loads_answers_and_ends_when_told(served: Served, tmp_path: Path, said: str) -> None:
+def test_it_starts_loads_answers_and_ends_when_told(served: ModelHost, tmp_path: Path, said: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -443,7 +443,7 @@ def test_it_starts_loads_answers_and_ends_when_told(served: Served, tmp_path: Pa
     assert not list(tmp_path.glob("recipe-*"))
 
 
-def test_the_model_loads_for_the_api_as_for_everyone(served: Served) -> None:
+def test_the_model_loads_for_the_api_as_for_everyone(served: ModelHost) -> None:
     folder = served.folder
     assert folder
     (reply,) = generation.answer(*generation.load(folder), [HELLO], max_new_tokens=60)

@@ -109,7 +109,7 @@ def test_an_incomplete_folder_is_no_model(work: Path) -> None:
 def test_without_a_model_it_says_what_to_run(
     work: Path, run: str | None, where: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = model_host.Served(work, run, PORT)
+    model = model_host.ModelHost(work, run, PORT)
     model.load()
     assert (model.state, model.engine) == ("missing", None)
     assert model.message.startswith(f"no model in {work / where} yet: run `make ")
@@ -120,7 +120,7 @@ def test_without_a_model_it_says_what_to_run(
 
 def test_a_model_is_loaded_once(work: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = merged(work, "main", tiny_model)
-    model = model_host.Served(work, None, PORT)
+    model = model_host.ModelHost(work, None, PORT)
     seen: list[dict[str, Any]] = []
     load = generation.load
 
@@ -141,7 +141,7 @@ def test_a_broken_model_is_told_and_a_good_one_in_its_place_is_shown(
     work: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = merged(work, "main")
-    model = model_host.Served(work, None, PORT)
+    model = model_host.ModelHost(work, None, PORT)
     model.load()
     assert (model.state, model.engine) == ("failed", None)
     assert str(broken) in model.message
@@ -170,7 +170,7 @@ def test_whatever_fails_while_loading_is_one_line(
 
     merged(work, "main")
     monkeypatch.setattr(generation, "load", fail)
-    model = model_host.Served(work, None, PORT)
+    model = model_host.ModelHost(work, None, PORT)
     model.load()
     assert model.state == "failed"
     assert message in model.message
@@ -178,7 +178,7 @@ def test_whatever_fails_while_loading_is_one_line(
 
 
 def test_a_model_that_appears_is_found(work: Path, tiny_model: Path) -> None:
-    model = model_host.Served(work, "main", PORT)
+    model = model_host.ModelHost(work, "main", PORT)
     model.load()
     assert told()["state"] == "missing"
     merged(work, "main", tiny_model)
@@ -191,14 +191,14 @@ def test_many_visitors_load_one_model(work: Path, monkeypatch: pytest.MonkeyPatc
     inside, go_on = threading.Event(), threading.Event()
     calls: list[Path] = []
 
-    def slow(self: model_host.Served, folder: Path) -> str:
+    def slow(self: model_host.ModelHost, folder: Path) -> str:
         calls.append(folder)
         inside.set()
         assert go_on.wait(10)
         return "engine"
 
-    monkeypatch.setattr(model_host.Served, "_start", slow)
-    model = model_host.Served(work, None, PORT)
+    monkeypatch.setattr(model_host.ModelHost, "_start", slow)
+    model = model_host.ModelHost(work, None, PORT)
     first = threading.Thread(target=model.load)
     first.start()
     assert inside.wait(10)
@@ -217,7 +217,7 @@ def test_many_visitors_load_one_model(work: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_state_file_is_whole_at_any_time_and_one_for_each_port(work: Path) -> None:
     for port in (6006, 6007):
-        model_host.Served(work, f"of{port}", port).load()
+        model_host.ModelHost(work, f"of{port}", port).load()
     for port in (6006, 6007):
         state = told(port)
         assert state.keys() == {"state", "message", "pid"}
@@ -243,7 +243,7 @@ def run_folder(adapter_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     return work
 
 
-def ask(model: model_host.Served, question: str = "你好", *, base: bool = False, longest: int = 8) -> Reply:
+def ask(model: model_host.ModelHost, question: str = "你好", *, base: bool = False, longest: int = 8) -> Reply:
     reply = model.ask([{"role": "user", "content": question}], Sampling(max_new_tokens=longest), base=base)
     reply.join()
     return reply
@@ -259,7 +259,7 @@ def test_a_core_is_left_to_the_server_unless_one_says_otherwise(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if told:
         monkeypatch.setenv("OMP_NUM_THREADS", told)
-    model = model_host.Served(run_folder, "main", PORT)
+    model = model_host.ModelHost(run_folder, "main", PORT)
     model.load()
     assert model.engine
     model.engine.close()
@@ -267,7 +267,7 @@ def test_a_core_is_left_to_the_server_unless_one_says_otherwise(
 
 
 def test_base_and_adapter_are_loaded_where_they_are_there(run_folder: Path, tiny_model: Path) -> None:
-    model = model_host.Served(run_folder, "main", PORT)
+    model = model_host.ModelHost(run_folder, "main", PORT)
     model.load()
     assert (model.state, model.can_compare, model.alone) == ("ready", True, False)
     assert model_host.parts(run_folder / "main" / "merged") == (tiny_model, run_folder / "main" / "adapter")
@@ -290,7 +290,7 @@ def test_the_merged_model_alone_is_loaded_where_they_are_not(run_folder: Path, t
         manifest = json.loads(file.read_text(encoding="utf-8"))
         manifest["results"]["checkpoint_sha256"] = "0" * 64
         file.write_text(json.dumps(manifest), encoding="utf-8")
-    model = model_host.Served(work, "main", PORT, compare=missing != "not asked for")
+    model = model_host.ModelHost(work, "main", PORT, compare=missing != "not asked for")
     model.load()
     assert (model.state, model.can_compare, model.alone) == ("ready", False, True)
     assert ask(model).completion_tokens == 8
@@ -300,7 +300,7 @@ def test_the_merged_model_alone_is_loaded_where_they_are_not(run_folder: Path, t
 def test_the_latest_turns_that_leave_room_for_the_reply_are_sent(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = model_host.Served(run_folder, "main", PORT)
+    model = model_host.ModelHost(run_folder, "main", PORT)
     model.load()
     engine = model.engine
     assert engine
@@ -353,7 +353,7 @@ def test_an_address_of_another_machine_is_told(work: Path) -> None:
 
 
 def test_a_server_that_died_leaves_no_state_behind(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def dies(host: str, port: int, model: model_host.Served) -> None:
+    async def dies(host: str, port: int, model: model_host.ModelHost) -> None:
         model.load()
         assert told(port)["state"] == "missing"
         raise OSError("died")

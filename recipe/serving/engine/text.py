@@ -22,25 +22,25 @@ class Text:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
         self._tokenizer, self._stop = tokenizer, stop
         self._ids: list[int] = []  # those told last, then those not told yet
-        self._told = 0
-        self._kept = ""  # may be the beginning of a stop string
+        self._emitted = 0
+        self._withheld = ""  # may be the beginning of a stop string
         self.stopped = False
 
     def add(self, token: int) -> str:
         """What can be told now that `token` has come; `stopped` is set where a stop string is complete."""
         self._ids.append(token)
-        before, now = self._decode(self._ids[: self._told]), self._decode(self._ids)
-        waiting = len(self._ids) - self._told
+        before, now = self._decode(self._ids[: self._emitted]), self._decode(self._ids)
+        waiting = len(self._ids) - self._emitted
         if len(now) <= len(before) or (now.endswith(INCOMPLETE) and waiting < LONGEST):
             return ""
-        self._ids, self._told = self._ids[self._told :], waiting
+        self._ids, self._emitted = self._ids[self._emitted :], waiting
         return self._until_stop(now[len(before) :])
 
     def end(self) -> str:
         """What was held back, now that nothing more comes."""
-        rest = self._decode(self._ids)[len(self._decode(self._ids[: self._told])) :]
-        self._ids, self._told = [], 0
-        piece, self._kept = ("" if self.stopped else self._until_stop(rest)) + self._kept, ""
+        pending = self._decode(self._ids)[len(self._decode(self._ids[: self._emitted])) :]
+        self._ids, self._emitted = [], 0
+        piece, self._withheld = ("" if self.stopped else self._until_stop(pending)) + self._withheld, ""
         return piece
 
     def _decode(self, ids: list[int]) -> str:
@@ -48,11 +48,11 @@ class Text:
         return text
 
     def _until_stop(self, piece: str) -> str:
-        text = self._kept + piece
-        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
-        if found:
-            self.stopped, self._kept = True, ""
-            return text[: min(found)]
-        held = max((n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
-        self._kept = text[len(text) - held :]
-        return text[: len(text) - held]
+        text = self._withheld + piece
+        positions = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        if positions:
+            self.stopped, self._withheld = True, ""
+            return text[: min(positions)]
+        withheld = max((n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        self._withheld = text[len(text) - withheld :]
+        return text[: len(text) - withheld]

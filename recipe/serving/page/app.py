@@ -36,8 +36,8 @@ def preferred_language() -> str:
     """The first of ours that the visitor's browser asks for."""
     from streamlit.web.server.websocket_headers import _get_websocket_headers
 
-    asked = (_get_websocket_headers() or {}).get("Accept-Language", "")
-    return next((tag[:2] for tag in asked.split(",") if tag[:2] in LANGUAGES), "zh")
+    accepted = (_get_websocket_headers() or {}).get("Accept-Language", "")
+    return next((tag[:2] for tag in accepted.split(",") if tag[:2] in LANGUAGES), "zh")
 
 
 # One object, taken hold of once: when a visitor leaves, Streamlit empties what it stands in while this may still run.

@@ -29,11 +29,11 @@ class BadFileError(Exception):
 
 def messages(system: str, turns: list[Turn], question: str | None = None, *, who: str = TUNED) -> Messages:
     """What `who` is to read: its own replies where it gave any, the other's where not."""
-    said: Messages = [{"role": "system", "content": system}] if system.strip() else []
+    messages_out: Messages = [{"role": "system", "content": system}] if system.strip() else []
     for turn in turns:
         reply = turn.replies.get(who) or next(iter(turn.replies.values()), "")
-        said += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": reply}]
-    return said if question is None else [*said, {"role": "user", "content": question}]
+        messages_out += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": reply}]
+    return messages_out if question is None else [*messages_out, {"role": "user", "content": question}]
 
 
 def to_json(system: str, turns: list[Turn]) -> str:
@@ -45,22 +45,22 @@ def from_json(content: bytes) -> tuple[str, list[Turn]]:
     if len(content) > MAX_BYTES:
         raise BadFileError("too_big")
     try:
-        told = json.loads(content.decode("utf-8-sig"))
+        content_json = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         raise BadFileError("not_json") from None
-    said = told.get("messages") if isinstance(told, dict) else told
-    if not isinstance(said, list):
+    messages_out = content_json.get("messages") if isinstance(content_json, dict) else content_json
+    if not isinstance(messages_out, list):
         raise BadFileError("no_messages")
-    for number, message in enumerate(said, 1):
+    for number, message in enumerate(messages_out, 1):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             raise BadFileError("bad_message", number=number, role="user / assistant")
-    system = said.pop(0)["content"] if said and said[0].get("role") == "system" else ""
+    system = messages_out.pop(0)["content"] if messages_out and messages_out[0].get("role") == "system" else ""
     first = 2 if system else 1
-    for i, message in enumerate(said):
+    for i, message in enumerate(messages_out):
         role = ("user", "assistant")[i % 2]
         if message.get("role") != role:
             raise BadFileError("bad_message", number=first + i, role=role)
-    if len(said) % 2:
+    if len(messages_out) % 2:
         raise BadFileError("unfinished")
-    pairs = zip(said[::2], said[1::2], strict=True)
+    pairs = zip(messages_out[::2], messages_out[1::2], strict=True)
     return system, [Turn(question["content"], {TUNED: answer["content"]}) for question, answer in pairs]
