@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -12,11 +13,14 @@ from recipe.corpus.identity import Identity
 from recipe.corpus.rows import balanced_rows
 from recipe.evaluation import thresholds
 from recipe.paths import ROOT
+from recipe.pipeline.table import BY_VERB, STAGES, Stage
 from recipe.stages import config
 from recipe.stages.evaluate import prompts
 
 READMES = ("README.md", "README.zh-CN.md")
-TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in (*READMES, "CONTRIBUTING.md")}
+TEXT = {
+    name: (ROOT / name).read_text(encoding="utf-8") for name in (*READMES, "CONTRIBUTING.md", "docs/architecture.md")
+}
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):.*## ", MAKEFILE, re.MULTILINE))
 VARIABLES = set(re.findall(r"^([A-Z_]+) +\?=", MAKEFILE, re.MULTILINE))
@@ -32,7 +36,7 @@ def code_of(text: str) -> list[str]:
 @pytest.mark.parametrize("name", TEXT)
 def test_every_make_target_and_variable_named_exists(name: str) -> None:
     commands = [line for line in code_of(TEXT[name]) if line.startswith("make ")]
-    assert commands or name == "CONTRIBUTING.md"
+    assert commands or name not in READMES
     for command in commands:
         words = re.sub(r"'[^']*'", "x", command.split("#")[0]).split()[1:]
         targets = [word for word in words if "=" not in word]
@@ -54,21 +58,58 @@ def test_every_stage_is_described_in_order(name: str) -> None:
     described = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
     verbs = re.findall(r"^    ([a-z]+)\b", build_parser().format_help(), re.MULTILINE)
     assert described == [verb for verb in verbs if verb != "quickstart"]
+    assert described[: len(STAGES)] == [stage.verb for stage in STAGES]
     assert set(described) <= TARGETS
+    for stage in STAGES:
+        (row,) = re.findall(rf"^\| `{stage.verb}` \|[^|]*\| `([^`]*)`", table, re.MULTILINE)
+        assert row.startswith(f"work/{stage.folder}/" if stage.shared else f"{stage.folder}/"), stage.verb
+
+
+def prerequisites(target: str) -> set[str]:
+    """The targets that `make` makes before this one, all the way back."""
+    rule = re.search(rf"^{target}: (.*?) ##", MAKEFILE, re.MULTILINE)
+    assert rule, target
+    direct = set(re.findall(r"[a-z]+", re.sub(r"\$\(if \$\(CONFIG\),(.*?),(.*?)\)", r"\1 \2", rule[1]))) & set(BY_VERB)
+    return direct.union(*map(prerequisites, direct))
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.verb)
+def test_make_makes_what_a_stage_reads_and_nothing_that_comes_after_it(stage: Stage) -> None:
+    order = [each.verb for each in STAGES]
+    assert set(stage.reads) - {"data"} <= prerequisites(stage.verb)  # replay only looks whether data are there
+    assert all(order.index(verb) < order.index(stage.verb) for verb in {*stage.reads, *prerequisites(stage.verb)})
 
 
 @pytest.mark.parametrize("name", TEXT)
 def test_every_file_linked_or_named_exists(name: str) -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT[name]) if "://" not in link]
+    here = Path(name).parent
     folders = re.findall(r"`((?:recipe|data|docs|tests|\.ci)/[\w./-]+)`", TEXT[name])
-    named = [
-        line.split()[0]
-        for line in TEXT[name].split("```")
-        if line.startswith("\nMakefile ")
-        for line in line.splitlines()[1:]
-    ]
-    for path in links + folders + named:
+    for path in [str(here / link) for link in links] + folders + file_tree(name):
         assert (ROOT / path.rstrip("/")).exists(), path
+
+
+def file_tree(name: str) -> list[str]:
+    """The paths in the README's tree of files; an indented one lies in recipe/."""
+    blocks = [block for block in TEXT[name].split("```") if block.startswith("\nMakefile ")]
+    lines = [line for block in blocks for line in block.splitlines()[1:]]
+    return [("recipe/" if line.startswith(" ") else "") + line.split()[0] for line in lines]
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_every_folder_of_the_package_has_its_purpose(name: str) -> None:
+    folders = {f"recipe/{path.name}/" for path in (ROOT / "recipe").iterdir() if any(path.glob("*.[ps]*"))}
+    assert {path for path in file_tree(name) if path.startswith("recipe/") and path != "recipe/"} == folders
+
+
+def test_the_picture_of_the_folders_is_that_of_the_import_contract() -> None:
+    layers = re.search(r"^layers = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M | re.S)
+    assert layers
+    contract = re.findall(r"recipe\.(\w+)", layers[1])
+    picture = TEXT["docs/architecture.md"].split("```")[1].splitlines()
+    *shown, foundation = [line for line in picture if line.strip()]
+    assert [line.split()[0] for line in shown] == contract[: len(shown)]
+    assert set(foundation.split(", ")) == set(contract[len(shown) :])
 
 
 @pytest.mark.parametrize("name", READMES)

@@ -14,7 +14,7 @@ from typing import Any
 from recipe.errors import RecipeError
 from recipe.evaluation import thresholds
 from recipe.paths import ROOT
-from recipe.pipeline import stage
+from recipe.pipeline import stage, table
 from recipe.pipeline.stage import MANIFEST, Manifest
 from recipe.stages import config, evaluate, replay, train
 
@@ -25,7 +25,7 @@ COUNTS = {
     "identity_leak": ("leaks", "unrelated_prompts"),
     "retention": ("facts_kept", "facts_base_knew"),
 }
-FOLDERS = ("data", "config", "train", "adapter", "merged", "eval")
+FOLDERS = table.RESULT_FOLDERS
 # What can be wrong with a reply; the first three are what the three numbers count.
 FAULTS = ("missed", "leaked", "forgotten", "unstopped")
 
