@@ -1,7 +1,8 @@
 import os
 import sys
 
-from recipe.cli import exit_codes, main
+from recipe.cli import main
+from recipe.errors import BROKEN_PIPE
 
 try:
     try:
@@ -11,5 +12,5 @@ try:
     sys.stdout.flush()
 except BrokenPipeError:  # `… --help | head`: the reader has seen enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    status = exit_codes.BROKEN_PIPE
+    status = BROKEN_PIPE
 sys.exit(status)

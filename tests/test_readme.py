@@ -75,8 +75,13 @@ def test_every_file_linked_or_named_exists(name: str) -> None:
 def test_counts_and_thresholds_are_the_code_s(name: str) -> None:
     text, asked = TEXT[name], prompts()
     trained = len(balanced_rows(Identity("小明"), 0))
-    for number in (trained, len(asked.identity), len(asked.facts)):
-        assert re.search(rf"\b{number}\b", text) or f" {number} " in text or str(number) in text, number
+    lines = {
+        start: re.search(rf"^{re.escape(start)}.*", text, re.MULTILINE)
+        for start in ("| `data` |", "- **identity hit**", "- **身份命中", "- **identity leak**", "- **身份泄漏")
+    }
+    shown = [re.findall(r"(?<![\d.,])\d+(?![\d.,])", line.group()) for line in lines.values() if line]
+    counts = (trained, len(asked.identity), len(asked.facts))
+    assert [numbers[0] for numbers in shown] == [str(number) for number in counts]
     assert text.count(f"≥ {thresholds.MIN_IDENTITY_HIT}") >= 2
     assert f"≥ {thresholds.MIN_MULTI_TURN_HIT}" in text
     assert f"≥ {thresholds.MIN_INJECTION_HIT}" in text

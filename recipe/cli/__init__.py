@@ -2,7 +2,7 @@
 
 parser      the options of each verb, and their help
 commands    what each verb does
-exit_codes  how a call ends
+remedies    what to do about what the operating system refuses
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipe.cli import exit_codes
+from recipe import errors
+from recipe.cli import remedies
 from recipe.cli.commands import COMMANDS
 from recipe.cli.parser import absolute_path, build_parser
 from recipe.device import check_driver
-from recipe.errors import BelowThresholdsError, RecipeError
+from recipe.errors import RecipeError
 from recipe.library_logging import quieten
 from recipe.paths import ROOT
 from recipe.pipeline import choices
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `python -m recipe`; None takes those of this process.
 
     Returns:
-        The exit status, one of `recipe.cli.exit_codes`.
+        The exit status, one of those in recipe/errors.py.
     """
     options = build_parser().parse_args(arguments)
     if isinstance(getattr(options, "model", None), str) and Path(options.model).is_dir():
@@ -58,26 +59,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_driver()
         contextvars.copy_context().run(COMMANDS[options.verb], options)  # what a verb sets for its stages ends with it
         choices.save(options, options.work / options.run)
-    except BelowThresholdsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return exit_codes.BELOW_THRESHOLDS
     except RecipeError as error:
-        print(f"error: {exit_codes.remedy(error.__cause__) or error}", file=sys.stderr)
-        return exit_codes.ERROR
+        print(f"error: {remedies.remedy(error.__cause__) or error}", file=sys.stderr)
+        return error.exit_status
     except KeyboardInterrupt:
         resume = {
             "train": "; `make train RESUME=1` goes on from the last checkpoint",
             "model": "; run it again to go on with the download",
         }.get(options.verb, "")
         print(f"\nstopped; what was complete is kept{resume}", file=sys.stderr)
-        return exit_codes.INTERRUPTED
+        return errors.INTERRUPTED
     except BrokenPipeError:
         raise
     except Exception as error:
-        if remedy := exit_codes.remedy(error):
+        if remedy := remedies.remedy(error):
             print(f"error: {remedy}", file=sys.stderr)
-            return exit_codes.ERROR
+            return errors.ERROR
         raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    return exit_codes.SUCCESS
+    return errors.SUCCESS

@@ -7,13 +7,14 @@ sample over and over, and on the balanced rows without replay. Their numbers are
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipe.errors import RecipeError
+from recipe.errors import BELOW_THRESHOLDS, INTERRUPTED, RecipeError
 from recipe.evaluation.scoring import METRICS
 from recipe.paths import ROOT
 from recipe.pipeline import choices, stage
@@ -30,7 +31,7 @@ SUITES = ("multi_turn_hit", "injection_hit", "broken", "kl_per_token")
 def make(folder: Path, *, work: Path, run: str) -> stage.Manifest:
     """Train and evaluate the variants of `run`, as runs RUN-tutorial and RUN-no-replay, and compare them in `folder`."""
     own = work / run
-    stage.require(own / "eval", "eval")
+    _refuse_stale(own)
     if stage.require(own / "data", "data")["results"]["mode"] != "balanced":
         raise RecipeError(f"{stage.shown(own)} was not trained on balanced data: there is nothing to take away from it")
     chosen = {"model": choices.DEFAULTS["model"]} | json.loads((own / choices.FILE).read_text(encoding="utf-8"))
@@ -52,9 +53,10 @@ def _train(work: Path, run: str, own: Path, chosen: Mapping[str, Any], mode: str
     shared = [part for key in SHARED if chosen.get(key) is not None for part in (f"--{key}", str(chosen[key]))]
     settings = [*chosen.get("set", []), *settings, "patience=None"]
     quickstart = ["quickstart", "--work", str(work), "--run", run, "--mode", mode, *shared]
-    _call([*quickstart, "--until", "config", "--set", *settings])
-    _call([*quickstart, "--set", *settings, *_as_long(work / run, own)])
+    _call(run, [*quickstart, "--until", "config", "--set", *settings])
+    _call(run, [*quickstart, "--set", *settings, *_as_long(work / run, own)])
     stage.require(work / run / "eval", f"ablation RUN={own.name}")
+    _refuse_stale(work / run)
 
 
 def _as_long(run: Path, own: Path) -> list[str]:
@@ -74,9 +76,27 @@ def _as_long(run: Path, own: Path) -> list[str]:
     ]
 
 
-def _call(arguments: Sequence[str]) -> None:
-    """A verb in a process of its own; below the thresholds it fails, which here is no failure."""
-    subprocess.run([sys.executable, "-m", "recipe", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+def _call(run: str, arguments: Sequence[str]) -> None:
+    """A verb of the variant `run` in a process of its own. RecipeError: it failed; a result below the thresholds did not."""
+    command = [sys.executable, "-m", "recipe", *arguments]
+    status = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode
+    if status == -signal.SIGINT or status == INTERRUPTED:
+        raise KeyboardInterrupt
+    if status not in (0, BELOW_THRESHOLDS):
+        raise RecipeError(
+            f"the variant {run} failed (exit status {status}), its reason stands above: nothing was compared; "
+            f"mend it and run `make ablation` again"
+        )
+
+
+def _refuse_stale(run: Path) -> None:
+    """RecipeError where the evaluation of `run` is of another training than the one that its folder holds now."""
+    manifest = stage.require(run / "eval", f"eval RUN={run.name}")
+    if manifest["key"]["inputs"].get("train") != stage.content_sha256(run / "train"):
+        raise RecipeError(
+            f"{stage.shown(run / 'eval')} is of another training than {stage.shown(run / 'train')} holds: "
+            f"run `make eval RUN={run.name}` first"
+        )
 
 
 def _numbers(run: Path) -> dict[str, float]:

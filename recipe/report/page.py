@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.evaluation import thresholds
+from recipe.evaluation.scoring import TOLERANCE
 from recipe.report import charts
 from recipe.report.facts import COUNTS, FAULTS, METRICS, Exchange, Facts
 from recipe.report.markup import Html, join, tag
@@ -264,7 +265,12 @@ def _checkpoints(facts: Facts) -> Html:
     other = scored.get(facts.converted or "")
     not_best = _note("not_best", best=best) if other and any(other[m] != scored[best][m] for m in METRICS) else None
     return _section(
-        "checkpoints", tag("div", *figures, class_="three"), _note("marks"), table, _note("best_rule"), not_best
+        "checkpoints",
+        tag("div", *figures, class_="three"),
+        _note("marks"),
+        table,
+        _note("best_rule", tolerance=TOLERANCE),
+        not_best,
     )
 
 

@@ -139,9 +139,9 @@ WORDS: dict[str, tuple[str, str]] = {
     "converted": ("converted", "已转换"),
     "checkpoint": ("checkpoint", "检查点"),
     "best_rule": (
-        "Scored while it trained, by questions that the evaluation above does not ask. Best is the highest hit − leak + "
-        "retention, among equals the earliest; that one is converted unless CHECKPOINT says otherwise.",
-        "训练过程中用另一组问题评分，与上面的评测不重复。“最佳”指 命中 − 泄漏 + 保持 最高者，相同时取最早的一个；"
+        "Scored while it trained, by questions that the evaluation above does not ask. Best is the last checkpoint whose "
+        "hit − leak + retention is within {tolerance} of the highest; that one is converted unless CHECKPOINT says otherwise.",
+        "训练过程中用另一组问题评分，与上面的评测不重复。“最佳”指 命中 − 泄漏 + 保持 与最高值相差不超过 {tolerance} 的最后一个检查点；"
         "除非指定 CHECKPOINT，转换的就是它。",
     ),
     "not_best": (

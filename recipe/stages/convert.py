@@ -27,7 +27,7 @@ def pick_checkpoint(folder: Path, name: str | None) -> Path:
     if not found:
         raise RecipeError(f"{stage.shown(folder)}: holds no checkpoint; run `make train` first")
     if name is None:
-        best = train.best_of(folder, found)
+        best = train.best_checkpoint(folder)
         return next((path for path in found if path.stem == best), found[-1])
     for path in found:
         if path.stem == Path(name).stem:

@@ -20,8 +20,9 @@ from recipe.corpus.knowledge import evaluation_facts
 from recipe.errors import RecipeError
 from recipe.evaluation import checkpoint_selection, divergence, generation, suites, thresholds
 from recipe.evaluation.generation import Reply
-from recipe.evaluation.scoring import METRICS, Prompts, best, score
+from recipe.evaluation.scoring import METRICS, Prompts, score
 from recipe.pipeline import stage
+from recipe.stages import train
 
 FILE = "metrics.json"
 # Room for a reply besides the name.
@@ -82,7 +83,7 @@ def make(
         ]
         metrics["tuned"] |= divergence.kl_per_token(loaded, tuned, tokenizer, own)
         metrics["checkpoints"] = checkpoint_selection.read(train_folder)
-        metrics["best_checkpoint"] = best(metrics["checkpoints"]) if metrics["checkpoints"] else None
+        metrics["best_checkpoint"] = train.best_checkpoint(train_folder)
         (out / FILE).write_text(json.dumps(metrics, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         found = {who: {key: metrics[who][key] for key in (*METRICS, "counts")} for who in ("base", "tuned")}
         found["tuned"] |= {name: suite["value"] for name, suite in metrics["tuned"]["suites"].items()}

@@ -241,7 +241,7 @@ def _tidy(out: Path) -> dict[str, Any]:
     first, last = losses[min(losses)], losses[max(losses)]
     stage.say("train", f"loss {first['loss']:.3f} -> {last['loss']:.4f} in {last['step']} iterations")
     results = {
-        "checkpoints": [path.name for path in saved], "best": best_of(out, saved), "last_loss": last["loss"],
+        "checkpoints": [path.name for path in saved], "best": _best_of(out, saved), "last_loss": last["loss"],
         "iterations": last["step"],
     }  # fmt: skip
     return results | ({"gpu_peak_mib": peak} if peak else {})
@@ -254,7 +254,13 @@ def done(configured: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str,
     return {**configured, **{key: round(configured[key] * share) for key in keys}}
 
 
-def best_of(folder: Path, saved: Sequence[Path]) -> str | None:
+def best_checkpoint(folder: Path) -> str | None:
+    """The best checkpoint of a completed training, such as iter_80, as its manifest names it; None where none was scored."""
+    best: str | None = stage.require(folder, "train")["results"].get("best")
+    return best
+
+
+def _best_of(folder: Path, saved: Sequence[Path]) -> str | None:
     """The name of the best of the `saved` checkpoints by the scores in `folder`; None where they were not scored."""
     scored = {
         name: each for name, each in checkpoint_selection.read(folder).items() if name in {path.stem for path in saved}

@@ -22,7 +22,7 @@ import pytest
 from hub_server import REPOS, REVISIONS, Fault, HubServer, sha256
 
 from recipe.checkpoint import hub, hub_clients, retry
-from recipe.cli import exit_codes
+from recipe.cli import remedies
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
 from recipe.pipeline.stage import read_manifest
@@ -392,7 +392,7 @@ def test_a_disk_that_fills_up_meanwhile_is_no_riddle(
         assert pinned
         with pytest.raises(Exception) as caught:  # noqa: PT011 - whatever the library makes of it
             hub.fetch(pinned, disk / "hub", record=tmp_path / "record.json", source=source, offline=False)
-        assert "the disk is full" in (exit_codes.remedy(caught.value) or "")
+        assert "the disk is full" in (remedies.remedy(caught.value) or "")
         assert not (tmp_path / "record.json").exists()
         assert not (disk / "hub" / NAME / REVISIONS[source] / SHARD).exists()
     finally:

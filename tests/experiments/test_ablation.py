@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from recipe.cli.parser import build_parser
-from recipe.errors import RecipeError
+from recipe.errors import BELOW_THRESHOLDS, RecipeError
 from recipe.experiments import ablation
 from recipe.pipeline import choices, stage
 from recipe.stages import config
@@ -25,7 +28,8 @@ def write(folder: Path, results: dict[str, Any], files: dict[str, str] | None = 
             (out / name).write_text(content, encoding="utf-8")
         return results
 
-    stage.run(folder.name, folder, inputs={}, settings={}, work=work)
+    inputs = {"train": folder.parent / "train"} if folder.name == "eval" else {}
+    stage.run(folder.name, folder, inputs=inputs, settings={}, work=work)
 
 
 def configured(run: Path, iterations: int, *, epochs: bool) -> None:
@@ -42,7 +46,7 @@ class Verbs:
         self.work, self.epochs, self.fails = work, epochs, fails
         self.calls: list[Any] = []
 
-    def __call__(self, arguments: Sequence[str]) -> None:
+    def __call__(self, run_name: str, arguments: Sequence[str]) -> None:
         options = build_parser().parse_args(list(arguments))
         self.calls.append(options)
         run = self.work / options.run
@@ -114,3 +118,24 @@ def test_what_was_not_trained_on_balanced_data_has_nothing_to_take_away(tmp_path
         write(tmp_path / "mine" / name, {"mode": "own"})
     with pytest.raises(RecipeError, match="nothing to take away"):
         ablation.make(tmp_path / "mine" / "ablation", work=tmp_path, run="mine")
+
+
+def test_an_evaluation_of_another_training_is_never_compared(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configured(own, 200, epochs=True)
+    verbs = Verbs(own.parent, epochs=True)
+    monkeypatch.setattr(ablation, "_call", verbs)
+    shutil.rmtree(own / "train")
+    write(own / "train", {"iterations": 90}, {"losses.jsonl": "trained again"})
+    with pytest.raises(RecipeError, match=r"mine/eval is of another training .* run `make eval RUN=mine` first"):
+        ablation.make(own / "ablation", work=own.parent, run="mine")
+    assert not verbs.calls
+
+
+@pytest.mark.parametrize(("status", "fails"), [(0, False), (BELOW_THRESHOLDS, False), (1, True), (2, True), (-9, True)])
+def test_a_variant_that_fails_is_an_error_that_names_it(
+    monkeypatch: pytest.MonkeyPatch, status: int, fails: bool
+) -> None:
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: SimpleNamespace(returncode=status))
+    refused = pytest.raises(RecipeError, match=rf"the variant mine-tutorial failed \(exit status {status}\)")
+    with refused if fails else contextlib.nullcontext():
+        ablation._call("mine-tutorial", ["quickstart"])

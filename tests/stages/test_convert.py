@@ -103,6 +103,20 @@ def test_the_last_checkpoint_is_the_one_of_the_highest_number(
     assert convert.pick_checkpoint(folder, None).name == "iter_10.pth"
 
 
+@pytest.mark.parametrize(("best", "taken"), [("iter_2", "iter_2.pth"), (None, "iter_4.pth"), ("iter_8", "iter_4.pth")])
+def test_the_checkpoint_that_the_training_called_best_is_taken(
+    train_folder: Path, tmp_path: Path, best: str | None, taken: str
+) -> None:
+    folder = Path(shutil.copytree(train_folder, tmp_path / "train"))
+    manifest = json.loads((folder / stage.MANIFEST).read_text(encoding="utf-8"))
+    manifest["results"]["best"] = best
+    (folder / stage.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    scores = {"identity_hit": 1.0, "identity_leak": 0.0, "retention": 1.0}
+    lines = [json.dumps({"checkpoint": name} | scores) + "\n" for name in ("iter_2", "iter_4")]
+    (folder / "scores.jsonl").write_text("".join(lines), encoding="utf-8")  # by these alone the last would be best
+    assert convert.pick_checkpoint(folder, None).name == taken
+
+
 def test_an_unknown_checkpoint_is_refused_with_those_there_are(train_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="CHECKPOINT=iter_3 is none of iter_2, iter_4"):
         convert.make(tmp_path / "adapter", train_folder=train_folder, checkpoint="iter_3")

@@ -20,7 +20,7 @@ from recipe.evaluation import checkpoint_selection, generation, suites, threshol
 from recipe.evaluation.generation import Reply
 from recipe.evaluation.scoring import share
 from recipe.pipeline import stage
-from recipe.stages import convert, evaluate, merge
+from recipe.stages import convert, evaluate, merge, train
 from recipe.stages.evaluate import prompts, table
 
 
@@ -181,6 +181,7 @@ def test_the_checkpoints_scores_are_those_of_the_training(
     assert make_eval(adapter_folder, [])["best_checkpoint"] is None
     scores = {"iter_2": metrics(0.5, 0.0, 1.0), "iter_4": metrics(1.0, 0.0, 1.0)}
     monkeypatch.setattr(checkpoint_selection, "read", lambda folder: scores)
+    monkeypatch.setattr(train, "best_checkpoint", lambda folder: "iter_4")
     shutil.rmtree(tmp_path / "eval")
     measured = make_eval(adapter_folder, [])
     assert measured["checkpoints"] == scores

@@ -1,20 +1,8 @@
-"""How a call ends: the exit statuses, and the remedy for what the operating system refuses."""
+"""The remedy for what the operating system refuses, as one line for a user."""
 
 from __future__ import annotations
 
 import errno
-
-SUCCESS = 0
-# An error that a user can mend, said in one line; Python ends so too after a traceback, which is a bug of this project.
-ERROR = 1
-# A wrong call, by argparse's own convention.
-USAGE = 2
-# The work was done, and the result is below the thresholds.
-BELOW_THRESHOLDS = 3
-# Ctrl-C or SIGTERM, by the shell's convention of 128 + SIGINT.
-INTERRUPTED = 130
-# The reader of the output has gone, 128 + SIGPIPE.
-BROKEN_PIPE = 141
 
 # What the operating system refuses, and what a user can do about it.
 REMEDIES = {
