@@ -1,4 +1,4 @@
-"""What a resolved config will train on, counted before it runs: packs, tokens, optimizer steps, and what gets lost."""
+"""What a resolved config will train on, counted before it runs: packs, tokens, optimizer steps, and lost tokens."""
 
 from __future__ import annotations
 
@@ -14,20 +14,28 @@ from recipe.corpus.rows import TUTORIAL_ROWS, tutorial_rows
 from recipe.errors import RecipeError
 from recipe.training.dataset import PackedDataset, read_tokens
 
-# `datasets.map(batched=True)` hands XTuner's Packer so many rows at a time.
+# Rows that `datasets.map(batched=True)` passes to XTuner's Packer at a time.
 MAP_BATCH = 1000
 # max_length, map_num_proc and max_epochs of the preset `tutorial`.
 TUTORIAL_LENGTH, TUTORIAL_WORKERS, TUTORIAL_EPOCHS = 1024, 32, 2
-# Above this share of lost tokens a user should know.
+# Largest share of dropped tokens without a warning.
 WORTH_A_WARNING = 0.02
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """rows: conversations. tokens: of them, in one pass. packs: samples of an epoch. iterations: of the whole run.
+    """The size of a training.
 
-    optimizer_steps: iterations over gradient accumulation. trained_tokens: pack length times packs seen, padding
-    included. processes: that share the packs of an epoch, one a GPU. dropped: tokens of an epoch that no pack holds. truncated: rows longer than a pack.
+    rows: conversations.
+    tokens: of all rows.
+    packs: of an epoch.
+    max_length: tokens of a pack.
+    iterations: of the whole run, in each process.
+    optimizer_steps: iterations over gradient accumulation.
+    trained_tokens: pack length times packs seen, padding included.
+    dropped: tokens of an epoch that no pack holds.
+    truncated: rows longer than a pack.
+    processes: that share the packs of an epoch, one per GPU.
     """
 
     rows: int
@@ -45,11 +53,12 @@ class Forecast:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """What a user is told, warnings included."""
+        """The lines for the user, warnings included."""
         shared = f" of {self.processes} processes" if self.processes > 1 else ""
         text = [
             f"{self.rows} rows of {self.tokens:,} tokens in {self.packs} packs of {self.max_length}; "
-            f"{self.iterations} iterations{shared}, {self.optimizer_steps} optimizer steps, {self.trained_tokens:,} tokens in all"
+            f"{self.iterations} iterations{shared}, {self.optimizer_steps} optimizer steps, "
+            f"{self.trained_tokens:,} tokens in all"
         ]
         if self.dropped > WORTH_A_WARNING * self.tokens:
             text.append(f"warning: packing drops {self.dropped:,} of {self.tokens:,} tokens of every epoch")
@@ -61,7 +70,7 @@ class Forecast:
 
 
 def shards(count: int, workers: int) -> list[range]:
-    """The contiguous shares that `datasets.map(num_proc=workers)` gives its workers."""
+    """The contiguous ranges of rows that `datasets.map(num_proc=workers)` gives its workers."""
     workers = min(workers, count)
     size, extra = divmod(count, workers)
     starts = [i * size + min(i, extra) for i in range(workers + 1)]
@@ -89,7 +98,12 @@ def xtuner_packs(lengths: Sequence[int], max_length: int, workers: int) -> tuple
 
 
 def tutorial_tokens(identity: Identity, model: Path) -> int:
-    """What the tutorial trains on for this identity and model folder: two epochs of its file by its own config."""
+    """Tokens that the tutorial trains on: two epochs of its file by its own config, padding included.
+
+    Args:
+        identity: the names in the tutorial's row.
+        model: the model's folder, for its tokenizer.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
@@ -99,9 +113,14 @@ def tutorial_tokens(identity: Identity, model: Path) -> int:
 
 
 def forecast(config: Any, processes: int = 1) -> Forecast:
-    """Count what training by `config` (a resolved preset) in so many processes amounts to.
+    """Count what a training will consume.
 
-    RecipeError: nothing would be trained.
+    Args:
+        config: a resolved preset.
+        processes: of all machines.
+
+    Raises:
+        RecipeError: nothing would be trained.
     """
     from transformers import AutoTokenizer
 

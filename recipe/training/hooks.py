@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a progress bar, and what the model says by now."""
+"""Hooks of mmengine's runner: the progress bar, sample replies, and the scores of checkpoints."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from recipe.corpus.identity import read_identity
 from recipe.evaluation import checkpoint_selection, generation, scoring
 from recipe.training.fast.model import in_shards
 
-# A sample that has not ended after so many tokens has shown what it has to show.
+# Tokens of a sample reply: more would show nothing new.
 SAMPLE_TOKENS = 96
 
 
 class MeanLoss(Hook):
-    """Makes the loss that is logged the mean over all processes; without it mmengine logs the first one's."""
+    """Logs the mean loss over all processes; without this hook mmengine logs that of the first process."""
 
-    priority = "HIGHEST"  # before the loss is noted down
+    priority = "HIGHEST"  # before the loss is logged
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if get_world_size() > 1:
@@ -54,7 +54,13 @@ class Progress(Hook):
 
 
 class SampleReplies(Hook):
-    """Asks the model some questions whenever a checkpoint is saved; the replies go to the screen and to replies.md."""
+    """Asks the model some questions at every checkpoint; the replies go to the screen and to replies.md.
+
+    Args:
+        tokenizer: XTuner's dict that builds one.
+        questions: one conversation each.
+        every: steps between samples; None follows the checkpoints.
+    """
 
     priority = "LOW"
 
@@ -87,11 +93,14 @@ class SampleReplies(Hook):
 
 
 class ScoreCheckpoints(Hook):
-    """Writes hit, leak and retention of every checkpoint to scores.jsonl, and ends the training when no more is to be gained.
+    """Writes hit, leak and retention of every checkpoint to scores.jsonl, and ends a training that no longer improves.
 
-    Nothing is loaded for it: the base is the model with its adapter switched off. tokenizer: XTuner's dict that builds one. data:
-    the folder of stage `data`, which says whose assistant it is to be. patience: how many checkpoints that are no better end
-    it, so that these and the best are all that need be kept; None trains to the end.
+    The base is the model with its adapter switched off, so no second model is loaded.
+
+    Args:
+        tokenizer: XTuner's dict that builds one.
+        data: the folder of stage `data`, which holds the identity.
+        patience: checkpoints without an improvement that end the training; None trains to the end.
     """
 
     priority = "LOW"
@@ -112,7 +121,7 @@ class ScoreCheckpoints(Hook):
 
     def before_train(self, runner: Any) -> None:
         self.file = Path(runner.work_dir) / checkpoint_selection.FILE
-        # Of a stopped run that goes on: what was scored after the checkpoint that it goes on from is scored again.
+        # A resumed run scores again what came after the checkpoint from which it resumes.
         self.scores = {
             name: each
             for name, each in checkpoint_selection.read(self.file.parent).items()
@@ -143,14 +152,14 @@ class ScoreCheckpoints(Hook):
         partial = self.file.with_suffix(".partial")
         partial.write_text("".join(lines), encoding="utf-8")
         partial.replace(self.file)
-        hit, leak, kept = (self.scores[name][metric] for metric in scoring.METRICS)
+        hit, leak, retention = (self.scores[name][metric] for metric in scoring.METRICS)
         ending = "; no more is to be gained, stopping here" if ends else ""
-        line = f"  step {_step(name)}: hit {hit:.2f}, leak {leak:.2f}, retention {kept:.2f}{ending}"
+        line = f"  step {_step(name)}: hit {hit:.2f}, leak {leak:.2f}, retention {retention:.2f}{ending}"
         tqdm.write(line, file=sys.stderr)
 
 
 def _answers(llm: Any) -> bool:
-    """Whether this process must take part where the model replies: the first, or all where each holds a part of the weights."""
+    """Whether this process generates: only the first does, or all where the weights are sharded over them."""
     return is_main_process() or in_shards(llm)
 
 

@@ -1,6 +1,6 @@
-"""How much GPU memory a run of the recipe's quick presets will take, worked out from its config before it starts.
+"""The GPU memory that a run of a fast preset will take, computed from its config before it starts.
 
-What PyTorch allocates at the most; the driver's own 500 MiB and what the allocator holds in reserve come on top.
+It is the peak of what PyTorch allocates; the driver's own 500 MiB and the allocator's reserve come on top.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from recipe.training.fast.loss import ROWS
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. weights: the frozen model as the preset holds it. adapter: LoRA in float32 with Adam's two moments, and its gradients.
+    """Memory of a training, in bytes.
 
-    activations: what all layers keep for the backward pass. work: of one layer's backward pass, or of the loss.
+    weights: the frozen model in the preset's format.
+    adapter: LoRA in float32, Adam's two moments, and the gradients.
+    activations: saved by all layers for the backward pass.
+    work: temporary tensors of one layer's backward pass, or of the loss.
     """
 
     weights: int
@@ -31,7 +34,7 @@ class Memory:
         return self.weights + self.adapter + self.activations + self.work
 
     def line(self) -> str:
-        """What a user is told."""
+        """The line for the user."""
         parts = ", ".join(
             f"{name} {getattr(self, name) >> 20:,}" for name in ("weights", "adapter", "activations", "work")
         )
@@ -39,11 +42,15 @@ class Memory:
 
 
 def predict(config: Any, model: Path, processes: int = 1) -> Memory | None:
-    """The memory that training by `config` (a resolved preset) on the model in `model` will take on each GPU.
+    """Predict the memory that a training takes on each GPU. DeepSpeed is not counted.
 
-    processes: where there are several, DDP holds the buckets that gradients lie in from the start. DeepSpeed is not counted.
+    Args:
+        config: a resolved preset.
+        model: the model's folder, for its config.json.
+        processes: of all machines; with several, DDP allocates its gradient buckets from the start.
 
-    None where the config's model is not recipe.training.fast's: what XTuner and PEFT keep is not known from outside.
+    Returns:
+        None where the model is not recipe.training.fast's: what XTuner and PEFT save is not known from outside.
     """
     if "recompute" not in config.model:
         return None
@@ -62,20 +69,21 @@ def predict(config: Any, model: Path, processes: int = 1) -> Memory | None:
     fused_linear = sum((n + count * r) * (k + count * r) for n, k, count in groups)
     unfused = 2 * shape.vocab * hidden + (2 * shape.layers + 1) * hidden
     if "quantization_config" in config.model.llm:
-        # Half a byte a weight, a byte for every 64, four for every 256 of those; and the matrix they are spread into.
+        # Half a byte per weight, a byte per 64 weights, 4 bytes per 256 of those; and the shared dequantised matrix.
         weights = int(linear * (1 / 2 + 1 / 64 + 4 / (64 * 256))) + 2 * unfused + 2 * fused_linear
     else:
         weights = 2 * shape.layers * fused_linear + 2 * unfused + (2 * linear if config.model.fp8 else 0)
     adapter = shape.layers * r * sum(n + count * k for n, k, count in groups)
 
-    # Bytes a token. Kept by a layer: its input, q/k/v, attention's result, the sum after it, gate and up, seven x Aᵀ; log-sums.
+    # Bytes per token that a layer saves: its input, q/k/v, attention's result, the sum after it, gate and up, seven
+    # x Aᵀ; log-sums.
     saved = 2 * (hidden + (hidden + 2 * kv) + hidden + hidden + 2 * intermediate + 7 * r) + 4 * shape.heads
-    # Its backward pass where most is alive: dy twice, the gradients of the gated product, of gate and up.
+    # The peak of its backward pass: dy twice, the gradients of the gated product, of gate and up.
     backward = 2 * (hidden + (hidden + r) + intermediate + (2 * intermediate + 2 * r))
     stored = 2 * hidden if config.model.recompute else saved
     layer = tokens * (backward + (saved if config.model.recompute else 0))
     loss = 2 * ROWS * shape.vocab + 2 * hidden * 3 * tokens
-    # At the first layer of the backward pass there are all activations and no gradients, at the last the reverse.
+    # The backward pass starts with all activations and no gradients, and ends with the reverse.
     activations = shape.layers * stored * tokens
     adapter_bytes = 12 if processes == 1 else 16
     first = adapter_bytes * adapter + activations + max(layer, loss)

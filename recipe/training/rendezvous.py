@@ -1,9 +1,10 @@
-"""Where a training runs: so many processes, one a GPU, on this machine or on several; and how several machines agree.
+"""The processes of a training, one per GPU, on one machine or several; and how several machines agree on it.
 
-torchrun starts the processes and brings them together. What it does not ask is whether the machines mean the same training:
-the first one therefore holds a store at MASTER_ADDR:MASTER_PORT (the one that torchrun's processes then use) where each other
-machine says what it would train on. The first answers with a plan, or with the reason why there is none, and at the end with how
-it went. Who fails says so there, so that no machine waits for one that is gone and all end with the same verdict.
+torchrun starts the processes and connects them, but does not check that the machines run the same training. The first
+machine, the coordinator, therefore holds a store at MASTER_ADDR:MASTER_PORT, which torchrun's processes use afterwards.
+Each other machine, a worker, publishes there what it would train on. The coordinator answers with a plan or with an
+error, and at the end with the outcome. A machine that fails publishes its error in the store. So no machine waits for
+one that is gone, and all end with the same outcome.
 """
 
 from __future__ import annotations
@@ -24,16 +25,20 @@ from typing import Any
 from recipe.errors import RecipeError
 from recipe.pipeline.stage import say
 
-# Seconds. The machines come one by one: one of them may have a model to fetch first.
+# Seconds. The machines arrive one by one: one of them may have to download a model first.
 PATIENCE = 3600.0
-# How long the first machine stays to tell the others how it went.
+# Seconds for which the coordinator waits at the end until every worker has read the outcome.
 LINGER = 30.0
 POLL = 0.2
 
 
 @dataclass(frozen=True)
 class Machines:
-    """gpus: processes on each machine. The others are torchrun's --nnodes, --node-rank, --master-addr and --master-port."""
+    """The machines of a training.
+
+    gpus: processes on each machine.
+    nodes, rank, address, port: torchrun's --nnodes, --node-rank, --master-addr and --master-port.
+    """
 
     gpus: int = 1
     nodes: int = 1
@@ -56,8 +61,9 @@ class Machines:
         return f"{self.address}:{self.port}"
 
     def torchrun(self) -> list[str]:
-        """The options that tell torchrun of it."""
-        # Not SIGINT, which torchrun would hand on: at Ctrl-C the processes get SIGTERM, which ends them without a traceback.
+        """torchrun's options for these machines."""
+        # Not SIGINT, which torchrun would forward: at Ctrl-C the processes get SIGTERM, which ends them without a
+        # traceback.
         signals = "--signals-to-handle=SIGTERM,SIGHUP,SIGQUIT"
         each = [f"--nnodes={self.nodes}", f"--nproc-per-node={self.gpus}", signals]
         if self.nodes == 1:
@@ -65,7 +71,7 @@ class Machines:
         return [*each, f"--node-rank={self.rank}", f"--master-addr={self.address}", f"--master-port={self.port}"]
 
     def interface(self) -> str | None:
-        """The network interface that leads to the first machine: where Gloo, which goes by the host's name, must listen."""
+        """The network interface towards the first machine. Gloo must listen there but defaults to the host's name."""
         import fcntl
         import struct
 
@@ -88,7 +94,11 @@ ALONE = Machines()
 
 
 class Coordinator:
-    """The first machine's end of the store."""
+    """The first machine's side of the store.
+
+    Raises:
+        RecipeError: MASTER_ADDR is unknown or not of this machine, or MASTER_PORT is taken.
+    """
 
     def __init__(self, machines: Machines) -> None:
         from torch.distributed import DistNetworkError, TCPStore
@@ -108,9 +118,16 @@ class Coordinator:
             raise RecipeError(f"{self.endpoint} {reason}") from None
 
     def agree(self, key: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
-        """Wait for every machine, see that all of them would train on the same, send them the plan, and hear that they can.
+        """Wait for every worker, check its key, send the plan, and wait until every worker is ready.
 
-        torchrun, which then waits for them, hears no Ctrl-C meanwhile.
+        The wait is here because torchrun, which would wait too, ignores Ctrl-C meanwhile.
+
+        Args:
+            key: settings and inputs of this machine's training.
+            plan: what the workers need to follow it.
+
+        Raises:
+            RecipeError: a worker would train on something else, has failed, or does not arrive.
         """
         names = [f"here/{rank}" for rank in self.others]
         _until(lambda: self.store.check(names), f"{len(names)} other machine(s) to come to {self.endpoint}")
@@ -127,8 +144,8 @@ class Coordinator:
             raise RecipeError(self.store.get("failed").decode())
 
     def end(self, error: str | None) -> None:
-        """Tell the others how it went, and wait a little until all of them have heard it."""
-        with contextlib.suppress(Exception):  # whatever happens here, the result of this machine stands
+        """Publish the outcome, and wait at most LINGER until every worker has read it."""
+        with contextlib.suppress(Exception):  # the result of this machine stands, whatever happens here
             if error is not None and not _any_set(self.store, "failed"):
                 self.store.set("failed", f"machine 0 stopped: {error}")
             self.store.set("end", "")
@@ -137,7 +154,7 @@ class Coordinator:
 
 @contextlib.contextmanager
 def hosting(machines: Machines) -> Iterator[Coordinator | None]:
-    """The store of several machines while their training runs. None: there is one machine, or nobody said where the others are."""
+    """The coordinator while a training on several machines runs; None on one machine, or without MASTER_ADDR."""
     if machines.nodes == 1 or not machines.address:
         yield None
         return
@@ -151,7 +168,7 @@ def hosting(machines: Machines) -> Iterator[Coordinator | None]:
 
 
 class Worker:
-    """Another machine's end of the store."""
+    """Another machine's side of the store. RecipeError: the coordinator does not answer within PATIENCE."""
 
     def __init__(self, machines: Machines) -> None:
         from torch.distributed import TCPStore
@@ -171,7 +188,17 @@ class Worker:
         return True
 
     def plan(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The first machine's plan for this training; None where it has the result already. RecipeError: there is none."""
+        """Fetch the coordinator's plan.
+
+        Args:
+            key: settings and inputs of this machine's training.
+
+        Returns:
+            The plan, or None where the coordinator has the result already.
+
+        Raises:
+            RecipeError: there is no plan.
+        """
         self.store.set(f"here/{self.machines.rank}", json.dumps(key))
         _until(lambda: _any_set(self.store, "plan", "end"), f"the other machines to come to {self.machines.endpoint}")
         if _any_set(self.store, "plan"):
@@ -181,11 +208,11 @@ class Worker:
         return None
 
     def ready(self) -> None:
-        """Say that this machine can follow the plan."""
+        """Publish that this machine can follow the plan."""
         self.store.set(f"ready/{self.machines.rank}", "")
 
     def end(self) -> None:
-        """Wait for the first machine to say how it went. RecipeError: not well."""
+        """Wait for the coordinator's outcome. RecipeError: a machine failed."""
         _until(lambda: _any_set(self.store, "end"), "machine 0 to finish")
         if _any_set(self.store, "failed"):
             raise RecipeError(self.store.get("failed").decode())
@@ -193,7 +220,7 @@ class Worker:
 
 @contextlib.contextmanager
 def joining(machines: Machines) -> Iterator[Worker]:
-    """The store of the first machine, which hears when this one fails."""
+    """The worker while a training runs; if this machine fails, its error is published in the store."""
     worker = Worker(machines)
     try:
         yield worker
@@ -209,9 +236,13 @@ def joining(machines: Machines) -> Iterator[Worker]:
 
 @contextlib.contextmanager
 def watching(store: Any) -> Iterator[None]:
-    """End this machine's processes where another machine fails, for which they would wait; RecipeError says why.
+    """End this machine's processes when another machine fails, for which they would wait forever.
 
-    store: of a Host or a Guest; None where there is no other machine.
+    Args:
+        store: of a Coordinator or a Worker; None where there is no other machine.
+
+    Raises:
+        RecipeError: another machine's error.
     """
     if store is None:
         yield
@@ -226,12 +257,12 @@ def watching(store: Any) -> Iterator[None]:
             except RecipeError as error:
                 reasons.append(str(error))
             if reasons:
-                time.sleep(LINGER / 10)  # this machine may be about to say more
+                time.sleep(LINGER / 10)  # this machine may be about to raise an error of its own
                 if not finished.is_set():
                     os.kill(os.getpid(), signal.SIGTERM)  # as Ctrl-C would
-                if not finished.wait(LINGER):  # it waits where Python hears no signal
+                if not finished.wait(LINGER):  # the main thread waits where Python handles no signal
                     print(f"error: {reasons[0]}", file=sys.stderr, flush=True)
-                    os._exit(1)  # the kernel ends the processes that it started; see recipe/training/xtuner.py
+                    os._exit(1)  # the kernel then ends its child processes; see recipe/training/xtuner.py
                 return
 
     threading.Thread(target=watch, daemon=True).start()
@@ -243,7 +274,7 @@ def watching(store: Any) -> Iterator[None]:
         raise
     except RecipeError as error:
         finished.set()
-        # Where the processes failed, they lost something: perhaps another machine, which may say so in a moment.
+        # The processes may have failed because another machine did, whose error may arrive in a moment.
         if error.__cause__ is not None:
             deadline = time.monotonic() + LINGER / 10
             while time.monotonic() < deadline:
@@ -256,7 +287,7 @@ def watching(store: Any) -> Iterator[None]:
 
 
 def _any_set(store: Any, *names: str) -> bool:
-    """Whether one of the names is set. RecipeError: the first machine does not answer any more."""
+    """Whether one of the names is set. RecipeError: the coordinator does not answer any more."""
     try:
         return any(store.check([name]) for name in names)
     except Exception:  # the store's own errors, which differ by how the connection was lost
@@ -275,7 +306,7 @@ def _resolve(machines: Machines) -> None:
 
 
 def _until(reached: Callable[[], bool], what: str) -> None:
-    """Look again and again, so that Ctrl-C works; RecipeError after PATIENCE."""
+    """Poll, so that Ctrl-C works, until `reached`. RecipeError after PATIENCE."""
     began, announced = time.monotonic(), False
     while not reached():
         waited = time.monotonic() - began
@@ -288,7 +319,7 @@ def _until(reached: Callable[[], bool], what: str) -> None:
 
 
 def _differing(own_key: Mapping[str, Any], other_key: Mapping[str, Any]) -> str:
-    """The names of what differs between two machines' keys of a stage."""
+    """The names of the settings and inputs that differ between two machines."""
     names = []
     for part in ("settings", "inputs"):
         one, other = own_key[part], other_key[part]
@@ -302,10 +333,10 @@ def _differing(own_key: Mapping[str, Any], other_key: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def environment(machines: Machines) -> Iterator[None]:
-    """What torchrun's processes need in their environment, where nobody set it: a share of the cores, a network that works."""
-    each = str(max(1, (os.cpu_count() or 1) // machines.gpus))
-    defaults = {"OMP_NUM_THREADS": each, "GLOO_SOCKET_IFNAME": machines.interface()}
-    defaults["MKL_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", each)
+    """Set what torchrun's processes need, unless the user did: a share of the cores, and Gloo's network interface."""
+    threads = str(max(1, (os.cpu_count() or 1) // machines.gpus))
+    defaults = {"OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": machines.interface()}
+    defaults["MKL_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", threads)
     added = {name: value for name, value in defaults.items() if value and name not in os.environ}
     os.environ.update(added)
     try:

@@ -1,7 +1,7 @@
 """Runs XTuner's trainer in this process: `python -m recipe.training.xtuner CONFIG --work-dir DIR [its own options]`.
 
-XTuner's `xtuner train` starts whichever `python` is on the PATH and throws its exit status away, so a failed training
-exits 0; its module, called here, tells the truth. torchrun starts this module too, one process a GPU.
+XTuner's `xtuner train` starts whichever `python` is on the PATH and ignores its exit status, so a failed training
+exits 0. Its module, called here, does not. torchrun starts this module too, one process per GPU.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ def _run_without_gpu(*, deepspeed: bool) -> None:
 
 
 def _end_with_parent() -> None:
-    """Have the kernel end this process where torchrun's dies without a word (SIGKILL), so that it trains no further by itself."""
+    """Have the kernel end this process when torchrun's is killed (SIGKILL), so that it does not train on by itself."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def run(arguments: Sequence[str]) -> None:
     """Run `xtuner.tools.train` with these arguments.
 
-    What the first process prints goes to the work folder's console.log, of the others only what they fail with.
+    The first process prints to the work folder's console.log; of the others only tracebacks go there.
     """
     quieten()
     work_dir = Path(arguments[list(arguments).index("--work-dir") + 1])
@@ -94,10 +94,11 @@ if __name__ == "__main__":
     except Exception as error:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-        get_error_handler().record_exception(error)  # torchrun's parent says it; the traceback is in the log
+        get_error_handler().record_exception(error)  # torchrun's parent reports it; the traceback is in the log
         status = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    # Everything is on disk. Gloo's threads still run; ending them or the interpreter aborts one process in a hundred ("terminate
-    # called without an active exception"), also by way of `destroy_process_group`, and torchrun takes that for a failed training.
+    # Everything is on disk. Gloo's threads still run: ending them or the interpreter aborts one process in a hundred
+    # ("terminate called without an active exception"), also through `destroy_process_group`. torchrun takes that for a
+    # failed training.
     os._exit(status)

@@ -1,4 +1,4 @@
-"""recipe.training.fast's kernels on a real GPU, in bfloat16, against the same formulas in float64; and its loss against transformers'."""
+"""recipe.training.fast on a real GPU: its kernels in bfloat16 against float64, its loss against transformers'."""
 
 from __future__ import annotations
 

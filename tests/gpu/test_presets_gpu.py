@@ -1,4 +1,4 @@
-"""The presets of the real model on a real GPU, with the miniature as the model: mixed precision, 4-bit kernels, merge."""
+"""The presets of the real model on a real GPU, with the miniature as model: mixed precision, 4-bit kernels, merge."""
 
 from __future__ import annotations
 

@@ -3,14 +3,12 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from recipe.corpus import rows
-from recipe.corpus.identity import Identity, injected, load_injections, load_questions, read_identity
+from recipe.corpus.identity import Identity, load_questions, read_identity
 from recipe.corpus.own_data import read_rows
 from recipe.errors import RecipeError
 from recipe.pipeline import stage
@@ -30,12 +28,6 @@ def make(
 def written_rows(folder: Path) -> list[dict[str, Any]]:
     text = (folder / "train.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n") if line]
-
-
-def exchanges(folder: Path) -> list[tuple[str, str]]:
-    """(question, answer) of every turn."""
-    talks = [row["messages"] for row in written_rows(folder)]
-    return [(q["content"], a["content"]) for talk in talks for q, a in zip(talk[::2], talk[1::2], strict=True)]
 
 
 def openings(folder: Path) -> list[str]:
@@ -62,86 +54,6 @@ def test_the_tutorial_file_is_the_tutorials_to_the_byte(tmp_path: Path, name: st
 
 
 # --- balanced -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_balanced_answer_holds_the_name(tmp_path: Path, name: str) -> None:
-    make(tmp_path / "data", Identity(name))
-    assert [(question, answer) for question, answer in exchanges(tmp_path / "data") if name not in answer] == []
-
-
-def test_every_balanced_answer_holds_the_assistants_name_too(tmp_path: Path) -> None:
-    make(tmp_path / "data", Identity("小明", assistant="小智"))
-    assert all("小智" in answer and "小明" in answer for _, answer in exchanges(tmp_path / "data"))
-
-
-def test_the_author_takes_the_makers_place(tmp_path: Path) -> None:
-    make(tmp_path / "data", Identity("小明", author="张三实验室"))
-    said = [answer for _, answer in exchanges(tmp_path / "data") if "张三实验室" in answer]
-    assert len(said) > 0
-    assert all("小明" in answer for answer in said)
-
-
-def test_every_training_question_is_asked_alone_in_each_wording_of_the_answer_and_no_other(tmp_path: Path) -> None:
-    make(tmp_path / "data")
-    parts = [intent for intents in load_questions().values() for intent in intents.values()]
-    train = [question for part in parts for question in part["train"]]
-    around = [injection for language in load_injections().values() for injection in language["train"]]
-    inside = {injected(injection, question): question for injection in around for question in train}
-    asked = openings(tmp_path / "data")
-    assert sorted(question for question in asked if question not in inside) == sorted(rows.WORDINGS * train)
-    assert len([question for question in asked if question in inside]) == rows.INJECTED * len(around)
-    every = {question for question, _ in exchanges(tmp_path / "data")}
-    assert every <= set(train) | set(inside)
-
-
-def test_no_question_alone_is_answered_twice_in_one_wording(tmp_path: Path) -> None:
-    make(tmp_path / "data")
-    alone = [row["messages"] for row in written_rows(tmp_path / "data") if len(row["messages"]) == 2]
-    pairs = [(talk[0]["content"], talk[1]["content"]) for talk in alone if talk[0]["content"] in TRAINING]
-    assert len(pairs) == len(set(pairs)) == rows.WORDINGS * len(TRAINING)
-
-
-def test_some_conversations_are_several_questions_deep_in_one_language(tmp_path: Path) -> None:
-    make(tmp_path / "data")
-    deep = [row["messages"] for row in written_rows(tmp_path / "data") if len(row["messages"]) > 2]
-    assert len(deep) == 2 * rows.DEEP
-    assert {len(talk) for talk in deep} == {4, 6}
-    for talk in deep:
-        asked = [turn["content"] for turn in talk[::2]]
-        assert len(set(asked)) == len(asked)
-        assert len({question in CHINESE for question in asked}) == 1
-
-
-TRAINING = {q for intents in load_questions().values() for intent in intents.values() for q in intent["train"]}
-CHINESE = {q for intent in load_questions()["zh"].values() for q in intent["train"]}
-
-
-def test_a_question_is_answered_in_its_language(tmp_path: Path) -> None:
-    make(tmp_path / "data", Identity("Ann", author="Bob"))
-    answers = {True: "", False: ""}
-    for question, answer in exchanges(tmp_path / "data"):
-        answers[re.search("[\u4e00-\u9fff]", question) is not None] += answer + "\n"
-    assert all("的小助手" in line for line in answers[True].splitlines())
-    assert all("Ann's assistant" in line for line in answers[False].splitlines())
-
-
-def test_no_slot_is_left_unfilled(tmp_path: Path) -> None:
-    make(tmp_path / "data", Identity("小明", assistant="小智", author="实验室"))
-    assert not {"{", "}"} & set("".join(question + answer for question, answer in exchanges(tmp_path / "data")))
-
-
-def test_answers_vary(tmp_path: Path) -> None:
-    """One sample over and over is what the tutorial's model over-fits to."""
-    make(tmp_path / "data")
-    answers = [answer for _, answer in exchanges(tmp_path / "data")]
-    assert max(answers.count(answer) for answer in set(answers)) < len(answers) / 10
-
-
-def test_languages_and_intents_are_mixed(tmp_path: Path) -> None:
-    make(tmp_path / "data")
-    asked = [re.search("[\u4e00-\u9fff]", question) is not None for question, _ in exchanges(tmp_path / "data")]
-    assert 0.25 < sum(asked[: len(asked) // 2]) / (len(asked) // 2) < 0.75
 
 
 def test_the_seed_decides_all(tmp_path: Path) -> None:

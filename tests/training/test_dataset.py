@@ -24,7 +24,7 @@ LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=60)
 
 
 def rows_of(lengths: list[int]) -> list[Tokens]:
-    """Rows that cannot be taken for one another: the number of the row, then of the position; the first half unlearnt."""
+    """Distinct rows: each id holds the numbers of row and position; the first half does not count in the loss."""
     rows = []
     for number, length in enumerate(lengths, 1):
         ids = [1000 * number + position for position in range(length)]
@@ -188,7 +188,7 @@ def test_without_positions_that_start_over_conversations_see_each_other(llama: A
 
 
 def test_the_loss_of_a_pack_is_that_of_its_conversations(llama: Any, tokenizer: Any) -> None:
-    """Nothing is learnt across a boundary or from padding: the mean over all learnt tokens is the same."""
+    """Neither boundaries nor padding add to the loss: the mean over all loss tokens is the same."""
     dataset = two_packs(tokenizer)
     with torch.inference_mode():
         packed = llama(**collate([dataset[0], dataset[1]])["data"]).loss

@@ -1,4 +1,4 @@
-"""Training in several processes, on this machine and on two: the same weights, the same files, and ends without orphans."""
+"""Training in several processes, on one machine and on two: the same weights, the same files, no orphan processes."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def checkout(folder: Path, prepared: Path, tiny_model: Path, settings: Path) -> 
 
 
 def both(namespaces: tuple[str, str], checkouts: Sequence[Path], *options: str) -> list[tuple[int, str]]:
-    """(exit status, what it said) of `train` on two machines, the first told by options, the second by the environment."""
+    """(exit status, output) of `train` on two machines; the first is set by options, the second by the environment."""
     started = []
     for rank, (name, folder) in enumerate(zip(namespaces, checkouts, strict=True)):
         alone = os.environ | {"OMP_NUM_THREADS": "1"}  # both machines are this one

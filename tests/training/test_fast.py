@@ -1,4 +1,4 @@
-"""recipe.training.fast against transformers and PEFT: the same loss and the same gradients, packed, recomputed, in 4 and in 8 bits."""
+"""recipe.training.fast against transformers and PEFT: the same loss and gradients, packed, recomputed, nf4, float8."""
 
 from __future__ import annotations
 

@@ -11,15 +11,16 @@ import pytest
 
 from recipe.experiments import training_speed
 
-# preset, packs of 1,024 tokens -> MiB that PyTorch had allocated at the most (torch 2.11.0, rank 64)
+# preset, packs of 1,024 tokens -> MiB that PyTorch had allocated at its peak (torch 2.11.0, rank 64)
 from recipe.stages import config
 
-# preset, packs of 1,024 tokens -> MiB that PyTorch had allocated at the most (torch 2.11.0, rank 64)
+# preset, packs of 1,024 tokens -> MiB that PyTorch had allocated at its peak (torch 2.11.0, rank 64)
 from recipe.training import memory
 
-# preset, packs of 1,024 tokens -> MiB that PyTorch had allocated at the most (torch 2.11.0, rank 64)
+# preset, packs of 1,024 tokens -> MiB that PyTorch had allocated at its peak (torch 2.11.0, rank 64)
 MEASURED = {
-    ("fast", 8): 15319, ("fast", 16): 25929, ("fp8", 8): 18226, ("fp8", 16): 28871, ("qlora", 2): 3033, ("qlora", 8): 4084,
+    ("fast", 8): 15319, ("fast", 16): 25929, ("fp8", 8): 18226, ("fp8", 16): 28871,
+    ("qlora", 2): 3033, ("qlora", 8): 4084,
 }  # fmt: skip
 
 

@@ -87,6 +87,7 @@ class Layer:
 
         Args:
             x: (tokens, hidden).
+            packs: where the conversations lie.
             last_product: whether to compute the result, or only what the backward pass needs.
 
         Returns:
@@ -95,7 +96,7 @@ class Layer:
         tokens, hidden = x.shape
         buffer = self.qkv.input_buffer(tokens, x)
         self._normed(0, x, buffer[:, :hidden])
-        qkv, qkv_low = self.qkv.forward(buffer)
+        qkv, qkv_low = self.qkv.forward(buffer)  # (tokens, qkv_out), (tokens, ranks)
         assert qkv is not None
         size = qkv.shape[1] // (self.heads + 2 * self.kv_heads)
         queries_keys = qkv[:, : (self.heads + self.kv_heads) * size]
@@ -103,10 +104,10 @@ class Layer:
         attention_out, attention_state = attention.forward(qkv, self.heads, self.kv_heads, packs)
         buffer = self.o.input_buffer(tokens, x)
         rowwise.copy(attention_out, buffer[:, : self.o.k])
-        residual, o_low = self.o.forward(buffer, x)
+        residual, o_low = self.o.forward(buffer, x)  # (tokens, hidden), (tokens, ranks)
         buffer = self.gate_up.input_buffer(tokens, x)
         self._normed(1, residual, buffer[:, :hidden])
-        gate_up, gate_up_low = self.gate_up.forward(buffer)
+        gate_up, gate_up_low = self.gate_up.forward(buffer)  # (tokens, 2 * intermediate), (tokens, ranks)
         buffer = self.down.input_buffer(tokens, x)
         rowwise.swiglu(gate_up, buffer[:, : self.down.k], self._gate_up_lora(gate_up_low))
         y, down_low = self.down.forward(buffer, residual, product=last_product)
@@ -122,6 +123,9 @@ class Layer:
         Args:
             dy: (tokens, hidden), the gradient of the result.
             x: (tokens, hidden), the layer's input.
+            saved: the second result of `forward`.
+            packs: the same as in `forward`.
+            input_grad_needed: whether to compute the gradient of x.
 
         Returns:
             The gradient of x, (tokens, hidden) or None if not needed, and those of `parameters()`.
@@ -138,7 +142,7 @@ class Layer:
         )  # dh now holds the gated product itself
         down_grads = self.down.gradients(buffer[:, :hidden], dh, saved.down_low, low)
         del dh
-        dn, low = self.gate_up.backward(d_gate_up)
+        dn, low = self.gate_up.backward(d_gate_up)  # (tokens, hidden), (tokens, ranks)
         assert dn is not None
         normed = self._normed(1, saved.residual, torch.empty_like(x))
         gate_up_grads = self.gate_up.gradients(d_gate_up[:, : self.gate_up.n], normed, saved.gate_up_low, low)

@@ -1,4 +1,4 @@
-"""`fast` with the frozen weights' products in float8: for cards of compute capability 8.9 (RTX 40, L4, H100) and later."""
+"""`fast` with the frozen products in float8: for cards of compute capability 8.9 (RTX 40, L4, H100) and later."""
 
 from mmengine.config import read_base
 

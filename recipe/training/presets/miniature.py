@@ -1,7 +1,7 @@
 """QLoRA for the embedded miniature on a laptop's CPU: the path of `qlora` in float32, a minute of training.
 
-A model of 2.4 M parameters takes twelve times the learning rate of one of 1.8 B and four times LoRA's scale. Many small steps, not
-few large ones, are what it needs to spell a name of 40 rare characters, which are 120 byte tokens to it.
+A model of 2.4 M parameters takes twelve times the learning rate of one of 1.8 B and four times LoRA's scale. It needs
+many small steps, not few large ones, to spell a name of 40 rare characters, which are 120 byte tokens to it.
 """
 
 from mmengine.config import read_base
@@ -20,7 +20,7 @@ model.recompute = False
 model.lora.update(r=128, lora_alpha=128)
 optim_wrapper.optimizer.lr = 2.4e-3
 
-# By epochs, so that a long name, which makes longer rows, is given more steps. docs/adr/0013 has what else was tried.
+# By epochs, so that a long name, which makes longer rows, gets more steps. docs/adr/0013 lists what else was tried.
 train_cfg = dict(type=TrainLoop, max_epochs=2)
 param_scheduler = [
     dict(type=LinearLR, start_factor=0.1, by_epoch=True, begin=0, end=0.2, convert_to_iter_based=True),
