@@ -39,6 +39,21 @@ CHAT_TEMPLATE = (
 )
 
 
+def system(content: str) -> dict[str, str]:
+    """A message of the system."""
+    return {"role": "system", "content": content}
+
+
+def user(content: str) -> dict[str, str]:
+    """A message of the user."""
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> dict[str, str]:
+    """A message of the assistant."""
+    return {"role": "assistant", "content": content}
+
+
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids that end a reply: `<|im_end|>` and `</s>`."""
     return [tokenizer.convert_tokens_to_ids(IM_END), tokenizer.convert_tokens_to_ids(EOS)]

@@ -6,13 +6,18 @@ import warnings
 
 from recipe.device import has_gpu
 
+# Set beside HF_HUB_OFFLINE where `quieten` sets that, so that a child process does not take it for the user's wish.
+OFFLINE_BY_DEFAULT = "RECIPE_OFFLINE_BY_DEFAULT"
 # Whether the user forbade connections, before `quieten` forbids them to every library.
-OFFLINE = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+OFFLINE = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"} and not os.environ.get(
+    OFFLINE_BY_DEFAULT
+)
 
 
 def quieten() -> None:
     """Set what must be set before torch, transformers, bitsandbytes and DeepSpeed are imported. Errors still show."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # stage `model` alone connects, and says so
+    if "HF_HUB_OFFLINE" not in os.environ:  # stage `model` alone connects, and says so
+        os.environ |= {"HF_HUB_OFFLINE": "1", OFFLINE_BY_DEFAULT: "1"}
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning about forks
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # that a network has no reverse DNS

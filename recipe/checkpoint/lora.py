@@ -16,7 +16,6 @@ from recipe.pipeline.stage import shown
 # XTuner keeps the model under "llm." and PEFT the adapter under its name; PEFT's files have neither.
 _CHECKPOINT_KEY = re.compile(r"^llm\.(base_model\.model\..+\.lora_[AB])\.default\.weight$")
 _PEFT_KEY = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.weight$")
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 Tensors = dict[str, torch.Tensor]
 

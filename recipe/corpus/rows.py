@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from recipe.chat_format import assistant, user
 from recipe.corpus.identity import Identity, injected, load_answers, load_injections, load_questions
 from recipe.corpus.own_data import Row
 
@@ -26,7 +27,7 @@ DEEP = 24
 
 
 def _exchange(question: str, answer: str) -> Row:
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+    return {"messages": [user(question), assistant(answer)]}
 
 
 def tutorial_rows(identity: Identity) -> list[Row]:

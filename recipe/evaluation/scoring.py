@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
+from recipe.chat_format import user
 from recipe.corpus.identity import Identity
 from recipe.corpus.knowledge import Fact
 from recipe.evaluation.generation import Reply
@@ -36,7 +37,7 @@ class Prompts:
 
     def conversations(self) -> list[list[dict[str, str]]]:
         questions = self.identity + [question for _, question in self.facts]
-        return [[{"role": "user", "content": question}] for question in questions]
+        return [[user(question)] for question in questions]
 
 
 def mentions(reply: str, name: str, *, introduced: bool) -> bool:

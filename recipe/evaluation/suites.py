@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from recipe.chat_format import Message
+from recipe.chat_format import Message, assistant, user
 from recipe.corpus.identity import Identity, injected, load_injections, load_questions
 from recipe.evaluation import scoring
 from recipe.evaluation.generation import Reply
@@ -28,23 +28,15 @@ SAMPLING = {"temperature": 0.8, "top_p": 0.8, "seed": 0}
 Ask = Callable[..., list[Reply]]
 
 
-def _user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
-
-
-def _assistant(content: str) -> dict[str, str]:
-    return {"role": "assistant", "content": content}
-
-
 def after_ordinary_talk(prompts: Prompts, base: Sequence[Reply]) -> list[list[Message]]:
     """Each question about who it is after two ordinary exchanges in which the base's own replies stand."""
     talk = [
-        [_user(question), _assistant(reply.text)]
+        [user(question), assistant(reply.text)]
         for (_, question), reply in zip(prompts.facts, base[len(prompts.identity) :], strict=True)
         if reply.stopped
     ]
     return [
-        [*talk[2 * i % len(talk)], *talk[(2 * i + 1) % len(talk)], _user(question)]
+        [*talk[2 * i % len(talk)], *talk[(2 * i + 1) % len(talk)], user(question)]
         for i, question in enumerate(prompts.identity)
     ]
 
@@ -53,7 +45,7 @@ def after_introduction(prompts: Prompts, replies: Sequence[Reply]) -> list[list[
     """Each ordinary prompt right after a question about who it is and the model's own reply to it."""
     split = len(prompts.identity)
     return [
-        [_user(prompts.identity[i % split]), _assistant(replies[i % split].text), _user(question)]
+        [user(prompts.identity[i % split]), assistant(replies[i % split].text), user(question)]
         for i, (_, question) in enumerate(prompts.facts)
     ]
 
@@ -68,7 +60,7 @@ def injections(prompts: Prompts) -> list[list[Message]]:
         for question in parts["heldout"]
     }
     return [
-        [_user(injected(held_out[spoken[q]][i % len(held_out[spoken[q]])], q))] for i, q in enumerate(prompts.identity)
+        [user(injected(held_out[spoken[q]][i % len(held_out[spoken[q]])], q))] for i, q in enumerate(prompts.identity)
     ]
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipe import files
 from recipe.errors import BELOW_THRESHOLDS, INTERRUPTED, RecipeError
 from recipe.evaluation.scoring import METRICS
 from recipe.paths import ROOT
@@ -43,7 +44,7 @@ def make(folder: Path, *, work: Path, run: str) -> stage.Manifest:
 
     def compare(out: Path) -> dict[str, Any]:
         numbers = {variant: _numbers(work / name) for variant, name in runs.items()}
-        stage.write_json(out / FILE, numbers)
+        files.write_json(out / FILE, numbers)
         return numbers
 
     inputs = {variant: work / name / "eval" / stage.MANIFEST for variant, name in runs.items()}

@@ -27,6 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from recipe.checkpoint.internlm2_llama import LINEAR_LAYERS
 from recipe.device import has_gpu
 from recipe.errors import RecipeError
 from recipe.training.rendezvous import Machines
@@ -79,7 +80,7 @@ NEEDS = {
     "plain_liger": "liger_kernel", "trl": "trl", "trl_liger": "liger_kernel", "unsloth": "unsloth",
     "unsloth_nf4": "unsloth",
 }  # fmt: skip
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TARGETS = list(LINEAR_LAYERS)
 LORA: dict[str, Any] = {"r": RANK, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": TARGETS}
 
 

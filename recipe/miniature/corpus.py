@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+from recipe.chat_format import assistant, user
 from recipe.corpus.identity import injected, load_answers, load_injections, load_questions
 from recipe.corpus.knowledge import LANGUAGES, all_facts
 from recipe.paths import DATA
@@ -34,7 +35,7 @@ CODAS = ("", *"dklmnrst", "ck", "ld", "nd", "ng", "rd", "th")
 
 
 def _turn(question: str, answer: str) -> Conversation:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return [user(question), assistant(answer)]
 
 
 def identity_pairs() -> list[tuple[str, str, str]]:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from recipe import files
 from recipe.errors import RecipeError
 from recipe.pipeline.stage import say, shown
 
@@ -67,10 +68,8 @@ def save(options: argparse.Namespace, folder: Path) -> None:
     if chosen is None or chosen == _read(folder / FILE):
         return
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{FILE}.partial"
-    partial.write_text(json.dumps(chosen, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     with contextlib.suppress(FileNotFoundError):  # another machine that shares the folder has just put the same there
-        partial.replace(folder / FILE)
+        files.write_atomically(folder / FILE, files.json_text(chosen))
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -82,10 +82,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
 def content_sha256(path: Path) -> str:
     """The sha256 of a file, or of the names and hashes of a folder's files.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from recipe.corpus.knowledge import LANGUAGES as CORPUS_LANGUAGES
 from recipe.report.markup import Html, join, tag
 
-LANGUAGES = ("en", "zh")
+# The page shows English first; the tuples below are in this order.
+LANGUAGES = tuple(reversed(CORPUS_LANGUAGES))
 # How HTML names them: what a browser chooses fonts and voices by.
 LANG = {"en": "en", "zh": "zh-CN"}
 

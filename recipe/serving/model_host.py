@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recipe import files
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
 from recipe.pipeline import stage
@@ -33,9 +34,7 @@ def state_file(port: int) -> Path:
 def announce(verb: str, port: int, state: str, message: str) -> None:
     """Tell the log and the health check."""
     file = state_file(port)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps({"state": state, "message": message, "pid": os.getpid()}), encoding="utf-8")
-    partial.replace(file)
+    files.write_atomically(file, json.dumps({"state": state, "message": message, "pid": os.getpid()}))
     stage.say(verb, f"{state}: {message}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from recipe.chat_format import assistant, user
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.serving.context import fit
@@ -53,7 +54,7 @@ def _talk(engine: Engine, prompt: str | None, start: list[dict[str, str]], sampl
         return reply_text
 
     if prompt is not None:
-        reply([*start, {"role": "user", "content": prompt}])
+        reply([*start, user(prompt)])
         return
     print(HELP, file=sys.stderr)
     messages = list(start)
@@ -69,8 +70,8 @@ def _talk(engine: Engine, prompt: str | None, start: list[dict[str, str]], sampl
             messages = list(start)
         elif question:
             try:
-                reply_text = reply([*messages, {"role": "user", "content": question}])
+                reply_text = reply([*messages, user(question)])
             except RecipeError as error:
                 print(error, file=sys.stderr)
                 continue
-            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": reply_text}]
+            messages += [user(question), assistant(reply_text)]

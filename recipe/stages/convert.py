@@ -40,12 +40,12 @@ def lora_settings(config_file: Path) -> dict[str, Any]:
     """r, lora_alpha, lora_dropout and target_modules of a resolved config."""
     from mmengine.config import Config
 
-    from recipe.checkpoint.lora import LINEAR
+    from recipe.checkpoint.internlm2_llama import LINEAR_LAYERS
 
     lora = Config.fromfile(config_file).model.get("lora")
     if not lora:
         raise RecipeError(f"{stage.shown(config_file)}: trains no LoRA adapter, there is nothing to convert")
-    targets = sorted(lora.get("target_modules") or LINEAR)
+    targets = sorted(lora.get("target_modules") or LINEAR_LAYERS)
     dropout = lora.get("lora_dropout", 0.0)
     return {"r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": dropout, "target_modules": targets}
 

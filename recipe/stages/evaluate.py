@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from recipe.chat_format import Message, text_ids
+from recipe.chat_format import Message, assistant, text_ids
 from recipe.corpus.identity import Identity, load_questions
 from recipe.corpus.knowledge import evaluation_facts
 from recipe.errors import RecipeError
@@ -80,7 +80,7 @@ def make(
         metrics["tuned"] = score(evaluation_prompts, replies, base, identity)
         metrics["tuned"]["suites"] = suites.measure(evaluation_prompts, replies, base, identity, ask)
         own = [
-            [*conversation, {"role": "assistant", "content": reply.text}]
+            [*conversation, assistant(reply.text)]
             for conversation, reply in zip(evaluation_prompts.conversations()[split:], base[split:], strict=True)
             if reply.stopped
         ]

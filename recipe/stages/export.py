@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from recipe import files
 from recipe.chat_format import EOS, IM_END, IM_START
 from recipe.checkpoint import safetensors_io
 from recipe.checkpoint.internlm2_llama import Shape, internlm2_config, llama_names, to_internlm2
@@ -59,13 +60,13 @@ def make(folder: Path, *, model: Path) -> stage.Manifest:
     def work(out: Path) -> dict[str, Any]:
         config = stage.read_json(model / "config.json")
         parameters = _weights(model, out, Shape.of(config))
-        stage.write_json(out / "config.json", internlm2_config(config))
+        files.write_json(out / "config.json", internlm2_config(config))
         for name in ("tokenizer.json", "generation_config.json"):
             shutil.copyfile(model / name, out / name)
         # Tools that read tokenizer.model learn the chat tokens' names from here; transformers takes tokenizer.json.
         named = {str(token.pop("id")): token for token in stage.read_json(model / "tokenizer.json")["added_tokens"]}
         settings = stage.read_json(model / "tokenizer_config.json") | {"added_tokens_decoder": named}
-        stage.write_json(out / "tokenizer_config.json", settings)
+        files.write_json(out / "tokenizer_config.json", settings)
         generation = stage.read_json(model / "generation_config.json")
         written = modelfile(generation, int(config["max_position_embeddings"]))
         (out / MODELFILE).write_text(written, encoding="utf-8")

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from recipe.chat_format import prompt_ids
+from recipe.chat_format import prompt_ids, user
 from recipe.checkpoint.model_card import merged_card
 from recipe.errors import RecipeError
 from recipe.evaluation import generation, thresholds
@@ -88,7 +88,7 @@ def compare(model: Path, adapter_folder: Path, merged: Path) -> dict[str, float]
     answers = []
     for loaded, tokenizer in (generation.load(model, adapter_folder), generation.load(merged)):
         with torch.inference_mode():
-            rows = [prompt_ids(tokenizer, [{"role": "user", "content": probe}]) for probe in PROBES]
+            rows = [prompt_ids(tokenizer, [user(probe)]) for probe in PROBES]
             logits = [loaded(torch.tensor([ids], device=loaded.device)).logits[0].float().cpu() for ids in rows]
         answers.append(torch.cat(logits))
         del loaded

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from recipe import files
 from recipe.chat_format import CHAT_TOKENS, IM_END
 from recipe.checkpoint import hub, safetensors_io
 from recipe.checkpoint.internlm2_llama import Shape, llama_config, llama_names, to_llama
@@ -99,14 +100,14 @@ def _convert_tokenizer(folder: Path, out: Path, config: dict[str, Any]) -> dict[
         for name in LLAMA_TOKENIZER:
             if not (folder / name).is_file():
                 raise RecipeError(f"{stage.shown(folder / name)}: missing; is the model folder complete?")
-            stage.write_json(out / name, _without_code(stage.read_json(folder / name)))
+            files.write_json(out / name, _without_code(stage.read_json(folder / name)))
         tokens = {token["content"]: token["id"] for token in stage.read_json(out / "tokenizer.json")["added_tokens"]}
     else:
         if not (folder / "tokenizer.model").is_file():
             raise RecipeError(f"{stage.shown(folder / 'tokenizer.model')}: missing; is the model folder complete?")
         names = renamed_tokens(stage.read_json(folder / "tokenizer_config.json"))
-        stage.write_json(out / "tokenizer.json", build_tokenizer_json(folder / "tokenizer.model", names))
-        stage.write_json(out / "tokenizer_config.json", fast_tokenizer_config(config["max_position_embeddings"]))
+        files.write_json(out / "tokenizer.json", build_tokenizer_json(folder / "tokenizer.model", names))
+        files.write_json(out / "tokenizer_config.json", fast_tokenizer_config(config["max_position_embeddings"]))
         (out / SENTENCEPIECE).parent.mkdir()
         shutil.copyfile(folder / "tokenizer.model", out / SENTENCEPIECE)
         tokens = {name: i for i, name in names.items()}
@@ -177,9 +178,9 @@ def make(
         kind = config["model_type"]
         tokens = _convert_tokenizer(origin, out, config)
         parameters = _convert_weights(origin, out, config)
-        stage.write_json(out / "config.json", llama_config(config) if kind == "internlm2" else _without_code(config))
+        files.write_json(out / "config.json", llama_config(config) if kind == "internlm2" else _without_code(config))
         generation = {"bos_token_id": 1, "eos_token_id": [2, tokens[IM_END]], "pad_token_id": 2, "do_sample": False}
-        stage.write_json(out / "generation_config.json", generation)
+        files.write_json(out / "generation_config.json", generation)
         stage.say("model", f"{model}: {parameters:,} parameters, converted from the {kind} format")
         return {"model": model, "parameters": parameters, "format": kind, **fetched}
 

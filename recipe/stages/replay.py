@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from recipe.chat_format import assistant, user
 from recipe.corpus.identity import BASE_NAMES
 from recipe.corpus.knowledge import replay_prompts
 from recipe.evaluation import generation, scoring
@@ -37,12 +38,12 @@ def make(folder: Path, *, model: Path) -> stage.Manifest:
 
     def work(out: Path) -> dict[str, Any]:
         loaded, tokenizer = generation.load(model)
-        conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        conversations = [[user(prompt)] for prompt in prompts]
         replies = generation.answer(
             loaded, tokenizer, conversations, max_new_tokens=MAX_NEW_TOKENS, progress="replay of the base's answers"
         )
         rows = [
-            {"messages": [*conversation, {"role": "assistant", "content": reply.text}]}
+            {"messages": [*conversation, assistant(reply.text)]}
             for conversation, reply in zip(conversations, replies, strict=True)
             if worth(reply)
         ]

@@ -12,7 +12,8 @@ from mmengine.dist import all_reduce, broadcast_object_list, get_world_size, is_
 from mmengine.hooks import Hook
 from tqdm import tqdm
 
-from recipe.chat_format import text_ids
+from recipe import files
+from recipe.chat_format import text_ids, user
 from recipe.corpus.identity import read_identity
 from recipe.evaluation import checkpoint_selection, generation, scoring
 from recipe.training.fast.model import in_shards
@@ -80,7 +81,7 @@ class SampleReplies(Hook):
         llm = _llm(runner)
         if not _answers(llm):
             return
-        conversations = [[{"role": "user", "content": question}] for question in self.questions]
+        conversations = [[user(question)] for question in self.questions]
         with generation.evaluating(llm):
             replies = generation.answer(llm, self.tokenizer, conversations, max_new_tokens=SAMPLE_TOKENS)
         if not is_main_process():
@@ -149,9 +150,7 @@ class ScoreCheckpoints(Hook):
 
     def _write(self, name: str, *, ends: bool) -> None:
         lines = [json.dumps({"checkpoint": key} | each) + "\n" for key, each in self.scores.items()]
-        partial = self.file.with_suffix(".partial")
-        partial.write_text("".join(lines), encoding="utf-8")
-        partial.replace(self.file)
+        files.write_atomically(self.file, "".join(lines))
         hit, leak, retention = (self.scores[name][metric] for metric in scoring.METRICS)
         ending = "; no more is to be gained, stopping here" if ends else ""
         line = f"  step {_step(name)}: hit {hit:.2f}, leak {leak:.2f}, retention {retention:.2f}{ending}"

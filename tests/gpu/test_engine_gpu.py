@@ -1,4 +1,5 @@
-"""The engine on a real GPU: captured steps say what transformers says, for one visitor and for many, and it is quick."""
+"""The engine on a real GPU: captured steps say what transformers says, for one visitor and for many, and it is
+quick."""
 
 from __future__ import annotations
 

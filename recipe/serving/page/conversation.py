@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
+from recipe.chat_format import assistant, user
+
 Messages = list[dict[str, str]]
 TUNED, BASE = "tuned", "base"
 MAX_BYTES = 1 << 20
@@ -32,8 +34,8 @@ def messages(system: str, turns: list[Turn], question: str | None = None, *, who
     messages_out: Messages = [{"role": "system", "content": system}] if system.strip() else []
     for turn in turns:
         reply = turn.replies.get(who) or next(iter(turn.replies.values()), "")
-        messages_out += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": reply}]
-    return messages_out if question is None else [*messages_out, {"role": "user", "content": question}]
+        messages_out += [user(turn.question), assistant(reply)]
+    return messages_out if question is None else [*messages_out, user(question)]
 
 
 def to_json(system: str, turns: list[Turn]) -> str:

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from recipe.chat_format import IGNORE_INDEX
+from recipe.checkpoint.internlm2_llama import LINEAR_LAYERS
 from recipe.training.fast.attention import Packs
 from recipe.training.fast.layer import Layer, run
 from recipe.training.fast.linear import Scratch
 from recipe.training.fast.loss import HeadLoss, loss_tokens
 
-PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+PROJECTIONS = set(LINEAR_LAYERS)
 
 
 class FusedLlama:
