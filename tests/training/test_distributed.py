@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -22,7 +21,6 @@ from recipe.errors import RecipeError
 from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.stages import config, convert, data, merge, train
-from recipe.training import xtuner
 from recipe.training.rendezvous import Machines
 
 SETTINGS = ["max_iters=6", "save_steps=2", "max_length=256", "r=4",
@@ -196,17 +194,27 @@ def test_what_a_process_fails_with_is_said(prepared: Path, resolved: Callable[..
         train.make(tmp_path / "train", config=broken, resume=False, deepspeed=None, machines=Machines(2))
 
 
-def test_a_process_leaves_the_others_before_it_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+ENDS = """
+import atexit, runpy, sys
+from torch import distributed
+from recipe.training import xtuner
+
+def trains(*_, **__):
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    atexit.register(lambda: print("the interpreter ends", file=sys.stderr))
+
+real, runpy.run_module = runpy.run_module, trains
+sys.argv = ["xtuner", "config.py", "--work-dir", sys.argv[1], "--launcher", "pytorch"]
+real("recipe.training.xtuner", run_name="__main__")
+"""
+
+
+def test_a_process_of_several_ends_without_ending_its_threads(tmp_path: Path) -> None:
     """Else one in a hundred is aborted while the interpreter ends, after its training is done."""
-    from torch import distributed
-
-    def trains(*_: object, **__: object) -> None:
-        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-
-    monkeypatch.setattr(runpy, "run_module", trains)
-    monkeypatch.setattr(xtuner, "_run_without_gpu", lambda **_: None)
-    xtuner.run(["config.py", "--work-dir", str(tmp_path), "--launcher", "pytorch"])
-    assert not distributed.is_initialized()
+    command = [sys.executable, "-c", ENDS, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "the interpreter ends" not in done.stderr
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
