@@ -30,8 +30,8 @@ CPU_CACHE_BYTES = 4 << 30  # of the KV cache where there is no GPU; on one it ta
 PREFILL_TOKENS = {"cuda": 1024, "cpu": 64}  # prompt tokens of one prefill, between two decode steps
 MIN_WINDOW = 512  # cached positions that a decode step attends to at the least; the window doubles as sequences grow
 # Prompt tokens that a cached prefix must save for each slot by which it widens the decode batch. By the README's table
-# of `make speed`, a slot costs every decode step of the reply about what one prefilled token costs, on two CPU cores and
-# on an H200, and a reply has about so many steps. An estimate: what widening costs was not measured by itself.
+# of `make speed`, a slot costs every decode step of the reply about what one prefilled token costs, on two CPU cores
+# and on an H200, and a reply has about so many steps. An estimate: what widening costs was not measured by itself.
 SAVED_TOKENS_PER_SLOT = 100
 
 
