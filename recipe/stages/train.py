@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import shutil
 import signal
 import sys
@@ -148,8 +149,18 @@ def _read_by(config: Path) -> dict[str, Path]:
     return {"model": model, **{f"data_{i}": ROOT / name for i, name in enumerate(files)}}
 
 
+def _refuse_older(config: Path) -> None:
+    """RecipeError where the config names modules by where they were before recipe/ had folders (docs/adr/0014)."""
+    if match := re.search(r"\brecipe\.(hooks|dataset|fast)\b", config.read_text(encoding="utf-8")):
+        raise RecipeError(
+            f"{stage.shown(config)}: was written by an older version, {match[0]} is recipe.training.{match[1]} now: "
+            f"run `make config` again, or change the name in a config of your own"
+        )
+
+
 def _launch(arguments: list[str], out: Path, machines: Machines, *, in_torchrun: bool) -> None:
     """In this process, which has torch loaded already, or in torchrun's, as several processes and DeepSpeed want."""
+    _refuse_older(Path(arguments[0]))
     try:
         if in_torchrun or machines.processes > 1:
             _torchrun(["-m", "recipe.training.xtuner", *arguments, "--launcher", "pytorch"], machines)

@@ -177,6 +177,17 @@ def test_a_failed_training_fails_and_says_why(prepared: Path, tmp_path: Path) ->
     assert not (tmp_path / "train").exists()
 
 
+def test_a_config_of_before_the_folders_is_refused_in_one_line(prepared: Path, tmp_path: Path) -> None:
+    older = tmp_path / "config.py"
+    text = (prepared / "config" / config.FILE).read_text(encoding="utf-8")
+    older.write_text(text.replace("recipe.training.", "recipe."), encoding="utf-8")
+    with pytest.raises(
+        RecipeError, match=r"config\.py: was written by an older version, recipe\.hooks is .*make config"
+    ):
+        train.make(tmp_path / "train", config=older, resume=False, deepspeed=None)
+    assert not (tmp_path / "train").exists()
+
+
 def test_a_loss_that_is_not_finite_fails(tmp_path: Path) -> None:
     (tmp_path / "t" / "vis_data").mkdir(parents=True)
     (tmp_path / "t" / "vis_data" / "scalars.json").write_text('{"loss": NaN, "step": 1}\n')
