@@ -75,7 +75,10 @@ def sentencepiece_file() -> Path:
     """The SentencePiece model that the whole InternLM2 family shares; it is not part of this repository."""
     file = ROOT.parent / "shared" / "tokenizer" / "tokenizer.model"
     if not file.is_file():
-        pytest.skip("InternLM2's own tokenizer.model is not here: ../shared/tokenizer/tokenizer.model")
+        pytest.skip(
+            "InternLM2's own tokenizer.model is not part of this repository: "
+            "fetch it from internlm/internlm2-chat-1_8b to ../shared/tokenizer/tokenizer.model"
+        )
     return file
 
 
