@@ -488,7 +488,7 @@ def padded(server: HubServer, tmp_path: Path) -> HubServer:
 
 
 def command(server: HubServer, work: Path, source: str, **environment: str) -> subprocess.Popen[str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "MODELSCOPE_"))}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "MODELSCOPE_", "RECIPE_OFFLINE"))}
     own = {
         "HF_ENDPOINT": server.url,
         "MODELSCOPE_ENDPOINT": server.url,
