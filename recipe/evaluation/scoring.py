@@ -152,7 +152,7 @@ def selection_score(scores: Mapping[str, float]) -> float:
     return scores["identity_hit"] - scores["identity_leak"] + scores["retention"]
 
 
-# Merits nearer than this are equal: two or three answers of the questions that choose, which chance decides.
+# Selection scores nearer than this are equal: two or three answers of the questions that choose, which chance decides.
 TOLERANCE = 0.03
 
 

@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from recipe.corpus.identity import LONGEST_NAME
-from recipe.errors import RecipeError
+from recipe.errors import BELOW_THRESHOLDS, RecipeError
 from recipe.evaluation import thresholds
 from recipe.evaluation.scoring import METRICS
 from recipe.paths import ROOT
@@ -105,7 +105,7 @@ def _quickstart(work: Path, name: str, seed: int, threads: int, settings: Sequen
     tokens = train.done(configured["results"], trained["results"])["trained_tokens"]
     share = tokens / configured["results"]["tutorial_tokens"]
     passed = all(check.passed for check in thresholds.verdict(tuned))
-    if status and passed:
+    if status != (0 if passed else BELOW_THRESHOLDS):
         raise RecipeError(f"the run for {name!r} failed and its result is an earlier one's; {says_why}")
     return Outcome(
         name, seed, **scores, trained_tokens=tokens, of_tutorial=share, seconds=trained["seconds"], passed=passed

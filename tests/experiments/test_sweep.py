@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from recipe import cli
 from recipe.cli.parser import build_parser
 from recipe.corpus.identity import LONGEST_NAME, Identity
-from recipe.errors import RecipeError
+from recipe.errors import BELOW_THRESHOLDS, RecipeError
 from recipe.evaluation import thresholds
 from recipe.experiments import sweep
 from recipe.paths import ROOT
@@ -315,6 +315,15 @@ def test_good_metrics_of_a_run_that_failed_are_of_an_earlier_one(
         sweep._quickstart(tmp_path, "小明", 0, 1)
 
 
+@pytest.mark.parametrize("status", [1, 2, -9])
+def test_bad_metrics_of_a_run_that_failed_are_of_an_earlier_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    recipe_that(monkeypatch, "config", "train", "eval", status=status, broken=thresholds.MAX_BROKEN + 1e-6)
+    with pytest.raises(RecipeError, match="says why"):
+        sweep._quickstart(tmp_path, "小明", 0, 1)
+
+
 AT_THE_THRESHOLDS = {
     "identity_hit": thresholds.MIN_IDENTITY_HIT, "identity_leak": thresholds.MAX_IDENTITY_LEAK,
     "retention": thresholds.MIN_RETENTION,
@@ -338,12 +347,12 @@ def test_the_thresholds_themselves_are_good_enough(tmp_path: Path, monkeypatch: 
 def test_a_run_below_any_of_them_is_an_outcome_that_did_not_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worse: dict[str, float]
 ) -> None:
-    recipe_that(monkeypatch, "config", "train", "eval", status=1, scores=AT_THE_THRESHOLDS | worse)
+    recipe_that(monkeypatch, "config", "train", "eval", status=BELOW_THRESHOLDS, scores=AT_THE_THRESHOLDS | worse)
     assert not sweep._quickstart(tmp_path, "小明", 0, 1).passed
 
 
 def test_nor_is_one_below_those_of_the_suites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe_that(monkeypatch, "config", "train", "eval", status=1, broken=thresholds.MAX_BROKEN + 1e-6)
+    recipe_that(monkeypatch, "config", "train", "eval", status=BELOW_THRESHOLDS, broken=thresholds.MAX_BROKEN + 1e-6)
     outcome = sweep._quickstart(tmp_path, "小明", 0, 1)
     assert not outcome.passed
     assert "FAILED" in sweep.table([outcome])
