@@ -39,11 +39,6 @@ CHAT_TEMPLATE = (
 )
 
 
-def system(content: str) -> dict[str, str]:
-    """A message of the system."""
-    return {"role": "system", "content": content}
-
-
 def user(content: str) -> dict[str, str]:
     """A message of the user."""
     return {"role": "user", "content": content}

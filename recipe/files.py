@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ def write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def json_text(content: Mapping[str, Any]) -> str:
+def json_text(content: object) -> str:
     """The content as it stands in this recipe's JSON files."""
     return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: object) -> None:
     """Write a JSON file of a folder that is not complete yet."""
     path.write_text(json_text(content), encoding="utf-8")
 

@@ -123,10 +123,11 @@ def test_counts_and_thresholds_are_the_code_s(name: str) -> None:
     shown = [re.findall(r"(?<![\d.,])\d+(?![\d.,])", line.group()) for line in lines.values() if line]
     counts = (trained, len(asked.identity), len(asked.facts))
     assert [numbers[0] for numbers in shown] == [str(number) for number in counts]
-    assert text.count(f"≥ {thresholds.MIN_IDENTITY_HIT}") >= 2
-    assert f"≥ {thresholds.MIN_MULTI_TURN_HIT}" in text
-    assert f"≥ {thresholds.MIN_INJECTION_HIT}" in text
-    assert f"≤ {thresholds.MAX_IDENTITY_LEAK}" in text
+    limits = re.findall(r"[≥≤] [\d.]*\d", text)  # whole numbers: 0.9 is not found in 0.95
+    assert limits.count(f"≥ {thresholds.MIN_IDENTITY_HIT}") >= 2
+    assert f"≥ {thresholds.MIN_MULTI_TURN_HIT}" in limits
+    assert f"≥ {thresholds.MIN_INJECTION_HIT}" in limits
+    assert f"≤ {thresholds.MAX_IDENTITY_LEAK}" in limits
 
 
 def test_both_languages_hold_the_same_commands_numbers_and_sections() -> None:

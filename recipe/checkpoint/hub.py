@@ -21,6 +21,7 @@ from typing import Any
 from recipe.checkpoint import retry
 from recipe.checkpoint.hub_clients import CLIENTS, Client, RemoteFile
 from recipe.errors import RecipeError
+from recipe.files import json_text, write_atomically
 from recipe.paths import DATA
 from recipe.pipeline import stage
 
@@ -99,9 +100,7 @@ def fetch(pinned: PinnedModel, downloads: Path, *, record: Path, source: str, of
     files = recorded.get(source, {}).get(hub.revision, {})
     files = _download(client, folder, pinned, {name: entry["sha256"] for name, entry in files.items()}, record)
     recorded.setdefault(source, {})[hub.revision] = files
-    unfinished = record.with_name(f".{record.name}.partial")
-    unfinished.write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(record)
+    write_atomically(record, json_text(recorded))
     return Downloaded(folder, hub.repo, hub.revision)
 
 

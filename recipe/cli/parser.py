@@ -54,10 +54,12 @@ def build_parser() -> argparse.ArgumentParser:
     _server_verb(
         _add_verb(verbs, "demo", "a web page to talk to the merged model / 网页对话", run=""),
         6006,
-        "this machine alone",
+        ", this machine alone",
     )
     _server_verb(
-        _add_verb(verbs, "api", "an OpenAI-style endpoint for programs, same model / OpenAI 兼容接口", run=""), 8000, ""
+        _add_verb(verbs, "api", "an OpenAI-style endpoint for programs, same model / OpenAI 兼容接口", run=""),
+        8000,
+        "; others need API_KEY in the environment",
     )
     _speed_verb(_add_verb(verbs, "speed", "tokens a second and first-token latency of chat, page and API / 推理速度"))
     _quickstart_verb(
@@ -190,9 +192,8 @@ def _chat_verb(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--max-new-tokens", type=_positive, default=512, help="longest reply (default: 512)")
 
 
-def _server_verb(sub: argparse.ArgumentParser, port: int, local: str) -> None:
-    default = f"127.0.0.1, {local}" if local else "127.0.0.1; others need API_KEY in the environment"
-    sub.add_argument("--host", default="127.0.0.1", help=f"address to listen on (default: {default})")
+def _server_verb(sub: argparse.ArgumentParser, port: int, note: str) -> None:
+    sub.add_argument("--host", default="127.0.0.1", help=f"address to listen on (default: 127.0.0.1{note})")
     sub.add_argument("--port", type=_port, default=port, help=f"port to listen on (default: {port})")
 
 

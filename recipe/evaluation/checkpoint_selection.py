@@ -6,11 +6,11 @@ The questions are none that evaluation asks, so that choosing by them does not f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipe import files
 from recipe.corpus.identity import load_questions
 from recipe.corpus.knowledge import choice_facts
 from recipe.evaluation.scoring import Prompts, selection_score
@@ -27,10 +27,10 @@ def prompts() -> Prompts:
 def read(folder: Path) -> dict[str, dict[str, Any]]:
     """Checkpoint -> its scores, oldest first, of a train folder; empty where its config had no `ScoreCheckpoints`."""
     try:
-        lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
+        records = files.read_jsonl(folder / FILE)
     except FileNotFoundError:
         return {}
-    return {record.pop("checkpoint"): record for record in map(json.loads, lines)}
+    return {record.pop("checkpoint"): record for record in records}
 
 
 def stale(scores: Sequence[Mapping[str, float]], patience: int) -> bool:

@@ -84,7 +84,7 @@ def _call(run: str, arguments: Sequence[str]) -> None:
     not."""
     command = [sys.executable, "-m", "recipe", *arguments]
     status = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode
-    if status == -signal.SIGINT or status == INTERRUPTED:
+    if status in (-signal.SIGINT, INTERRUPTED):
         raise KeyboardInterrupt
     if status not in (0, BELOW_THRESHOLDS):
         raise RecipeError(

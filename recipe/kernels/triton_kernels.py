@@ -189,7 +189,7 @@ def cross_entropy(logits, targets, losses, columns, scale, BLOCK: tl.constexpr):
         largest = new
     log_sum = largest + tl.log(total)
     tl.store(losses + row, log_sum - target_logit)
-    tl.debug_barrier()  # every thread has read `wanted` before the gradient overwrites it
+    tl.debug_barrier()  # every thread has read `target_logit` before the gradient overwrites it
     for first in range(0, columns, BLOCK):
         at = first + tl.arange(0, BLOCK)
         value = tl.load(start + at, mask=at < columns, other=-float("inf")).to(tl.float32)

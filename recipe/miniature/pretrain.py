@@ -29,6 +29,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from recipe.chat_format import CHAT_TOKENS, IGNORE_INDEX, training_ids
 from recipe.checkpoint.internlm2_llama import Shape, llama_names, to_internlm2
 from recipe.checkpoint.tokenizer import build_tokenizer_json, fast_tokenizer_config
+from recipe.files import write_json
 from recipe.miniature.corpus import conversations, tokenizer_text
 
 PIECES = 2042  # with the six chat tokens 2,048
@@ -259,7 +260,7 @@ def save(model: LlamaForCausalLM, out: Path, config: dict[str, object]) -> None:
         "special_tokens_map.json": special | {"additional_special_tokens": list(CHAT_TOKENS[::-1])},
         "tokenizer_config.json": internlm2_tokenizer_config(),
     }.items():
-        (out / name).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_json(out / name, content)
     files = sorted(path for path in out.iterdir() if path.suffix in {".json", ".model", ".safetensors"})
     sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
     (out / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")

@@ -13,6 +13,7 @@ from typing import Any
 
 from recipe.errors import RecipeError
 from recipe.evaluation import thresholds
+from recipe.files import read_jsonl
 from recipe.paths import ROOT
 from recipe.pipeline import stage, table
 from recipe.pipeline.stage import MANIFEST, Manifest
@@ -180,7 +181,7 @@ def gather(run_folder: Path) -> Facts:
         metrics=json.loads(sources["metrics"].read_text(encoding="utf-8")),
         stages=stages,
         left_out=[name for name in order if name in manifests and name not in used],
-        losses=_json_lines(sources["losses"]) if "losses" in sources else [],
+        losses=read_jsonl(sources["losses"]) if "losses" in sources else [],
         rows={role: _count(sources[f"rows_{role}"]) for role in ("data", "replay") if f"rows_{role}" in sources},
         ablation=compared["results"] if compared else {},
         sources=sources,
@@ -219,12 +220,8 @@ def _output(manifests: Mapping[str, Manifest], name: str, file: str) -> str | No
     return digest
 
 
-def _json_lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
 def _count(file: Path) -> Rows:
-    rows = json.loads(file.read_text(encoding="utf-8")) if file.suffix == ".json" else _json_lines(file)
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.suffix == ".json" else read_jsonl(file)
     texts = [json.dumps(row["messages"], ensure_ascii=False) for row in rows]
     counted = Counter(_language(row["messages"]) for row in rows)
     languages = {language: counted[language] for language in ("zh", "en", "other") if counted[language]}

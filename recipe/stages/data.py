@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from recipe import files
 from recipe.corpus.identity import IDENTITY_FILE, Identity
 from recipe.corpus.own_data import read_rows
 from recipe.corpus.rows import balanced_rows, tutorial_rows
@@ -40,10 +41,8 @@ def make(folder: Path, *, identity: Identity, mode: str, own: Path | None, seed:
             if kind == "tutorial":
                 json.dump(rows, file, ensure_ascii=False, indent=4)
             else:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (out / IDENTITY_FILE).write_text(
-            json.dumps(asdict(identity), ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
-        )
+                file.write(files.jsonl_text(rows))
+        files.write_json(out / IDENTITY_FILE, asdict(identity))
         stage.say("data", f"{len(rows)} rows, for example: {rows[0]['messages'][0]['content']} -> "
                           f"{rows[0]['messages'][1]['content']}")  # fmt: skip
         return {"rows": len(rows), "file": ROWS[kind], "mode": kind}

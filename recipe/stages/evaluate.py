@@ -7,13 +7,13 @@ tuned model moved from the base where it should not have (recipe/evaluation/dive
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from recipe import files
 from recipe.chat_format import Message, assistant, text_ids
 from recipe.corpus.identity import Identity, load_questions
 from recipe.corpus.knowledge import evaluation_facts
@@ -87,7 +87,7 @@ def make(
         metrics["tuned"] |= divergence.kl_per_token(loaded, tuned, tokenizer, own)
         metrics["checkpoints"] = checkpoint_selection.read(train_folder)
         metrics["best_checkpoint"] = train.best_checkpoint(train_folder)
-        (out / FILE).write_text(json.dumps(metrics, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        files.write_json(out / FILE, metrics)
         results = {who: {key: metrics[who][key] for key in (*METRICS, "counts")} for who in ("base", "tuned")}
         results["tuned"] |= {name: suite["value"] for name, suite in metrics["tuned"]["suites"].items()}
         results["tuned"]["kl_per_token"] = metrics["tuned"]["kl_per_token"]
@@ -123,15 +123,13 @@ def _refuse_overlap(evaluation_prompts: Prompts, data_folder: Path) -> None:
     if manifest["results"]["mode"] != "own":
         return
     wanted = {_plain(conversation[0]["content"]) for conversation in evaluation_prompts.conversations()}
-    with (data_folder / manifest["results"]["file"]).open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            for message in json.loads(line)["messages"]:
-                if message["role"] == "user" and _plain(message["content"]) in wanted:
-                    raise RecipeError(
-                        f"the training data ask a question of the evaluation (row {number}: "
-                        f"{message['content'][:40]!r}): "
-                        f"remove it, or the score would measure memory"
-                    )
+    for number, row in enumerate(files.read_jsonl(data_folder / manifest["results"]["file"]), 1):
+        for message in row["messages"]:
+            if message["role"] == "user" and _plain(message["content"]) in wanted:
+                raise RecipeError(
+                    f"the training data ask a question of the evaluation (row {number}: "
+                    f"{message['content'][:40]!r}): remove it, or the score would measure memory"
+                )
 
 
 def table(metrics: dict[str, Any]) -> str:

@@ -7,10 +7,10 @@ evaluation does not ask.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from recipe import files
 from recipe.chat_format import assistant, user
 from recipe.corpus.identity import BASE_NAMES
 from recipe.corpus.knowledge import replay_prompts
@@ -47,8 +47,7 @@ def make(folder: Path, *, model: Path) -> stage.Manifest:
             for conversation, reply in zip(conversations, replies, strict=True)
             if worth(reply)
         ]
-        with (out / FILE).open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (out / FILE).write_text(files.jsonl_text(rows), encoding="utf-8")
         return {"prompts": len(prompts), "rows": len(rows)}
 
     settings = {"prompts": prompts, "max_new_tokens": MAX_NEW_TOKENS}

@@ -18,6 +18,7 @@ from typing import Any
 from recipe.device import has_gpu
 from recipe.errors import RecipeError
 from recipe.evaluation import checkpoint_selection, scoring
+from recipe.files import jsonl_text
 from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.training import xtuner
@@ -247,8 +248,7 @@ def _tidy(out: Path) -> dict[str, Any]:
         raise RecipeError(f"training saved no checkpoint; see {stage.shown(out / 'console.log')}")
     if not all(torch.isfinite(torch.tensor(record["loss"])) for record in losses.values()):
         raise RecipeError("the loss became infinite or not a number: lower lr, for example SET='lr=1e-4'")
-    with (out / LOSSES).open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(losses[step]) + "\n" for step in sorted(losses))
+    (out / LOSSES).write_text(jsonl_text(losses[step] for step in sorted(losses)), encoding="utf-8")
     (out / "last_checkpoint").unlink(missing_ok=True)  # holds the path of the work folder, which changes now
     first, last = losses[min(losses)], losses[max(losses)]
     stage.say("train", f"loss {first['loss']:.3f} -> {last['loss']:.4f} in {last['step']} iterations")

@@ -22,6 +22,7 @@ from mmengine.dataset import InfiniteSampler
 from torch.utils.data import Dataset
 
 from recipe.chat_format import IGNORE_INDEX, training_ids
+from recipe.files import read_jsonl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -128,8 +129,8 @@ def read_tokens(
 
 
 def _read(name: str) -> list[Any]:
-    text = Path(name).read_text(encoding="utf-8")
-    values = json.loads(text) if name.endswith(".json") else map(json.loads, text.rstrip("\n").split("\n"))
+    path = Path(name)
+    values = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_jsonl(path)
     return [row["messages"] for row in values]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -149,8 +148,8 @@ class ScoreCheckpoints(Hook):
             self._write(name, ends=stop[0] and not self.is_last_train_iter(runner))
 
     def _write(self, name: str, *, ends: bool) -> None:
-        lines = [json.dumps({"checkpoint": key} | each) + "\n" for key, each in self.scores.items()]
-        files.write_atomically(self.file, "".join(lines))
+        rows = [{"checkpoint": key} | each for key, each in self.scores.items()]
+        files.write_atomically(self.file, files.jsonl_text(rows))
         hit, leak, retention = (self.scores[name][metric] for metric in scoring.METRICS)
         ending = "; no more is to be gained, stopping here" if ends else ""
         line = f"  step {_step(name)}: hit {hit:.2f}, leak {leak:.2f}, retention {retention:.2f}{ending}"

@@ -26,6 +26,7 @@ from recipe.errors import RecipeError
 from recipe.evaluation import thresholds
 from recipe.evaluation.generation import Reply
 from recipe.evaluation.scoring import TOLERANCE, Prompts, score, share
+from recipe.files import jsonl_text
 from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.report import charts, facts, markdown
@@ -790,3 +791,10 @@ def test_eval_ends_with_the_report_whatever_the_verdict(
 def test_the_rule_of_the_best_checkpoint_is_that_of_the_code(page: str) -> None:
     assert f"last checkpoint whose hit − leak + retention is within {TOLERANCE} of the highest" in page
     assert f"与最高值相差不超过 {TOLERANCE} 的最后一个检查点" in page
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0c"])
+def test_own_rows_are_counted_with_any_line_separator_in_them(tmp_path: Path, mark: str) -> None:
+    row = {"messages": [{"role": "user", "content": f"a{mark}b"}, {"role": "assistant", "content": "c"}]}
+    (tmp_path / "train.jsonl").write_text(jsonl_text([row, row]), encoding="utf-8")
+    assert facts._count(tmp_path / "train.jsonl").count == 2
