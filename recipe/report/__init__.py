@@ -4,12 +4,13 @@ It reads manifests, scores, losses and rows, and measures nothing itself. The pa
 nothing, so that it can be sent around and read years later. The same inputs give the same bytes: no date, no path of
 this machine.
 
-    facts.py     what the folders of a run say, checked to belong together
-    words.py     every text in English and Chinese
-    markup.py    elements, escaped by construction
-    charts.py    curves as inline SVG
-    page.py      index.html, with page.css and page.js
-    markdown.py  report.md
+    facts.py       what the folders of a run say, checked to belong together
+    presenter.py   what is shown of it, gathered once: the result
+    background.py  the same: how the result came about
+    charts.py      geometry of the curves
+    words.py       every text in English and Chinese
+    render.py      the templates' environment: printable, escaped, nothing left undefined
+    templates/     index.html.jinja with charts.svg.jinja, page.css and page.js; report.md.jinja
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from pathlib import Path
 from recipe.evaluation import thresholds
 from recipe.pipeline import stage
 from recipe.pipeline.results import ReportResults
-from recipe.report import facts, markdown, page
+from recipe.report import facts, presenter, render
 
 PAGE, MARKDOWN = "index.html", "report.md"
-_SOURCES = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".py", ".css", ".js"))
+_SOURCES = sorted(path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".jinja", ".css", ".js"))
 
 
 def make(folder: Path, *, run_folder: Path) -> stage.Manifest:
@@ -33,8 +34,9 @@ def make(folder: Path, *, run_folder: Path) -> stage.Manifest:
     gathered = facts.gather(run_folder)
 
     def work(out: Path) -> ReportResults:
-        (out / PAGE).write_text(page.render(gathered), encoding="utf-8")
-        (out / MARKDOWN).write_text(markdown.render(gathered), encoding="utf-8")
+        report = presenter.present(gathered)
+        (out / PAGE).write_text(render.page(report), encoding="utf-8")
+        (out / MARKDOWN).write_text(render.markdown(report), encoding="utf-8")
         return ReportResults(passed=gathered.passed, stages=list(gathered.stages), left_out=list(gathered.left_out))
 
     # A newer recipe draws another page, and other thresholds give another verdict, of the same inputs.

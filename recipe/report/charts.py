@@ -1,6 +1,8 @@
-"""Curves as inline SVG: they need no library and no network, scale with the page and take its colours from page.css.
+"""Geometry of the curves that templates/charts.svg.jinja draws: inline SVG needs no library and no network, scales with
+the page and takes its colours from page.css.
 
-Each has a title and a description for those who do not see it, and marks of different shape, not of colour alone.
+Coordinates are in units of an SVG's viewBox, which page.css makes about a pixel each, from its upper left corner. Marks
+differ in shape, not in colour alone.
 """
 
 from __future__ import annotations
@@ -9,11 +11,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from recipe.report.markup import Html, tag
+from recipe.report.words import Text
 
 Points = Sequence[tuple[float, float]]
 
-# Of a curve, in units that page.css makes about a pixel each; the narrower charts stand three in a row.
+# Of a curve; the narrower charts stand three in a row.
 WIDTH, HEIGHT = 440, 220
 NARROW = 300
 # Labels in a row that do not touch.
@@ -21,17 +23,96 @@ ROOM = 6
 LEFT, RIGHT, TOP, BOTTOM = 60, 14, 14, 28
 # Where the largest value is so many times the smallest, a linear axis would show only the first steps of a training.
 LOG_FROM = 20
+BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What a chart is called, and what it shows for those who do not see it. name: the stem of its ids."""
+
+    name: str
+    title: Text
+    description: Text
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A labelled place on an axis."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One value over the steps of the training. lines: (class, points) of each polyline, as SVG writes points."""
+
+    caption: Caption
+    unit: Text
+    rows: Sequence[Tick]
+    columns: Sequence[Tick]
+    lines: Sequence[tuple[str, str]]
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    floor: int = HEIGHT - BOTTOM
 
 
 @dataclass(frozen=True)
 class Scored:
     """A column of `scores`: the base or one checkpoint. interval: of confidence, where one was measured."""
 
-    label: Html
+    label: Text
     value: float
     good: bool | None
     chosen: bool = False
     interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where a `Scored` stands. label, value: None where they have no room; interval: its two ends."""
+
+    x: float
+    y: float
+    good: bool | None
+    chosen: bool
+    interval: tuple[float, float] | None
+    label: Text | None
+    value: Tick | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A share from 0 to 1 for the base and every checkpoint, a column each. zone: (top, height) of what is wanted."""
+
+    caption: Caption
+    zone: tuple[float, float]
+    threshold: float
+    rows: Sequence[Tick]
+    path: str
+    columns: Sequence[Column]
+    left: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """A share of the base and of the tuned model on one line from 0 to 1. zone: (left, width) of what is wanted."""
+
+    caption: Caption
+    zone: tuple[float, float]
+    threshold: float
+    base: float
+    tuned: float
+    good: bool
+    interval: tuple[float, float]
+    inset: int
+    middle: int
+    width: int
+    height: int
 
 
 def is_log(values: Sequence[float]) -> bool:
@@ -84,24 +165,45 @@ def log_ticks(low: float, high: float) -> list[float]:
     return ticks
 
 
-def _svg(*children: str, title: str, desc: str, name: str, width: int = WIDTH, height: int = HEIGHT) -> Html:
-    return tag(
-        "svg",
-        tag("title", title, id=f"{name}-title"),
-        tag("desc", desc, id=f"{name}-desc"),
-        *children,
-        viewBox=f"0 0 {width} {height}",
-        role="img",
-        aria_labelledby=f"{name}-title {name}-desc",
-    )
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """Draw values as a line of bars, by their logarithms where they span much.
+
+    Args:
+        values: any number of them.
+        width: bars at the most.
+
+    Returns:
+        A character a bar, each the mean of its share of the values.
+    """
+    if not values:
+        return ""
+    width = min(width, len(values))
+    means = []
+    for i in range(width):
+        share = values[i * len(values) // width : (i + 1) * len(values) // width]
+        means.append(sum(share) / len(share))
+    if is_log(means):
+        means = [math.log10(mean) for mean in means]
+    low, high = min(means), max(means)
+    return "".join(BARS[round((mean - low) / ((high - low) or 1) * (len(BARS) - 1))] for mean in means)
 
 
 def _points(points: Points, x: Callable[[float], float], y: Callable[[float], float]) -> str:
     return " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
 
 
-def curve(name: str, points: Points, *, title: str, desc: str, unit: Html, smoothed: bool) -> Html:
-    """One value over the steps of the training, as a thin line and, if wanted, a smooth one over it."""
+def curve(points: Points, *, caption: Caption, unit: Text, smoothed: bool) -> Curve:
+    """Place one value over the steps of the training.
+
+    Args:
+        points: (step, value) in the order of the steps, at least one.
+        caption: what the chart is called and says.
+        unit: of the steps.
+        smoothed: whether a smooth line lies over the thin one, and the axis may be logarithmic.
+
+    Returns:
+        Axes and lines.
+    """
     values = [y for _, y in points]
     last = max(x for x, _ in points)
     logarithmic = is_log(values) and smoothed
@@ -116,60 +218,59 @@ def curve(name: str, points: Points, *, title: str, desc: str, unit: Html, smoot
     def y(value: float) -> float:
         return TOP + (top - scale(value)) / spread * (HEIGHT - TOP - BOTTOM)
 
-    grid = []
-    for tick in log_ticks(low, high) if logarithmic else ticks(low, high):
-        grid += [
-            tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=f"{y(tick):.1f}", y2=f"{y(tick):.1f}", class_="grid"),
-            tag("text", number(tick), x=LEFT - 8, y=f"{y(tick) + 4:.1f}", class_="end"),
-        ]
-    for tick in ticks(0, last):
-        grid.append(tag("text", number(tick), x=f"{x(tick):.1f}", y=HEIGHT - BOTTOM + 20, class_="middle"))
-    floor = HEIGHT - BOTTOM
-    grid.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=floor, y2=floor, class_="axis"))
-    grid.append(tag("g", unit, class_="end", transform=f"translate({LEFT - 16} {HEIGHT - BOTTOM + 20})"))
-    lines = [tag("polyline", points=_points(points, x, y), class_="raw" if smoothed else "line")]
+    lines = [("raw" if smoothed else "line", _points(points, x, y))]
     if smoothed:
-        lines.append(tag("polyline", points=_points(smooth(points), x, y), class_="smooth"))
-    return _svg(*grid, *lines, title=title, desc=desc, name=name)
+        lines.append(("smooth", _points(smooth(points), x, y)))
+    return Curve(
+        caption=caption,
+        unit=unit,
+        rows=[Tick(y(at), number(at)) for at in (log_ticks(low, high) if logarithmic else ticks(low, high))],
+        columns=[Tick(x(at), number(at)) for at in ticks(0, last)],
+        lines=lines,
+    )
 
 
-def scores(name: str, columns: Sequence[Scored], *, wanted: float, at_least: bool, title: str, desc: str) -> Html:
-    """A share from 0 to 1 for the base and every checkpoint, a column each, with the line that it must reach."""
+def scores(columns: Sequence[Scored], *, caption: Caption, wanted: float, at_least: bool) -> Scores:
+    """Place a share of the base and of every checkpoint, a column each.
+
+    Args:
+        columns: the base first, then the checkpoints in the order of their steps.
+        caption: what the chart is called and says.
+        wanted: the limit, from 0 to 1.
+        at_least: whether the share must reach the limit, not stay below it.
+
+    Returns:
+        Columns, the limit and the zone that is wanted.
+    """
     height, left, right, top, floor = 160, 30, 24, 16, 128
     step = (NARROW - left - right) / max(1, len(columns) - 1)
 
-    def x(i: int) -> float:
+    def x(i: float) -> float:
         return left + 22 + i * (step - 22 / max(1, len(columns) - 1))
 
     def y(value: float) -> float:
         return floor - value * (floor - top)
 
     edge = y(wanted)
-    zone = (top, edge) if at_least else (edge, floor)
-    parts = [
-        tag("rect", x=left, width=NARROW - left, y=f"{zone[0]:.1f}", height=f"{zone[1] - zone[0]:.1f}", class_="zone"),
-        *(tag("line", x1=left, x2=NARROW, y1=f"{y(v):.1f}", y2=f"{y(v):.1f}", class_="grid") for v in (0, 0.5, 1)),
-        *(tag("text", number(v), x=left - 8, y=f"{y(v) + 4:.1f}", class_="end") for v in (0, 0.5, 1)),
-        tag("line", x1=left, x2=NARROW, y1=f"{edge:.1f}", y2=f"{edge:.1f}", class_="threshold"),
-        tag("polyline", points=_points([(i, c.value) for i, c in enumerate(columns)], lambda i: x(int(i)), y),
-        class_="path"),
-    ]  # fmt: skip
     named, valued = _labelled([column.chosen for column in columns])
+    placed = []
     for i, column in enumerate(columns):
-        across, up = f"{x(i):.1f}", y(column.value)
-        if column.interval:
-            low, high = (f"{y(end):.1f}" for end in column.interval)
-            parts.append(tag("line", x1=across, x2=across, y1=low, y2=high, class_="interval"))
-        if i in valued:
-            over = up + (26 if column.value > 0.5 else -14)
-            parts.append(tag("text", f"{column.value:.3f}", x=across, y=f"{over:.1f}", class_="middle value"))
-        if i in named:
-            parts.append(tag("g", column.label, transform=f"translate({across} {height - 8})", class_="middle"))
-    for i, column in enumerate(columns):  # over all labels
-        if column.chosen:
-            parts.append(tag("circle", cx=f"{x(i):.1f}", cy=f"{y(column.value):.1f}", r=9, class_="ring"))
-        parts.append(_mark(x(i), y(column.value), column.good))
-    return _svg(*parts, title=title, desc=desc, name=name, width=NARROW, height=height)
+        up = y(column.value)
+        value = Tick(up + (26 if column.value > 0.5 else -14), f"{column.value:.3f}") if i in valued else None
+        interval = (y(column.interval[0]), y(column.interval[1])) if column.interval else None
+        label = column.label if i in named else None
+        placed.append(Column(x(i), up, column.good, column.chosen, interval, label, value))
+    return Scores(
+        caption=caption,
+        zone=(top, edge - top) if at_least else (edge, floor - edge),
+        threshold=edge,
+        rows=[Tick(y(at), number(at)) for at in (0, 0.5, 1)],
+        path=_points([(i, column.value) for i, column in enumerate(columns)], x, y),
+        columns=placed,
+        left=left,
+        width=NARROW,
+        height=height,
+    )
 
 
 def _labelled(chosen: Sequence[bool]) -> tuple[set[int], set[int]]:
@@ -183,31 +284,38 @@ def _labelled(chosen: Sequence[bool]) -> tuple[set[int], set[int]]:
     return named | {0, picked}, {picked} | ({last} if last - picked >= every else set())
 
 
-def _mark(across: float, up: float, good: bool | None) -> Html:
-    """Within what is wanted, outside of it, or not judged: a disc, a cross, a circle."""
-    if good is False:
-        arms = f"M{across - 5:.1f} {up - 5:.1f}l10 10m0 -10l-10 10"
-        return tag("path", d=arms, class_="mark bad")
-    return tag("circle", cx=f"{across:.1f}", cy=f"{up:.1f}", r=5, class_="mark good" if good else "mark")
+def gauge(base: float, tuned: float, *, caption: Caption, wanted: float, at_least: bool, good: bool,
+          interval: tuple[float, float]) -> Gauge:  # fmt: skip
+    """Place the base's share and the tuned model's on one line.
 
+    Args:
+        base: from 0 to 1.
+        tuned: from 0 to 1.
+        caption: what the chart is called and says.
+        wanted: the limit, from 0 to 1.
+        at_least: whether the share must reach the limit, not stay below it.
+        good: whether the tuned model keeps to it.
+        interval: of confidence, of the tuned model's share.
 
-def gauge(name: str, base: float, tuned: float, *, wanted: float, at_least: bool, good: bool,
-          interval: tuple[float, float] | None, title: str, desc: str) -> Html:  # fmt: skip
-    """From the base's share to the tuned one's on one line from 0 to 1, with the part that is wanted."""
-    height, inset, middle = 32, 8, 16
+    Returns:
+        Both marks, the limit and the zone that is wanted.
+    """
+    inset = 8
 
     def x(value: float) -> float:
         return inset + value * (NARROW - 2 * inset)
 
     low, high = (wanted, 1.0) if at_least else (0.0, wanted)
-    parts = [
-        tag("rect", x=inset, width=NARROW - 2 * inset, y=middle - 4, height=8, rx=4, class_="track"),
-        tag("rect", x=f"{x(low):.1f}", width=f"{x(high) - x(low):.1f}", y=middle - 12, height=24, class_="zone"),
-        tag("line", x1=f"{x(wanted):.1f}", x2=f"{x(wanted):.1f}", y1=middle - 14, y2=middle + 14, class_="threshold"),
-        tag("line", x1=f"{x(base):.1f}", x2=f"{x(tuned):.1f}", y1=middle, y2=middle, class_="path"),
-    ]
-    if interval:
-        ends = {"x1": f"{x(interval[0]):.1f}", "x2": f"{x(interval[1]):.1f}"}
-        parts.append(tag("line", **ends, y1=middle, y2=middle, class_="interval"))
-    parts += [_mark(x(base), middle, None), _mark(x(tuned), middle, good)]
-    return _svg(*parts, title=title, desc=desc, name=name, width=NARROW, height=height)
+    return Gauge(
+        caption=caption,
+        zone=(x(low), x(high) - x(low)),
+        threshold=x(wanted),
+        base=x(base),
+        tuned=x(tuned),
+        good=good,
+        interval=(x(interval[0]), x(interval[1])),
+        inset=inset,
+        middle=16,
+        width=NARROW,
+        height=32,
+    )

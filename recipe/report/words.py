@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from recipe.corpus.knowledge import LANGUAGES as CORPUS_LANGUAGES
-from recipe.report.markup import Html, join, tag
 
 # The page shows English first; the tuples below are in this order.
 LANGUAGES = tuple(reversed(CORPUS_LANGUAGES))
@@ -285,26 +286,44 @@ WORDS: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 
 
-def has(key: str) -> bool:
-    return key in WORDS
+@dataclass(frozen=True)
+class Text:
+    """A text in both languages; `str` has them side by side, for where there is nothing to switch."""
+
+    en: str
+    zh: str
+
+    def __str__(self) -> str:
+        return self.en if self.en == self.zh else f"{self.en} · {self.zh}"
 
 
-def say(key: str, language: str, **values: object) -> str:
-    """The text in one language, as plain text."""
-    return WORDS[key][LANGUAGES.index(language)].format(**values)
+def plain(value: str) -> Text:
+    """A name, a number or a key, which is the same in both languages."""
+    return Text(value, value)
 
 
-def both(key: str, element: str = "span", /, **values: object) -> Html:
-    """The text in both languages, of which the page shows one."""
-    english, chinese = (say(key, language, **values) for language in LANGUAGES)
-    if english == chinese and element == "span":
-        return join(english)
-    return join(
-        tag(element, english, class_="en", lang=LANG["en"]), tag(element, chinese, class_="zh", lang=LANG["zh"])
+def text(key: str, /, **slots: object) -> Text:
+    """A text of WORDS.
+
+    Args:
+        key: its key.
+        slots: what stands in its slots; a Text stands there in the language of the text around it.
+
+    Returns:
+        The filled text. A slot's content is not formatted again, whatever braces it holds.
+
+    Raises:
+        KeyError: WORDS has no such key, or the text a slot that is not given.
+    """
+    filled = (
+        words.format(
+            **{name: getattr(slot, language) if isinstance(slot, Text) else slot for name, slot in slots.items()}
+        )
+        for language, words in zip(LANGUAGES, WORDS[key], strict=True)
     )
+    return Text(*filled)
 
 
-def pair(key: str, **values: object) -> str:
-    """The text in both languages side by side, as plain text, where there is nothing to switch."""
-    english, chinese = (say(key, language, **values) for language in LANGUAGES)
-    return english if english == chinese else f"{english} · {chinese}"
+def label(key: str, prefix: str = "") -> Text:
+    """The text for a key of metrics.json; a key that is newer than WORDS stands for itself."""
+    return text(prefix + key) if prefix + key in WORDS else plain(key.replace("_", " "))

@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 from example_results import example_results
+from jinja2 import Environment, UndefinedError
+from markupsafe import Markup
 
 from recipe import cli, report
 from recipe.corpus.identity import Identity
@@ -30,9 +32,8 @@ from recipe.evaluation.scoring import TOLERANCE, Prompts, score, share
 from recipe.files import jsonl_text
 from recipe.paths import ROOT
 from recipe.pipeline import stage
-from recipe.report import charts, facts, markdown
-from recipe.report.markup import VOID, tag, text
-from recipe.report.words import WORDS
+from recipe.report import charts, facts, render
+from recipe.report.words import WORDS, Text, label, plain, text
 from recipe.stages import convert, evaluate
 
 # --- A run without any training: folders as the stages write them -------------------------------------------------
@@ -169,6 +170,8 @@ def made(run: Path) -> tuple[str, str]:
     return tuple((run / "report" / name).read_text(encoding="utf-8") for name in (report.PAGE, report.MARKDOWN))  # type: ignore[return-value]
 
 
+# Elements that have no end tag in HTML.
+VOID = frozenset({"meta", "input"})
 # Between the texts of different elements, where a whole one is asked for.
 SEP = "\x1f"
 
@@ -247,7 +250,9 @@ def test_ids_are_unique_and_what_refers_to_one_finds_it(walk: Walk) -> None:
 
 
 def test_every_chart_is_told_to_those_who_do_not_see_it(page: str) -> None:
-    for drawn in re.findall(r"<svg.*?</svg>", page):
+    charts_of_the_page = re.findall(r"(?s)<svg.*?</svg>", page)
+    assert len(charts_of_the_page) == 8
+    for drawn in charts_of_the_page:
         assert re.match(r'<svg viewBox="0 0 \d+ \d+" role="img" aria-labelledby="[\w-]+ [\w-]+"><title [^>]+>\S', drawn)
         assert "</title><desc" in drawn
 
@@ -389,7 +394,7 @@ def test_every_text_is_there_in_both_languages_with_the_same_slots(key: str) -> 
 
 
 def test_every_text_is_used(good: Path) -> None:
-    source = "".join(path.read_text(encoding="utf-8") for path in Path(report.__file__).parent.glob("*.py"))
+    source = "".join(path.read_text(encoding="utf-8") for path in report._SOURCES)
     made_up = re.compile(
         r"kind_\w+|why_\w+|\w+_is|language_\w+|multi_turn_\w+|sampled_\w+|injection_hit|broken|ablation_[\w-]+"
     )  # from the keys of metrics.json
@@ -508,12 +513,89 @@ def test_markdown_is_escaped_and_every_table_is_whole(evil: Path) -> None:
     ],
 )
 def test_markdown_text_shows_as_itself(value: str, escaped: str) -> None:
-    assert markdown.escape(value) == escaped
+    assert render.escape(value) == escaped
 
 
 def test_text_is_escaped_where_it_enters_and_once() -> None:
-    assert tag("p", "<", tag("b", "&"), class_='"') == '<p class="&quot;">&lt;<b>&amp;</b></p>'
-    assert text(text("<")) == "&lt;"
+    template = render.HTML.from_string(
+        '{% macro b(x) %}<b>{{ x }}</b>{% endmacro %}<p class="{{ q }}">{{ x }}{{ b(y) }}</p>'
+    )
+    assert template.render(q='"', x="<", y="&") == '<p class="&#34;">&lt;<b>&amp;</b></p>'
+    assert render.HTML.from_string("{{ x }}").render(x=Markup("&lt;")) == "&lt;"
+    template = render.MARKDOWN.from_string("{% macro b(x) %}**{{ x }}**{% endmacro %}{{ x }} {{ b(y) }}")
+    assert template.render(x="*", y="<") == r"\* **&lt;**"
+
+
+@pytest.mark.parametrize("environment", [render.HTML, render.MARKDOWN])
+def test_a_name_without_a_value_is_an_error(environment: Environment) -> None:
+    with pytest.raises(UndefinedError, match="'absent' is undefined"):
+        environment.from_string("{{ absent }}").render()
+
+
+# What Jinja, HTML or Markdown would act on, and what may not be printed: a bell, a control code, a turned direction.
+TRICK = """{{ 7*7 }}{% if x %}{# y #}<script>&amp;"'</script>\x07\x9f\u202e"""
+
+
+@pytest.fixture(scope="module")
+def tricked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    metrics = metrics_of(GOOD)
+    metrics["identity"] = {"name": f"name {TRICK}", "assistant": f"assistant {TRICK}", "author": None}
+    metrics["checkpoints"][f"iter_{TRICK}"] = metrics["checkpoints"]["iter_40"]
+    for who, row in (("base", metrics["base"]["replies"][0]), ("tuned", metrics["tuned"]["replies"][0])):
+        row["reply"] = f"{who} {TRICK}"
+    metrics["tuned"]["replies"][0] |= {"prompt": f"prompt {TRICK}", "kind": f"kind {TRICK}"}
+    metrics["tuned"]["suites"][f"suite {TRICK}"] = share([True])
+    run = make_run(tmp_path_factory.mktemp("work") / "tricked", metrics, changed=[f"key {TRICK}=value {TRICK}"])
+    content = json.loads((run / "eval/manifest.json").read_text(encoding="utf-8"))
+    content |= {"git_commit": f"commit {TRICK}", "image": f"image {TRICK}"}
+    (run / "eval/manifest.json").write_text(json.dumps(content), encoding="utf-8")
+    return made(run)
+
+
+SHOWN = TRICK.translate(dict.fromkeys(map(ord, "\x07\x9f\u202e"), "\ufffd"))
+
+
+def test_nothing_that_is_shown_is_read_as_a_template_or_as_html(tricked: tuple[str, str]) -> None:
+    walk = Walk(tricked[0])
+    cells = [cell for name in ("td", "code", "b") for _, cell in walk.all(name)]
+    for what in ("prompt", "base", "tuned", "key", "value", "suite", "kind", "commit", "image"):
+        assert f"{what} {SHOWN}" in cells, what
+    assert f"iter_{SHOWN}" in cells
+    ((_, heading),) = walk.all("h1")
+    assert heading.startswith(f"name {SHOWN}’s assistant{SEP}")
+    assert heading.endswith(f" · assistant {SHOWN}")
+    assert f"kind {SHOWN}" in [attributes["aria-label"] for attributes, _ in walk.all("div", class_="box")]
+    assert len(walk.all("script")) == 1
+
+
+def test_nothing_that_is_shown_is_read_as_a_template_or_as_markdown(tricked: tuple[str, str]) -> None:
+    written = tricked[1]
+    for what in ("name", "prompt", "base", "tuned", "key", "value", "suite", "commit", "image"):
+        assert f"{what} {render.escape(SHOWN)}" in written, what
+    assert rf"iter\_{render.escape(SHOWN)}" in written
+    assert "<script" not in written
+
+
+def test_what_cannot_be_printed_is_replaced_and_seen(tricked: tuple[str, str], evil: Path) -> None:
+    for output in (*tricked, *made(evil)):
+        assert not render.UNPRINTABLE.search(output)
+    assert all("\ufffd\ufffd\ufffd" in output for output in tricked)
+    assert all("half \ufffd turned \ufffdgnp" in output for output in made(evil))
+
+
+def test_a_slot_holds_its_text_in_the_language_around_it_and_braces_as_they_are() -> None:
+    sentence = text("over_desc", metric=text("identity_hit"), values="{wanted}", wanted="≥ {0}")
+    assert sentence == Text(
+        "Identity hit of the base and of every checkpoint: {wanted}. Wanted: ≥ {0}.",
+        "基座与各检查点的身份命中：{wanted}。要求：≥ {0}。",
+    )
+    assert str(sentence) == f"{sentence.en} · {sentence.zh}"
+    assert str(plain("GPU")) == "GPU"
+    assert label("newer_than_this") == plain("newer than this")
+
+
+def test_another_template_is_another_report() -> None:
+    assert {path.name for path in render.TEMPLATES.iterdir()} <= {path.name for path in report._SOURCES}
 
 
 # --- Markdown -----------------------------------------------------------------------------------------------------
@@ -548,10 +630,10 @@ def test_markdown_fits_into_a_comment_however_much_went_wrong(tmp_path: Path) ->
 
 
 def test_a_sparkline_follows_its_values() -> None:
-    assert markdown.sparkline([8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]) == markdown.BARS[::-1]
-    assert markdown.sparkline([1.0, 10.0, 100.0]) == "▁▅█"  # by their logarithms
-    assert markdown.sparkline([2.0]) == "▁"
-    assert markdown.sparkline([]) == ""
+    assert charts.sparkline([8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]) == charts.BARS[::-1]
+    assert charts.sparkline([1.0, 10.0, 100.0]) == "▁▅█"  # by their logarithms
+    assert charts.sparkline([2.0]) == "▁"
+    assert charts.sparkline([]) == ""
 
 
 # --- What may be missing, and what may come -----------------------------------------------------------------------
@@ -704,8 +786,11 @@ def test_the_smooth_line_averages_neighbours_and_does_not_lag() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 6, 7, 30])
 def test_any_number_of_checkpoints_has_room(count: int) -> None:
-    columns = [charts.Scored(tag("text", str(i)), i / count, i % 2 == 0, i == count // 2) for i in range(count)]
-    drawn = charts.scores("x", columns, wanted=0.95, at_least=True, title="t", desc="d")
+    columns = [charts.Scored(plain(str(i)), i / count, i % 2 == 0, i == count // 2) for i in range(count)]
+    caption = charts.Caption("x", plain("t"), plain("d"))
+    chart = charts.scores(columns, caption=caption, wanted=0.95, at_least=True)
+    template = render.HTML.from_string('{% from "charts.svg.jinja" import scores %}{{ scores(chart) }}')
+    drawn = template.render(chart=chart)
     assert drawn.count('class="mark') == count
     shown = [float(x) for x in re.findall(r'<text x="([\d.]+)" y="[\d.]+" class="middle value">', drawn)]
     assert 1 <= len(shown) <= 8
