@@ -18,7 +18,7 @@ from recipe.chat_format import SPECIAL_TOKENS
 from recipe.device import has_gpu
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
-from recipe.experiments import training_speed
+from recipe.experiments.training_speed.workload import MODEL, VOCABULARY
 from recipe.pipeline import stage
 from recipe.serving.engine import Engine, Reply, Sampling
 
@@ -86,12 +86,9 @@ def _random_model() -> tuple[Any, Any]:
         )
     with torch.device("cuda"):
         torch.set_default_dtype(torch.bfloat16)
-        model = LlamaForCausalLM(LlamaConfig(**training_speed.MODEL, dtype="bfloat16")).eval()
+        model = LlamaForCausalLM(LlamaConfig(**MODEL, dtype="bfloat16")).eval()
         torch.set_default_dtype(torch.float32)
-    words = {
-        word: i
-        for i, word in enumerate([*SPECIAL_TOKENS, *map(str, range(training_speed.VOCABULARY - len(SPECIAL_TOKENS)))])
-    }
+    words = {word: i for i, word in enumerate([*SPECIAL_TOKENS, *map(str, range(VOCABULARY - len(SPECIAL_TOKENS)))])}
     return model, PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "<unk>")))
 
 
