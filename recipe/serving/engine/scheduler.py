@@ -1,9 +1,9 @@
 """Continuous batching in a thread of its own: prefill and decode steps of many sequences on one KV cache.
 
 Each iteration of the loop prefills a bounded number of prompt tokens, of several short prompts or a chunk of a long
-one, and then decodes one token of every running sequence. So a long prompt delays nobody, and a new request does not
-wait for the others to end. On a GPU the next decode step is launched before the last one's tokens are read, which keeps
-the GPU busy while text is made of them.
+one, and then decodes one token of every running sequence. So a long prompt delays no other reply, and a new request
+does not wait for the others to end. On a GPU the next decode step is launched before the last one's tokens are read,
+which keeps the GPU busy while they become text.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ class InFlightStep:
     arrived: Any = None
 
     def result(self) -> list[int]:
+        """The sampled id of each row; waits until they have arrived."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        chosen: list[int] = self.tokens.tolist()
-        return chosen
+        ids: list[int] = self.tokens.tolist()
+        return ids
 
 
 class Engine:
@@ -59,6 +60,14 @@ class Engine:
         tokenizer: of the model.
         slots: sequences that run at once, fewer where memory is short.
         length: tokens of a slot, prompt and reply together; the longest that fits where it is not given.
+
+    Attributes:
+        length: tokens of a slot, prompt and reply together.
+        defaults: the sampling of the model's own generation_config.json.
+        stops: the token ids that end a reply.
+
+    Raises:
+        RecipeError: the model is not of the Llama layout.
     """
 
     def __init__(
@@ -95,7 +104,7 @@ class Engine:
 
     @property
     def can_compare(self) -> bool:
-        """Whether the base can be asked beside the tuned model."""
+        """Whether the base can answer beside the tuned model."""
         return self.decoder.adapted_model
 
     @property
@@ -135,7 +144,18 @@ class Engine:
         adapted: bool = True,
         on_change: Callable[[], None] = lambda: None,
     ) -> Reply:
-        """`reply` to a prompt of token ids."""
+        """Start the reply to a prompt of token ids, and return at once.
+
+        Args:
+            ids: of the prompt.
+            sampling, adapted, on_change: see `reply`.
+
+        Returns:
+            The reply, which grows.
+
+        Raises:
+            RecipeError: the prompt leaves no room for a reply, or the engine is closed.
+        """
         if len(ids) >= self.length:
             raise RecipeError(
                 f"the conversation is {len(ids)} tokens long and the model reads {self.length}: shorten it"

@@ -24,8 +24,8 @@ def capacity(config: Any, slots: int = SLOTS) -> tuple[int, int]:
     """The size of a KV cache that fits beside a model that is loaded already.
 
     Args:
-        config: the model's configuration.
-        slots: the most that are wanted.
+        config: the configuration of the model.
+        slots: the most that are needed.
 
     Returns:
         (slots, tokens of each slot).
