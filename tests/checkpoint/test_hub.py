@@ -459,7 +459,7 @@ def test_an_error_of_the_program_stays_one(sleeps: list[float]) -> None:
         raise KeyError("x")
 
     with pytest.raises(KeyError):
-        retry.patiently(broken, "what", progress=lambda: 0)
+        retry.with_retries(broken, "what", progress=lambda: 0)
     assert sleeps == []
 
 
@@ -469,7 +469,7 @@ def test_what_the_disk_refuses_is_passed_on(number: int, sleeps: list[float]) ->
         raise OSError(number, os.strerror(number), "/x")
 
     with pytest.raises(OSError, match="/x"):
-        retry.patiently(full, "what", progress=lambda: 0)
+        retry.with_retries(full, "what", progress=lambda: 0)
     assert sleeps == []
 
 
