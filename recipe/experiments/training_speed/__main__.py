@@ -12,7 +12,7 @@ from typing import Any
 from recipe.experiments.training_speed.cases import CASES
 from recipe.experiments.training_speed.clock import Clock
 from recipe.experiments.training_speed.trainers import rank, train
-from recipe.experiments.training_speed.workload import LENGTH, write_model
+from recipe.experiments.training_speed.workload import LENGTH, random_model
 
 
 def measure(name: str, model: Path, work: Path, started: float) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     single.add_argument("started", type=float)
     options = parser.parse_args(arguments)
     if options.verb == "make":
-        write_model(options.model)
+        random_model().save_pretrained(options.model)
     else:
         result = measure(options.name, options.model, options.work, options.started)
         if rank() == 0:

@@ -29,7 +29,7 @@ def train(case: Case, model: Path, clock: Clock, work: Path) -> None:
 
     Args:
         case: what to measure.
-        model: a folder of `workload.write_model`.
+        model: the folder of a `workload.random_model`.
         clock: times the steps.
         work: a folder for what the trainer writes.
     """
@@ -112,7 +112,7 @@ def _trl(case: Case, model: Path, clock: Clock, work: Path, *, liger: bool) -> N
 
 
 def _unsloth(case: Case, model: Path, clock: Clock, work: Path, *, nf4: bool) -> None:
-    """Unsloth as its notebooks call it; nf4 with its own checkpointing, which it is known for, bfloat16 without."""
+    """Unsloth as its notebooks call it; nf4 with its own gradient checkpointing, bfloat16 without."""
     from unsloth import FastLanguageModel  # before transformers, which it changes
 
     _tokenizer().save_pretrained(model)

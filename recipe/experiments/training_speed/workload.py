@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import statistics
 from array import array
-from pathlib import Path
 from typing import Any
 
 from recipe.checkpoint.internlm2_llama import LINEAR_LAYERS
@@ -52,8 +51,8 @@ class RandomPacks:
         )
 
 
-def write_model(folder: Path) -> None:
-    """Write a model of random weights in bfloat16, of MODEL's size and layout; they are drawn on the GPU."""
+def random_model() -> Any:
+    """A LlamaForCausalLM of random weights in bfloat16, of MODEL's size and layout, on the GPU."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -61,7 +60,7 @@ def write_model(folder: Path) -> None:
         torch.set_default_dtype(torch.bfloat16)
         model = LlamaForCausalLM(LlamaConfig(**MODEL, dtype="bfloat16"))
         torch.set_default_dtype(torch.float32)
-    model.save_pretrained(folder)
+    return model
 
 
 def flop_per_token() -> float:
