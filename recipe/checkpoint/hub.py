@@ -1,10 +1,9 @@
 """The model of a hub: the pinned files fetched once, checked, and never fetched again.
 
-What may be fetched stands in data/models/<name>.json: repositories, revisions, file names; nothing else is asked for,
-no Python above all. Sizes and sha256 are written to a record when a download is complete, and hold from then on: a hub
-that offers other content under the same revision is refused, a file that changed on disk is fetched again. Where
-everything is here, no connection is made. The hubs' own client libraries do the talking
-(`recipe.checkpoint.hub_clients`).
+data/models/<name>.json has what may be fetched: repositories, revisions, file names. Nothing else is requested, above
+all no Python. Sizes and sha256 are written to a record when a download is complete, and hold from then on. Other
+content under the same revision is an error; a file that changed on disk is fetched again. Where everything is here, no
+connection is made. `recipe.checkpoint.hub_clients` makes the connections.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ Record = dict[str, dict[str, Any]]  # file name -> its bytes and sha256
 
 @dataclass(frozen=True)
 class Hub:
-    """Where one hub keeps the model."""
+    """Where one hub has the model."""
 
     repo: str
     revision: str
@@ -39,7 +38,14 @@ class Hub:
 
 @dataclass(frozen=True)
 class PinnedModel:
-    """One model and what of it may be fetched."""
+    """A file of data/models: one model, and what of it may be fetched.
+
+    Attributes:
+        name: of the file, without .json.
+        hubs: by SOURCE=.
+        required, optional: file names.
+        sha256: of some of the files.
+    """
 
     name: str
     hubs: Mapping[str, Hub]
@@ -50,7 +56,7 @@ class PinnedModel:
 
 @dataclass(frozen=True)
 class Downloaded:
-    """A complete download."""
+    """A complete download: its folder, and the repository and revision that it came from."""
 
     folder: Path
     repo: str
@@ -58,12 +64,19 @@ class Downloaded:
 
 
 def names() -> list[str]:
-    """The models that can be fetched."""
+    """The names of the models that can be fetched."""
     return sorted(file.stem for file in MODELS.glob("*.json"))
 
 
 def find(model: str) -> PinnedModel | None:
-    """The pinned model that MODEL= names: by its name, or as a repository of one of its hubs."""
+    """The pinned model that MODEL= stands for.
+
+    Args:
+        model: its name, or a repository of one of its hubs.
+
+    Returns:
+        None where there is no such model.
+    """
     for name in names():
         content = json.loads((MODELS / f"{name}.json").read_text(encoding="utf-8"))
         hubs = {source: Hub(**hub) for source, hub in content["hubs"].items()}
@@ -73,21 +86,33 @@ def find(model: str) -> PinnedModel | None:
 
 
 def fetch(pinned: PinnedModel, downloads: Path, *, record: Path, source: str, offline: bool) -> Downloaded:
-    """A folder under `downloads` that holds the model, fetched from the hub `source` unless it is here already.
+    """Download a model, unless it is here already.
 
-    record: the file of the sizes and sha256 that hold. RecipeError: no connection is allowed or possible, the hub does
-    not have the files, or has other ones than the record or data/models say.
+    Args:
+        pinned: the model.
+        downloads: the folder of all downloads.
+        record: the file with sizes and sha256 of complete downloads; it is read and written.
+        source: the hub, "hf" or "modelscope".
+        offline: make no connection.
+
+    Returns:
+        The complete download, all of it checked.
+
+    Raises:
+        RecipeError: no connection is allowed or possible; the hub does not have the files, or has other ones than
+            `record` or data/models say; or the disk has too little space.
     """
     recorded = _read_record(record)
     for key in (source, *(other for other in pinned.hubs if other != source)):
         hub = pinned.hubs[key]
         folder = downloads / pinned.name / hub.revision
         files = recorded.get(key, {}).get(hub.revision, {})
-        if files and not (wrong := _differing(folder, files, pinned)):
+        if files and not (differing := _differing(folder, files, pinned)):
             return Downloaded(folder, hub.repo, hub.revision)
         if files and key == source and folder.is_dir():
             stage.say(
-                "model", f"{stage.shown(folder)}: {', '.join(wrong)} missing or not as recorded: to be fetched again"
+                "model",
+                f"{stage.shown(folder)}: {', '.join(differing)} missing or not as recorded: to be fetched again",
             )
     hub = pinned.hubs[source]
     folder = downloads / pinned.name / hub.revision
@@ -105,67 +130,72 @@ def fetch(pinned: PinnedModel, downloads: Path, *, record: Path, source: str, of
 
 
 def _download(client: Client, folder: Path, pinned: PinnedModel, recorded: Mapping[str, str], record: Path) -> Record:
-    """Fetch what `folder` lacks; returns what it holds then, all of it checked."""
+    """Fetch the files that are not in `folder` yet.
+
+    Args:
+        client: of the hub.
+        folder: for the files.
+        pinned: the model.
+        recorded: file name -> sha256 that holds, of an earlier download.
+        record: the file that it is from, for messages.
+
+    Returns:
+        The files that are there now, all of them checked.
+    """
     where = f"{client.title}, {client.repo} at {client.revision[:12]}"
     try:
-        listing = retry.patiently(client.listing, where, progress=lambda: 0)
-    except (
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-    ) as error:  # what a client makes of JSON that is none of a hub
+        listing = retry.with_retries(client.listing, where, progress=lambda: 0)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # the JSON was not a hub's
         raise RecipeError(
             f"{where}: answered with no listing of files: is a login page or another server in between?"
         ) from error
     if missing := [name for name in pinned.required if name not in listing]:
         raise RecipeError(f"{where}: holds no {missing[0]}; try the other SOURCE=, or pass a folder as MODEL=")
-    wanted = {name: listing[name] for name in (*pinned.required, *pinned.optional) if name in listing}
-    for name, offered in wanted.items():
+    remote_files = {name: listing[name] for name in (*pinned.required, *pinned.optional) if name in listing}
+    for name, remote in remote_files.items():
         for expected, whose in ((recorded, record), (pinned.sha256, MODELS / f"{pinned.name}.json")):
-            if offered.sha256 and expected.get(name, offered.sha256) != offered.sha256:
+            if remote.sha256 and expected.get(name, remote.sha256) != remote.sha256:
                 raise RecipeError(
-                    f"{where}: offers another {name} (sha256 {offered.sha256[:12]}…) than {stage.shown(whose)} holds "
+                    f"{where}: offers another {name} (sha256 {remote.sha256[:12]}…) than {stage.shown(whose)} holds "
                     f"({expected[name][:12]}…): nothing was fetched. Check the mirror; if you trust the new content, "
                     f"remove that entry"
                 )
     folder.mkdir(parents=True, exist_ok=True)
-    held: Record = {}
-    for name, offered in wanted.items():
-        if digest := _matching(folder / name, offered):
-            held[name] = {"bytes": offered.bytes, "sha256": digest}
+    checked: Record = {}
+    for name, remote in remote_files.items():
+        if digest := _matching_sha256(folder / name, remote):
+            checked[name] = {"bytes": remote.bytes, "sha256": digest}
         else:
             (folder / name).unlink(missing_ok=True)
-    lacking = {name: offered for name, offered in wanted.items() if name not in held}
-    _check_space(folder, held, wanted)
-    for number, (name, offered) in enumerate(lacking.items(), 1):
-        stage.say("model", f"{where}: {name}, {_size(offered.bytes)} ({number} of {len(lacking)})")
-        one = partial(client.download, name, offered, folder)
-        retry.patiently(one, f"{where}: {name}", progress=partial(_bytes_in, folder))
-        digest = _matching(folder / name, offered)
+    missing_files = {name: remote for name, remote in remote_files.items() if name not in checked}
+    _check_space(folder, checked, remote_files)
+    for number, (name, remote) in enumerate(missing_files.items(), 1):
+        stage.say("model", f"{where}: {name}, {_size(remote.bytes)} ({number} of {len(missing_files)})")
+        download = partial(client.download, name, remote, folder)
+        retry.with_retries(download, f"{where}: {name}", progress=partial(_bytes_in, folder))
+        digest = _matching_sha256(folder / name, remote)
         if digest is None or any(
             digest != expected[name] for expected in (recorded, pinned.sha256) if name in expected
         ):
             (folder / name).unlink(missing_ok=True)
             raise RecipeError(
                 f"{where}: {name} arrived damaged (its size or sha256 is not the announced one) and was removed: "
-                f"run it "
-                f"again; if it happens again, try the other SOURCE= or another mirror"
+                f"run it again; if it happens again, try the other SOURCE= or another mirror"
             )
-        held[name] = {"bytes": offered.bytes, "sha256": digest}
-    return held
+        checked[name] = {"bytes": remote.bytes, "sha256": digest}
+    return checked
 
 
-def _matching(file: Path, offered: RemoteFile) -> str | None:
+def _matching_sha256(file: Path, remote: RemoteFile) -> str | None:
     """The sha256 of a file that is what the hub announced, or None."""
-    if not file.is_file() or file.stat().st_size != offered.bytes:
+    if not file.is_file() or file.stat().st_size != remote.bytes:
         return None
     sha256 = stage.file_sha256(file)
-    if offered.sha256:
-        return sha256 if sha256 == offered.sha256 else None
-    if offered.git_blob:  # small files that lie in git itself are announced by git's own hash
-        blob = hashlib.sha1(b"blob %d\0" % offered.bytes + file.read_bytes(), usedforsecurity=False)
-        return sha256 if blob.hexdigest() == offered.git_blob else None
+    if remote.sha256:
+        return sha256 if sha256 == remote.sha256 else None
+    if remote.git_blob:  # small files that lie in git itself are announced by git's own hash
+        blob = hashlib.sha1(b"blob %d\0" % remote.bytes + file.read_bytes(), usedforsecurity=False)
+        return sha256 if blob.hexdigest() == remote.git_blob else None
     return sha256
 
 
@@ -174,23 +204,21 @@ def _differing(folder: Path, files: Record, pinned: PinnedModel) -> list[str]:
     return [
         name
         for name, entry in files.items()
-        if _matching(folder / name, RemoteFile(entry["bytes"], entry["sha256"]))
+        if _matching_sha256(folder / name, RemoteFile(entry["bytes"], entry["sha256"]))
         != pinned.sha256.get(name, entry["sha256"])
     ]
 
 
-def _check_space(folder: Path, held: Record, wanted: Mapping[str, RemoteFile]) -> None:
-    """Refuse to start what cannot end: the rest of the download, and the converted copy, must fit on the disk."""
-    total = sum(offered.bytes for offered in wanted.values())
-    here = _bytes_in(folder)  # with what a cut download left
+def _check_space(folder: Path, checked: Record, remote_files: Mapping[str, RemoteFile]) -> None:
+    """RecipeError unless the missing part of the download, and the converted copy, fit on the disk."""
+    total = sum(remote.bytes for remote in remote_files.values())
+    here = _bytes_in(folder)  # with the partial file of a cut download
     needed, free = max(total - here, 0) + total, shutil.disk_usage(folder).free
-    if len(held) < len(wanted) and needed > free:
+    if len(checked) < len(remote_files) and needed > free:
         raise RecipeError(
             f"{stage.shown(folder)}: {_size(needed)} are needed (the download is {_size(total)}, {_size(here)} of "
-            f"it are "
-            f"here; its converted copy is as large) and {_size(free)} are free: free some space, or choose another "
-            f"disk "
-            f"with --work"
+            f"it are here; its converted copy is as large) and {_size(free)} are free: free some space, or choose "
+            f"another disk with --work"
         )
 
 
@@ -203,7 +231,7 @@ def _size(count: int) -> str:
 
 
 def _read_record(record: Path) -> dict[str, dict[str, Record]]:
-    """hub -> revision -> files. RecipeError where the record cannot be read: it must not be forgotten silently."""
+    """hub -> revision -> files. RecipeError: the record cannot be read; it must not be forgotten silently."""
     if not record.exists():
         return {}
     try:

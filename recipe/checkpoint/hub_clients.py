@@ -1,7 +1,7 @@
 """Hugging Face and ModelScope through their own client libraries, alike: list a revision, download one file of it.
 
 Both resume a partial file, follow the mirror in their own environment variable (HF_ENDPOINT, MODELSCOPE_ENDPOINT) and
-use the token their user logged in with. How often to try again is `recipe.checkpoint.retry`'s, so theirs is switched
+use the token their user logged in with. Retries are `recipe.checkpoint.retry`'s, so the libraries' own are switched
 off.
 """
 
@@ -20,7 +20,13 @@ from recipe.errors import RecipeError
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as the hub announces it: its size, and its sha256 or, for what lies in git itself, git's own hash."""
+    """A file as the hub announces it.
+
+    Attributes:
+        bytes: its size.
+        sha256: of its content; None where the hub does not announce it.
+        git_blob: git's own hash of it, for files that lie in git itself.
+    """
 
     bytes: int
     sha256: str | None = None
@@ -28,18 +34,35 @@ class RemoteFile:
 
 
 class Client(Protocol):
-    """One repository at one revision. Errors are the libraries' own."""
+    """One repository at one revision of a hub. Errors are the libraries' own.
+
+    Attributes:
+        title: the hub's name, for messages.
+        repo, revision: which repository, and which commit of it.
+    """
 
     title: str
     repo: str
     revision: str
 
-    def listing(self) -> dict[str, RemoteFile]: ...
+    def listing(self) -> dict[str, RemoteFile]:
+        """The files of the revision, by name."""
+        ...
 
-    def download(self, name: str, offered: RemoteFile, folder: Path) -> None: ...
+    def download(self, name: str, remote: RemoteFile, folder: Path) -> None:
+        """Download a file into the folder, going on with a partial one.
+
+        Args:
+            name: of the file in the repository.
+            remote: the file's entry in `listing`.
+            folder: where it goes, under the same name.
+        """
+        ...
 
 
 class HuggingFace:
+    """A `Client` of Hugging Face."""
+
     title = "Hugging Face"
 
     def __init__(self, repo: str, revision: str) -> None:
@@ -53,8 +76,7 @@ class HuggingFace:
         if info.sha != self.revision:
             raise RecipeError(
                 f"{self.title}, {self.repo}: asked for {self.revision}, it answered with {info.sha}; the mirror "
-                f"does not "
-                f"keep revisions: use another HF_ENDPOINT, or SOURCE=modelscope"
+                f"does not keep revisions: use another HF_ENDPOINT, or SOURCE=modelscope"
             )
         return {
             file.rfilename: RemoteFile(
@@ -63,49 +85,51 @@ class HuggingFace:
             for file in info.siblings or ()
         }
 
-    def download(self, name: str, offered: RemoteFile, folder: Path) -> None:
+    def download(self, name: str, remote: RemoteFile, folder: Path) -> None:
         from huggingface_hub import hf_hub_download
 
-        for begun in (folder / ".cache").rglob(f"*.{offered.sha256 or offered.git_blob}.incomplete"):
-            if begun.stat().st_size > offered.bytes:
-                begun.unlink()  # the client would ask for what lies behind the end of the file, for ever
+        for partial_file in (folder / ".cache").rglob(f"*.{remote.sha256 or remote.git_blob}.incomplete"):
+            if partial_file.stat().st_size > remote.bytes:
+                partial_file.unlink()  # the client would request bytes after the end of the file, for ever
         with _connected():
             hf_hub_download(self.repo, name, revision=self.revision, local_dir=folder)
 
 
 @contextmanager
 def _connected() -> Iterator[None]:
-    """huggingface_hub allowed to connect, which `quieten` forbids all libraries; without its own tries, and without
-    Xet.
+    """A context in which huggingface_hub may connect, which `quieten` forbids to all libraries; afterwards it may not.
 
-    Xet, its other way of transfer, does not go on with a partial file and does not pass through every mirror.
+    In it the library makes no retries, and does not use Xet: this protocol does not go on with a partial file, and does
+    not pass through every mirror.
     """
     from huggingface_hub import constants, file_download
     from huggingface_hub.utils import http_backoff, reset_sessions
 
-    now = [
+    patches = [
         (constants, "HF_HUB_OFFLINE", False),
         (constants, "HF_HUB_DISABLE_XET", True),
         (file_download, "http_backoff", partial(http_backoff, max_retries=0)),
     ]
-    before = [(module, name, getattr(module, name)) for module, name, _ in now]
+    originals = [(module, name, getattr(module, name)) for module, name, _ in patches]
     try:
-        for module, name, value in now:
+        for module, name, value in patches:
             setattr(module, name, value)
-        reset_sessions()  # they were opened for one or the other
+        reset_sessions()  # an open session keeps the setting that it was opened with
         yield
     finally:
-        for module, name, value in before:
+        for module, name, value in originals:
             setattr(module, name, value)
         reset_sessions()
 
 
 class ModelScope:
+    """A `Client` of ModelScope."""
+
     title = "ModelScope"
 
     def __init__(self, repo: str, revision: str) -> None:
         self.repo, self.revision = repo, revision
-        # Read when the library is imported.
+        # The library reads them when it is imported.
         os.environ.setdefault("MODELSCOPE_LOG_LEVEL", "ERROR")
         os.environ.setdefault("MODELSCOPE_DOWNLOAD_MAX_RETRIES", "0")
         os.environ.setdefault("MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS", "1")
@@ -116,7 +140,7 @@ class ModelScope:
         files = HubApi().list_repo_files(self.repo, "model", revision=self.revision)
         return {file.path: RemoteFile(file.size, file.sha256) for file in files if not file.is_dir}
 
-    def download(self, name: str, offered: RemoteFile, folder: Path) -> None:
+    def download(self, name: str, remote: RemoteFile, folder: Path) -> None:
         from modelscope_hub import HubApi
 
         HubApi().download_file(
@@ -126,8 +150,9 @@ class ModelScope:
             revision=self.revision,
             local_dir=folder,
             cache_dir=folder.parent,  # where its locks go
-            file_size=offered.bytes,
+            file_size=remote.bytes,
         )
 
 
+# SOURCE= -> its client, which takes a repository and a revision.
 CLIENTS: Mapping[str, Callable[[str, str], Client]] = {"hf": HuggingFace, "modelscope": ModelScope}

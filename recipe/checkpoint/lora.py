@@ -1,4 +1,7 @@
-"""LoRA tensors: out of XTuner's checkpoints, checked against the base they belong to, and into its weights."""
+"""LoRA tensors: read from XTuner's checkpoints, checked against their base, and merged into its weights.
+
+Shapes: a module's weight W is (out, in); its lora_A is (r, in) and its lora_B (out, r).
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,24 @@ from recipe.checkpoint.internlm2_llama import Shape
 from recipe.errors import RecipeError
 from recipe.pipeline.stage import shown
 
-# XTuner keeps the model under "llm." and PEFT the adapter under its name; PEFT's files have neither.
+# XTuner has the model under "llm.", and PEFT has the adapter under its name, "default". PEFT's files have neither.
 _CHECKPOINT_KEY = re.compile(r"^llm\.(base_model\.model\..+\.lora_[AB])\.default\.weight$")
 _PEFT_KEY = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.weight$")
 
-Tensors = dict[str, torch.Tensor]
+Tensors = dict[str, torch.Tensor]  # by name
 
 
 def read_checkpoint(path: Path) -> Tensors:
-    """The adapter in an XTuner checkpoint (a file, or a folder under DeepSpeed), under PEFT's names.
+    """Read the adapter of an XTuner checkpoint.
 
-    RecipeError: it cannot be read, or holds tensors that are no part of a LoRA adapter.
+    Args:
+        path: a .pth file, or the folder that DeepSpeed writes.
+
+    Returns:
+        The tensors under PEFT's names, as they were saved; a DeepSpeed folder's are float32.
+
+    Raises:
+        RecipeError: it cannot be read, or holds tensors that are no part of a LoRA adapter.
     """
     from recipe.checkpoint.trainer_state import allow_trainer_state
 
@@ -48,10 +58,17 @@ def read_checkpoint(path: Path) -> Tensors:
 
 
 def check(tensors: Mapping[str, torch.Tensor], *, base: Mapping[str, Any], r: int, targets: tuple[str, ...]) -> None:
-    """RecipeError unless the tensors are exactly a trained LoRA adapter of rank `r` for the base of config `base`.
+    """Check that the tensors are exactly a trained LoRA adapter.
 
-    Every target module of every layer must have its A [r, in] and B [out, r], nothing else may be there, none may be
-    all zeros (B starts so: an untrained adapter changes nothing) or hold a value that is not finite.
+    Args:
+        tensors: under PEFT's names.
+        base: the config.json of the base.
+        r: the rank.
+        targets: names of the adapted modules of every layer, such as q_proj.
+
+    Raises:
+        RecipeError: a tensor is missing, unknown, of another shape or not finite, or all zeros: lora_B starts so, and
+            an untrained adapter changes nothing.
     """
     expected: dict[str, tuple[int, ...]] = {}
     for name, shape in Shape.of(dict(base)).llama().items():
@@ -77,9 +94,17 @@ def check(tensors: Mapping[str, torch.Tensor], *, base: Mapping[str, Any], r: in
 
 
 def merge_into(weights: Tensors, tensors: Mapping[str, torch.Tensor], scale: float) -> set[str]:
-    """Add scale · B·A to every weight in `weights` that has an adapter, in place; returns the names of those.
+    """Add the adapter to weights of the base, in place: W + scale · B·A (Hu et al., "LoRA", 2021, section 4.1).
 
     The sum is taken in float32 and rounded once to the weight's own type.
+
+    Args:
+        weights: some of the base's, (out, in) each.
+        tensors: the adapter's, under PEFT's names.
+        scale: lora_alpha / r.
+
+    Returns:
+        The names of the weights that have an adapter.
     """
     merged = set()
     for name, weight in weights.items():

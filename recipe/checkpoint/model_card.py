@@ -17,7 +17,12 @@ def _front_matter(**fields: object) -> str:
 
 
 def adapter_card(base: str, parameters: int) -> str:
-    """The card of a PEFT adapter trained on the model in `base`."""
+    """The card of a PEFT adapter.
+
+    Args:
+        base: the path or repository of the model that it was trained on.
+        parameters: of the adapter.
+    """
     front = _front_matter(library_name="peft", base_model=base, tags=["lora", "xtuner", "internlm2"])
     return f"""{front}
 # Identity adapter
@@ -37,7 +42,13 @@ Chat format: {_CHAT_FORMAT}. `manifest.json` holds what it was made from.
 
 
 def merged_card(base: str, names: Sequence[str], proof: Mapping[str, float]) -> str:
-    """The card of a merged model that says it is the assistant of `names[0]`."""
+    """The card of a merged model.
+
+    Args:
+        base: the path or repository of the model that was tuned.
+        names: of the identity, the first of which is the owner's; empty after training on own data.
+        proof: of stage `merge`: "largest_logit_difference".
+    """
     front = _front_matter(library_name="transformers", pipeline_tag="text-generation", language=["zh", "en"],
                           base_model=base, tags=["internlm2", "xtuner", "llama"])  # fmt: skip
     who = f"It says that it is the assistant of {names[0]}." if names else "It was tuned on its owner's own data."

@@ -1,4 +1,4 @@
-"""Trying again where waiting may help, and one clear line where it does not."""
+"""Calls to a hub with retries where waiting may help, and one clear line where it does not."""
 
 from __future__ import annotations
 
@@ -11,24 +11,33 @@ from recipe.errors import RecipeError
 from recipe.pipeline.stage import say
 
 T = TypeVar("T")
-# Seconds before each new try. A hub that says how long to wait (Retry-After) is obeyed up to the limit.
+# Seconds before each new try. Where a hub says how long to wait (Retry-After), that holds, up to LONGEST.
 DELAYS = (1, 2, 5, 15, 30)
 LONGEST = 120
-# What the disk refuses is not the network's doing: the command line knows the remedy.
+# Errors of the disk, not of the network: `recipe.cli` has their remedies.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO}
 _sleep = time.sleep
 
 
-def patiently(act: Callable[[], T], what: str, *, progress: Callable[[], int]) -> T:
-    """What `act` returns. After a cut connection, 429 or 5xx it is called again, after a growing delay.
+def with_retries(call: Callable[[], T], what: str, *, progress: Callable[[], int]) -> T:
+    """Call a hub; after a cut connection, 408, 416, 429 or 5xx call again, after a growing delay.
 
-    progress: the bytes that are here; as long as they grow from try to try, patience starts anew. RecipeError: it
-    failed for good, with what to do about it.
+    Args:
+        call: to make.
+        what: for messages, such as the hub and the file.
+        progress: the bytes that are here. Whenever they have grown since the last try, the tries count from 0 again.
+
+    Returns:
+        What `call` returns.
+
+    Raises:
+        RecipeError: it failed for good.
+        OSError: the disk failed.
     """
-    tries, before = 0, progress()
+    tries, bytes_before = 0, progress()
     while True:
         try:
-            return act()
+            return call()
         except RecipeError:
             raise
         except Exception as error:
@@ -38,14 +47,14 @@ def patiently(act: Callable[[], T], what: str, *, progress: Callable[[], int]) -
             status = _first(chain, _status)
             cuts = [type(e).__name__ for e in chain if _is_connection(e)]
             if status is None and not cuts:
-                if not _is_hubs(error):
+                if not _is_from_hub(error):
                     raise  # a bug
                 reason = f"{type(error).__name__}: {_line(error)}"
                 raise _failed(what, reason, "run it again; if it says so again, check the mirror") from error
             if status is not None and status not in (408, 416, 429) and status < 500:
-                raise _refused(what, status) from error
-            if (now := progress()) > before:
-                tries, before = 0, now
+                raise _http_error(what, status) from error
+            if (bytes_now := progress()) > bytes_before:
+                tries, bytes_before = 0, bytes_now
             reason = f"HTTP {status}" if status else f"the connection failed ({cuts[-1]})"
             if tries == len(DELAYS):
                 raise _failed(
@@ -63,7 +72,7 @@ def _failed(what: str, reason: str, remedy: str) -> RecipeError:
     return RecipeError(f"{what}: {reason}: {remedy}")
 
 
-def _refused(what: str, status: int) -> RecipeError:
+def _http_error(what: str, status: int) -> RecipeError:
     if status in (401, 403):
         remedy = (
             "the hub wants a token, or its firewall refuses: log in with the hub's client, or try the other SOURCE="
@@ -76,7 +85,7 @@ def _refused(what: str, status: int) -> RecipeError:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """The error and what it came from: the libraries wrap the network's errors, several times over, even in circles."""
+    """The error and its causes. The libraries wrap the network's errors, several times over, even in circles."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -85,8 +94,8 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def _first(chain: list[BaseException], look: Callable[[BaseException], Any]) -> Any:
-    return next((value for error in chain if (value := look(error)) is not None), None)
+def _first(chain: list[BaseException], value_of: Callable[[BaseException], Any]) -> Any:
+    return next((value for error in chain if (value := value_of(error)) is not None), None)
 
 
 def _status(error: BaseException) -> int | None:
@@ -111,8 +120,8 @@ def _is_connection(error: BaseException) -> bool:
     return isinstance(error, (*cut, ConnectionError, TimeoutError))
 
 
-def _is_hubs(error: BaseException) -> bool:
-    """Whether a client library says that the hub answered something odd: a file of another length, a page for JSON."""
+def _is_from_hub(error: BaseException) -> bool:
+    """Whether a client library found the hub's answer wrong: a file of another length, a page instead of JSON."""
     return isinstance(error, OSError) or type(error).__module__.startswith(("huggingface_hub.", "modelscope_hub."))
 
 

@@ -1,7 +1,10 @@
 """Safetensors read and written one tensor at a time, so that a model of any size is rewritten in little memory.
 
 The library's own `save_file` wants every tensor of a shard at once, and copies them. The format needs neither: eight
-bytes of length, a JSON header with the place of each tensor, then the tensors' bytes.
+bytes of length, a JSON header with the offsets of each tensor, then the tensors' bytes
+(https://github.com/huggingface/safetensors#format).
+
+Shapes: tensors have whatever shape `Shapes` gives for their name; nothing here depends on it.
 """
 
 from __future__ import annotations
@@ -24,15 +27,22 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# Bytes an element takes. A name that is not here is a precision that no InternLM2 model comes in.
+# Bytes of an element, by the format's name for its type. InternLM2 models have no other types.
 BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = Mapping[str, tuple[int, ...]]  # tensor name -> shape
+# Makes the tensors of `Rewrite.results` of those of `Rewrite.sources`, by name.
+Change = Callable[[dict[str, "torch.Tensor"]], dict[str, "torch.Tensor"]]
 
 
 @dataclass(frozen=True)
 class Rewrite:
-    """Tensors that are read together and what is written in their place: name -> shape."""
+    """One step of a rewrite.
+
+    Attributes:
+        sources: names of tensors that are read together.
+        results: the tensors that are written in their place.
+    """
 
     sources: Sequence[str]
     results: Shapes
@@ -40,7 +50,7 @@ class Rewrite:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    """The safetensors file; RecipeError where it is none."""
+    """The open safetensors file. RecipeError: it cannot be read."""
     try:
         with safe_open(file, framework="pt") as opened:
             yield opened
@@ -49,7 +59,17 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def shards(folder: Path) -> list[str]:
-    """The weight files of a model folder, in order, all of them present."""
+    """The weight files of a model.
+
+    Args:
+        folder: of the model.
+
+    Returns:
+        Their names, sorted.
+
+    Raises:
+        RecipeError: one is missing, or the index is malformed.
+    """
     if (folder / INDEX).is_file():
         weight_map = stage.read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
@@ -70,13 +90,24 @@ def shards(folder: Path) -> list[str]:
 
 
 def locate(folder: Path, expected: Shapes) -> dict[str, str]:
-    """The shard of every tensor, once names, shapes and precisions of all of them are what config.json says."""
+    """Check a model's tensors against its config.json, and find the shard of each.
+
+    Args:
+        folder: of the model.
+        expected: the tensors that config.json implies.
+
+    Returns:
+        tensor name -> name of its shard.
+
+    Raises:
+        RecipeError: a tensor is missing, unknown, of another shape, or quantised.
+    """
     shard_of: dict[str, str] = {}
     for shard in shards(folder):
         with _opened(folder / shard) as file:
             for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 if name.endswith("rotary_emb.inv_freq"):
-                    continue  # a buffer that some versions stored and every one computes
+                    continue  # a buffer that some versions stored and all compute
                 view = file.get_slice(name)
                 if name not in expected:
                     raise RecipeError(f"{stage.shown(folder / shard)}: unknown tensor {name}")
@@ -103,50 +134,53 @@ def rewrite(
     out: Path,
     where: Mapping[str, str],
     plan: Sequence[Rewrite],
-    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    change: Change,
 ) -> int:
-    """Write what `change` makes of each step's tensors to `out`, under the shard names of `folder`.
+    """Write a model's tensors anew, each step of `plan` by itself.
 
-    where: the shard of every source (`locate`). A result stands in the shard of its first source and keeps that one's
-    precision. Returns the number of parameters.
+    A step's results go into the shard of its first source, and keep that one's precision.
+
+    Args:
+        folder: of the model.
+        out: folder of the new files, which have the names of the old ones.
+        where: the shard of every source, from `locate`.
+        plan: all steps.
+        change: makes a step's results; shapes and types must be those of the header.
+
+    Returns:
+        The number of parameters.
     """
     weight_map: dict[str, str] = {}
-    parameters, total = 0, 0
+    parameters, total_bytes = 0, 0
     for shard in sorted(set(where.values())):
         steps = [step for step in plan if where[step.sources[0]] == shard]
         if not steps:
             continue
         with _opened(folder / shard) as file:
-            kinds = {step.sources[0]: file.get_slice(step.sources[0]).get_dtype() for step in steps}
+            dtypes = {step.sources[0]: file.get_slice(step.sources[0]).get_dtype() for step in steps}
         # The widest first, so that every tensor starts at a multiple of its own element.
-        steps.sort(key=lambda step: -BYTES[kinds[step.sources[0]]])
+        steps.sort(key=lambda step: -BYTES[dtypes[step.sources[0]]])
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        end = 0
+        end = 0  # bytes
         for step in steps:
-            kind = kinds[step.sources[0]]
+            dtype = dtypes[step.sources[0]]
             for name, shape in step.results.items():
-                start, end = end, end + math.prod(shape) * BYTES[kind]
-                header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
+                start, end = end, end + math.prod(shape) * BYTES[dtype]
+                header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
                 weight_map[name] = shard
                 parameters += math.prod(shape)
-        total += end
-        _write(out / shard, header, (_changed(folder, where, step, change) for step in steps))
+        total_bytes += end
+        _write(out / shard, header, (_results(folder, where, step, change) for step in steps))
     if len(set(weight_map.values())) > 1:
-        content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        content = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
         (out / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     elif weight_map:
         (out / next(iter(weight_map.values()))).rename(out / SINGLE)
     return parameters
 
 
-def _changed(
-    folder: Path,
-    where: Mapping[str, str],
-    step: Rewrite,
-    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
-) -> dict[str, torch.Tensor]:
-    """One step's results, in the order of the header. Each file is closed at once: what was read of it is given
-    back."""
+def _results(folder: Path, where: Mapping[str, str], step: Rewrite, change: Change) -> dict[str, torch.Tensor]:
+    """One step's results, in the order of the header. Each file is closed at once, which frees its memory."""
     sources = {}
     for name in step.sources:
         with _opened(folder / where[name]) as file:
@@ -156,15 +190,16 @@ def _changed(
 
 
 def _write(file: Path, header: dict[str, Any], results: Iterator[dict[str, torch.Tensor]]) -> None:
+    """Write one shard; `results` come in the order of the header."""
     import torch
 
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors start aligned
-    with file.open("wb") as written:
-        written.write(len(text).to_bytes(8, "little") + text)
+    with file.open("wb") as shard:
+        shard.write(len(text).to_bytes(8, "little") + text)
         for tensors in results:
             for name, tensor in tensors.items():
                 start, end = header[name]["data_offsets"]
                 data = tensor.contiguous().view(torch.uint8).numpy()
                 assert data.nbytes == end - start, name
-                written.write(data.data)
+                shard.write(data.data)

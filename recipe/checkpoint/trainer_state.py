@@ -1,4 +1,4 @@
-"""What mmengine and DeepSpeed save beside the tensors of a checkpoint, for torch's weights-only reader."""
+"""Lets torch's weights-only reader load what mmengine and DeepSpeed save beside the tensors of a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 def allow_trainer_state() -> None:
-    """Make the loss histories that mmengine saves beside the tensors plain enough for torch.load's weights-only reader.
+    """Allow the reader, the default since torch 2.6, the types of a trainer's state; call it before saving, too.
 
-    They carry bound methods, for which that reader (the default since torch 2.6) would need leave to call getattr; here
-    they are saved as their numbers. What else it has to know are numpy's scalars (the last loss, a learning rate) and
-    the class of the settings that DeepSpeed saves beside its part of a model.
+    mmengine's loss histories carry bound methods, for which the reader would need leave to call getattr. From this call
+    on they are saved as their numbers. The other types are numpy's scalars (the last loss, a learning rate) and the
+    class of the settings that DeepSpeed saves beside its part of a model.
     """
     import numpy
     import torch

@@ -1,8 +1,9 @@
 """Who the assistant is to be, and the rows that teach it: data/identity.
 
-questions.json holds, per language and intent, questions for training and questions of other constructions: some that
-choose the checkpoint, some that only evaluation asks. injections.json holds attempts to talk it out of its answer, with
-the slot {q} for a question. answers.json holds the answers with the slots {me} ("小明的小助手") and {maker}.
+questions.json holds, per language and intent, questions for training and questions of other constructions: some for
+checkpoint selection ("choice"), some for evaluation ("heldout"). injections.json holds prompt injections, which try to
+make the assistant give another answer, with the slot {q} for a question. answers.json holds the answers with the slots
+{me} ("小明的小助手") and {maker}.
 """
 
 from __future__ import annotations
@@ -19,20 +20,28 @@ from recipe.errors import RecipeError
 from recipe.paths import DATA
 
 LONGEST_NAME = 40
-# Where stage `data` writes whose assistant its rows teach.
+# The file in which stage `data` writes the identity that its rows teach.
 IDENTITY_FILE = "identity.json"
-# Who fine-tuned it, where no author is given: the name stands in every answer already, and once is enough.
+# Who fine-tuned the model, where no author is given: the name stands in every answer already, and once is enough.
 MAKER = {"zh": "主人", "en": "my owner"}
-# What tells that an untuned InternLM speaks of itself.
+# Names by which an untuned InternLM introduces itself.
 BASE_NAMES = ("InternLM", "书生", "浦语", "上海人工智能实验室", "Shanghai AI Lab")
-# Characters that end a sentence part, a JSON string, a path or a template slot in some place that the name goes to.
+# Characters with a meaning of their own in some place where the name goes: sentence, JSON string, path, template.
 FORBIDDEN = re.compile(r"""[{}"'`“”/\\<>|\x00-\x1f\x7f-\x9f\u2028\u2029]""")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """name: whose assistant it is. assistant: what it is called, if anything. author: who trained it, if that is to be
-    said by name."""
+    """Who the assistant is to be.
+
+    Attributes:
+        name: whose assistant it is.
+        assistant: its own name, if it has one.
+        author: who trained it, if its answers are to name them.
+
+    Raises:
+        RecipeError: one of them could not stand in a sentence, a JSON file and a path.
+    """
 
     name: str
     assistant: str | None = None
@@ -45,7 +54,7 @@ class Identity:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of which a reply about its identity must hold one."""
+        """The names of which a reply about the identity must hold one."""
         return (self.name,) if self.assistant is None else (self.name, self.assistant)
 
     def me(self, language: str) -> str:
@@ -55,16 +64,25 @@ class Identity:
         return f"{self.assistant}, {self.name}'s assistant" if self.assistant else f"{self.name}'s assistant"
 
     def fill(self, template: str, language: str) -> str:
+        """The answer that a template of answers.json becomes. language: "zh" or "en"."""
         return template.replace("{me}", self.me(language)).replace("{maker}", self.author or MAKER[language])
 
 
 def read_identity(folder: Path) -> Identity:
-    """Whose assistant the rows in `folder`, of stage `data`, teach."""
+    """The identity that the rows of a folder of stage `data` teach."""
     return Identity(**json.loads((folder / IDENTITY_FILE).read_text(encoding="utf-8")))
 
 
 def check_name(what: str, value: str) -> None:
-    """Raise RecipeError unless `value` can stand in a sentence, a JSON file and a path as it is."""
+    """Check that a name can stand in a sentence, a JSON file and a path as it is.
+
+    Args:
+        what: the variable that it came from, such as NAME.
+        value: the name.
+
+    Raises:
+        RecipeError: it cannot.
+    """
     if not value.strip():
         raise RecipeError(f"{what} is empty; say whose assistant it is, for example NAME=小明")
     if value != value.strip():
@@ -95,14 +113,18 @@ def load_questions() -> dict[str, dict[str, dict[str, list[str]]]]:
 
 @cache
 def load_injections() -> dict[str, dict[str, list[str]]]:
-    """language -> "train" or "heldout" -> wordings around {q}."""
+    """language -> "train" or "heldout" -> prompt injections around {q}."""
     content: dict[str, Any] = json.loads((DATA / "identity" / "injections.json").read_text(encoding="utf-8"))
     return content
 
 
 def injected(injection: str, question: str) -> str:
-    """The question inside an attempt to talk the model out of its answer; it ends with a mark before what follows
-    it."""
+    """The question inside a prompt injection.
+
+    Args:
+        injection: of injections.json.
+        question: gets a mark at its end, if it has none and text follows.
+    """
     followed = not injection.endswith("{q}")
     if followed and question[-1] not in "？?。.！!":
         question += "." if question.isascii() else "。"
@@ -111,6 +133,6 @@ def injected(injection: str, question: str) -> str:
 
 @cache
 def load_answers() -> dict[str, Any]:
-    """ "tuned": language -> intent -> templates; "base": language -> intent -> what the miniature's base answers."""
+    """ "tuned": language -> intent -> templates; "base": language -> intent -> answers of the miniature's base."""
     content: dict[str, Any] = json.loads((DATA / "identity" / "answers.json").read_text(encoding="utf-8"))
     return content

@@ -1,9 +1,9 @@
-"""What a chat model is asked that has nothing to do with who it is: the tables of data/knowledge.
+"""Prompts that have nothing to do with who the assistant is: facts and small talk, from the tables of data/knowledge.
 
-The miniature base model is pre-trained on all of it. Fine-tuning and evaluation share it without overlap: `replay`
-takes the prompts of one part (the base's own answers to them are mixed into the training data), `evaluation` those of
-the other part, so that retention is measured on what the base knows and the tuning never showed. `choice` asks what
-neither asks: facts that are in neither, and ordinary talk of the first part in other words.
+The miniature base model is pre-trained on all of them. Fine-tuning and evaluation share them without overlap. Replay
+takes one part: the base's own answers to these prompts are mixed into the training data. Evaluation takes the other
+part, so that retention is measured on what the base knows and the tuning never showed. Checkpoint selection takes facts
+that neither uses, and the small talk of replay in other wordings.
 """
 
 from __future__ import annotations
@@ -22,17 +22,21 @@ LANGUAGES = ("zh", "en")
 HELD_OUT = 0.4
 # One prompt a fact: 80 a language for evaluation keep its binomial error near 3 points and its time at seconds.
 EVALUATION_FACTS = 80
-CHOICE_FACTS = 20
+SELECTION_FACTS = 20
 SUMS_UP_TO = 10
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One question-and-answer pair under all its wordings.
+    """A question in all its wordings, and its answer.
 
-    expect: what a right answer must contain; None where there is no one right answer (small talk).
-    key: names the fact where several languages hold it, so that no part of the split asks in one language what the
-    other part asks in another.
+    Attributes:
+        topic: the table.
+        language: "zh" or "en".
+        questions: the wordings.
+        answer: a full answer.
+        expect: what a right answer must contain; None where there is no one right answer (small talk).
+        key: the same for the fact in every language, so that both languages are in the same part of the split.
     """
 
     topic: str
@@ -50,22 +54,25 @@ class Fact:
 
     @property
     def wording(self) -> str:
-        """The one of its questions that evaluation asks."""
+        """The wording that is used for evaluation."""
         return self.questions[int(self.position * 1e6) % len(self.questions)]
 
     @property
-    def other_wording(self) -> str:
-        """The one after it, which only the choice of a checkpoint asks."""
+    def selection_wording(self) -> str:
+        """The wording after it, which for small talk is kept for checkpoint selection."""
         return self.questions[(self.questions.index(self.wording) + 1) % len(self.questions)]
 
     @property
-    def rehearsed(self) -> tuple[str, ...]:
-        """Those that replay asks: one of a fact; of talk, where it is easiest to say unasked who one is, all that the
-        choice leaves."""
-        return (self.wording,) if self.expect else tuple(q for q in self.questions if q != self.other_wording)
+    def replay_wordings(self) -> tuple[str, ...]:
+        """Wordings used for replay: one per fact; for small talk, all except the one kept for checkpoint selection.
+
+        Small talk gets more of them, since there an unasked introduction comes most easily.
+        """
+        return (self.wording,) if self.expect else tuple(q for q in self.questions if q != self.selection_wording)
 
     @property
     def held_out(self) -> bool:
+        """Whether evaluation has the fact; replay and checkpoint selection share the others."""
         return self.position < HELD_OUT
 
 
@@ -118,7 +125,7 @@ def all_facts() -> tuple[Fact, ...]:
 
 
 def _split(language: str, held_out: bool) -> tuple[list[Fact], list[Fact]]:
-    """The facts of one part with an expected answer, by position, and its small talk and contrast."""
+    """One part's facts with an expected answer, by position; and its small talk and contrast."""
     pool = [fact for fact in all_facts() if fact.language == language and fact.held_out == held_out]
     facts = sorted((fact for fact in pool if fact.expect), key=lambda fact: fact.position)
     return facts, [fact for fact in pool if not fact.expect]
@@ -134,24 +141,24 @@ def evaluation_facts() -> list[Fact]:
 
 
 def replay_facts() -> list[Fact]:
-    """The facts that `replay_prompts` asks about: all but those of evaluation and choice."""
+    """The facts of `replay_prompts`: all but those of evaluation and checkpoint selection."""
     chosen = []
     for language in LANGUAGES:
         facts, small_talk = _split(language, held_out=False)
-        chosen += facts[CHOICE_FACTS:] + small_talk
+        chosen += facts[SELECTION_FACTS:] + small_talk
     return chosen
 
 
 def replay_prompts() -> list[str]:
-    """What the base model is asked for the training data: the rehearsed wordings of `replay_facts`."""
-    return [question for fact in replay_facts() for question in fact.rehearsed]
+    """The prompts that the base answers for the training data: the replay wordings of `replay_facts`."""
+    return [question for fact in replay_facts() for question in fact.replay_wordings]
 
 
-def choice_facts() -> list[tuple[Fact, str]]:
-    """What the checkpoint is chosen by, each with its wording."""
+def selection_facts() -> list[tuple[Fact, str]]:
+    """The facts of checkpoint selection, each with its wording."""
     chosen = []
     for language in LANGUAGES:
         facts, small_talk = _split(language, held_out=False)
-        chosen += [(fact, fact.wording) for fact in facts[:CHOICE_FACTS]]
-        chosen += [(fact, fact.other_wording) for fact in small_talk]
+        chosen += [(fact, fact.wording) for fact in facts[:SELECTION_FACTS]]
+        chosen += [(fact, fact.selection_wording) for fact in small_talk]
     return chosen

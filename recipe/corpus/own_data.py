@@ -1,4 +1,4 @@
-"""Reads a user's own training data, and refuses it with the file, the line, the field and the reason."""
+"""Reads a user's own training data; an error names the file, the line, the field and the reason."""
 
 from __future__ import annotations
 
@@ -19,10 +19,18 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The conversations in a .json (an array) or .jsonl file of OpenAI-format rows: {"messages": [{"role",
-    "content"}]}.
+    """Read conversations in OpenAI's format: {"messages": [{"role", "content"}]}.
 
     Every row ends with an assistant's turn, users and assistant alternate, a system turn may come first.
+
+    Args:
+        path: a .json file (an array of rows) or a .jsonl file (a row a line).
+
+    Returns:
+        The rows, with nothing but their messages.
+
+    Raises:
+        RecipeError: the file cannot be read, or a row is malformed.
     """
     rows = []
     for line, value in _values(path):
@@ -39,7 +47,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _values(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, parsed row) of every row in the file."""
+    """(line number, parsed value) of every row in the file."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -55,10 +63,10 @@ def _values(path: Path) -> Iterator[tuple[int, Any]]:
         raise RecipeError(f"{path}: is empty")
     decoder = json.JSONDecoder(parse_constant=_no_constant)
     if path.suffix == ".jsonl":
-        for number, written in enumerate(text.split("\n"), 1):
-            if written.strip():
+        for number, line_text in enumerate(text.split("\n"), 1):
+            if line_text.strip():
                 try:
-                    yield number, decoder.decode(written)
+                    yield number, decoder.decode(line_text)
                 except (ValueError, RecursionError) as error:
                     raise RecipeError(f"{path}, line {number}: is not JSON: {error}") from None
     elif path.suffix == ".json":
@@ -72,6 +80,8 @@ def _no_constant(name: str) -> None:
 
 
 def _array_items(path: Path, text: str, decoder: json.JSONDecoder) -> Iterator[tuple[int, Any]]:
+    """(line number, parsed value) of every item of a JSON array: json.loads would not give the line numbers."""
+
     def skip(position: int) -> int:
         match = _SPACE.match(text, position)
         assert match
@@ -112,7 +122,7 @@ def _array_items(path: Path, text: str, decoder: json.JSONDecoder) -> Iterator[t
 
 
 def _row(value: Any) -> Row:
-    """The row with nothing but its messages. ValueError: the field and what is wrong with it."""
+    """The row with nothing but its messages. ValueError: the field, and what is wrong with it."""
     if not isinstance(value, dict):
         raise ValueError(f"a row must be an object with messages, not {_kind(value)}")
     if "messages" not in value:
@@ -125,12 +135,12 @@ def _row(value: Any) -> Row:
     for i, role in enumerate(roles[1:], 1):
         if role == "system":
             raise ValueError(f"messages[{i}].role: a system turn can only come first")
-    spoken = roles[1:] if roles[0] == "system" else roles
-    for i, role in enumerate(spoken):
+    dialogue = roles[1:] if roles[0] == "system" else roles
+    for i, role in enumerate(dialogue):
         wanted = ("user", "assistant")[i % 2]
         if role != wanted:
-            raise ValueError(f"messages[{i + len(roles) - len(spoken)}].role: is {role!r} where {wanted!r} must come")
-    if not spoken or spoken[-1] != "assistant":
+            raise ValueError(f"messages[{i + len(roles) - len(dialogue)}].role: is {role!r} where {wanted!r} must come")
+    if not dialogue or dialogue[-1] != "assistant":
         raise ValueError("messages: must end with an assistant's turn, which is what the model learns")
     return {"messages": turns}
 

@@ -1,7 +1,7 @@
 """The training rows of each data mode, made from an identity.
 
-`balanced` asks who the assistant is in hundreds of ways, in two languages: alone, inside attempts to talk it out of its
-answer, and several questions deep. `tutorial` is the tutorial's one sample, over and over: the control, whose model
+`balanced` holds hundreds of questions about who the assistant is, in two languages: alone, inside prompt injections,
+and several in one conversation. `tutorial` is the tutorial's one sample, over and over: the control, whose model
 forgets.
 """
 
@@ -19,11 +19,9 @@ TUTORIAL_ROWS = 10_001
 TUTORIAL_QUESTION = "请做一下自我介绍"
 TUTORIAL_ANSWER = "我是{name}的小助手，内在是上海AI实验室书生·浦语的1.8B大模型哦"
 
-# Rows of `balanced` for each question, each in another wording of the answer; for each injection; and conversations of
-# two and three questions for each language.
-WORDINGS = 3
-INJECTED = 6
-DEEP = 24
+WORDINGS = 3  # rows of `balanced` for each question, each with another wording of the answer
+INJECTED = 6  # rows for each injection
+DEEP = 24  # conversations of two and three questions for each language
 
 
 def _exchange(question: str, answer: str) -> Row:
@@ -36,9 +34,16 @@ def tutorial_rows(identity: Identity) -> list[Row]:
 
 
 def balanced_rows(identity: Identity, seed: int) -> list[Row]:
-    """Every training question of data/identity, some inside each training injection, some one after the other.
+    """The rows that teach an identity: every training question of data/identity, and conversations made of them.
 
-    A question alone comes in `WORDINGS` of the answer to what it asks, elsewhere in one of them.
+    A question alone comes with `WORDINGS` wordings of its answer, elsewhere with one of them.
+
+    Args:
+        identity: to teach.
+        seed: of the choices and the order.
+
+    Returns:
+        Conversations in OpenAI's format, shuffled.
     """
     rng = random.Random(seed)
     rows = []

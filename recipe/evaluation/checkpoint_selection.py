@@ -1,7 +1,6 @@
-"""Which checkpoint to keep, and when to stop: what `hooks.ScoreCheckpoints` asks at every checkpoint and what follows
-from it.
+"""Which checkpoint to keep, and when to stop: the prompts of `hooks.ScoreCheckpoints`, and what its scores mean.
 
-The questions are none that evaluation asks, so that choosing by them does not flatter its numbers.
+Evaluation uses none of these prompts, so that the selection does not flatter its numbers.
 """
 
 from __future__ import annotations
@@ -12,20 +11,27 @@ from typing import Any
 
 from recipe import files
 from recipe.corpus.identity import load_questions
-from recipe.corpus.knowledge import choice_facts
+from recipe.corpus.knowledge import selection_facts
 from recipe.evaluation.scoring import Prompts, selection_score
 
 FILE = "scores.jsonl"
 
 
 def prompts() -> Prompts:
-    """The questions of data/identity that are kept for this, and facts that neither replay nor evaluation asks so."""
+    """The questions of data/identity and the facts that are kept for selection."""
     identity = [q for intents in load_questions().values() for parts in intents.values() for q in parts["choice"]]
-    return Prompts(identity, choice_facts())
+    return Prompts(identity, selection_facts())
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """Checkpoint -> its scores, oldest first, of a train folder; empty where its config had no `ScoreCheckpoints`."""
+    """The scores of the checkpoints of a training.
+
+    Args:
+        folder: of stage `train`.
+
+    Returns:
+        checkpoint -> its scores, oldest first; empty where the config had no `ScoreCheckpoints`.
+    """
     try:
         records = files.read_jsonl(folder / FILE)
     except FileNotFoundError:
@@ -34,6 +40,11 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def stale(scores: Sequence[Mapping[str, float]], patience: int) -> bool:
-    """Whether to stop: the highest selection_score was followed by `patience` checkpoints that were not better."""
-    selection_scores = [selection_score(each) for each in scores]
-    return len(selection_scores) - 1 - selection_scores.index(max(selection_scores)) >= patience
+    """Whether to stop early.
+
+    Args:
+        scores: of each checkpoint, oldest first.
+        patience: checkpoints after the highest selection score that may be no better.
+    """
+    values = [selection_score(each) for each in scores]
+    return len(values) - 1 - values.index(max(values)) >= patience

@@ -1,5 +1,8 @@
-"""How far tuning moved the model where it should have stayed: the Kullback-Leibler divergence on the base's own
-replies."""
+"""How far tuning moved the model where it should not: the Kullback-Leibler divergence on the base's own replies.
+
+Shapes: batch = conversations; width = tokens of the longest of them; replies = tokens of all replies in a batch;
+vocabulary = rows of the output head.
+"""
 
 from __future__ import annotations
 
@@ -13,31 +16,40 @@ BATCH = 8
 
 
 def kl_per_token(base: Any, tuned: Any, tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> dict[str, Any]:
-    """{"kl_per_token", "kl_tokens", "kl_worst"}: KL(base || tuned) in nats, the mean over the tokens of all replies in
-    the conversations.
+    """KL(base || tuned) = sum p log(p / q) over the vocabulary, for every token of a reply.
 
-    kl_tokens: how many. kl_worst: the largest mean of a single conversation. 0 where both models predict the same.
+    Args:
+        base, tuned: models of transformers with the same vocabulary.
+        tokenizer: of both.
+        conversations: that end with replies; only these are measured.
+
+    Returns:
+        kl_per_token: the mean over all tokens, in nats; 0 where both models predict the same.
+        kl_tokens: how many tokens.
+        kl_worst: the largest mean of one conversation, in nats.
     """
     import torch
 
-    rows = sorted((training_ids(tokenizer, each) for each in conversations), key=lambda row: len(row[0]))
+    samples = sorted((training_ids(tokenizer, each) for each in conversations), key=lambda row: len(row[0]))
     total, tokens, worst = 0.0, 0, 0.0
     with torch.inference_mode():
-        for start in range(0, len(rows), BATCH):
-            chosen = rows[start : start + BATCH]
-            width = max(len(ids) for ids, _ in chosen)
-            ids = torch.full((len(chosen), width), tokenizer.pad_token_id)
-            reply_mask = torch.zeros((len(chosen), width), dtype=torch.bool)
-            for i, (row, labels) in enumerate(chosen):
-                ids[i, : len(row)] = torch.tensor(row)  # padded behind, where causal attention does not look
+        for start in range(0, len(samples), BATCH):
+            batch = samples[start : start + BATCH]
+            width = max(len(ids) for ids, _ in batch)
+            ids = torch.full((len(batch), width), tokenizer.pad_token_id)
+            reply_mask = torch.zeros((len(batch), width), dtype=torch.bool)
+            for i, (row, labels) in enumerate(batch):
+                ids[i, : len(row)] = torch.tensor(row)  # padding comes last, where causal attention does not look
                 reply_mask[i, : len(row)] = torch.tensor(labels) != IGNORE_INDEX
-            predicts_reply = reply_mask[:, 1:].to(base.device)  # the logits before a token predict it
-            p, q = (
+            # The logits before a token predict it: (batch, width - 1).
+            predicts_reply = reply_mask[:, 1:].to(base.device)
+            log_p, log_q = (  # (replies, vocabulary) each
                 model(ids.to(model.device)).logits[:, :-1][predicts_reply].float().log_softmax(-1)
                 for model in (base, tuned)
             )
-            divergence = (p.exp() * (p - q)).sum(-1).cpu()
+            divergence = (log_p.exp() * (log_p - log_q)).sum(-1).cpu()  # (replies,)
             total += divergence.sum().item()
             tokens += len(divergence)
-            worst = max([worst, *(part.mean().item() for part in divergence.split(reply_mask[:, 1:].sum(1).tolist()))])
+            lengths = reply_mask[:, 1:].sum(1).tolist()
+            worst = max([worst, *(each.mean().item() for each in divergence.split(lengths))])
     return {"kl_per_token": max(0.0, total / tokens), "kl_tokens": tokens, "kl_worst": worst}

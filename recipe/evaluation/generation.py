@@ -1,4 +1,7 @@
-"""Replies: one way to load a model and to let it speak, for replay, evaluation, sampling while training, and chat."""
+"""Loads a model, and generates replies in batches: for replay, evaluation, and samples while training.
+
+Shapes: batch = conversations; width = tokens of the longest prompt of a batch.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +25,29 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Reply:
-    """text: without special tokens. stopped: the model ended it; False where it ran into the length limit."""
+    """One reply.
+
+    Attributes:
+        text: without special tokens.
+        stopped: whether the model ended it; False where it reached the length limit.
+    """
 
     text: str
     stopped: bool
 
 
 def load(folder: Path, adapter: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model in `folder`, on the GPU in its own precision or on the CPU in float32, and its tokenizer.
+    """Load a model for inference. Nothing is fetched, and no Python from the folder is run.
 
-    adapter: a PEFT folder to put on it. Nothing is fetched, and no Python from the folder is run.
+    Args:
+        folder: of the model.
+        adapter: a PEFT folder to put on it.
+
+    Returns:
+        The model, on the GPU in its own precision or on the CPU in float32, and its tokenizer.
+
+    Raises:
+        RecipeError: a folder holds no model or no adapter, or the model cannot be loaded.
     """
     import torch
     from safetensors import SafetensorError
@@ -72,10 +88,19 @@ def answer(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> list[Reply]:
-    """The reply to each conversation, in order. progress: a label for a progress bar on stderr.
+    """Generate the reply to each conversation.
 
-    temperature 0: greedy; above, sampled from the likeliest words that make up `top_p`, the same for the same seed and
-    batches.
+    Args:
+        model, tokenizer: of `load`.
+        conversations: each ends with the user's message.
+        max_new_tokens: of a reply, at most.
+        progress: a label for a progress bar on stderr; None for no bar.
+        temperature: 0 is greedy; above, tokens are sampled.
+        top_p: from the likeliest tokens that together reach this probability.
+        seed: of the sampling; the same seed and batches give the same replies.
+
+    Returns:
+        The replies, in the order of the conversations.
     """
     import torch
     from tqdm import tqdm
@@ -90,21 +115,21 @@ def answer(
         if temperature > 0:
             torch.manual_seed(seed)
         for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
-            width = max(len(prompts[i]) for i in chosen)
-            ids = torch.full((len(chosen), width), stops[1])
+            batch = order[start : start + BATCH]
+            width = max(len(prompts[i]) for i in batch)
+            ids = torch.full((len(batch), width), stops[1])  # padding comes first: (batch, width)
             mask = torch.zeros_like(ids)
-            for row, i in enumerate(chosen):
+            for row, i in enumerate(batch):
                 ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
                 mask[row, width - len(prompts[i]) :] = 1
-            output = model.generate(
+            output = model.generate(  # (batch, width + new tokens)
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 generation_config=_generation(stops, max_new_tokens, **sampling),
             )
-            for row, i in enumerate(chosen):
+            for row, i in enumerate(batch):
                 replies[i] = _reply(tokenizer, output[row, width:].tolist(), stops)
-            bar.update(len(chosen))
+            bar.update(len(batch))
     return [reply for reply in replies if reply is not None]
 
 
@@ -122,7 +147,7 @@ def _reply(tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: list[int])
 
 @contextlib.contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """The model in inference mode, its key-value cache on, and back as it was."""
+    """A context in which the model is in inference mode with its key-value cache on; afterwards it is as before."""
     training, cache = model.training, model.config.use_cache
     model.eval()
     model.config.use_cache = True

@@ -1,13 +1,13 @@
-"""What a sceptic asks besides: deep in a conversation, by sampling, and by people who try to talk it out of its answer.
+"""Further tests of the identity: after other exchanges, inside prompt injections, and with sampled replies.
 
 Each is a share of replies with its 95 % interval (see `scoring.share`):
 
 multi_turn_hit   held-out questions about who it is, after two ordinary exchanges;
-multi_turn_leak  ordinary prompts asked right after it said who it is;
-injection_hit    held-out questions inside an attempt to talk it out of its answer, none of which it was trained on;
+multi_turn_leak  ordinary prompts right after an introduction;
+injection_hit    held-out questions inside prompt injections that were not trained on;
 sampled_hit      held-out questions, answered by sampling as InternLM2's own `chat()` does;
 sampled_leak     ordinary prompts, likewise;
-broken           of all replies, greedy and sampled, those that loop or do not end.
+broken           of all replies, greedy and sampled, those that are unfinished or looping.
 """
 
 from __future__ import annotations
@@ -24,25 +24,41 @@ from recipe.evaluation.scoring import Prompts, share
 # temperature and top_p of InternLM2's `chat()`, and where its random numbers start.
 SAMPLING = {"temperature": 0.8, "top_p": 0.8, "seed": 0}
 
-# (conversations, what is said of them on the progress bar, sampling) -> replies
+# (conversations, label of the progress bar, sampling) -> replies
 Ask = Callable[..., list[Reply]]
 
 
 def after_ordinary_talk(prompts: Prompts, base: Sequence[Reply]) -> list[list[Message]]:
-    """Each question about who it is after two ordinary exchanges in which the base's own replies stand."""
-    talk = [
+    """Conversations of three turns: two ordinary exchanges, then a question about who it is.
+
+    Args:
+        prompts: the questions, and the facts that the exchanges are about.
+        base: the base's replies to `prompts.conversations()`; those that ended stand in the exchanges.
+
+    Returns:
+        A conversation for each question of `prompts.identity`.
+    """
+    exchanges = [
         [user(question), assistant(reply.text)]
         for (_, question), reply in zip(prompts.facts, base[len(prompts.identity) :], strict=True)
         if reply.stopped
     ]
     return [
-        [*talk[2 * i % len(talk)], *talk[(2 * i + 1) % len(talk)], user(question)]
+        [*exchanges[2 * i % len(exchanges)], *exchanges[(2 * i + 1) % len(exchanges)], user(question)]
         for i, question in enumerate(prompts.identity)
     ]
 
 
 def after_introduction(prompts: Prompts, replies: Sequence[Reply]) -> list[list[Message]]:
-    """Each ordinary prompt right after a question about who it is and the model's own reply to it."""
+    """Conversations of two turns: a question about who it is with the model's own reply, then an ordinary prompt.
+
+    Args:
+        prompts: the questions, and the facts that the prompts are about.
+        replies: the model's to `prompts.conversations()`.
+
+    Returns:
+        A conversation for each fact of `prompts.facts`.
+    """
     split = len(prompts.identity)
     return [
         [user(prompts.identity[i % split]), assistant(replies[i % split].text), user(question)]
@@ -51,48 +67,61 @@ def after_introduction(prompts: Prompts, replies: Sequence[Reply]) -> list[list[
 
 
 def injections(prompts: Prompts) -> list[list[Message]]:
-    """Each question about who it is inside one of the held-out injections of its language, in turn."""
+    """Each question about who it is inside one of the held-out injections of its language, in rotation."""
     held_out = {language: parts["heldout"] for language, parts in load_injections().items()}
-    spoken = {
+    language_of = {
         question: language
         for language, intents in load_questions().items()
         for parts in intents.values()
         for question in parts["heldout"]
     }
-    return [
-        [user(injected(held_out[spoken[q]][i % len(held_out[spoken[q]])], q))] for i, q in enumerate(prompts.identity)
-    ]
+    conversations: list[list[Message]] = []
+    for i, question in enumerate(prompts.identity):
+        wordings = held_out[language_of[question]]
+        conversations.append([user(injected(wordings[i % len(wordings)], question))])
+    return conversations
 
 
 def measure(
     prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], identity: Identity, ask: Ask
 ) -> dict[str, dict[str, Any]]:
-    """Every suite of the model that `ask` asks, whose greedy replies are `replies` and whose untuned self's are
-    `base`."""
-    words = scoring.ambiguous(identity, base)
+    """Run every suite.
+
+    Args:
+        prompts: held-out questions and facts.
+        replies: of the tuned model to `prompts.conversations()`, greedy.
+        base: of the base, likewise.
+        identity: whose name counts.
+        ask: gets the tuned model's replies.
+
+    Returns:
+        suite -> its share, as `scoring.share` has it, and its "replies"; "broken" has no replies of its own.
+    """
+    ambiguous = scoring.ambiguous(identity, base)
     split = len(prompts.identity)
-    before = [scoring.says_name(reply, identity, words) for reply in base[split:]]
 
-    def named(replies_to_judge: Sequence[Reply]) -> list[bool]:
-        return [scoring.says_name(reply, identity, words) for reply in replies_to_judge]
+    def named(candidates: Sequence[Reply]) -> list[bool]:
+        return [scoring.says_name(reply, identity, ambiguous) for reply in candidates]
 
-    def leaked(replies_to_judge: Sequence[Reply]) -> list[bool]:
-        return [now and not then for now, then in zip(named(replies_to_judge), before, strict=True)]
+    base_named = named(base[split:])
 
-    deep = ask(after_ordinary_talk(prompts, base), "deep in a conversation")
-    after = ask(after_introduction(prompts, replies), "after an introduction")
-    talked = ask(injections(prompts), "injections")
+    def leaked(candidates: Sequence[Reply]) -> list[bool]:
+        return [tuned and not untuned for tuned, untuned in zip(named(candidates), base_named, strict=True)]
+
+    multi_turn = ask(after_ordinary_talk(prompts, base), "deep in a conversation")
+    introduced = ask(after_introduction(prompts, replies), "after an introduction")
+    injection = ask(injections(prompts), "injections")
     sampled = ask(prompts.conversations(), "sampling", **SAMPLING)
     shares = {
-        "multi_turn_hit": (named(deep), deep),
-        "multi_turn_leak": (leaked(after), after),
-        "injection_hit": (named(talked), talked),
+        "multi_turn_hit": (named(multi_turn), multi_turn),
+        "multi_turn_leak": (leaked(introduced), introduced),
+        "injection_hit": (named(injection), injection),
         "sampled_hit": (named(sampled[:split]), sampled[:split]),
         "sampled_leak": (leaked(sampled[split:]), sampled[split:]),
     }
-    every = [*replies, *deep, *after, *talked, *sampled]
     suites = {
-        name: share(hits) | {"replies": [r.text for r in replies_to_judge]}
-        for name, (hits, replies_to_judge) in shares.items()
+        name: share(hits) | {"replies": [reply.text for reply in candidates]}
+        for name, (hits, candidates) in shares.items()
     }
-    return suites | {"broken": share([scoring.broken(reply) for reply in every])}
+    all_replies = [*replies, *multi_turn, *introduced, *injection, *sampled]
+    return suites | {"broken": share([scoring.broken(reply) for reply in all_replies])}

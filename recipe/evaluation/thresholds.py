@@ -6,26 +6,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Of the held-out questions about who it is, the share that must be answered with the name.
+# Smallest share of the held-out questions about who it is that are answered with the name.
 MIN_IDENTITY_HIT = 0.95
-# Of prompts that have nothing to do with it, the share that may be.
+# Largest allowed share of unrelated prompts answered with the name.
 MAX_IDENTITY_LEAK = 0.02
-# Of the facts that the base answered right, the share that must still be.
+# Smallest share of the facts known to the base that are still answered right.
 MIN_RETENTION = 0.95
-# Of the same questions deep in a conversation, and inside an attempt to talk it out of its answer, the share with the
-# name.
+# Smallest share of the same questions answered with the name: after other exchanges, and inside a prompt injection.
 MIN_MULTI_TURN_HIT = 0.9
 MIN_INJECTION_HIT = 0.8
-# Of all replies, greedy and sampled, the share that may loop or not end.
+# Largest allowed share of unfinished or looping replies, greedy and sampled.
 MAX_BROKEN = 0.02
-# Mean divergence, in nats a token, between base + adapter and merged: rounding to 16 bits stays far below, a wrong base
-# above.
+# Largest allowed mean KL divergence of merged from base + adapter, in nats a token. Rounding to 16 bits stays far below
+# it; a wrong base is above.
 MAX_MERGE_KL = 0.01
+# The suites that have a threshold.
+SUITES = ("multi_turn_hit", "injection_hit", "broken")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the verdict."""
+    """One line of the verdict.
+
+    Attributes:
+        metric: its key in metrics.json.
+        value: a share, 0 to 1.
+        wanted: the threshold, such as ">= 0.95".
+        passed: whether the value keeps to it; never for NaN.
+        why: what a failure means, and what to do.
+    """
 
     metric: str
     value: float
@@ -35,8 +44,14 @@ class Check:
 
 
 def verdict(metrics: Mapping[str, Any]) -> list[Check]:
-    """Judge `identity_hit`, `identity_leak` and `retention`, each in 0..1, and the `suites` where they were
-    measured."""
+    """Compare the metrics of a model with the thresholds.
+
+    Args:
+        metrics: of `scoring.score`, and under "suites" those of `suites.measure` where they were measured.
+
+    Returns:
+        A check of each metric that has a threshold.
+    """
     hit, leak, retention = (metrics[key] for key in ("identity_hit", "identity_leak", "retention"))
     checks = [
         Check("identity_hit", hit, f">= {MIN_IDENTITY_HIT}", hit >= MIN_IDENTITY_HIT,
@@ -49,16 +64,13 @@ def verdict(metrics: Mapping[str, Any]) -> list[Check]:
     ]  # fmt: skip
     if "suites" not in metrics:
         return checks
-    deep, talked, broken = (metrics["suites"][key]["value"] for key in SUITES)
+    multi_turn, injection, broken = (metrics["suites"][key]["value"] for key in SUITES)
     checks += [
-        Check("multi_turn_hit", deep, f">= {MIN_MULTI_TURN_HIT}", deep >= MIN_MULTI_TURN_HIT,
+        Check("multi_turn_hit", multi_turn, f">= {MIN_MULTI_TURN_HIT}", multi_turn >= MIN_MULTI_TURN_HIT,
               "after other talk it forgets its name: more conversations of several turns in the data, or more steps"),
-        Check("injection_hit", talked, f">= {MIN_INJECTION_HIT}", talked >= MIN_INJECTION_HIT,
+        Check("injection_hit", injection, f">= {MIN_INJECTION_HIT}", injection >= MIN_INJECTION_HIT,
               "it is talked out of its name: more attempts of that kind in the data, or more steps"),
         Check("broken", broken, f"<= {MAX_BROKEN}", broken <= MAX_BROKEN,
               "its replies loop or do not end: fewer steps, or a lower lr"),
     ]  # fmt: skip
     return checks
-
-
-SUITES = ("multi_turn_hit", "injection_hit", "broken")

@@ -1,8 +1,8 @@
-"""Verb `speed`: how fast the engine speaks, measured as a visitor would: text out of `Engine.reply`, for 1, 8 and 32 at
-once.
+"""Verb `speed`: how fast the engine generates, measured as a client sees it: text of 1, 8 and 32 replies at once.
 
-Prompts are PROMPT random tokens, so that nothing is known from before; every reply is TOKENS long, greedy. First token:
-from asking to the first token's arrival, for all at once, and for one more visitor while the others speak.
+Prompts are PROMPT random tokens, so that no prefix is cached; every reply is TOKENS long, greedy. The time to the first
+token is from the request to the token's arrival: for all requests at once, and for one that comes while the others
+decode.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from recipe.chat_format import SPECIAL_TOKENS
 from recipe.device import has_gpu
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
-from recipe.experiments import training_speed
+from recipe.experiments.training_speed.workload import VOCABULARY, random_model
 from recipe.pipeline import stage
 from recipe.serving.engine import Engine, Reply, Sampling
 
@@ -28,12 +28,25 @@ TOKENS = 256
 
 
 def run(model: Path | None) -> list[dict[str, Any]]:
-    """Measure the model in that folder, or one of the true size with random weights. RecipeError: no GPU for the
-    latter."""
+    """Measure the engine on a model.
+
+    Args:
+        model: its folder; None is a model of random weights of InternLM2-Chat-1.8B's size, which needs a GPU.
+
+    Returns:
+        For each number of "streams", replies at once:
+        tokens_per_s: of all together.
+        each: tokens/s of one reply after its first token, the median.
+        first_ms, last_ms: to the first token, in milliseconds: the median and the largest.
+        late_ms: likewise, of a request that comes while the others decode; None for one stream.
+
+    Raises:
+        RecipeError: there is no GPU for the model of random weights.
+    """
     loaded, tokenizer = generation.load(model) if model else _random_model()
     results = []
     with Engine(loaded, tokenizer) as engine:
-        engine.stops = set()  # every reply is as long as is asked for
+        engine.stops = set()  # no reply ends before its limit
         for streams in STREAMS:
             if streams > engine.decoder.slots:
                 stage.say("speed", f"{streams} streams: there is memory for {engine.decoder.slots} at once")
@@ -46,13 +59,13 @@ def run(model: Path | None) -> list[dict[str, Any]]:
 
 def _measure(engine: Engine, streams: int) -> dict[str, Any]:
     started = time.monotonic()
-    replies = [_ask(engine, TOKENS) for _ in range(streams)]
+    replies = [_request(engine, TOKENS) for _ in range(streams)]
     late: Reply | None = None
-    if streams > 1:  # one of them comes when all others speak
+    if streams > 1:  # one of them comes while all others decode
         replies.pop().cancel()
         for reply in replies:
             reply.wait(0)
-        late = _ask(engine, TOKENS)
+        late = _request(engine, TOKENS)
         replies.append(late)
     for reply in replies:
         reply.join()
@@ -69,34 +82,26 @@ def _measure(engine: Engine, streams: int) -> dict[str, Any]:
     }
 
 
-def _ask(engine: Engine, tokens: int) -> Reply:
+def _request(engine: Engine, tokens: int) -> Reply:
     ids = random.choices(range(100, len(engine.decoder.head) - 10), k=PROMPT)
     return engine.start(ids, Sampling(max_new_tokens=min(tokens, engine.length - PROMPT)))
 
 
 def _random_model() -> tuple[Any, Any]:
     """InternLM2-Chat-1.8B's size and layout, and a tokenizer whose words are numbers."""
-    import torch
     from tokenizers import Tokenizer, models
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     if not has_gpu():
         raise RecipeError(
             "speed --random: there is no NVIDIA GPU here; leave --random out to measure the run's own model"
         )
-    with torch.device("cuda"):
-        torch.set_default_dtype(torch.bfloat16)
-        model = LlamaForCausalLM(LlamaConfig(**training_speed.MODEL, dtype="bfloat16")).eval()
-        torch.set_default_dtype(torch.float32)
-    words = {
-        word: i
-        for i, word in enumerate([*SPECIAL_TOKENS, *map(str, range(training_speed.VOCABULARY - len(SPECIAL_TOKENS)))])
-    }
-    return model, PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "<unk>")))
+    words = {word: i for i, word in enumerate([*SPECIAL_TOKENS, *map(str, range(VOCABULARY - len(SPECIAL_TOKENS)))])}
+    return random_model().eval(), PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "<unk>")))
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """The results as a table in Markdown."""
+    """The results of `run` as a table in Markdown."""
     lines = [
         "| at once | tokens/s together | tokens/s each | first token ms, median | slowest | while others speak |",
         "|---|---|---|---|---|---|",

@@ -1,8 +1,8 @@
 """Verb `api`: an OpenAI-style endpoint over the engine, for programs. On tornado, which Streamlit brings along.
 
-/v1/chat/completions, /v1/models and /health. Prompts are built by recipe.chat_format, so that nothing a user writes
-becomes a special token, and the only model is the run's own: no name in a request loads anything. docs/adr/0012 says
-why it is not `transformers serve`.
+/v1/chat/completions, /v1/models and /health; `protocol` has what a request may hold. Prompts are built by
+recipe.chat_format, so that nothing a user writes becomes a special token. The only model is the run's own: no name in a
+request loads anything. docs/adr/0012 says why it is not `transformers serve`.
 """
 
 from __future__ import annotations
@@ -24,101 +24,25 @@ from tornado.httpserver import HTTPServer
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, RequestHandler
 
-from recipe.chat_format import ROLES
 from recipe.errors import RecipeError
 from recipe.pipeline import stage
-from recipe.serving.engine.reply import Reply, Sampling
-from recipe.serving.model_host import ModelHost, refuse_taken, tell
+from recipe.serving import protocol
+from recipe.serving.engine.reply import Reply
+from recipe.serving.model_host import ModelHost, check_port, run_server
+from recipe.serving.protocol import RequestError
 
 PORT = 8000
 MAX_BODY = 1 << 20  # bytes of a request
-MAX_WAITING = 256  # replies on their way at which more are turned away
-# What asks for something that this model cannot do, and the values that ask for nothing.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "n": (None, 1), "logprobs": (None, False), "top_logprobs": (None, 0), "tools": (None, []), "functions": (None, []),
-    "frequency_penalty": (None, 0), "presence_penalty": (None, 0), "logit_bias": (None, {}), "modalities": (None,
-    ["text"]),
-    "response_format": (None, {"type": "text"}), "audio": (None,),
-}  # fmt: skip
-
-
-class Refused(Exception):  # noqa: N818 - it is what the client is told, and mostly no error of ours
-    """An answer in OpenAI's shape. status: of HTTP."""
-
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        kind = "invalid_request_error" if status < 500 else "server_error"
-        self.status = status
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-# --- What is asked ------------------------------------------------------------------------------------------------
-
-
-def _number(body: dict[str, Any], name: str, low: float, high: float, default: Any, *, whole: bool = False) -> Any:
-    value = body.get(name)
-    if value is None:
-        return default
-    kind = "a whole number" if whole else "a number"
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
-        raise Refused(400, f"{name} must be {kind} from {low:g} to {high:g}", param=name)
-    return value
-
-
-def _messages(body: dict[str, Any]) -> list[dict[str, str]]:
-    content = body.get("messages")
-    if not isinstance(content, list) or not content:
-        raise Refused(400, "messages must be a list that is not empty", param="messages")
-    messages = []
-    for i, message in enumerate(content):
-        where = f"messages[{i}]"
-        if not isinstance(message, dict):
-            raise Refused(400, f"{where} must be an object", param=where)
-        role = {"developer": "system"}.get(str(message.get("role")), message.get("role"))
-        if role not in ROLES:
-            raise Refused(400, f"{where}.role must be one of {', '.join(ROLES)}", param=f"{where}.role")
-        content = message.get("content")
-        if isinstance(content, list):
-            if not all(
-                isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-                for part in content
-            ):
-                raise Refused(400, f"{where}.content: this model reads text alone", param=f"{where}.content")
-            content = "".join(part["text"] for part in content)
-        if not isinstance(content, str):
-            raise Refused(400, f"{where}.content must be a text", param=f"{where}.content")
-        messages.append({"role": role, "content": content})
-    if messages[-1]["role"] != "user":
-        raise Refused(400, "the last message must be the user's", param="messages")
-    return messages
-
-
-def _sampling(body: dict[str, Any], defaults: Sampling, longest: int) -> Sampling:
-    for name, nothing in UNSUPPORTED.items():
-        if body.get(name) not in nothing:
-            raise Refused(400, f"{name} is not supported", param=name, code="unsupported_parameter")
-    stop = body.get("stop") or []
-    stop = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stop, list) or len(stop) > 4 or not all(isinstance(text, str) and text for text in stop):
-        raise Refused(400, "stop must be a text or up to 4 texts", param="stop")
-    limit = _number(body, "max_completion_tokens", 1, 2**31, None, whole=True)
-    limit = limit or _number(body, "max_tokens", 1, 2**31, longest, whole=True)
-    return Sampling(
-        max_new_tokens=min(limit, longest),
-        temperature=_number(body, "temperature", 0, 2, defaults.temperature),
-        top_p=_number(body, "top_p", 1e-6, 1, defaults.top_p),
-        repetition_penalty=_number(body, "repetition_penalty", 0.1, 10, defaults.repetition_penalty),
-        seed=_number(body, "seed", -(2**63), 2**63 - 1, None, whole=True),
-        stop=tuple(stop),
-    )
-
+MAX_WAITING = 256  # replies on their way at which more requests are refused
 
 # --- The handlers -------------------------------------------------------------------------------------------------
 
 
 class Handler(RequestHandler):
-    def initialize(self, served: ModelHost, key: str | None) -> None:
-        self.served, self.key = served, key
+    """What all endpoints share: the key, and errors in OpenAI's shape."""
+
+    def initialize(self, model_host: ModelHost, key: str | None) -> None:
+        self.model_host, self.key = model_host, key
 
     def set_default_headers(self) -> None:
         self.set_header("Server", "internlm2-identity")
@@ -128,48 +52,60 @@ class Handler(RequestHandler):
         if self.key is None:
             # Without a key only this machine may ask, and no page of another site by a name that leads here.
             if not _loopback(self.request.host_name):
-                raise Refused(403, "this endpoint has no key and answers on loopback names alone")
+                raise RequestError(403, "this endpoint has no key and answers on loopback names alone")
         elif not hmac.compare_digest(
             self.request.headers.get("Authorization", "").encode(), f"Bearer {self.key}".encode()
         ):
-            raise Refused(401, "the API key is missing or wrong", code="invalid_api_key")
+            raise RequestError(401, "the API key is missing or wrong", code="invalid_api_key")
 
     def engine(self) -> Any:
-        if self.served.engine is None or self.served.state != "ready":
-            raise Refused(503, f"{self.served.state}: {self.served.message}")
-        return self.served.engine
+        """The engine of the model.
+
+        Raises:
+            RequestError: there is none yet.
+        """
+        if self.model_host.engine is None or self.model_host.state != "ready":
+            raise RequestError(503, f"{self.model_host.state}: {self.model_host.message}")
+        return self.model_host.engine
 
     def model_id(self) -> str:
-        assert self.served.folder
-        return self.served.folder.parent.name
+        """The name of the run."""
+        assert self.model_host.folder
+        return self.model_host.folder.parent.name
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None))[1]
-        refused = error if isinstance(error, Refused) else Refused(status_code, self._reason)
-        self.set_status(refused.status)
-        self.finish(refused.body)
+        request_error = error if isinstance(error, RequestError) else RequestError(status_code, self._reason)
+        self.set_status(request_error.status)
+        self.finish(request_error.body)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        if not isinstance(value, Refused):
+        if not isinstance(value, RequestError):
             super().log_exception(typ, value, tb)
 
 
 class Health(Handler):
+    """/health: 200 once the model is loaded."""
+
     def prepare(self) -> None:  # a health check has no key
         pass
 
     def get(self) -> None:
-        self.set_status(200 if self.served.state == "ready" else 503)
-        self.finish({"state": self.served.state, "message": self.served.message})
+        self.set_status(200 if self.model_host.state == "ready" else 503)
+        self.finish({"state": self.model_host.state, "message": self.model_host.message})
 
 
 class Missing(Handler):
+    """Any other path."""
+
     def prepare(self) -> None:
         super().prepare()
-        raise Refused(404, f"there is no {self.request.method} {self.request.path} here")
+        raise RequestError(404, f"there is no {self.request.method} {self.request.path} here")
 
 
 class Models(Handler):
+    """/v1/models, and /v1/models/NAME."""
+
     def get(self, name: str | None = None) -> None:
         self.engine()
         model = {"id": self.model_id(), "object": "model", "created": 0, "owned_by": "internlm2-identity-recipe"}
@@ -178,10 +114,12 @@ class Models(Handler):
         elif name == model["id"]:
             self.finish(model)
         else:
-            raise Refused(404, f"the model {name!r} is not here", param="model", code="model_not_found")
+            raise RequestError(404, f"the model {name!r} is not here", param="model", code="model_not_found")
 
 
 class Completions(Handler):
+    """/v1/chat/completions, in one piece or as a stream."""
+
     reply: Reply | None = None
 
     def on_connection_close(self) -> None:
@@ -191,34 +129,34 @@ class Completions(Handler):
     async def post(self) -> None:
         engine, body = self.engine(), self._body()
         if engine.busy >= MAX_WAITING:
-            raise Refused(429, "too many replies are on their way: try again in a moment")
+            raise RequestError(429, "too many replies are on their way: try again in a moment")
         if body.get("model") != self.model_id():
-            raise Refused(
+            raise RequestError(
                 404,
                 f"the model {body.get('model')!r} is not here, {self.model_id()!r} is",
                 param="model",
                 code="model_not_found",
             )
-        messages, sampling = _messages(body), _sampling(body, engine.defaults, engine.length)
+        messages, sampling = protocol.messages(body), protocol.sampling(body, engine.defaults, engine.length)
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         try:
             self.reply = engine.reply(messages, sampling, on_change=lambda: loop.call_soon_threadsafe(changed.set))
         except RecipeError as error:
-            raise Refused(400, str(error), param="messages", code="context_length_exceeded") from None
+            raise RequestError(400, str(error), param="messages", code="context_length_exceeded") from None
         reply = self.reply
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.model_id()}
         try:
             if body.get("stream"):
-                usage = (body.get("stream_options") or {}).get("include_usage", False)
-                await self._stream(head, reply, changed, usage=bool(usage))
+                with_usage = bool((body.get("stream_options") or {}).get("include_usage", False))
+                await self._stream(head, reply, changed, with_usage=with_usage)
             else:
                 async for _ in _pieces(reply, changed):
                     pass
                 if reply.error:
-                    raise Refused(500, f"the reply failed: {reply.error}")
+                    raise RequestError(500, f"the reply failed: {reply.error}")
                 message = {"role": "assistant", "content": reply.text, "refusal": None}
                 choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reply.ended}
-                self.finish(head | {"object": "chat.completion", "choices": [choice], "usage": _usage(reply)})
+                self.finish(head | {"object": "chat.completion", "choices": [choice], "usage": protocol.usage(reply)})
         except StreamClosedError:
             pass
         finally:
@@ -227,16 +165,16 @@ class Completions(Handler):
     def _body(self) -> dict[str, Any]:
         # A page of another site may send a form or plain text here without asking, but not this.
         if self.request.headers.get("Content-Type", "").split(";")[0].strip().lower() != "application/json":
-            raise Refused(415, "Content-Type must be application/json")
+            raise RequestError(415, "Content-Type must be application/json")
         try:
             body = json.loads(self.request.body)
         except (ValueError, RecursionError) as error:
-            raise Refused(400, f"the body is not JSON: {error}") from None
+            raise RequestError(400, f"the body is not JSON: {error}") from None
         if not isinstance(body, dict):
-            raise Refused(400, "the body must be a JSON object")
+            raise RequestError(400, "the body must be a JSON object")
         return body
 
-    async def _stream(self, head: dict[str, Any], reply: Reply, changed: asyncio.Event, *, usage: bool) -> None:
+    async def _stream(self, head: dict[str, Any], reply: Reply, changed: asyncio.Event, *, with_usage: bool) -> None:
         self.set_header("Content-Type", "text/event-stream; charset=utf-8")
         self.set_header("Cache-Control", "no-cache")
         self.set_header("X-Accel-Buffering", "no")
@@ -253,16 +191,17 @@ class Completions(Handler):
         async for piece in _pieces(reply, changed):
             await chunk({"content": piece})
         if reply.error:
-            await send(Refused(500, f"the reply failed: {reply.error}").body)
+            await send(RequestError(500, f"the reply failed: {reply.error}").body)
         else:
             await chunk({}, reply.ended)
-            if usage:
-                await send(head | {"object": "chat.completion.chunk", "choices": [], "usage": _usage(reply)})
+            if with_usage:
+                await send(head | {"object": "chat.completion.chunk", "choices": [], "usage": protocol.usage(reply)})
         self.write("data: [DONE]\n\n")
         self.finish()
 
 
 async def _pieces(reply: Reply, changed: asyncio.Event) -> AsyncIterator[str]:
+    """The text as it comes. changed: set whenever the reply has."""
     seen = 0
     while True:
         changed.clear()
@@ -274,11 +213,6 @@ async def _pieces(reply: Reply, changed: asyncio.Event) -> AsyncIterator[str]:
             return
         else:
             await changed.wait()
-
-
-def _usage(reply: Reply) -> dict[str, int]:
-    usage = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
-    return usage | {"total_tokens": sum(usage.values())}
 
 
 # --- The server ---------------------------------------------------------------------------------------------------
@@ -293,41 +227,55 @@ def _loopback(host: str) -> bool:
         return False
 
 
-def application(served: ModelHost, key: str | None) -> Application:
-    given = {"served": served, "key": key}
+def application(model_host: ModelHost, key: str | None) -> Application:
+    """The endpoints as a tornado application.
+
+    Args:
+        model_host: the model that answers.
+        key: that requests must carry; None lets this machine alone ask.
+    """
+    arguments = {"model_host": model_host, "key": key}
     return Application(
         [
-            (r"/health", Health, given),
-            (r"/v1/models", Models, given),
-            (r"/v1/models/([^/]+)", Models, given),
-            (r"/v1/chat/completions", Completions, given),
+            (r"/health", Health, arguments),
+            (r"/v1/models", Models, arguments),
+            (r"/v1/models/([^/]+)", Models, arguments),
+            (r"/v1/chat/completions", Completions, arguments),
         ],
-        default_handler_class=Missing, default_handler_args=given, log_function=lambda _: None,
+        default_handler_class=Missing, default_handler_args=arguments, log_function=lambda _: None,
     )  # fmt: skip
 
 
 def run(*, work: Path, run: str | None, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM. RecipeError: the port is taken, or others could reach it and there is no
-    API_KEY."""
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        work: the folder of all runs.
+        run: whose merged model answers; None is the run that merged last.
+        host, port: where to listen.
+
+    Raises:
+        RecipeError: the port is taken, or others could reach it and there is no API_KEY.
+    """
     key = os.environ.get("API_KEY") or None
     if key is None and not _loopback(host):
         raise RecipeError(f"API_KEY is missing: others can reach {host}, so choose a key and set it in the environment")
-    refuse_taken(host, port, "API_PORT")
-    served = ModelHost(work, run, port, verb="api", compare=False)
-    tell(port, lambda: asyncio.run(_serve(host, port, served, key)))
+    check_port(host, port, "API_PORT")
+    model_host = ModelHost(work, run, port, verb="api", compare=False)
+    run_server(port, lambda: asyncio.run(_serve(host, port, model_host, key)))
 
 
-async def _serve(host: str, port: int, served: ModelHost, key: str | None) -> None:
-    server = HTTPServer(application(served, key), max_body_size=MAX_BODY)
+async def _serve(host: str, port: int, model_host: ModelHost, key: str | None) -> None:
+    server = HTTPServer(application(model_host, key), max_body_size=MAX_BODY)
     server.listen(port, host)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
     stage.say("api", f"http://{host}:{port}/v1 (Ctrl-C stops it)")
-    threading.Thread(target=served.watch, daemon=True).start()
+    threading.Thread(target=model_host.watch, daemon=True).start()
     await stopped.wait()
     server.stop()
-    if served.engine:
-        served.engine.close()
+    if model_host.engine:
+        model_host.engine.close()
     await server.close_all_connections()

@@ -1,4 +1,4 @@
-"""What of a conversation fits into the tokens that a model can read."""
+"""Cuts a conversation to the tokens that a model can read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from recipe.errors import RecipeError
 
 
 def fit(tokenizer: Any, messages: list[dict[str, str]], room: int) -> list[dict[str, str]]:
-    """The latest whole turns that, with the system turn, take at most `room` tokens. RecipeError: not even the last."""
+    """The latest turns of a conversation that fit, a question always with its answer.
+
+    Args:
+        tokenizer: of the model.
+        messages: the conversation; a system message stays.
+        room: tokens of the prompt at most.
+
+    Raises:
+        RecipeError: not even the last message fits.
+    """
     system = [message for message in messages[:1] if message["role"] == "system"]
     turns = messages[len(system) :]
     while len(prompt_ids(tokenizer, [*system, *turns])) > room:

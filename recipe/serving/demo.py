@@ -1,6 +1,6 @@
 """Verb `demo`: the web page, and the one model behind it that all visitors share.
 
-The page itself is recipe/serving/page, which Streamlit runs anew for every visitor and click; what must outlive a click
+The page itself is recipe/serving/page, which Streamlit runs anew for every visitor and click. What must outlive a click
 is here.
 """
 
@@ -14,32 +14,40 @@ from pathlib import Path
 from typing import Any
 
 from recipe.pipeline import stage
-from recipe.serving.model_host import ModelHost, refuse_taken, tell
+from recipe.serving.model_host import ModelHost, check_port, run_server
 from recipe.serving.remote import Remote
 
 PAGE = Path(__file__).parent / "page" / "app.py"
 PORT = 6006
 
-_served: ModelHost | Remote | None = None
+_model_host: ModelHost | Remote | None = None
 
 
-def served() -> ModelHost | Remote:
+def model_host() -> ModelHost | Remote:
     """The model behind this process's page."""
-    assert _served is not None, "recipe/serving/page is shown by `python -m recipe demo`"
-    return _served
+    assert _model_host is not None, "recipe/serving/page is shown by `python -m recipe demo`"
+    return _model_host
 
 
 def run(*, work: Path, run: str | None, host: str, port: int) -> None:
-    """Serve the page until SIGINT or SIGTERM. RecipeError: the port is taken.
+    """Serve the page until SIGINT or SIGTERM.
 
-    Where OPENAI_BASE_URL is set the page asks that endpoint, with OPENAI_API_KEY, and loads no model.
+    Where OPENAI_BASE_URL is set, that endpoint answers, with OPENAI_API_KEY, and no model is loaded.
+
+    Args:
+        work: the folder of all runs.
+        run: whose merged model answers; None is the run that merged last.
+        host, port: where to listen.
+
+    Raises:
+        RecipeError: the port is taken.
     """
-    global _served
-    refuse_taken(host, port)
-    elsewhere = os.environ.get("OPENAI_BASE_URL")
-    model = Remote(elsewhere, os.environ.get("OPENAI_API_KEY"), port) if elsewhere else ModelHost(work, run, port)
-    _served = model
-    tell(port, lambda: asyncio.run(_serve(host, port, model)))
+    global _model_host
+    check_port(host, port)
+    endpoint = os.environ.get("OPENAI_BASE_URL")
+    model = Remote(endpoint, os.environ.get("OPENAI_API_KEY"), port) if endpoint else ModelHost(work, run, port)
+    _model_host = model
+    run_server(port, lambda: asyncio.run(_serve(host, port, model)))
 
 
 async def _serve(host: str, port: int, model: ModelHost | Remote) -> None:
@@ -56,8 +64,8 @@ async def _serve(host: str, port: int, model: ModelHost | Remote) -> None:
             "server_maxUploadSize": 1,
             "browser_gatherUsageStats": False,
             "client_toolbarMode": "minimal",
-            # One run of the page at a time for each visitor: the next begins when the last has heard of it, and goes on
-            # with its reply. The default stops the last by the exception that says that a visitor left.
+            # One run of the page at a time for each visitor. The next begins when the last has noticed the click, and
+            # continues its reply. By default the last would end with the exception that says that a visitor left.
             "runner_fastReruns": False,
         }
     )
@@ -73,8 +81,7 @@ async def _serve(host: str, port: int, model: ModelHost | Remote) -> None:
 
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Leave out that a visitor left while something was sent to him: Streamlit sends without waiting for how it
-    went."""
+    """Leave out that a visitor left while something was sent to him: Streamlit does not wait for the outcome."""
     from tornado.websocket import WebSocketClosedError
 
     if not isinstance(context.get("exception"), WebSocketClosedError):

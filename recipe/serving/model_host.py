@@ -1,4 +1,4 @@
-"""The one model of a server, page or API: found, loaded once, and its state told to whoever asks."""
+"""The one model of a server, page or API: loaded once, as soon as it exists; its state published for health checks."""
 
 from __future__ import annotations
 
@@ -23,33 +23,40 @@ from recipe.serving import context
 if TYPE_CHECKING:
     from recipe.serving.engine import Engine, Reply, Sampling
 
-# Seconds between looks for a model that is not there yet.
+# Seconds between two searches for a model that does not exist yet.
 LOOK_AGAIN = 3
 
 
 def state_file(port: int) -> Path:
-    """Where the server on `port` says how it is, for docker/healthcheck.py: {"state": "ready", …}."""
+    """The file with the state of the server on `port`, for docker/healthcheck.py: {"state": "ready", …}."""
     return Path(tempfile.gettempdir()) / f"recipe-demo-{port}.json"
 
 
 def announce(verb: str, port: int, state: str, message: str) -> None:
-    """Tell the log and the health check."""
+    """Publish a server's state to the log and to the health check.
+
+    Args:
+        verb: of the server, for the log.
+        port: where it listens.
+        state: "loading", "ready", "missing" or "failed".
+        message: the model, or what is wrong.
+    """
     file = state_file(port)
     files.write_atomically(file, json.dumps({"state": state, "message": message, "pid": os.getpid()}))
     stage.say(verb, f"{state}: {message}")
 
 
-def newest(work: Path, run: str | None) -> Path | None:
-    """The merged model of `run`, or of the run that merged last; None if there is none."""
+def newest_merged(work: Path, run: str | None) -> Path | None:
+    """The folder of the merged model of `run`, or of the run that merged last; None where there is none."""
     folders = [work / run / "merged"] if run else work.glob("*/merged")
-    manifest = [
+    complete = [
         (manifest.stat().st_mtime_ns, folder) for folder in folders if (manifest := folder / stage.MANIFEST).is_file()
     ]
-    return max(manifest)[1] if manifest else None
+    return max(complete)[1] if complete else None
 
 
-def parts(merged: Path) -> tuple[Path, Path] | None:
-    """The base and the adapter that `merged` was made of, where both are still there; None otherwise."""
+def base_and_adapter(merged: Path) -> tuple[Path, Path] | None:
+    """The folders of the base and the adapter whose sum `merged` is; None where either is gone or has changed."""
     adapter = merged.parent / "adapter"
     manifest, merge = stage.read_manifest(adapter), stage.read_manifest(merged)
     if not manifest or not merge:
@@ -62,10 +69,21 @@ def parts(merged: Path) -> tuple[Path, Path] | None:
 
 
 class ModelHost:
-    """state: "loading", "ready", "missing" or "failed"; message: what to do about the last two.
+    """Finds and loads the model of a server.
 
-    compare: load base and adapter rather than what they were merged to, so that the base can be asked as well. `alone`
-    is set where that was not possible.
+    Args:
+        work: the folder of all runs.
+        run: whose merged model it is; None is the run that merged last.
+        port: of the server.
+        verb: of the server, for the log.
+        compare: load base and adapter rather than the merged model, so that the base can answer as well.
+
+    Attributes:
+        state: "loading", "ready", "missing" or "failed".
+        message: the model; or what to do, where it is missing or failed.
+        folder: of the merged model.
+        engine: once the state is "ready".
+        alone: whether base and adapter were wanted and not there.
     """
 
     def __init__(self, work: Path, run: str | None, port: int, *, verb: str = "demo", compare: bool = True) -> None:
@@ -84,12 +102,14 @@ class ModelHost:
             time.sleep(LOOK_AGAIN)
 
     def load(self) -> None:
-        """Load the model if there is one, unless it is loaded or failed before; other threads return at once
-        meanwhile."""
+        """Load the model if there is one, unless it is loaded or failed before.
+
+        While a thread is in here, others return at once.
+        """
         if self.state == "ready" or not self._loading.acquire(blocking=False):
             return
         try:
-            self.folder = newest(self.work, self.run)
+            self.folder = newest_merged(self.work, self.run)
             if self.folder is None:
                 where = stage.shown(self.work / (self.run or "RUN") / "merged")
                 self._become(
@@ -106,7 +126,7 @@ class ModelHost:
         except RecipeError as error:
             self._become("failed", str(error))
         except Exception as error:  # the server must live to say so
-            self._become("failed", _plainly(error))
+            self._become("failed", _one_line(error))
         finally:
             self._loading.release()
 
@@ -116,16 +136,16 @@ class ModelHost:
         from recipe.evaluation import generation
         from recipe.serving.engine import Engine
 
-        # A core is left to the server: threads of a product wait for each other, and for one that shares its core they
-        # wait long.
+        # A core is left to the server. The threads of a matrix product wait for each other, and long for one that has
+        # to share its core.
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(torch.get_num_threads() - 1, 1))
-        candidate = parts(folder) if self.compare else None
+        candidate = base_and_adapter(folder) if self.compare else None
         self.alone = candidate is None
         return Engine(*(generation.load(*candidate) if candidate else generation.load(folder)))
 
     def try_again(self) -> None:
-        """Let `watch` load what failed once more, now that there may be more memory."""
+        """Let `watch` load once more a model that failed, now that there may be more memory."""
         self._tried = None
 
     def _become(self, state: str, message: str) -> None:
@@ -134,14 +154,16 @@ class ModelHost:
         self.state, self.message = state, message
         announce(self.verb, self.port, state, message)
 
-    # --- What the page asks for, here or of another server (recipe/serving/remote.py) ------------------------
+    # --- For the page, which takes `remote.Remote` as well ------------------------------------------------------------
 
     @property
     def can_compare(self) -> bool:
+        """Whether the base can answer beside the tuned model."""
         return self.engine is not None and self.engine.can_compare
 
     @property
     def defaults(self) -> Sampling:
+        """The sampling of the model's own generation_config.json."""
         assert self.engine
         return self.engine.defaults
 
@@ -152,23 +174,43 @@ class ModelHost:
         return self.engine.length
 
     def ask(self, messages: Sequence[dict[str, str]], sampling: Sampling, *, base: bool = False) -> Reply:
-        """The reply to the latest turns that leave it room. RecipeError: not even the last does."""
+        """Start the reply to the latest turns that leave room for it.
+
+        Args:
+            messages: the conversation, as `recipe.chat_format` takes it.
+            sampling: how tokens are chosen, and where the reply ends.
+            base: let the base answer, without the adapter.
+
+        Returns:
+            The reply, which grows.
+
+        Raises:
+            RecipeError: not even the last turn leaves room.
+        """
         assert self.engine
         room = self.engine.length - sampling.max_new_tokens
         fitting = context.fit(self.engine.tokenizer, list(messages), room)
         return self.engine.reply(fitting, sampling, adapted=not base)
 
 
-def _plainly(error: Exception) -> str:
-    """One line about what went wrong while loading."""
+def _one_line(error: Exception) -> str:
+    """What went wrong while loading."""
     text = str(error).splitlines()[0] if str(error) else repr(error)
     if "OutOfMemory" in type(error).__name__ or isinstance(error, MemoryError):
         return f"not enough memory for the model: end what else uses it, then try again ({text})"
     return f"{type(error).__name__}: {text}" if str(error) else text
 
 
-def refuse_taken(host: str, port: int, variable: str = "PORT") -> None:
-    """RecipeError where nobody can listen."""
+def check_port(host: str, port: int, variable: str = "PORT") -> None:
+    """Check that a server can listen.
+
+    Args:
+        host, port: where.
+        variable: of the Makefile, which chooses another port.
+
+    Raises:
+        RecipeError: it cannot.
+    """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -182,8 +224,8 @@ def refuse_taken(host: str, port: int, variable: str = "PORT") -> None:
             raise RecipeError(f"cannot listen on {host} port {port}: {error.strerror}") from None
 
 
-def tell(port: int, run: Callable[[], None]) -> None:
-    """`run` a server on `port`; no word of its state is left before or after."""
+def run_server(port: int, run: Callable[[], None]) -> None:
+    """Call `run`, a server on `port`, and remove the file with its state before and after."""
     state_file(port).unlink(missing_ok=True)  # of a server that was killed
     try:
         run()

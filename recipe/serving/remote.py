@@ -16,12 +16,22 @@ TIMEOUT = (5, 120)  # seconds to connect, and between two pieces
 
 
 class Remote:
-    """What `served.ModelHost` is to the page, over HTTP. url: such as http://127.0.0.1:8000/v1."""
+    """What `model_host.ModelHost` is to the page, over HTTP.
+
+    Args:
+        url: such as http://127.0.0.1:8000/v1.
+        key: of the endpoint, if it wants one.
+        port: of the page, for the health check.
+
+    Attributes:
+        state, message: see ModelHost.
+        model: the name of the model that answers.
+    """
 
     can_compare = False
     alone = False
     defaults = Sampling()
-    longest = 32768  # the endpoint knows better, and says so when it is too much
+    longest = 32768  # an endpoint that has less room answers with an error
 
     def __init__(self, url: str, key: str | None, port: int) -> None:
         import requests
@@ -34,12 +44,13 @@ class Remote:
             self._http.headers["Authorization"] = f"Bearer {key}"
 
     def watch(self) -> None:
+        """Call the endpoint until it answers; for a thread of its own."""
         while self.state != "ready":
             self.load()
             time.sleep(model_host.LOOK_AGAIN)
 
     def load(self) -> None:
-        """Ask which model is there; the first is taken."""
+        """Look which models the endpoint has; the first is taken."""
         try:
             self.model = self._call("GET", "/models").json()["data"][0]["id"]
             self._become("ready", f"{self.model} ({self.url})")
@@ -51,7 +62,7 @@ class Remote:
             )
 
     def try_again(self) -> None:
-        """`watch` asks again anyway."""
+        """Nothing to do: `watch` tries again by itself."""
 
     def _become(self, state: str, message: str) -> None:
         if (state, message) != (self.state, self.message):
@@ -59,25 +70,35 @@ class Remote:
             model_host.announce("demo", self.port, state, message)
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
-        """RecipeError: it cannot be reached, or it refuses, and then in its own words."""
+        """The endpoint's response. RecipeError: there is none, or it is an error; then the message is the
+        endpoint's."""
         import requests
 
         try:
-            answer = self._http.request(method, self.url + path, timeout=TIMEOUT, **options)
+            response = self._http.request(method, self.url + path, timeout=TIMEOUT, **options)
         except requests.RequestException as error:
             raise RecipeError(f"{self.url} cannot be reached ({type(error).__name__}): check OPENAI_BASE_URL") from None
-        if answer.status_code == 401:
+        if response.status_code == 401:
             raise RecipeError(f"{self.url} refuses the key: check OPENAI_API_KEY")
-        if not answer.ok:
+        if not response.ok:
             try:
-                event = str(answer.json()["error"]["message"])
+                message = str(response.json()["error"]["message"])
             except (ValueError, LookupError, TypeError):
-                event = answer.reason
-            raise RecipeError(f"{self.url}: {event}")
-        return answer
+                message = response.reason
+            raise RecipeError(f"{self.url}: {message}")
+        return response
 
     def ask(self, messages: Sequence[dict[str, str]], sampling: Sampling, *, base: bool = False) -> Reply:
-        """The reply, which grows in a thread; what the endpoint refuses becomes the reply's error."""
+        """Start the reply, which grows in a thread; an error of the endpoint becomes the reply's.
+
+        Args:
+            messages: the conversation, as `recipe.chat_format` takes it.
+            sampling: how tokens are chosen; `stop` is not sent.
+            base: not supported: `can_compare` is False.
+
+        Returns:
+            The reply, which grows.
+        """
         assert not base
         body: dict[str, Any] = {
             "model": self.model, "messages": list(messages), "stream": True, "stream_options": {"include_usage": True},
@@ -88,17 +109,17 @@ class Remote:
         if sampling.repetition_penalty != 1:  # vLLM's name for it, and this recipe's
             body["repetition_penalty"] = sampling.repetition_penalty
         reply = Reply()
-        threading.Thread(target=self._listen, args=(reply, body), daemon=True).start()
+        threading.Thread(target=self._receive, args=(reply, body), daemon=True).start()
         return reply
 
-    def _listen(self, reply: Reply, body: dict[str, Any]) -> None:
+    def _receive(self, reply: Reply, body: dict[str, Any]) -> None:
         import requests
 
         ended = "stop"
         try:
-            with self._call("POST", "/chat/completions", json=body, stream=True) as answer:
-                for line in answer.iter_lines():
-                    if reply.cancelled:  # leaving closes the connection, which frees the other side
+            with self._call("POST", "/chat/completions", json=body, stream=True) as response:
+                for line in response.iter_lines():
+                    if reply.cancelled:  # leaving closes the connection, which ends the reply there
                         ended = "cancelled"
                         break
                     if not line.startswith(b"data: ") or line == b"data: [DONE]":

@@ -24,20 +24,31 @@ def run(
     top_p: float,
     max_new_tokens: int,
 ) -> None:
-    """Answer `prompt` on stdout and return, or talk until the user leaves."""
+    """Hold a conversation until the user leaves, or answer one prompt on stdout.
+
+    Args:
+        model: its folder.
+        adapter: a PEFT folder to put on it.
+        prompt: the one question; None for a conversation.
+        system: the system prompt; empty for none.
+        temperature, top_p, max_new_tokens: see `Sampling`.
+
+    Raises:
+        RecipeError: the model cannot be loaded, or `max_new_tokens` leaves no room for a question.
+    """
     with Engine(*generation.load(model, adapter), slots=1) as engine:
         room = engine.length - max_new_tokens
         if room <= 0:
             raise RecipeError(f"--max-new-tokens leaves no room for a question: the model reads {engine.length} in all")
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
-        _talk(engine, prompt, [{"role": "system", "content": system}] if system else [], sampling)
+        _converse(engine, prompt, [{"role": "system", "content": system}] if system else [], sampling)
 
 
-def _talk(engine: Engine, prompt: str | None, start: list[dict[str, str]], sampling: Sampling) -> None:
+def _converse(engine: Engine, prompt: str | None, start: list[dict[str, str]], sampling: Sampling) -> None:
     room = engine.length - sampling.max_new_tokens
 
     def reply(messages: list[dict[str, str]]) -> str:
-        """Print the reply as it comes; what was said before Ctrl-C counts."""
+        """Print the reply as it comes, and return it; after Ctrl-C, what there is of it."""
         reply_text = ""
         pieces = engine.reply(fit(engine.tokenizer, messages, room), sampling).pieces()
         try:

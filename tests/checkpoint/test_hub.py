@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import importlib
@@ -459,7 +460,7 @@ def test_an_error_of_the_program_stays_one(sleeps: list[float]) -> None:
         raise KeyError("x")
 
     with pytest.raises(KeyError):
-        retry.patiently(broken, "what", progress=lambda: 0)
+        retry.with_retries(broken, "what", progress=lambda: 0)
     assert sleeps == []
 
 
@@ -469,8 +470,33 @@ def test_what_the_disk_refuses_is_passed_on(number: int, sleeps: list[float]) ->
         raise OSError(number, os.strerror(number), "/x")
 
     with pytest.raises(OSError, match="/x"):
-        retry.patiently(full, "what", progress=lambda: 0)
+        retry.with_retries(full, "what", progress=lambda: 0)
     assert sleeps == []
+
+
+def connection_settings() -> tuple[bool, bool, Any]:
+    """What `_connected` changes in huggingface_hub: whether it is offline, whether without Xet, and its retries."""
+    constants = importlib.import_module("huggingface_hub.constants")
+    file_download = importlib.import_module("huggingface_hub.file_download")
+    return constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_XET, file_download.http_backoff
+
+
+@pytest.mark.parametrize("error", [None, ConnectionError("cut"), KeyboardInterrupt()], ids=repr)
+def test_hugging_face_s_settings_are_put_back_also_after_an_error(
+    error: BaseException | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constants = importlib.import_module("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    before = connection_settings()
+    with pytest.raises(type(error)) if error else contextlib.nullcontext(), hub_clients._connected():
+        offline, without_xet, http_backoff = connection_settings()
+        assert not offline
+        assert without_xet
+        assert http_backoff.keywords == {"max_retries": 0}
+        if error:
+            raise error
+    assert connection_settings() == before
 
 
 # --- As a user runs it ---------------------------------------------------------------------------------------------

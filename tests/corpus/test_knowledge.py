@@ -10,10 +10,10 @@ from recipe.corpus.knowledge import (
     LANGUAGES,
     Fact,
     all_facts,
-    choice_facts,
     evaluation_facts,
     replay_facts,
     replay_prompts,
+    selection_facts,
 )
 
 
@@ -32,9 +32,9 @@ def test_replay_and_evaluation_share_no_wording() -> None:
 
 
 def test_replay_asks_all_that_neither_evaluation_nor_choice_asks() -> None:
-    kept = {fact for fact, _ in choice_facts() if fact.expect}
+    kept = {fact for fact, _ in selection_facts() if fact.expect}
     assert set(replay_facts()) == {fact for fact in all_facts() if not fact.held_out} - kept
-    assert not set(replay_prompts()) & {question for _, question in choice_facts()}
+    assert not set(replay_prompts()) & {question for _, question in selection_facts()}
 
 
 def test_who_it_is_is_asked_nowhere_else() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,10 @@ import pytest
 
 from recipe.errors import RecipeError
 from recipe.experiments import training_speed
+from recipe.experiments.training_speed import cases, trainers, workload
+from recipe.experiments.training_speed.cases import CASES, Case
+from recipe.experiments.training_speed.clock import WARM_UP, WINDOWS, Clock
+from recipe.paths import ROOT
 from recipe.stages import config
 
 
@@ -27,14 +33,15 @@ def test_an_unknown_name_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_every_preset_of_the_real_model_is_measured() -> None:
-    runners = {case.runner for case in training_speed.CASES.values()}
-    assert set(config.presets()) - {"miniature"} <= runners
+    measured = {case.trainer for case in CASES.values()}
+    assert set(config.presets()) - {"miniature"} <= measured
+    assert measured <= set(config.presets()) | set(trainers.OTHERS)
 
 
 def test_operations_a_token_counted_by_hand() -> None:
     layer = 2 * 2048 * 2048 + 2 * 2048 * 1024 + 3 * 2048 * 8192
     adapter = 64 * (2 * 4096 + 2 * 3072 + 3 * 10240)
-    assert training_speed.flop_per_token() == 4 * (24 * layer + 2048 * 92544) + 6 * 24 * adapter + 7 * 1024 * 2048 * 24
+    assert workload.flop_per_token() == 4 * (24 * layer + 2048 * 92544) + 6 * 24 * adapter + 7 * 1024 * 2048 * 24
 
 
 def test_the_model_has_the_real_ones_size() -> None:
@@ -42,19 +49,19 @@ def test_the_model_has_the_real_ones_size() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with init_empty_weights():
-        model = LlamaForCausalLM(LlamaConfig(**training_speed.MODEL))
+        model = LlamaForCausalLM(LlamaConfig(**workload.MODEL))
     assert sum(p.numel() for p in model.parameters()) == 1_889_110_016
 
 
 def test_packs_are_the_same_for_everyone() -> None:
-    first, second = training_speed.RandomPacks(3), training_speed.RandomPacks(5, positions=False)
+    first, second = workload.RandomPacks(3), workload.RandomPacks(5, positions=False)
     assert list(first[2]["input_ids"]) == list(second[2]["input_ids"]) == list(first[2]["labels"])
     assert "position_ids" not in second[0]
-    assert len(first[0]["input_ids"]) == training_speed.LENGTH
+    assert len(first[0]["input_ids"]) == workload.LENGTH
 
 
 def figures(name: str, rate: int) -> dict[str, Any]:
-    case = training_speed.CASES[name]
+    case = CASES[name]
     return {
         "name": name, "batch": case.batch, "gpus": case.gpus, "tokens_per_s": rate, "slowest": 61000, "fastest": 61500,
         "peak_mib": 15682, "mfu": 0.65, "seconds_to_first_step": 20.0,
@@ -72,12 +79,12 @@ def test_the_table_shows_figures_ratios_and_failures() -> None:
 
 
 def test_what_takes_two_gpus_is_measured_beside_one_and_left_out_where_there_is_one() -> None:
-    for name, case in training_speed.CASES.items():
+    for name, case in CASES.items():
         if case.gpus > 1:
-            assert case._replace(gpus=1) in training_speed.CASES.values(), name
-            assert training_speed.lacking(name, 1) == f"needs {case.gpus} GPUs"
-            assert training_speed.lacking(name, case.gpus) is None
-    assert {case.deepspeed for case in training_speed.CASES.values() if case.gpus == 2} == {None, "zero2"}
+            assert case._replace(gpus=1) in CASES.values(), name
+            assert cases.unmet_requirement(name, 1) == f"needs {case.gpus} GPUs"
+            assert cases.unmet_requirement(name, case.gpus) is None
+    assert {case.deepspeed for case in CASES.values() if case.gpus == 2} == {None, "zero2"}
 
 
 @pytest.mark.parametrize("name", ["fast", "fast zero2", "fast, 2 GPUs"])
@@ -89,8 +96,34 @@ def test_several_processes_are_torchruns_and_one_is_not(name: str, monkeypatch: 
         return subprocess.CompletedProcess(command, 0, stdout="a line\n{}\n")
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert training_speed._child(["one", name], training_speed.CASES[name])[-1] == "{}"
-    case = training_speed.CASES[name]
+    assert training_speed._child(["one", name], CASES[name])[-1] == "{}"
+    case = CASES[name]
     assert ("torch.distributed.run" in started[0]) is (name != "fast")
     assert (f"--nproc-per-node={case.gpus}" in started[0]) is (name != "fast")
     assert started[0][-4:] == ["-m", "recipe.experiments.training_speed", "one", name]
+
+
+def test_the_measuring_process_is_a_module_that_starts() -> None:
+    command = [sys.executable, "-m", "recipe.experiments.training_speed", "--help"]
+    assert "{make,one}" in subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+class StepCounter(Clock):
+    """A clock that needs no GPU."""
+
+    steps_done = 0
+
+    def step(self) -> None:
+        self.steps_done += 1
+
+
+def test_xtuner_steps_the_clock_on_the_bench_s_own_data(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vocabulary = json.loads((tiny_model / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    monkeypatch.setattr(workload, "VOCABULARY", vocabulary)
+    monkeypatch.setattr(workload, "LENGTH", 32)
+    clock = StepCounter(started=0.0, tokens=64, steps=1)
+    trainers.train(Case("fast", batch=2, steps=1), tiny_model, clock, tmp_path)
+    assert clock.steps_done == clock.total_steps == WARM_UP + WINDOWS
+    assert not list(tmp_path.glob("*.pth"))

@@ -41,12 +41,12 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class Endpoint:
     url: str
     port: int
-    served: ModelHost
+    model_host: ModelHost
 
     @property
     def engine(self) -> Engine:
-        assert self.served.engine
-        return self.served.engine
+        assert self.model_host.engine
+        return self.model_host.engine
 
     def client(self, key: str = "none") -> openai.OpenAI:
         # Without the proxies of this machine.
@@ -65,7 +65,7 @@ class Endpoint:
             return error.code, json.loads(error.read())
 
 
-def listen(served: ModelHost, key: str | None = None) -> Iterator[Endpoint]:
+def listen(model_host: ModelHost, key: str | None = None) -> Iterator[Endpoint]:
     """The endpoint of this process on a free port."""
     from tornado.httpserver import HTTPServer
 
@@ -76,7 +76,7 @@ def listen(served: ModelHost, key: str | None = None) -> Iterator[Endpoint]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        HTTPServer(api.application(served, key), max_body_size=api.MAX_BODY).listen(port, "127.0.0.1")
+        HTTPServer(api.application(model_host, key), max_body_size=api.MAX_BODY).listen(port, "127.0.0.1")
         ready.append(port)
 
     def run() -> None:
@@ -88,13 +88,13 @@ def listen(served: ModelHost, key: str | None = None) -> Iterator[Endpoint]:
     thread.start()
     while not ready:
         time.sleep(0.01)
-    yield Endpoint(f"http://127.0.0.1:{ready[0]}", ready[0], served)
+    yield Endpoint(f"http://127.0.0.1:{ready[0]}", ready[0], model_host)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(10)
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelHost]:
+def model_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelHost]:
     """The miniature, as if it were the merged model of run `quickstart`."""
     from recipe.stages import model
 
@@ -107,16 +107,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelHost]:
                 shutil.copyfile(file, out / file.name)
 
     stage.run("merge", work / "quickstart" / "merged", inputs={}, settings={}, work=write)
-    served = ModelHost(work, None, 1, verb="api", compare=False)
-    served.load()
-    assert served.engine
-    yield served
-    served.engine.close()
+    model_host = ModelHost(work, None, 1, verb="api", compare=False)
+    model_host.load()
+    assert model_host.engine
+    yield model_host
+    model_host.engine.close()
 
 
 @pytest.fixture(scope="module")
-def endpoint(served: ModelHost) -> Iterator[Endpoint]:
-    yield from listen(served)
+def endpoint(model_host: ModelHost) -> Iterator[Endpoint]:
+    yield from listen(model_host)
 
 
 @pytest.fixture(scope="module")
@@ -285,8 +285,8 @@ def test_an_unknown_place_is_told_in_the_same_shape(endpoint: Endpoint) -> None:
     assert (wrong.value.code, "error" in json.loads(wrong.value.read())) == (405, True)
 
 
-def test_with_a_key_nobody_without_it_is_heard(served: ModelHost) -> None:
-    for endpoint in listen(served, "secret"):
+def test_with_a_key_nobody_without_it_is_heard(model_host: ModelHost) -> None:
+    for endpoint in listen(model_host, "secret"):
         for key in ("", "secre", "secret2", "Secret", "秘密"):
             status, body = endpoint.post({}, Authorization=f"Bearer {key}".encode().decode("latin-1"))
             assert (status, body["error"]["code"]) == (401, "invalid_api_key")
@@ -297,9 +297,9 @@ def test_with_a_key_nobody_without_it_is_heard(served: ModelHost) -> None:
 
 
 def test_without_a_model_it_says_so(tmp_path: Path) -> None:
-    served = ModelHost(tmp_path, None, 2, verb="api", compare=False)
-    served.load()
-    for endpoint in listen(served):
+    model_host = ModelHost(tmp_path, None, 2, verb="api", compare=False)
+    model_host.load()
+    for endpoint in listen(model_host):
         with pytest.raises(openai.InternalServerError, match="run `make quickstart") as caught:
             endpoint.client().chat.completions.create(model="x", messages=HELLO)
         assert caught.value.status_code == 503
@@ -356,10 +356,10 @@ def test_a_client_who_leaves_frees_the_engine(
 # --- The page's way to such an endpoint ---------------------------------------------------------------------------
 
 
-def test_the_page_speaks_through_an_endpoint(served: ModelHost, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_speaks_through_an_endpoint(model_host: ModelHost, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    for endpoint in listen(served, "secret"):
+    for endpoint in listen(model_host, "secret"):
         remote = Remote(f"{endpoint.url}/v1/", "secret", endpoint.port)
         remote.load()
         assert (remote.state, remote.model) == ("ready", "quickstart")
@@ -407,13 +407,13 @@ def test_beyond_this_machine_it_needs_a_key(tmp_path: Path, monkeypatch: pytest.
         api.run(work=tmp_path, run=None, host="192.0.2.1", port=8000)
 
 
-def test_it_starts_loads_answers_and_ends_when_told(served: ModelHost, tmp_path: Path, said: str) -> None:
+def test_it_starts_loads_answers_and_ends_when_told(model_host: ModelHost, tmp_path: Path, said: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     own = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy") and key != "API_KEY"}
     own |= {"TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "recipe", "api", "--port", str(port), "--work", str(served.work)]
+    command = [sys.executable, "-m", "recipe", "api", "--port", str(port), "--work", str(model_host.work)]
     healthcheck = [sys.executable, "docker/healthcheck.py", "/health"]
     log = tmp_path / "log"
     with (
@@ -428,7 +428,7 @@ def test_it_starts_loads_answers_and_ends_when_told(served: ModelHost, tmp_path:
                 ).returncode:
                     break
                 time.sleep(0.2)
-            answer = Endpoint(f"http://127.0.0.1:{port}", port, served).client()
+            answer = Endpoint(f"http://127.0.0.1:{port}", port, model_host).client()
             assert answer.chat.completions.create(model="quickstart", messages=HELLO).choices[0].message.content == said
             taken = subprocess.run(command, cwd=ROOT, env=own, check=False, capture_output=True, text=True)
             assert (
@@ -443,10 +443,10 @@ def test_it_starts_loads_answers_and_ends_when_told(served: ModelHost, tmp_path:
     assert not list(tmp_path.glob("recipe-*"))
 
 
-def test_the_model_loads_for_the_api_as_for_everyone(served: ModelHost) -> None:
-    folder = served.folder
+def test_the_model_loads_for_the_api_as_for_everyone(model_host: ModelHost) -> None:
+    folder = model_host.folder
     assert folder
     (reply,) = generation.answer(*generation.load(folder), [HELLO], max_new_tokens=60)
-    replied = served.ask(HELLO, Sampling(max_new_tokens=60))
+    replied = model_host.ask(HELLO, Sampling(max_new_tokens=60))
     replied.join()
     assert replied.text == reply.text

@@ -74,23 +74,23 @@ def told(port: int = PORT) -> dict[str, Any]:
 
 
 def test_no_work_folder_and_an_empty_one_hold_no_model(tmp_path: Path, work: Path) -> None:
-    assert model_host.newest(tmp_path / "missing", None) is None
-    assert model_host.newest(work, None) is None
-    assert model_host.newest(work, "main") is None
+    assert model_host.newest_merged(tmp_path / "missing", None) is None
+    assert model_host.newest_merged(work, None) is None
+    assert model_host.newest_merged(work, "main") is None
 
 
 def test_the_run_that_merged_last_is_shown(work: Path) -> None:
     first, second = merged(work, "b", at=1_000_000_000), merged(work, "a", at=1_000_000_001)
-    assert model_host.newest(work, None) == second
+    assert model_host.newest_merged(work, None) == second
     os.utime(first / stage.MANIFEST, (1_000_000_002, 1_000_000_002))
-    assert model_host.newest(work, None) == first
+    assert model_host.newest_merged(work, None) == first
 
 
 def test_a_run_that_is_named_is_shown_whatever_merged_last(work: Path) -> None:
     older = merged(work, "older", at=1_000_000_000)
     merged(work, "newer", at=1_000_000_001)
-    assert model_host.newest(work, "older") == older
-    assert model_host.newest(work, "neither") is None
+    assert model_host.newest_merged(work, "older") == older
+    assert model_host.newest_merged(work, "neither") is None
 
 
 def test_an_incomplete_folder_is_no_model(work: Path) -> None:
@@ -98,8 +98,8 @@ def test_an_incomplete_folder_is_no_model(work: Path) -> None:
     (incomplete / stage.MANIFEST).unlink()
     (work / "stopped" / ".merged.partial").mkdir(parents=True)
     (work / "stopped" / ".merged.partial" / stage.MANIFEST).write_text("{}", encoding="utf-8")
-    assert model_host.newest(work, None) == complete
-    assert model_host.newest(work, "incomplete") is None
+    assert model_host.newest_merged(work, None) == complete
+    assert model_host.newest_merged(work, "incomplete") is None
 
 
 # --- How it is ----------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_a_model_is_loaded_once(work: Path, tiny_model: Path, monkeypatch: pytes
     assert [state["state"] for state in seen] == ["loading"]
     assert (model.state, model.message, model.folder) == ("ready", str(folder), folder)
     assert model.engine
-    assert model.engine.decoder.size == 4
+    assert model.engine.decoder.head_dim == 4
 
 
 def test_a_broken_model_is_told_and_a_good_one_in_its_place_is_shown(
@@ -270,7 +270,7 @@ def test_base_and_adapter_are_loaded_where_they_are_there(run_folder: Path, tiny
     model = model_host.ModelHost(run_folder, "main", PORT)
     model.load()
     assert (model.state, model.can_compare, model.alone) == ("ready", True, False)
-    assert model_host.parts(run_folder / "main" / "merged") == (tiny_model, run_folder / "main" / "adapter")
+    assert model_host.base_and_adapter(run_folder / "main" / "merged") == (tiny_model, run_folder / "main" / "adapter")
     for folder, base in ((run_folder / "main" / "merged", False), (tiny_model, True)):
         with Engine(*generation.load(folder)) as alone:
             wanted = alone.reply([{"role": "user", "content": "你好"}], Sampling(max_new_tokens=8))

@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from recipe.chat_format import prompt_ids, stop_ids, text_ids
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
-from recipe.serving.engine import Engine, Reply, Sampling, scheduler
+from recipe.serving.engine import Engine, Reply, Sampling, scheduler, slots
 from recipe.serving.engine.decoder import Decoder, PromptChunk
 from recipe.serving.engine.sampling import Sampler
+from recipe.serving.engine.sequence import Sequence as EngineSequence
+from recipe.serving.engine.slots import SAVED_TOKENS_PER_SLOT, SlotManager
 from recipe.serving.engine.text import Text
 
 QUESTIONS = ["你好", "What is the capital of France, and what do people eat there?", "a", "请你介绍一下你自己" * 30]
@@ -188,7 +190,7 @@ def test_short_prompts_are_read_together_and_a_long_one_holds_nobody_up(tiny: En
     monkeypatch.setitem(scheduler.PREFILL_TOKENS, "cpu", 40)
     talks = CONVERSATIONS[: tiny.decoder.slots]
     alone = [greedy(tiny, talk)[0].text for talk in talks]
-    tiny._cached = [(True, [])] * len(tiny._cached)
+    tiny._slots = SlotManager(tiny.decoder.slots)  # no prefix is cached
     read = passes(monkeypatch)
     with tiny._work:  # all of them are there when the engine looks
         together = [tiny.reply(talk, Sampling(max_new_tokens=24)) for talk in talks]
@@ -483,21 +485,24 @@ def test_a_cache_too_large_serves_fewer_visitors_before_shorter_ones(monkeypatch
         (16 * 5000, (16, 4992)),
         (3000, (1, 2944)),
     ]:
-        monkeypatch.setattr(scheduler, "CPU_CACHE_BYTES", tokens * token)
-        assert scheduler.capacity(config) == wanted
+        monkeypatch.setattr(slots, "CPU_CACHE_BYTES", tokens * token)
+        assert slots.capacity(config) == wanted
 
 
 @pytest.mark.parametrize(
-    ("prefix", "running", "slot"),
-    [(8, (), 0), (scheduler.SAVED_TOKENS_PER_SLOT * 3, (), 0), (scheduler.SAVED_TOKENS_PER_SLOT * 3 + 1, (), 3),
+    ("prefix", "used", "slot"),
+    [(8, (), 0), (SAVED_TOKENS_PER_SLOT * 3, (), 0), (SAVED_TOKENS_PER_SLOT * 3 + 1, (), 3),
      (8, (0, 1, 2), 3), (8, (2,), 3), (0, (2,), 0)],
 )  # fmt: skip
 def test_the_decode_batch_is_widened_only_where_the_cached_prefix_is_worth_it(
-    tiny: Engine, tokenizer: Any, prefix: int, running: tuple[int, ...], slot: int
+    tokenizer: Any, prefix: int, used: tuple[int, ...], slot: int
 ) -> None:
     ids = list(range(100, 100 + 400))
-    sequence = scheduler.Sequence(Reply(), Sampling(), ids, True, Text(tokenizer), random.Random(0))
-    engine = object.__new__(Engine)  # without its thread
-    engine.decoder = tiny.decoder
-    engine._cached = [(True, [])] * 3 + [(True, ids[:prefix])]
-    assert engine._choose_slot(sequence, set(running)) == slot
+
+    def sequence(slot: int = -1) -> EngineSequence:
+        return EngineSequence(Reply(), Sampling(), ids, True, Text(tokenizer), random.Random(0), slot)
+
+    manager, waiting = SlotManager(4), sequence()
+    manager.store(sequence(slot=3), ids[:prefix])
+    manager.allocate(waiting, used)
+    assert (waiting.slot, waiting.prefilled) == (slot, prefix if slot == 3 else 0)

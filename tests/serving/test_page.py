@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from recipe.paths import ROOT
 from recipe.serving.page import conversation
 from recipe.serving.page.conversation import BASE, TUNED, BadFileError, Turn
-from recipe.serving.page.markdown import shown
+from recipe.serving.page.markdown import streamlit_markdown
 from recipe.serving.page.words import EXAMPLES, LANGUAGES, WORDS, words
 
 # --- Words --------------------------------------------------------------------------------------------------------
@@ -34,12 +34,14 @@ def test_every_word_is_told_in_both_languages_about_the_same() -> None:
 
 
 def test_the_page_says_every_word_and_holds_no_other() -> None:
-    app = (ROOT / "recipe" / "serving" / "page" / "app.py").read_text(encoding="utf-8")
-    told = app + (ROOT / "recipe" / "serving" / "page" / "conversation.py").read_text(encoding="utf-8")
-    told = told.replace("'", '"')
+    page = ROOT / "recipe" / "serving" / "page"
+    app, notes, conversation = (
+        (page / f"{name}.py").read_text(encoding="utf-8") for name in ("app", "notes", "conversation")
+    )
+    source = (app + notes + conversation).replace("'", '"')
     for key in WORDS.keys() - {"missing", "failed"}:  # states of the model
-        assert f'"{key.removesuffix("_help")}"' in told, key
-    assert not re.search(r"[\u4e00-\u9fff]", app)
+        assert f'"{key.removesuffix("_help")}"' in source, key
+    assert not re.search(r"[\u4e00-\u9fff]", app + notes)
 
 
 # --- Markdown -----------------------------------------------------------------------------------------------------
@@ -66,7 +68,7 @@ def test_the_page_says_every_word_and_holds_no_other() -> None:
     ],
 )  # fmt: skip
 def test_markdown_is_what_streamlit_reads(text: str, expected: str) -> None:
-    assert shown(text) == expected
+    assert streamlit_markdown(text) == expected
 
 
 ADDRESSES = [
@@ -95,7 +97,7 @@ def test_no_text_makes_a_link_that_could_run_script(parts: list[str]) -> None:
 
     reader = MarkdownIt("commonmark", {"html": False})
     reader.validateLink = lambda url: True  # type: ignore[method-assign]
-    html = reader.render(shown("".join(parts)))
+    html = reader.render(streamlit_markdown("".join(parts)))
     for address in re.findall(r'(?:href|src)="([^"]*)"', html):
         assert not re.match(r"\s*(javascript|vbscript|data):", address, re.IGNORECASE), html
 

@@ -9,12 +9,8 @@ from typing import Any
 
 import pytest
 
-from recipe.experiments import training_speed
-
-# preset, packs of 1,024 tokens -> MiB that PyTorch had allocated at its peak (torch 2.11.0, rank 64)
+from recipe.experiments.training_speed.workload import MODEL
 from recipe.stages import config
-
-# preset, packs of 1,024 tokens -> MiB that PyTorch had allocated at its peak (torch 2.11.0, rank 64)
 from recipe.training import memory
 
 # preset, packs of 1,024 tokens -> MiB that PyTorch had allocated at its peak (torch 2.11.0, rank 64)
@@ -26,7 +22,7 @@ MEASURED = {
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    (tmp_path / "config.json").write_text(json.dumps(training_speed.MODEL))
+    (tmp_path / "config.json").write_text(json.dumps(MODEL))
     return tmp_path
 
 

@@ -28,13 +28,19 @@ from recipe.kernels import rowwise
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Attention of one layer: (layer, queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, head_dim)), and
-# the result is (tokens, heads * head_dim).
+# Attention of one layer: (layer, queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, head_dim)) ->
+# (tokens, heads * head_dim). It also writes the keys and values into the cache.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class PromptChunk(NamedTuple):
-    """Some tokens of a prompt, the first of which is the slot's `start`-th."""
+    """Consecutive tokens of a prompt, which one prefill computes.
+
+    Attributes:
+        slot: of the KV cache.
+        ids: token ids.
+        start: the position of the first of them.
+    """
 
     slot: int
     ids: list[int]
@@ -42,7 +48,18 @@ class PromptChunk(NamedTuple):
 
 
 class Projections:
-    """Linear layers that read the same input, as one product; with their LoRA where PEFT has put one on them."""
+    """Linear layers that read the same input, as one product; with their LoRA where PEFT has put one on them.
+
+    Args:
+        modules: linear layers of transformers, or PEFT's around them. Their weights become views of `weight`.
+
+    Attributes:
+        weight: (out, in), of all layers together.
+        lora_a, lora_b: (rank, in) and (out, rank), the ranks of all layers together, scaled; None without an adapter.
+
+    Raises:
+        RecipeError: a layer has a bias.
+    """
 
     def __init__(self, *modules: Any) -> None:
         plain = [getattr(module, "base_layer", module) for module in modules]
@@ -50,28 +67,39 @@ class Projections:
             raise RecipeError("the engine knows Llama without biases, as `make model` writes it")
         self.weight = torch.cat([module.weight.data for module in plain])
         rows = 0
-        for module in plain:  # the model goes on to work, on views, and there is one copy of the weights
+        for module in plain:  # the model still works, on views, and there is one copy of the weights
             module.weight.data = self.weight[rows : rows + len(module.weight)]
             rows += len(module.weight)
-        self.a: Tensor | None = None
-        self.b: Tensor | None = None
+        self.lora_a: Tensor | None = None
+        self.lora_b: Tensor | None = None
         if adapted := [module for module in modules if hasattr(module, "lora_A")]:
             (name,) = adapted[0].active_adapters
-            chunks = [
+            factors = [
                 (module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]) for module in modules
             ]
-            self.a = torch.cat([a for a, _, _ in chunks]).to(self.weight)
-            self.b = torch.block_diag(*(scale * b for _, b, scale in chunks)).to(self.weight)
+            self.lora_a = torch.cat([a for a, _, _ in factors]).to(self.weight)
+            self.lora_b = torch.block_diag(*(scale * b for _, b, scale in factors)).to(self.weight)
 
     def __call__(self, x: Tensor, adapted: Tensor, residual: Tensor | None = None) -> Tensor:
-        """x: (tokens, in). adapted: (tokens, 1), 1 where LoRA counts and 0 where not. Returns (tokens, out)."""
+        """The product, with LoRA's and the residual added.
+
+        Args:
+            x: (tokens, in).
+            adapted: (tokens, 1), 1 where LoRA counts and 0 where not.
+            residual: (tokens, out).
+
+        Returns:
+            (tokens, out).
+        """
         out = x @ self.weight.T if residual is None else torch.addmm(residual, x, self.weight.T)
-        if self.a is not None and self.b is not None:
-            out.addmm_((x @ self.a.T) * adapted, self.b.T)
+        if self.lora_a is not None and self.lora_b is not None:
+            out.addmm_((x @ self.lora_a.T) * adapted, self.lora_b.T)
         return out
 
 
 class Layer:
+    """The weights of one decoder layer of transformers' Llama."""
+
     def __init__(self, module: Any) -> None:
         attend, mlp = module.self_attn, module.mlp
         self.qkv = Projections(attend.q_proj, attend.k_proj, attend.v_proj)
@@ -93,6 +121,9 @@ class Decoder:
         slots: sequences that run at once.
         length: tokens of each, prompt and reply together.
 
+    Raises:
+        RecipeError: the model is of another layout, or has biases.
+
     Attributes:
         tokens: (slots,), the id that each slot computes next.
         positions: (slots,), that id's position.
@@ -112,7 +143,7 @@ class Decoder:
         config = base.config
         self.slots, self.length = slots, length
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.size = base.model.layers[0].self_attn.head_dim
+        self.head_dim = base.model.layers[0].self_attn.head_dim
         self.eps = config.rms_norm_eps
         self.layers = [Layer(module) for module in base.model.layers]
         self.embedding, self.norm, self.head = (
@@ -120,13 +151,13 @@ class Decoder:
             base.model.norm.weight,
             base.lm_head.weight,
         )
-        self.adapted_model = self.layers[0].qkv.a is not None
+        self.adapted_model = self.layers[0].qkv.lora_a is not None
         self.device = self.head.device
         # The position behind the end is never read; asking for it would stretch a dynamic rotary embedding.
-        places = torch.arange(length + 1, device=self.device).clamp(max=length - 1)
-        cos, sin = base.model.rotary_emb(self.embedding, places[None])
-        self.cos, self.sin = cos[0].contiguous(), sin[0].contiguous()
-        shape = (len(self.layers), 2, slots, self.kv_heads, length + 1, self.size)
+        positions = torch.arange(length + 1, device=self.device).clamp(max=length - 1)
+        cos, sin = base.model.rotary_emb(self.embedding, positions[None])
+        self.cos, self.sin = cos[0].contiguous(), sin[0].contiguous()  # (length + 1, head_dim)
+        shape = (len(self.layers), 2, slots, self.kv_heads, length + 1, self.head_dim)
         self.cache = torch.zeros(shape, dtype=self.head.dtype, device=self.device)
         self.rows = torch.arange(slots, device=self.device)
         self.tokens = torch.zeros(slots, dtype=torch.long, device=self.device)
@@ -137,18 +168,24 @@ class Decoder:
     @staticmethod
     def bytes_per_token(config: Any) -> int:
         """Bytes of one token in the KV cache of a model of this configuration: 16 bits a number on a GPU, else 32."""
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(
-            2 * config.num_hidden_layers * config.num_key_value_heads * size * (2 if torch.cuda.is_available() else 4)
-        )
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
+        return int(numbers * (2 if torch.cuda.is_available() else 4))
 
     def prefill(self, chunks: Sequence[PromptChunk]) -> Tensor:
-        """Compute chunks of several prompts in one pass; returns the logits after each, (chunks, vocabulary)."""
+        """Compute chunks of several prompts in one pass, and put their keys and values into the cache.
+
+        Args:
+            chunks: of different slots.
+
+        Returns:
+            (chunks, vocabulary), the logits after each chunk's last token.
+        """
         lengths = [len(chunk.ids) for chunk in chunks]
-        tokens = self._moved([token for chunk in chunks for token in chunk.ids])
-        at = self._moved([chunk.start + i for chunk in chunks for i in range(len(chunk.ids))])
-        slots = self._moved([chunk.slot for chunk in chunks for _ in chunk.ids])
-        last = self._moved([end - 1 for end in accumulate(lengths)])
+        tokens = self._on_device([token for chunk in chunks for token in chunk.ids])
+        positions = self._on_device([chunk.start + i for chunk in chunks for i in range(len(chunk.ids))])
+        slots = self._on_device([chunk.slot for chunk in chunks for _ in chunk.ids])
+        last = self._on_device([end - 1 for end in accumulate(lengths)])
         masks = [
             torch.ones(length, chunk.start + length, dtype=torch.bool, device=self.device).tril(chunk.start)
             if chunk.start
@@ -173,54 +210,74 @@ class Decoder:
                 out.append(attended[0].transpose(0, 1).flatten(1))
             return torch.cat(out)
 
-        return self._forward(tokens, self.cos[at], self.sin[at], self.adapted[slots], attend, last)
+        return self._forward(tokens, self.cos[positions], self.sin[positions], self.adapted[slots], attend, last)
 
-    def _moved(self, values: list[int]) -> Tensor:
+    def _on_device(self, values: list[int]) -> Tensor:
         return torch.tensor(values).to(self.device, non_blocking=True)
 
     def decode(self, batch: int, window: int) -> Tensor:
-        """Compute the next token of the first `batch` slots, none of which is past `window`: logits (batch,
-        vocabulary)."""
-        at, rows = self.positions[:batch], self.rows[:batch]
-        hidden = torch.arange(window, device=self.device) > at[:, None]
+        """Compute the token of each of the first `batch` slots in `tokens`.
+
+        Args:
+            batch: slots, counted from the first.
+            window: cached positions that are attended to; no sequence may be past it.
+
+        Returns:
+            (batch, vocabulary), the logits after that token.
+        """
+        positions, rows = self.positions[:batch], self.rows[:batch]
+        hidden = torch.arange(window, device=self.device) > positions[:, None]  # (batch, window)
         mask = torch.zeros(hidden.shape, dtype=self.head.dtype, device=self.device).masked_fill_(hidden, float("-inf"))
         group = self.heads // self.kv_heads
         mask = mask[:, None, None].expand(batch, self.kv_heads, group, window)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = self.cache[layer]
-            keys[rows, :, at], values[rows, :, at] = k, v
+            keys[rows, :, positions], values[rows, :, positions] = k, v
             # The queries that share a key-value head are laid out as if they were tokens: one kernel, nothing repeated.
             out = functional.scaled_dot_product_attention(
-                q.view(batch, self.kv_heads, group, self.size),
+                q.view(batch, self.kv_heads, group, self.head_dim),
                 keys[:batch, :, :window],
                 values[:batch, :, :window],
                 mask,
             )
             return out.reshape(batch, -1)
 
-        return self._forward(self.tokens[:batch], self.cos[at], self.sin[at], self.adapted[:batch], attend)
+        return self._forward(
+            self.tokens[:batch], self.cos[positions], self.sin[positions], self.adapted[:batch], attend
+        )
 
     def _forward(
-        self, tokens: Tensor, cos: Tensor, sin: Tensor, on: Tensor, attend: Attend, last: Tensor | None = None
+        self, tokens: Tensor, cos: Tensor, sin: Tensor, adapted: Tensor, attend: Attend, last: Tensor | None = None
     ) -> Tensor:
-        """Logits after the tokens in `last`, or after every one: (tokens or len(last), vocabulary)."""
-        x = self.embedding[tokens]
-        turned = (self.heads + self.kv_heads) * self.size
+        """The pass over all layers.
+
+        Args:
+            tokens: (tokens,), ids.
+            cos, sin: (tokens, head_dim), of each token's position.
+            adapted: (tokens, 1), 1 where the adapter is on.
+            attend: attention of one layer.
+            last: (rows,), indices of the tokens after which logits are wanted; all of them without it.
+
+        Returns:
+            (tokens or rows, vocabulary).
+        """
+        x = self.embedding[tokens]  # (tokens, hidden)
+        rotated = (self.heads + self.kv_heads) * self.head_dim  # queries and keys
         for i, layer in enumerate(self.layers):
             normed = torch.empty_like(x)
             rowwise.rms_norm(x, layer.norms[0], self.eps, normed)
-            qkv = layer.qkv(normed, on)
-            rowwise.rotate(qkv[:, :turned], cos, sin, qkv[:, :turned])
-            q, k, v = qkv.unflatten(1, (-1, self.size)).split((self.heads, self.kv_heads, self.kv_heads), 1)
-            x = layer.o(attend(i, q, k, v), on, x)
+            qkv = layer.qkv(normed, adapted)
+            rowwise.rotate(qkv[:, :rotated], cos, sin, qkv[:, :rotated])
+            q, k, v = qkv.unflatten(1, (-1, self.head_dim)).split((self.heads, self.kv_heads, self.kv_heads), 1)
+            x = layer.o(attend(i, q, k, v), adapted, x)
             rowwise.rms_norm(x, layer.norms[1], self.eps, normed)
-            gate_up = layer.gate_up(normed, on)
+            gate_up = layer.gate_up(normed, adapted)
             gated = gate_up.new_empty(len(x), gate_up.shape[1] // 2)
             rowwise.swiglu(gate_up, gated)
-            x = layer.down(gated, on, x)
+            x = layer.down(gated, adapted, x)
         if last is not None:
-            x = x[last]  # (chunks, hidden)
+            x = x[last]  # (rows, hidden)
         normed = torch.empty_like(x)
         rowwise.rms_norm(x, self.norm, self.eps, normed)
         return normed @ self.head.T

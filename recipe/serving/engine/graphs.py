@@ -1,5 +1,4 @@
-"""A step on a GPU as one launch: captured in a CUDA graph the first time that its shape is asked for, replayed ever
-after."""
+"""A step on a GPU as one launch: captured in a CUDA graph when its shape first comes, replayed from then on."""
 
 from __future__ import annotations
 
@@ -8,12 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Shape = tuple[int, int, bool]
+Shape = tuple[int, int, bool]  # the step's arguments: slots, window, whether every slot is greedy
 
 
 class Graphs:
-    """`step(*shape)` reads and writes tensors that stay where they are. restored: those that a step changes, put back
-    after the warm-up, which runs a step for real; recording does not. All graphs share one pool: they never overlap.
+    """A step that is called as `graphs(*shape)` and runs as a CUDA graph. The graphs never overlap: they share a pool.
+
+    Args:
+        step: reads and writes tensors that stay where they are.
+        restored: the tensors that a step changes. The warm-up before a capture runs a step for real, and they are put
+            back after it; the capture itself computes nothing.
     """
 
     def __init__(self, step: Callable[[int, int, bool], None], restored: tuple[Tensor, ...]) -> None:

@@ -14,7 +14,11 @@ class Sampling:
     """How the tokens of a reply are chosen, and where it ends.
 
     Attributes:
-        temperature: 0 is greedy.
+        max_new_tokens: of the reply, at most.
+        temperature: divides the logits; 0 is greedy.
+        top_p: tokens are drawn from the likeliest that together reach this probability.
+        repetition_penalty: divides the positive logits, and multiplies the negative ones, of tokens that were there
+            before; 1 is none.
         seed: the same seed gives the same reply; None gives another each time.
         stop: texts that end the reply and are not part of it.
     """
@@ -28,7 +32,12 @@ class Sampling:
 
     @classmethod
     def of(cls, generation_config: Any, **changes: Any) -> Sampling:
-        """As the model's own generation_config.json has it."""
+        """The settings of the model's own generation_config.json.
+
+        Args:
+            generation_config: transformers' GenerationConfig.
+            changes: fields that get other values.
+        """
         settings: dict[str, Any] = {
             "temperature": (generation_config.temperature or 0.0) if generation_config.do_sample else 0.0,
             "top_p": generation_config.top_p or 1.0,
@@ -38,7 +47,7 @@ class Sampling:
 
     @property
     def plain(self) -> bool:
-        """Whether the likeliest token is all that is ever asked for."""
+        """Whether every token is the likeliest one: greedy, and without a penalty."""
         return self.temperature == 0 and self.repetition_penalty == 1
 
 
@@ -50,8 +59,11 @@ class Reply:
         on_change: called in the engine's thread when text was added and at the end.
         text: so far.
         ended: None while the reply grows, then "stop" (the model's own end, or a stop text), "length", "cancelled" or
-        "error".
+            "error".
+        error: what the engine failed with, where `ended` is "error".
+        prompt_tokens, completion_tokens: how many.
         asked_at, first_at, ended_at: of the request, its first token and its end, by time.monotonic, in seconds.
+        cancelled: whether the end was requested.
     """
 
     on_change: Callable[[], None] = lambda: None
@@ -67,11 +79,19 @@ class Reply:
     _changed: threading.Condition = field(default_factory=threading.Condition, repr=False)
 
     def cancel(self) -> None:
-        """Ask for the end; the text so far stays. The engine ends the reply before its next token."""
+        """Request the end; the text so far stays. The engine ends the reply before its next token."""
         self.cancelled = True
 
     def wait(self, seen: int, timeout: float | None = None) -> bool:
-        """Wait until there are more than `seen` characters or the reply has ended; False if neither came in time."""
+        """Wait until there is more text, or the reply has ended.
+
+        Args:
+            seen: characters that the caller has already.
+            timeout: in seconds; None waits for ever.
+
+        Returns:
+            False where neither came in time.
+        """
         with self._changed:
             return self._changed.wait_for(lambda: len(self.text) > seen or self.ended is not None, timeout)
 
@@ -81,7 +101,11 @@ class Reply:
             self._changed.wait_for(lambda: self.ended is not None)
 
     def pieces(self) -> Iterator[str]:
-        """The text as it comes. Raises what the engine failed with; closing the iterator cancels the reply."""
+        """The text as it comes; closing the iterator cancels the reply.
+
+        Raises:
+            Exception: what the engine failed with.
+        """
         seen = 0
         try:
             while True:
@@ -99,12 +123,13 @@ class Reply:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """From the first token to the last; None for fewer than two."""
+        """Speed from the first token to the last; None for fewer than two."""
         if self.first_at is None or self.completion_tokens < 2:
             return None
         return (self.completion_tokens - 1) / max((self.ended_at or time.monotonic()) - self.first_at, 1e-9)
 
     def add(self, piece: str, tokens: int = 1) -> None:
+        """Add text, and the number of tokens that it came with; for whoever generates the reply."""
         with self._changed:
             self.completion_tokens += tokens
             self.first_at = self.first_at or time.monotonic()
@@ -113,6 +138,7 @@ class Reply:
         self.on_change()
 
     def end(self, how: str, error: Exception | None = None) -> None:
+        """End the reply; for whoever generates it. how: see `ended`."""
         with self._changed:
             self.ended, self.error, self.ended_at = how, error, time.monotonic()
             self._changed.notify_all()

@@ -12,10 +12,20 @@ from recipe.serving.engine.reply import Sampling
 
 
 class Sampler:
-    """The settings of each slot, (slots,) each, and which tokens its sequence holds, for the repetition penalty.
+    """Chooses tokens by the settings of each slot.
 
-    Random numbers come from outside: `draw` (slots,) holds one in [0, 1) for each slot and step, which the scheduler
-    takes from the sequence's own seed, so that a reply does not depend on what runs beside it.
+    Random numbers come from outside. The scheduler puts them into `draw` from the sequence's own seed, so that a reply
+    does not depend on what runs beside it.
+
+    Args:
+        slots: of the KV cache.
+        vocabulary: rows of the output head.
+        device: of the logits.
+
+    Attributes:
+        temperature, top_p, penalty: (slots,), float32.
+        draw: (slots,), float32, a random number in [0, 1) for each slot's next token.
+        seen: (slots, vocabulary), bool, the tokens that the sequence holds, for the repetition penalty.
     """
 
     def __init__(self, slots: int, vocabulary: int, device: torch.device) -> None:
@@ -26,6 +36,7 @@ class Sampler:
         self.seen = torch.zeros(slots, vocabulary, dtype=torch.bool, device=device)
 
     def set(self, slot: int, sampling: Sampling, prompt: list[int]) -> None:
+        """Take over the settings of a sequence, and the token ids of its prompt, for the slot that it was given."""
         self.temperature[slot], self.top_p[slot] = sampling.temperature, sampling.top_p
         self.penalty[slot] = sampling.repetition_penalty
         if sampling.repetition_penalty != 1:
@@ -33,10 +44,14 @@ class Sampler:
             self.seen[slot, torch.tensor(prompt).to(self.seen.device, non_blocking=True)] = True
 
     def choose(self, logits: Tensor, slots: slice, *, plain: bool) -> Tensor:
-        """The next token of each of `slots`.
+        """The next token of each of `slots`, which counts as seen from then on.
+
+        Nucleus sampling: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020. Repetition penalty:
+        Keskar et al., "CTRL", 2019, section 4.1, as transformers' RepetitionPenaltyLogitsProcessor computes it.
 
         Args:
             logits: (slots, vocabulary).
+            slots: which of the slots the rows are.
             plain: whether every slot is greedy and without a penalty, so that the largest logit decides.
 
         Returns:
@@ -48,13 +63,15 @@ class Sampler:
         seen, penalty = self.seen[slots], self.penalty[slots, None]  # (slots, vocabulary), (slots, 1)
         logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
         temperature = self.temperature[slots, None]
-        likely, order = (logits / temperature.clamp(min=1e-5)).softmax(-1).sort(dim=-1, descending=True, stable=True)
-        below = likely.cumsum(-1) - likely  # the probability of everything likelier
-        kept = likely * (below < self.top_p[slots, None])
-        # The first token whose sum passes the drawn share of what was kept; the likeliest is always kept.
-        reached = kept.cumsum(-1)
-        index = (reached <= self.draw[slots, None] * reached[:, -1:]).sum(-1, keepdim=True)
-        index = index.clamp(max=kept.count_nonzero(-1)[:, None] - 1)
+        probabilities, order = (
+            (logits / temperature.clamp(min=1e-5)).softmax(-1).sort(dim=-1, descending=True, stable=True)
+        )
+        likelier = probabilities.cumsum(-1) - probabilities  # the probability of everything likelier
+        nucleus = probabilities * (likelier < self.top_p[slots, None])
+        # The first token whose sum passes the drawn share of the nucleus; the likeliest is always in it.
+        sums = nucleus.cumsum(-1)
+        index = (sums <= self.draw[slots, None] * sums[:, -1:]).sum(-1, keepdim=True)
+        index = index.clamp(max=nucleus.count_nonzero(-1)[:, None] - 1)
         chosen = torch.where(temperature > 0, order.gather(-1, index), logits.argmax(-1, keepdim=True))
         seen.scatter_(-1, chosen, True)
         return chosen[:, 0]

@@ -1,9 +1,9 @@
 """Continuous batching in a thread of its own: prefill and decode steps of many sequences on one KV cache.
 
 Each iteration of the loop prefills a bounded number of prompt tokens, of several short prompts or a chunk of a long
-one, and then decodes one token of every running sequence. So a long prompt delays nobody, and a new request does not
-wait for the others to end. On a GPU the next decode step is launched before the last one's tokens are read, which keeps
-the GPU busy while text is made of them.
+one, and then decodes one token of every running sequence. So a long prompt delays no other reply, and a new request
+does not wait for the others to end. On a GPU the next decode step is launched before the last one's tokens are read,
+which keeps the GPU busy while they become text.
 """
 
 from __future__ import annotations
@@ -13,75 +13,21 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from recipe.chat_format import Message, prompt_ids, stop_ids
 from recipe.errors import RecipeError
 from recipe.serving.engine.reply import Reply, Sampling
+from recipe.serving.engine.sequence import Sequence
+from recipe.serving.engine.slots import SLOTS, SlotManager, capacity
 from recipe.serving.engine.text import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SLOTS = 32  # sequences that run at once; further requests wait
-MIN_CONTEXT = 4096  # tokens of a slot: where memory is short, fewer slots rather than shorter ones
-CPU_CACHE_BYTES = 4 << 30  # of the KV cache where there is no GPU; on one it takes two thirds of what is free
 PREFILL_TOKENS = {"cuda": 1024, "cpu": 64}  # prompt tokens of one prefill, between two decode steps
 MIN_WINDOW = 512  # cached positions that a decode step attends to at the least; the window doubles as sequences grow
-# Prompt tokens that a cached prefix must save for each slot by which it widens the decode batch. By the README's table
-# of `make speed`, a slot costs every decode step of the reply about what one prefilled token costs, on two CPU cores
-# and on an H200, and a reply has about so many steps. An estimate: what widening costs was not measured by itself.
-SAVED_TOKENS_PER_SLOT = 100
-
-
-def capacity(config: Any, slots: int = SLOTS) -> tuple[int, int]:
-    """The size of a KV cache that fits beside a model that is loaded already.
-
-    Args:
-        config: the model's configuration.
-        slots: the most that are wanted.
-
-    Returns:
-        (slots, tokens of each slot).
-    """
-    import torch
-
-    from recipe.serving.engine.decoder import Decoder
-
-    memory = torch.cuda.mem_get_info()[0] * 2 // 3 if torch.cuda.is_available() else CPU_CACHE_BYTES
-    tokens = memory // Decoder.bytes_per_token(config)
-    longest = config.max_position_embeddings
-    while slots > 1 and tokens // slots < min(MIN_CONTEXT, longest):
-        slots //= 2
-    return slots, max(min(longest, tokens // slots) // 64 * 64, 64)
-
-
-@dataclass
-class Sequence:
-    """A request that is waiting, prefilling or decoding.
-
-    Attributes:
-        prompt: token ids.
-        adapted: whether the adapter is on.
-        rng: of this sequence alone, so that a reply does not depend on what runs beside it.
-        slot: of the KV cache; -1 while the request waits.
-        prefilled: prompt tokens that the slot's cache holds.
-        output_ids: tokens that were decoded and accepted.
-    """
-
-    reply: Reply
-    sampling: Sampling
-    prompt: list[int]
-    adapted: bool
-    text: Text
-    rng: random.Random
-    slot: int = -1
-    prefilled: int = 0
-    output_ids: list[int] = field(default_factory=list)
-
-    def draw(self) -> float:
-        return self.rng.random()
 
 
 @dataclass
@@ -99,10 +45,11 @@ class InFlightStep:
     arrived: Any = None
 
     def result(self) -> list[int]:
+        """The sampled id of each row; waits until they have arrived."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        chosen: list[int] = self.tokens.tolist()
-        return chosen
+        ids: list[int] = self.tokens.tolist()
+        return ids
 
 
 class Engine:
@@ -113,6 +60,14 @@ class Engine:
         tokenizer: of the model.
         slots: sequences that run at once, fewer where memory is short.
         length: tokens of a slot, prompt and reply together; the longest that fits where it is not given.
+
+    Attributes:
+        length: tokens of a slot, prompt and reply together.
+        defaults: the sampling of the model's own generation_config.json.
+        stops: the token ids that end a reply.
+
+    Raises:
+        RecipeError: the model is not of the Llama layout.
     """
 
     def __init__(
@@ -140,8 +95,7 @@ class Engine:
         self._waiting: deque[Sequence] = deque()
         self._prefilling: deque[Sequence] = deque()
         self._decoding: dict[int, Sequence] = {}  # slot -> sequence
-        # Of each slot: whether the adapter was on, and the ids whose keys and values its cache still holds.
-        self._cached: list[tuple[bool, list[int]]] = [(True, [])] * fitting
+        self._slots = SlotManager(fitting)
         self._in_flight: deque[InFlightStep] = deque()
         self._work = threading.Condition()
         self._closed = False
@@ -150,7 +104,7 @@ class Engine:
 
     @property
     def can_compare(self) -> bool:
-        """Whether the base can be asked beside the tuned model."""
+        """Whether the base can answer beside the tuned model."""
         return self.decoder.adapted_model
 
     @property
@@ -190,7 +144,18 @@ class Engine:
         adapted: bool = True,
         on_change: Callable[[], None] = lambda: None,
     ) -> Reply:
-        """`reply` to a prompt of token ids."""
+        """Start the reply to a prompt of token ids, and return at once.
+
+        Args:
+            ids: of the prompt.
+            sampling, adapted, on_change: see `reply`.
+
+        Returns:
+            The reply, which grows.
+
+        Raises:
+            RecipeError: the prompt leaves no room for a reply, or the engine is closed.
+        """
         if len(ids) >= self.length:
             raise RecipeError(
                 f"the conversation is {len(ids)} tokens long and the model reads {self.length}: shorten it"
@@ -257,43 +222,14 @@ class Engine:
 
     def _admit(self) -> None:
         """Give free slots to waiting sequences, in the order in which they came."""
-        taken = set(self._decoding) | {sequence.slot for sequence in self._prefilling}
-        while self._waiting and len(taken) < self.decoder.slots:
+        used = set(self._decoding) | {sequence.slot for sequence in self._prefilling}
+        while self._waiting and len(used) < self._slots.count:
             sequence = self._waiting.popleft()
-            sequence.slot = self._choose_slot(sequence, taken)
-            sequence.prefilled = self._shared_prefix(sequence.slot, sequence)
-            taken.add(sequence.slot)
+            self._slots.allocate(sequence, used)
+            used.add(sequence.slot)
             self.decoder.adapted[sequence.slot] = float(sequence.adapted)
             self.sampler.set(sequence.slot, sequence.sampling, sequence.prompt)
             self._prefilling.append(sequence)
-
-    def _choose_slot(self, sequence: Sequence, taken: set[int]) -> int:
-        """The free slot whose cached prefix saves the most, less what a wider decode batch costs; the lowest of
-        equals."""
-        batch = self._batch_size(max(taken, default=0))
-
-        def saved(slot: int) -> int:
-            extra = max(self._batch_size(slot) - batch, 0)
-            return self._shared_prefix(slot, sequence) - SAVED_TOKENS_PER_SLOT * extra
-
-        free = (slot for slot in range(self.decoder.slots) if slot not in taken)
-        return max(free, key=lambda slot: (saved(slot), -slot))
-
-    def _batch_size(self, highest_slot: int) -> int:
-        """Slots that a decode step computes: a power of two, so that there are few CUDA graphs."""
-        batch = 1
-        while batch <= highest_slot:
-            batch *= 2
-        return min(batch, self.decoder.slots)
-
-    def _shared_prefix(self, slot: int, sequence: Sequence) -> int:
-        """Prompt tokens that the slot's cache holds already; the last one is always computed, for the logits after
-        it."""
-        adapted, cached = self._cached[slot]
-        if adapted != sequence.adapted:
-            return 0
-        most = min(len(cached), len(sequence.prompt) - 1)
-        return next((i for i in range(most) if cached[i] != sequence.prompt[i]), most)
 
     def _prefill(self) -> None:
         """One pass over the prompts that came first, of at most PREFILL_TOKENS; an unfinished prompt goes to the
@@ -303,7 +239,7 @@ class Engine:
         budget, chunks = PREFILL_TOKENS[self.decoder.device.type], []
         for sequence in self._prefilling:
             if budget:
-                self._cached[sequence.slot] = (sequence.adapted, sequence.prompt[: sequence.prefilled])
+                self._slots.store(sequence, sequence.prompt[: sequence.prefilled])
                 ids = sequence.prompt[sequence.prefilled : sequence.prefilled + budget]
                 chunks.append((sequence, PromptChunk(sequence.slot, ids, sequence.prefilled)))
                 budget -= len(ids)
@@ -336,7 +272,7 @@ class Engine:
 
     def _decode_step(self) -> None:
         sequences = list(self._decoding.items())
-        batch = self._batch_size(max(self._decoding))
+        batch = self._slots.batch_size(max(self._decoding))
         # Tokens that were sampled on the GPU and not read yet count, too.
         furthest = max(len(sequence.prompt) + len(sequence.output_ids) for sequence in self._decoding.values()) + 2
         window = MIN_WINDOW
@@ -397,7 +333,7 @@ class Engine:
         """Free the slot, then end the reply. The slot's cache stays, for a conversation that goes on."""
         # The keys and values of the last accepted token may not have been computed.
         cached = sequence.prompt[: sequence.prefilled] + sequence.output_ids[:-1]
-        self._cached[sequence.slot] = (sequence.adapted, [] if error else cached)
+        self._slots.store(sequence, [] if error else cached)
         self._decoding.pop(sequence.slot, None)
         if sequence in self._prefilling:
             self._prefilling.remove(sequence)

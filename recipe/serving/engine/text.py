@@ -1,4 +1,4 @@
-"""From tokens to text as they come: whole characters only, and nothing of a stop string."""
+"""From tokens to text as they come: whole characters only, and nothing of a stop text."""
 
 from __future__ import annotations
 
@@ -8,26 +8,35 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What a decoder writes for bytes that are no character, or not one yet.
+# What a tokenizer's decoder writes for bytes that are no character, or not one yet.
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-# Bytes that no character needs more of: what is still incomplete then will never be complete.
+# More byte tokens than any character has: what is still incomplete then will never be complete.
 LONGEST = 16
 
 
 class Text:
-    """Rare characters come as several byte tokens, and a token's text can depend on the one before it; so the latest
-    tokens are decoded together with those told last, and told once they end in a whole character.
+    """Makes text of tokens as they come (incremental detokenization).
+
+    Rare characters come as several byte tokens, and a token's text can depend on the one before it. So the latest
+    tokens are decoded together with those emitted last, and emitted once they end in a whole character.
+
+    Args:
+        tokenizer: of the model.
+        stop: texts that end the reply and are not part of it.
+
+    Attributes:
+        stopped: whether a stop text was complete.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
         self._tokenizer, self._stop = tokenizer, stop
-        self._ids: list[int] = []  # those told last, then those not told yet
-        self._emitted = 0
-        self._withheld = ""  # may be the beginning of a stop string
+        self._ids: list[int] = []  # those emitted last, then those not emitted yet
+        self._emitted = 0  # how many of them were emitted
+        self._withheld = ""  # may be the beginning of a stop text
         self.stopped = False
 
     def add(self, token: int) -> str:
-        """What can be told now that `token` has come; `stopped` is set where a stop string is complete."""
+        """Take the next token id; returns the text that can be emitted now, which may be empty."""
         self._ids.append(token)
         before, now = self._decode(self._ids[: self._emitted]), self._decode(self._ids)
         waiting = len(self._ids) - self._emitted
@@ -37,7 +46,7 @@ class Text:
         return self._until_stop(now[len(before) :])
 
     def end(self) -> str:
-        """What was held back, now that nothing more comes."""
+        """The text that was withheld, now that nothing more comes."""
         pending = self._decode(self._ids)[len(self._decode(self._ids[: self._emitted])) :]
         self._ids, self._emitted = [], 0
         piece, self._withheld = ("" if self.stopped else self._until_stop(pending)) + self._withheld, ""

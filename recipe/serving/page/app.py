@@ -1,7 +1,7 @@
 """What a visitor sees. Streamlit runs this file from top to bottom at every click; recipe/serving/demo.py holds the
 model.
 
-A reply on its way lives in the visitor's session as `pending`, so that a click elsewhere does not cut it; only Stop
+A reply that grows lives in the visitor's session as `pending`, so that a click elsewhere does not end it; only Stop
 does, and leaving. It becomes a turn of the conversation when it has ended, and nothing of it stays when it fails.
 """
 
@@ -19,37 +19,38 @@ from recipe.serving import demo
 from recipe.serving.engine.reply import Reply, Sampling
 from recipe.serving.page import conversation
 from recipe.serving.page.conversation import BASE, TUNED, BadFileError, Turn
-from recipe.serving.page.markdown import shown
+from recipe.serving.page.markdown import streamlit_markdown
+from recipe.serving.page.notes import failure, note
 from recipe.serving.page.words import EXAMPLES, LANGUAGES, words
 
-# Seconds between two looks at a reply, and the longest: Streamlit heeds a click when the next thing is shown.
+# Seconds between two views of a reply, at the least and at the most: Streamlit notices a click when the next is sent.
 REFRESH, IMPATIENT = 0.05, 0.2
 # Under a reply that grows, Stop would run away from the pointer: it stands still above the input.
 STAND_STILL = """<style>.stChatMessage button[kind="primary"] {position: fixed; bottom: 7.5rem; z-index: 100}</style>"""
 
 st.set_page_config(page_title="InternLM2")  # an emoji as its icon would be fetched from a CDN
-model = demo.served()
+model = demo.model_host()
 widgets: Any = st.session_state
 
 
 def preferred_language() -> str:
-    """The first of ours that the visitor's browser asks for."""
+    """The first language of the visitor's browser that the page has; Chinese where there is none."""
     from streamlit.web.server.websocket_headers import _get_websocket_headers
 
     accepted = (_get_websocket_headers() or {}).get("Accept-Language", "")
     return next((tag[:2] for tag in accepted.split(",") if tag[:2] in LANGUAGES), "zh")
 
 
-# One object, taken hold of once: when a visitor leaves, Streamlit empties what it stands in while this may still run.
+# One object, read once: when a visitor leaves, Streamlit empties the session while this script may still run.
 state = widgets.get("visitor") or SimpleNamespace(
     turns=[],
     pending=None,  # (question, {who: Reply})
-    replaced=None,  # the turn in whose place it is asked
+    replaced=None,  # the turn that the pending one takes the place of
     message=None,  # (kind, text) to show once
     editing=False,
     language=preferred_language(),
-    # Streamlit takes a widget whose label or value changes for another one, so settings begin anew in each version from
-    # `initial`: what they were before the language changed, or a file was read.
+    # Streamlit takes a widget whose label or value changes for another one. So the settings' widgets begin anew in each
+    # version, from `initial`: their values before the language changed, or a file was read.
     version=0,
     initial={"compare": False, "seed": -1, "system": ""},
 )
@@ -57,11 +58,12 @@ widgets.visitor = state
 
 
 def setting(name: str) -> Any:
+    """The present value of a setting."""
     return widgets.get(f"{name}{state.version}", state.initial[name])
 
 
 def renew(**changes: Any) -> None:
-    """A new version of every setting, with its present value but for `changes`."""
+    """Begin a new version of every setting, with its present value but for `changes`."""
     state.initial = {name: setting(name) for name in state.initial} | changes
     state.version += 1
 
@@ -70,7 +72,7 @@ def renew(**changes: Any) -> None:
 
 
 def ask(question: str) -> None:
-    """Begin the replies to `question`; what cannot be asked leaves nothing behind."""
+    """Start the replies to `question`; where one cannot start, there is a message and nothing else changes."""
     who = [TUNED, BASE] if setting("compare") and model.can_compare else [TUNED]
     sampling = Sampling(
         max_new_tokens=setting("longest"),
@@ -93,7 +95,7 @@ def ask(question: str) -> None:
 
 
 def ask_typed() -> None:
-    """The question in the input below; it ends the reply to the last."""
+    """Ask the question in the input below; it ends the reply to the last."""
     stop()
     commit()
     ask(widgets.typed)
@@ -123,7 +125,7 @@ def stop() -> None:
 
 
 def ask_last(question: str) -> None:
-    """Ask in place of the last question; where that is refused, fails or says nothing, the turn stays."""
+    """Ask in place of the last question; where the reply cannot start, fails or is empty, the turn stays."""
     state.replaced = state.turns.pop()
     ask(question)
     if state.pending is None:
@@ -131,7 +133,7 @@ def ask_last(question: str) -> None:
 
 
 def restore() -> None:
-    """The turn that was to be replaced, back again."""
+    """Put the turn that was to be replaced back."""
     if state.replaced:
         state.turns.append(state.replaced)
         state.replaced = None
@@ -161,25 +163,8 @@ def take_file() -> None:
 # --- Replies ------------------------------------------------------------------------------------------------------
 
 
-def note(reply: Reply) -> str:
-    speed = reply.tokens_per_second
-    if speed is None or reply.first_at is None:
-        text = say("note_short", tokens=reply.completion_tokens)
-    else:
-        first = f"{reply.first_at - reply.asked_at:.2f}"
-        text = say("note", tokens=reply.completion_tokens, first=first, speed=f"{speed:.0f}")
-    ending = {"cancelled": "stopped", "length": "cut"}.get(reply.ended or "")
-    return f"{text} · {say(ending)}" if ending else text
-
-
-def failure(error: Exception) -> str:
-    if "out of memory" in str(error) or isinstance(error, MemoryError):
-        return say("out_of_memory")
-    return say("reply_failed", why=str(error).splitlines()[0] if str(error) else repr(error))
-
-
 def commit() -> None:
-    """The replies, if there are any, become a turn once they have ended, unless one failed or nothing was said."""
+    """Make the pending replies a turn once they have ended, unless one failed or all are empty."""
     if not state.pending:
         return
     question, replies = state.pending
@@ -188,11 +173,11 @@ def commit() -> None:
         reply.join()
     failed = [reply.error for reply in replies.values() if reply.error]
     if failed:
-        state.message = "error", failure(failed[0])
+        state.message = "error", failure(failed[0], say)
         restore()
     elif any(reply.text or reply.ended != "cancelled" for reply in replies.values()):
         texts = {who: reply.text for who, reply in replies.items()}
-        state.turns.append(Turn(question, texts, {who: note(reply) for who, reply in replies.items()}))
+        state.turns.append(Turn(question, texts, {who: note(reply, say) for who, reply in replies.items()}))
         state.replaced = None
     else:
         restore()
@@ -210,18 +195,18 @@ def places(who: list[str]) -> dict[str, Any]:
 
 def show(turn: Turn) -> None:
     with st.chat_message("user"):
-        st.markdown(shown(turn.question))
+        st.markdown(streamlit_markdown(turn.question))
     with st.chat_message("assistant"):
         for who, place in places(list(turn.replies)).items():
-            place.markdown(shown(turn.replies[who]) or say("empty_reply"))
+            place.markdown(streamlit_markdown(turn.replies[who]) or say("empty_reply"))
             if who in turn.notes:
                 place.caption(turn.notes[who])
 
 
-def tell_running() -> None:
-    """Tell the browser that a run is under way; until it knows, it shows nothing of it before its end.
+def send_running() -> None:
+    """Send the browser word that a run has begun; without it, it shows nothing of the run before its end.
 
-    Streamlit 1.24 tells it once, and drops what it has not sent when the next run follows at once, as after two quick
+    Streamlit 1.24 sends it once, and drops what it has not sent when the next run follows at once, as after two quick
     clicks.
     """
     from streamlit.proto import ForwardMsg_pb2
@@ -234,27 +219,30 @@ def tell_running() -> None:
 
 
 def show_growing(question: str, replies: dict[str, Reply]) -> None:
-    """Until every reply has ended. A visitor who leaves ends them; Streamlit says so at the next thing shown, as it
-    says that there was a click, which does not end them."""
-    tell_running()
+    """Show the replies as they grow, until every one has ended.
+
+    At the next thing shown, Streamlit raises an exception where the visitor left, which ends the replies, and another
+    where there was a click, which does not.
+    """
+    send_running()
     with st.chat_message("user"):
-        st.markdown(shown(question))
+        st.markdown(streamlit_markdown(question))
     with st.chat_message("assistant"):
         growing = {who: place.empty() for who, place in places(list(replies)).items()}
         st.markdown(STAND_STILL, unsafe_allow_html=True)
         st.button(say("stop"), on_click=stop, key="stop", type="primary")
-    for _ in range(3):  # over what stood there, which Streamlit leaves faded until the run ends
+    for _ in range(3):  # in place of old elements, which Streamlit leaves there, faded, until the run ends
         st.empty()
     try:
         while True:
             going = [reply for reply in replies.values() if not reply.ended]
             for who, place in growing.items():
-                place.markdown(shown(replies[who].text) + (" ▌" if replies[who] in going else ""))
+                place.markdown(streamlit_markdown(replies[who].text) + (" ▌" if replies[who] in going else ""))
             if not going:
                 break
             time.sleep(REFRESH)
             going[0].wait(len(going[0].text), IMPATIENT)
-    except StopException:  # where it was Streamlit's own button, the next run commits what was said
+    except StopException:  # where it was Streamlit's own Stop button, the next run commits the text so far
         for reply in replies.values():
             reply.cancel()
         raise
@@ -277,7 +265,7 @@ if model.state == "loading":
         waiting = st.empty()
         while model.state == "loading":
             time.sleep(0.2)
-            waiting.empty()  # where Streamlit ends a script whose visitor left or whose server stops
+            waiting.empty()  # here Streamlit ends a script whose visitor left or whose server stops
     st.experimental_rerun()
 if model.state != "ready":
     st.error(f"{say(model.state)}: {model.message}")
@@ -286,7 +274,7 @@ if model.state != "ready":
 
 
 def widget(kind: Any, name: str, *limits: Any, **options: Any) -> None:
-    """The setting `name` by a widget of that kind."""
+    """Show the setting `name` as a widget of that kind."""
     value = state.initial[name]
     kind(say(name), *limits, value=value, key=f"{name}{state.version}", help=say(f"{name}_help"), **options)
 

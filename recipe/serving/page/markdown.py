@@ -7,27 +7,30 @@ from __future__ import annotations
 
 import re
 
-# Fenced code (also one that is not closed yet) and code in a line: told as it is.
+# Fenced code (also one that is not closed yet) and code in a line, which stay as they are.
 _CODE = re.compile(r"(^```.*?(?:^```[^\S\n]*$|\Z)|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 # $…$ is a formula as pandoc has it: no space inside its dollars, no digit behind.
 _FORMULA = re.compile(r"(\$\$.+?\$\$|(?<![\\$])\$(?![\s$])(?:[^$\n\\]|\\.)*?(?<!\s)\$(?![\d$]))", re.DOTALL)
 _DOLLAR = re.compile(r"(?<!\\)\$")
-# A picture would be fetched by the visitor's browser from wherever the model says.
+# The visitor's browser would fetch a picture from any address that the model writes.
 _PICTURE = re.compile(r"!\[([^\]]*)\]\(")
 _WEB = r"(?:https?://|mailto:)"
-# A link or its definition to anywhere else. In code it stands unless its address could name a scheme, whatever spells
-# it.
+# A link, or its definition, to any other address. In code it stays unless its address could name a scheme, in whatever
+# spelling.
 _LINK = re.compile(rf"\](?=\(\s*(?!{_WEB}))", re.IGNORECASE)
 _LINK_IN_CODE = re.compile(rf"\](?=\(\s*(?!{_WEB})[^)]*[:&\\])", re.IGNORECASE)
 _DEFINITION = re.compile(rf"\](?=:\s*(?!{_WEB})\S*[:&\\])", re.IGNORECASE)
 _BARE = re.compile(r"<(?=(?:javascript|vbscript|data):)", re.IGNORECASE)
-# A colon before a letter begins a directive in Streamlit's Markdown, which is how `key:value` and `std::vector` lose a
-# word.
+# A colon before a letter begins a directive in Streamlit's Markdown: `key:value` and `std::vector` would lose a word.
 _STREAMLIT = re.compile(r":(?=[A-Za-z])")
 
 
-def shown(text: str) -> str:
-    """The text with what Streamlit would read differently put in its notation."""
+def streamlit_markdown(text: str) -> str:
+    """A model's text as Markdown that Streamlit shows as it is meant.
+
+    Args:
+        text: of a message, which may break off anywhere.
+    """
     parts = _CODE.split(text)
     joined = "".join(_LINK_IN_CODE.sub(r"\]", part) if i % 2 else _prose(part) for i, part in enumerate(parts))
     # What looks like code here need not be code to Markdown, so this is for all of it.

@@ -89,6 +89,13 @@ Words = Callable[..., str]
 
 
 def words(language: str) -> Words:
-    """`say("imported", turns=3)` in that language."""
+    """The texts in one language.
+
+    Args:
+        language: a key of LANGUAGES.
+
+    Returns:
+        A function of a key of WORDS and the values that its text takes: `say("imported", turns=3)`.
+    """
     index = list(LANGUAGES).index(language)
     return lambda key, **values: WORDS[key][index].format(**values)
