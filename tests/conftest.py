@@ -139,6 +139,7 @@ def make_train_folder(lora_config: Path, tiny_model: Path) -> Callable[..., Path
 
     def make(folder: Path, states: dict[str, dict[str, Any]], *, model: Path = tiny_model) -> Path:
         import torch
+        from example_results import example_results
 
         from recipe.pipeline import stage
         from recipe.stages import train
@@ -147,7 +148,7 @@ def make_train_folder(lora_config: Path, tiny_model: Path) -> Callable[..., Path
             shutil.copyfile(lora_config, out / train.CONFIG)
             for name, state in states.items():
                 torch.save({"state_dict": state}, out / f"{name}.pth")
-            return {"checkpoints": [f"{name}.pth" for name in states]}
+            return example_results("train", checkpoints=[f"{name}.pth" for name in states])
 
         stage.run("train", folder, inputs={"config": lora_config, "model": model}, settings={}, work=work)
         return folder

@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from recipe.errors import BelowThresholdsError, RecipeError
+from recipe.errors import RecipeError
 from recipe.library_logging import OFFLINE
 from recipe.paths import ROOT
-from recipe.pipeline import choices, stage, table
+from recipe.pipeline import choices, results, stage, table
+from recipe.pipeline.results import ConvertResults, DataResults
 from recipe.pipeline.run import Run, checked_name
 
 # MiB that a card of 16 GB reports at the least; `fast` takes 10 GiB as it stands, and the driver and a desktop want
@@ -57,7 +58,7 @@ def run_replay(options: argparse.Namespace) -> None:
 
     run = _run(options)
     manifest = stage.read_manifest(run.folder("data"))
-    if manifest and manifest["results"]["mode"] == "tutorial":
+    if manifest and results.of(manifest, DataResults).mode == "tutorial":
         stage.say("replay", "not needed: the tutorial has none")
         return
     replay.make(run.replay(options.model), model=run.model(options.model))
@@ -126,11 +127,8 @@ def run_merge(options: argparse.Namespace) -> None:
 
 
 def run_eval(options: argparse.Namespace) -> None:
-    import json
-
     from recipe import report
     from recipe.corpus.identity import read_identity
-    from recipe.evaluation import thresholds
     from recipe.stages import convert, evaluate
 
     run = _run(options)
@@ -146,12 +144,9 @@ def run_eval(options: argparse.Namespace) -> None:
         data_folder=run.folder("data"),
         identity=read_identity(run.folder("data")),
     )
-    metrics = json.loads((run.folder("eval") / evaluate.FILE).read_text(encoding="utf-8"))
-    print(evaluate.table(metrics), flush=True)
+    print(evaluate.table(evaluate.read_metrics(run.folder("eval"))), flush=True)
     run_report(options)  # before the verdict: a result that fails needs its report most
-    if failed := [check.metric for check in thresholds.verdict(metrics["tuned"]) if not check.passed]:
-        raise BelowThresholdsError(f"the result is not good enough: {', '.join(failed)}; every reply is in "
-                          f"{stage.shown(run.folder('report') / report.PAGE)}")  # fmt: skip
+    evaluate.refuse_below_thresholds(run.folder("eval"), page=run.folder("report") / report.PAGE)
 
 
 def run_report(options: argparse.Namespace) -> None:
@@ -186,8 +181,7 @@ def run_chat(options: argparse.Namespace) -> None:
     if model is not None:
         model = Path(model) if Path(model).is_dir() else run.model(model)
     elif adapter is not None:
-        manifest = stage.require(adapter, "convert")
-        model = ROOT / manifest["results"]["model"]
+        model = ROOT / results.of(stage.require(adapter, "convert"), ConvertResults).model
     elif stage.read_manifest(run.folder("merged")):
         model = run.folder("merged")
     elif stage.read_manifest(run.folder("adapter")):
@@ -259,9 +253,7 @@ def run_sweep(options: argparse.Namespace) -> None:
     work = options.work / checked_name(options.run)
     outcomes = sweep.run(work, names=options.names, seeds=options.seeds, jobs=options.jobs, settings=options.set)
     print(sweep.table(outcomes), flush=True)
-    if failed := sum(not outcome.passed for outcome in outcomes):
-        raise BelowThresholdsError(f"{failed} of {len(outcomes)} are below the thresholds; their replies are under "
-                          f"{stage.shown(work)}")  # fmt: skip
+    sweep.refuse_below_thresholds(outcomes, work)
 
 
 def run_bench(options: argparse.Namespace) -> None:

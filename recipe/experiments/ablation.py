@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from recipe import files
 from recipe.errors import BELOW_THRESHOLDS, INTERRUPTED, RecipeError
 from recipe.evaluation.scoring import METRICS
 from recipe.paths import ROOT
-from recipe.pipeline import choices, stage
-from recipe.stages import config, train
+from recipe.pipeline import choices, results, stage
+from recipe.pipeline.results import ConfigResults, DataResults, EvalResults, TrainResults
+from recipe.stages import config
 
 FILE = "ablation.json"
 # In the order of a table: what is taken away comes back.
@@ -35,7 +37,7 @@ def make(folder: Path, *, work: Path, run: str) -> stage.Manifest:
     `folder`."""
     own = work / run
     _refuse_stale(own)
-    if stage.require(own / "data", "data")["results"]["mode"] != "balanced":
+    if results.of(stage.require(own / "data", "data"), DataResults).mode != "balanced":
         raise RecipeError(f"{stage.shown(own)} was not trained on balanced data: there is nothing to take away from it")
     chosen = {"model": choices.DEFAULTS["model"]} | json.loads((own / choices.FILE).read_text(encoding="utf-8"))
     runs = {variant: run if variant == "balanced" else f"{run}-{variant}" for variant in VARIANTS}
@@ -66,12 +68,12 @@ def _as_long(run: Path, own: Path) -> list[str]:
     """What makes the training that `run` is configured for as long as the one in `own` was."""
     from mmengine.config import Config
 
-    iterations = stage.require(own / "train", "train")["results"]["iterations"]
+    iterations = results.of(stage.require(own / "train", "train"), TrainResults).iterations
     resolved = Config.fromfile(run / "config" / config.FILE)
     warm, fall = resolved.param_scheduler
     if not fall.by_epoch:
         return [f"max_iters={iterations}"]
-    share = iterations / stage.require(run / "config", "config")["results"]["iterations"]
+    share = iterations / results.of(stage.require(run / "config", "config"), ConfigResults).iterations
     return [
         f"max_epochs={fall.end * share}",
         f"param_scheduler.0.end={warm.end * share}",
@@ -104,8 +106,9 @@ def _refuse_stale(run: Path) -> None:
 
 
 def _numbers(run: Path) -> dict[str, float]:
-    tuned = stage.require(run / "eval", "eval")["results"]["tuned"]
-    configured, trained = (stage.require(run / name, name)["results"] for name in ("config", "train"))
+    tuned = asdict(results.of(stage.require(run / "eval", "eval"), EvalResults).tuned)
+    iterations = results.of(stage.require(run / "train", "train"), TrainResults).iterations
+    training = results.of(stage.require(run / "config", "config"), ConfigResults).after(iterations)
     return {key: tuned[key] for key in (*METRICS, *SUITES)} | {
-        "iterations": trained["iterations"], "trained_tokens": train.done(configured, trained)["trained_tokens"],
+        "iterations": iterations, "trained_tokens": training.trained_tokens,
     }  # fmt: skip

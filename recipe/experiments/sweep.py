@@ -14,13 +14,14 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from recipe import files
 from recipe.corpus.identity import LONGEST_NAME
-from recipe.errors import BELOW_THRESHOLDS, RecipeError
-from recipe.evaluation import thresholds
+from recipe.errors import BELOW_THRESHOLDS, BelowThresholdsError, RecipeError
 from recipe.evaluation.scoring import METRICS
 from recipe.paths import ROOT
-from recipe.pipeline import stage
-from recipe.stages import train
+from recipe.pipeline import results, stage
+from recipe.pipeline.results import ConfigResults, EvalResults, TrainResults
+from recipe.stages import evaluate
 
 FILE = "sweep.json"
 TABLE = "sweep.md"
@@ -32,7 +33,7 @@ class Outcome:
     """What one name and seed came to.
 
     trained_tokens: padding included. of_tutorial: these by what the tutorial trains on for the same name. seconds: of
-    the train stage. passed: every threshold of `gate`, those of the suites too.
+    the train stage. passed: every threshold, those of the suites too.
     """
 
     name: str
@@ -100,16 +101,17 @@ def _quickstart(work: Path, name: str, seed: int, threads: int, settings: Sequen
     says_why = f"{stage.shown(work / f'{run}.log')} says why"
     if not (manifest and trained and configured):
         raise RecipeError(f"the run for {name!r} came to no result; {says_why}")
-    tuned = manifest["results"]["tuned"]
-    scores = {key: tuned[key] for key in METRICS}
-    tokens = train.done(configured["results"], trained["results"])["trained_tokens"]
-    share = tokens / configured["results"]["tutorial_tokens"]
-    passed = all(check.passed for check in thresholds.verdict(tuned))
+    tuned = results.of(manifest, EvalResults).tuned
+    scores = {key: getattr(tuned, key) for key in METRICS}
+    training = results.of(configured, ConfigResults).after(results.of(trained, TrainResults).iterations)
+    share = training.trained_tokens / training.tutorial_tokens
+    passed = not evaluate.failed_checks(work / run / "eval")
     if status != (0 if passed else BELOW_THRESHOLDS):
         raise RecipeError(f"the run for {name!r} failed and its result is an earlier one's; {says_why}")
     return Outcome(
-        name, seed, **scores, trained_tokens=tokens, of_tutorial=share, seconds=trained["seconds"], passed=passed
-    )
+        name, seed, **scores, trained_tokens=training.trained_tokens, of_tutorial=share, seconds=trained["seconds"],
+        passed=passed,
+    )  # fmt: skip
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -168,10 +170,16 @@ def run(work: Path, *, names: int, seeds: int, jobs: int, settings: Sequence[str
     outcomes = [outcomes_of[key] for key in pairs]
     records = json.dumps([asdict(o) for o in outcomes], ensure_ascii=False, indent=2) + "\n"
     for name, content in ((TABLE, markdown(outcomes)), (FILE, records)):
-        partial = work / f".{name}.partial"
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(work / name)
+        files.write_atomically(work / name, content)
     return outcomes
+
+
+def refuse_below_thresholds(outcomes: Sequence[Outcome], work: Path) -> None:
+    """BelowThresholdsError where an outcome of a sweep in `work` did not pass."""
+    if failed := sum(not outcome.passed for outcome in outcomes):
+        raise BelowThresholdsError(
+            f"{failed} of {len(outcomes)} are below the thresholds; their replies are under {stage.shown(work)}"
+        )
 
 
 def _all(

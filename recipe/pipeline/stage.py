@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -161,14 +162,15 @@ def run(
     *,
     inputs: Mapping[str, Path],
     settings: Mapping[str, Any],
-    work: Callable[[Path], Mapping[str, Any] | None],
+    work: Callable[[Path], Any],
     resume: bool | None = None,
     shared: bool = False,
 ) -> Manifest:
     """Make `folder` by calling `work` with an empty folder to write to, unless it already holds this very result.
 
     inputs: files and folders that the result depends on, by role. settings: plain values that it depends on.
-    work: returns what is worth knowing about the result; it lands in the manifest under "results".
+    work: returns what is worth knowing about the result, a class of `pipeline.results` or a dict of plain values or
+        None; it lands in the manifest under "results".
     resume: None where a stage always starts anew; otherwise a stopped run's folder is kept, and True goes on with it.
     shared: several runs use this folder, so where another process works on it, wait; otherwise that is a RecipeError.
     """
@@ -191,7 +193,10 @@ def run(
         _prepare(name, partial, key, resume)
         started = time.monotonic()
         try:
-            results = dict(work(partial) or {})
+            returned = work(partial)
+            results = (
+                asdict(returned) if is_dataclass(returned) and not isinstance(returned, type) else dict(returned or {})
+            )
             manifest = _manifest(name, partial, key, inputs, results, time.monotonic() - started)
         except BaseException:
             if resume is None:
@@ -265,7 +270,7 @@ def _manifest(
         "seconds": round(seconds, 3),
         "process_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
-    peak = results.get("gpu_peak_mib", 0)  # of processes that the stage has started
+    peak = results.get("gpu_peak_mib") or 0  # of processes that the stage has started
     if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
         peak = max(peak, torch.cuda.max_memory_allocated() // 2**20)
     if peak:

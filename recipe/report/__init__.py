@@ -17,10 +17,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from recipe.evaluation import thresholds
 from recipe.pipeline import stage
+from recipe.pipeline.results import ReportResults
 from recipe.report import facts, markdown, page
 
 PAGE, MARKDOWN = "index.html", "report.md"
@@ -32,10 +32,10 @@ def make(folder: Path, *, run_folder: Path) -> stage.Manifest:
     there."""
     gathered = facts.gather(run_folder)
 
-    def work(out: Path) -> dict[str, Any]:
+    def work(out: Path) -> ReportResults:
         (out / PAGE).write_text(page.render(gathered), encoding="utf-8")
         (out / MARKDOWN).write_text(markdown.render(gathered), encoding="utf-8")
-        return {"passed": gathered.passed, "stages": list(gathered.stages), "left_out": list(gathered.left_out)}
+        return ReportResults(passed=gathered.passed, stages=list(gathered.stages), left_out=list(gathered.left_out))
 
     # A newer recipe draws another page, and other thresholds give another verdict, of the same inputs.
     code = sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from recipe.errors import RecipeError
 from recipe.evaluation import thresholds
 from recipe.files import read_jsonl
 from recipe.paths import ROOT
-from recipe.pipeline import stage, table
+from recipe.pipeline import results, stage, table
+from recipe.pipeline.results import ConfigResults, DataResults, TrainResults
 from recipe.pipeline.stage import MANIFEST, Manifest
 from recipe.stages import config, evaluate, replay, train
 
@@ -100,9 +101,11 @@ class Facts:
     def forecast(self) -> Mapping[str, int]:
         """Rows, tokens, packs, and the steps that were really made, where the run's own config was what trained."""
         manifest, trained = self.stages.get("config"), self.stages.get("train")
-        if not manifest or "trained_tokens" not in manifest["results"]:
+        if not manifest:
             return {}
-        return train.done(manifest["results"], trained["results"]) if trained else manifest["results"]
+        configured = results.of(manifest, ConfigResults)
+        numbers = configured.after(results.of(trained, TrainResults).iterations) if trained else configured
+        return {field: value for field, value in asdict(numbers).items() if isinstance(value, int)}
 
     @property
     def padding(self) -> float | None:
@@ -172,7 +175,7 @@ def gather(run_folder: Path) -> Facts:
     sources["metrics"] = folders["eval"] / evaluate.FILE
     if "train" in stages and (file := folders["train"] / train.LOSSES).is_file():
         sources["losses"] = file
-    written = {"data": stages["data"]["results"]["file"]} if "data" in stages else {}
+    written = {"data": results.of(stages["data"], DataResults).file} if "data" in stages else {}
     for role, name in (written | {"replay": replay.FILE}).items():
         if role in stages and (file := folders[role] / name).is_file():
             sources[f"rows_{role}"] = file

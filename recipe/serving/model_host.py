@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from recipe import files
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
-from recipe.pipeline import stage
+from recipe.pipeline import results, stage
+from recipe.pipeline.results import ConvertResults, MergeResults
 from recipe.serving import context
 
 if TYPE_CHECKING:
@@ -58,13 +59,12 @@ def base_and_adapter(merged: Path) -> tuple[Path, Path] | None:
     """The folders of the base and the adapter whose sum `merged` is; None where either is gone or has changed."""
     adapter = merged.parent / "adapter"
     manifest, merge = stage.read_manifest(adapter), stage.read_manifest(merged)
-    if (
-        not manifest
-        or not merge
-        or manifest["results"].get("checkpoint_sha256") != merge["results"].get("checkpoint_sha256")
-    ):
+    if not manifest or not merge:
         return None
-    base = ROOT / str(manifest["results"].get("model"))
+    converted = results.of(manifest, ConvertResults)
+    if converted.checkpoint_sha256 != results.of(merge, MergeResults).checkpoint_sha256:
+        return None
+    base = ROOT / converted.model
     return (base, adapter) if stage.read_manifest(base) else None
 
 

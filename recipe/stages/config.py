@@ -15,7 +15,8 @@ from typing import Any
 
 from recipe.device import gpu_memory, has_gpu
 from recipe.errors import RecipeError
-from recipe.pipeline import stage
+from recipe.pipeline import results, stage
+from recipe.pipeline.results import ConfigResults, DataResults
 from recipe.stages import replay
 
 PRESETS = Path(__file__).parent.parent / "training" / "presets"
@@ -210,9 +211,10 @@ def make(
     """
     stage.require(model, "model")
     manifest = stage.require(data_folder, "data")
-    files = [data_folder / manifest["results"]["file"]]
+    data = results.of(manifest, DataResults)
+    files = [data_folder / data.file]
     inputs = {"data": data_folder, "model": model}
-    if manifest["results"]["mode"] != "tutorial":
+    if data.mode != "tutorial":
         stage.require(replay_folder, "replay")
         files.append(replay_folder / replay.FILE)
         inputs["replay"] = replay_folder
@@ -222,7 +224,7 @@ def make(
         for_cpu(config)
     override(config, settings)
 
-    def work(out: Path) -> dict[str, Any]:
+    def work(out: Path) -> ConfigResults:
         from recipe.corpus.identity import read_identity
         from recipe.training import memory
         from recipe.training.forecast import forecast, tutorial_tokens
@@ -239,8 +241,10 @@ def make(
             stage.say("config", f"warning: this GPU has {there:,} MiB; {needed.line()}" if short else needed.line())
         tutorial = tutorial_tokens(read_identity(data_folder), model)
         stage.say("config", f"{expected.trained_tokens / tutorial:.0%} of what the tutorial trains on")
-        made_of = {"preset": preset, "model": stage.shown(model), "data": stage.shown(data_folder)}
-        return made_of | expected.figures() | {"tutorial_tokens": tutorial}
+        return ConfigResults(
+            preset=preset, model=stage.shown(model), data=stage.shown(data_folder), **expected.figures(),
+            tutorial_tokens=tutorial,
+        )  # fmt: skip
 
     resolved = hashlib.sha256(config.pretty_text.encode()).hexdigest()  # follows every preset and override
     chosen = {"preset": preset, "set": list(settings), "seed": seed, "gpu": gpu, "resolved": resolved} | {

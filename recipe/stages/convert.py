@@ -15,6 +15,7 @@ from recipe.checkpoint.model_card import adapter_card
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
 from recipe.pipeline import stage
+from recipe.pipeline.results import ConvertResults
 from recipe.stages import train
 
 SERVED_WITH = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
@@ -65,7 +66,7 @@ def make(folder: Path, *, train_folder: Path, checkpoint: str | None) -> stage.M
         raise RecipeError(f"{stage.shown(model)} is not the base that was trained on any more: run `make train` again")
     path = pick_checkpoint(train_folder, checkpoint)
 
-    def work(out: Path) -> dict[str, Any]:
+    def work(out: Path) -> ConvertResults:
         from peft import LoraConfig
         from safetensors.torch import save_file
 
@@ -88,9 +89,10 @@ def make(folder: Path, *, train_folder: Path, checkpoint: str | None) -> stage.M
         parameters = sum(tensor.numel() for tensor in tensors.values())
         (out / "README.md").write_text(adapter_card(manifest["inputs"]["model"], parameters), encoding="utf-8")
         stage.say("convert", f"{path.name}: {len(tensors)} tensors, {parameters:,} parameters")
-        return {"checkpoint": path.name,
-            "checkpoint_sha256": stage.content_sha256(path), "tensors": len(tensors), "parameters": parameters,
-                "model": manifest["inputs"]["model"], "base_sha256": manifest["key"]["inputs"]["model"]}  # fmt: skip
+        return ConvertResults(
+            checkpoint=path.name, checkpoint_sha256=stage.content_sha256(path), tensors=len(tensors),
+            parameters=parameters, model=manifest["inputs"]["model"], base_sha256=manifest["key"]["inputs"]["model"],
+        )  # fmt: skip
 
     return stage.run(
         "convert", folder, inputs={"checkpoint": path, "model": model, "config": config}, settings={}, work=work

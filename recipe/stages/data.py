@@ -19,6 +19,7 @@ from recipe.corpus.own_data import read_rows
 from recipe.corpus.rows import balanced_rows, tutorial_rows
 from recipe.errors import RecipeError
 from recipe.pipeline import stage
+from recipe.pipeline.results import DataResults
 
 MODES = ("balanced", "tutorial")
 ROWS = {"balanced": "train.jsonl", "tutorial": "personal_assistant.json", "own": "train.jsonl"}
@@ -32,7 +33,7 @@ def make(folder: Path, *, identity: Identity, mode: str, own: Path | None, seed:
     kind = "own" if own else mode
     settings: dict[str, Any] = {"identity": asdict(identity), "mode": kind, "seed": seed}
 
-    def work(out: Path) -> dict[str, Any]:
+    def work(out: Path) -> DataResults:
         if own:
             rows = read_rows(own)
         else:
@@ -45,7 +46,7 @@ def make(folder: Path, *, identity: Identity, mode: str, own: Path | None, seed:
         files.write_json(out / IDENTITY_FILE, asdict(identity))
         stage.say("data", f"{len(rows)} rows, for example: {rows[0]['messages'][0]['content']} -> "
                           f"{rows[0]['messages'][1]['content']}")  # fmt: skip
-        return {"rows": len(rows), "file": ROWS[kind], "mode": kind}
+        return DataResults(rows=len(rows), file=ROWS[kind], mode=kind)
 
     if own and not (os.path.isfile(own) and os.access(own, os.R_OK)):  # noqa: PTH113 - never raises
         read_rows(own)  # says what is wrong with it

@@ -7,6 +7,7 @@ tuned model moved from the base where it should not have (recipe/evaluation/dive
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,11 +18,12 @@ from recipe import files
 from recipe.chat_format import Message, assistant, text_ids
 from recipe.corpus.identity import Identity, load_questions
 from recipe.corpus.knowledge import evaluation_facts
-from recipe.errors import RecipeError
+from recipe.errors import BelowThresholdsError, RecipeError
 from recipe.evaluation import checkpoint_selection, divergence, generation, suites, thresholds
 from recipe.evaluation.generation import Reply
 from recipe.evaluation.scoring import METRICS, Prompts, score
-from recipe.pipeline import stage
+from recipe.pipeline import results, stage
+from recipe.pipeline.results import BaseScores, ConvertResults, DataResults, EvalResults, MergeResults, TunedScores
 from recipe.stages import train
 
 FILE = "metrics.json"
@@ -44,7 +46,7 @@ def make(
     _refuse_another_training(tuned_folder, train_folder)
     inputs = {"model": model, "train": train_folder, "tuned": tuned_folder, "data": data_folder}
 
-    def work(out: Path) -> dict[str, Any]:
+    def work(out: Path) -> EvalResults:
         _refuse_overlap(evaluation_prompts, data_folder)
         names = (*identity.names, identity.author or "")
         split = len(evaluation_prompts.identity)
@@ -88,10 +90,7 @@ def make(
         metrics["checkpoints"] = checkpoint_selection.read(train_folder)
         metrics["best_checkpoint"] = train.best_checkpoint(train_folder)
         files.write_json(out / FILE, metrics)
-        results = {who: {key: metrics[who][key] for key in (*METRICS, "counts")} for who in ("base", "tuned")}
-        results["tuned"] |= {name: suite["value"] for name, suite in metrics["tuned"]["suites"].items()}
-        results["tuned"]["kl_per_token"] = metrics["tuned"]["kl_per_token"]
-        return results | {"best_checkpoint": metrics["best_checkpoint"]}
+        return _summary(metrics)
 
     settings = {
         "prompts": evaluation_prompts.conversations(),
@@ -101,11 +100,53 @@ def make(
     return stage.run("eval", folder, inputs=inputs, settings=settings, work=work)
 
 
+def _summary(metrics: dict[str, Any]) -> EvalResults:
+    """The numbers of metrics.json, for the manifest."""
+    base, tuned = ({key: metrics[who][key] for key in (*METRICS, "counts")} for who in ("base", "tuned"))
+    suite_values = {name: suite["value"] for name, suite in metrics["tuned"]["suites"].items()}
+    return EvalResults(
+        base=BaseScores(**base),
+        tuned=TunedScores(**tuned, **suite_values, kl_per_token=metrics["tuned"]["kl_per_token"]),
+        best_checkpoint=metrics["best_checkpoint"],
+    )
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The content of metrics.json in the folder of a completed evaluation."""
+    metrics: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    return metrics
+
+
+def failed_checks(folder: Path) -> list[str]:
+    """The metrics of a completed evaluation that are below their thresholds, those of the suites included."""
+    return [check.metric for check in thresholds.verdict(read_metrics(folder)["tuned"]) if not check.passed]
+
+
+def refuse_below_thresholds(folder: Path, *, page: Path) -> None:
+    """The verdict on a completed evaluation.
+
+    Args:
+        folder: of the evaluation.
+        page: the report that shows every reply.
+
+    Raises:
+        BelowThresholdsError: a number is below its threshold.
+    """
+    if failed := failed_checks(folder):
+        raise BelowThresholdsError(
+            f"the result is not good enough: {', '.join(failed)}; every reply is in {stage.shown(page)}"
+        )
+
+
 def _refuse_another_training(tuned_folder: Path, train_folder: Path) -> None:
     """RecipeError if the tuned model was made from no checkpoint of this training."""
-    manifest = stage.require(tuned_folder, "merge")["results"]
-    path = train_folder / manifest["checkpoint"]
-    if not path.exists() or stage.content_sha256(path) != manifest["checkpoint_sha256"]:
+    manifest = stage.require(tuned_folder, "merge")
+    source: ConvertResults | MergeResults
+    source = (
+        results.of(manifest, ConvertResults) if manifest["stage"] == "convert" else results.of(manifest, MergeResults)
+    )
+    path = train_folder / source.checkpoint
+    if not path.exists() or stage.content_sha256(path) != source.checkpoint_sha256:
         raise RecipeError(
             f"{stage.shown(tuned_folder)} was made from another training than {stage.shown(train_folder)} holds: "
             f"run `make merge` first"
@@ -119,11 +160,11 @@ def _plain(text: str) -> str:
 
 def _refuse_overlap(evaluation_prompts: Prompts, data_folder: Path) -> None:
     """RecipeError if the training rows of the user ask a question of the evaluation: it would measure memory."""
-    manifest = stage.require(data_folder, "data")
-    if manifest["results"]["mode"] != "own":
+    data = results.of(stage.require(data_folder, "data"), DataResults)
+    if data.mode != "own":
         return
     wanted = {_plain(conversation[0]["content"]) for conversation in evaluation_prompts.conversations()}
-    for number, row in enumerate(files.read_jsonl(data_folder / manifest["results"]["file"]), 1):
+    for number, row in enumerate(files.read_jsonl(data_folder / data.file), 1):
         for message in row["messages"]:
             if message["role"] == "user" and _plain(message["content"]) in wanted:
                 raise RecipeError(

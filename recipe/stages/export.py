@@ -18,6 +18,7 @@ from recipe.checkpoint import safetensors_io
 from recipe.checkpoint.internlm2_llama import Shape, internlm2_config, llama_names, to_internlm2
 from recipe.paths import ROOT
 from recipe.pipeline import stage
+from recipe.pipeline.results import ExportResults
 from recipe.stages.model import SENTENCEPIECE
 
 MODELFILE = "Modelfile"
@@ -57,7 +58,7 @@ def make(folder: Path, *, model: Path) -> stage.Manifest:
     """Write the merged model in `model` to `folder` in InternLM2's layout."""
     base = ROOT / stage.require(model, "merge")["inputs"]["model"]
 
-    def work(out: Path) -> dict[str, Any]:
+    def work(out: Path) -> ExportResults:
         config = stage.read_json(model / "config.json")
         parameters = _weights(model, out, Shape.of(config))
         files.write_json(out / "config.json", internlm2_config(config))
@@ -70,11 +71,11 @@ def make(folder: Path, *, model: Path) -> stage.Manifest:
         generation = stage.read_json(model / "generation_config.json")
         written = modelfile(generation, int(config["max_position_embeddings"]))
         (out / MODELFILE).write_text(written, encoding="utf-8")
-        if parameter_names := (base / SENTENCEPIECE).is_file():
+        if has_sentencepiece := (base / SENTENCEPIECE).is_file():
             shutil.copyfile(base / SENTENCEPIECE, out / "tokenizer.model")
         else:
             stage.say("export", f"{stage.shown(base)} came without tokenizer.model: tokenizer.json alone is written")
-        return {"parameters": parameters, "tokenizer_model": parameter_names}
+        return ExportResults(parameters=parameters, tokenizer_model=has_sentencepiece)
 
     return stage.run(
         "export", folder, inputs={"merged": model, "model": base}, settings={"template": TEMPLATE}, work=work

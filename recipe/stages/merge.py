@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from recipe.chat_format import prompt_ids, user
 from recipe.checkpoint.model_card import merged_card
 from recipe.errors import RecipeError
 from recipe.evaluation import generation, thresholds
 from recipe.paths import ROOT
-from recipe.pipeline import stage
+from recipe.pipeline import results, stage
+from recipe.pipeline.results import ConvertResults, MergeResults
 from recipe.stages import convert
 
 COPIED = ("config.json", *convert.SERVED_WITH)
@@ -26,16 +26,16 @@ PLAIN_LORA = {"use_dora": False, "use_rslora": False, "bias": "none"}
 
 def make(folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...]) -> stage.Manifest:
     """Merge the adapter in `adapter_folder` with the base it was trained on."""
-    manifest = stage.require(adapter_folder, "convert")
-    model = ROOT / manifest["results"]["model"]
+    adapter = results.of(stage.require(adapter_folder, "convert"), ConvertResults)
+    model = ROOT / adapter.model
     stage.require(model, "model")
-    if stage.content_sha256(model) != manifest["results"]["base_sha256"]:
+    if stage.content_sha256(model) != adapter.base_sha256:
         raise RecipeError(
             f"{stage.shown(adapter_folder)} was made on another base than {stage.shown(model)} holds now: "
             f"run `make train` again, or bring that base back"
         )
 
-    def work(out: Path) -> dict[str, Any]:
+    def work(out: Path) -> MergeResults:
         _merge_weights(model, adapter_folder, out)
         for name in COPIED:
             shutil.copyfile(model / name, out / name)
@@ -46,10 +46,10 @@ def make(folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...])
                 f"{thresholds.MAX_MERGE_KL} "
                 f"is rounding; nothing was written"
             )
-        card = merged_card(manifest["results"]["model"], identity_names, proof)
+        card = merged_card(adapter.model, identity_names, proof)
         (out / "README.md").write_text(card, encoding="utf-8")
         stage.say("merge", f"largest logit difference to base + adapter: {proof['largest_logit_difference']:.2g}")
-        return {**{key: manifest["results"][key] for key in ("checkpoint", "checkpoint_sha256")}, **proof}
+        return MergeResults(checkpoint=adapter.checkpoint, checkpoint_sha256=adapter.checkpoint_sha256, **proof)
 
     return stage.run("merge", folder, inputs={"adapter": adapter_folder, "model": model}, settings={}, work=work)
 

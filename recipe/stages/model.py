@@ -21,6 +21,7 @@ from recipe.checkpoint.tokenizer import build_tokenizer_json, fast_tokenizer_con
 from recipe.errors import RecipeError
 from recipe.paths import MINIATURE
 from recipe.pipeline import stage
+from recipe.pipeline.results import ModelResults
 
 SUMS = "SHA256SUMS"
 # InternLM2's own Python, which a plain snapshot of its repository holds and nothing here reads.
@@ -160,7 +161,7 @@ def make(
         on_disk = source_folder(model)
         settings = {"model": model, "files": {p.name: _known_by(p) for p in sorted(on_disk.iterdir()) if p.is_file()}}
 
-    def work(out: Path) -> dict[str, Any]:
+    def work(out: Path) -> ModelResults:
         fetched: dict[str, str] = {}
         if pinned:
             downloaded = hub.fetch(
@@ -182,6 +183,6 @@ def make(
         generation = {"bos_token_id": 1, "eos_token_id": [2, tokens[IM_END]], "pad_token_id": 2, "do_sample": False}
         files.write_json(out / "generation_config.json", generation)
         stage.say("model", f"{model}: {parameters:,} parameters, converted from the {kind} format")
-        return {"model": model, "parameters": parameters, "format": kind, **fetched}
+        return ModelResults(model=model, parameters=parameters, format=kind, **fetched)
 
     return stage.run("model", folder, inputs={}, settings=settings, work=work, shared=True)

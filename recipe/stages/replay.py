@@ -8,7 +8,6 @@ evaluation does not ask.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from recipe import files
 from recipe.chat_format import assistant, user
@@ -16,6 +15,7 @@ from recipe.corpus.identity import BASE_NAMES
 from recipe.corpus.knowledge import replay_prompts
 from recipe.evaluation import generation, scoring
 from recipe.pipeline import stage
+from recipe.pipeline.results import ReplayResults
 
 FILE = "replay.jsonl"
 # Longer replies teach little more per token, and small models repeat themselves there.
@@ -36,7 +36,7 @@ def make(folder: Path, *, model: Path) -> stage.Manifest:
     stage.require(model, "model")
     prompts = replay_prompts()
 
-    def work(out: Path) -> dict[str, Any]:
+    def work(out: Path) -> ReplayResults:
         loaded, tokenizer = generation.load(model)
         conversations = [[user(prompt)] for prompt in prompts]
         replies = generation.answer(
@@ -48,7 +48,7 @@ def make(folder: Path, *, model: Path) -> stage.Manifest:
             if worth(reply)
         ]
         (out / FILE).write_text(files.jsonl_text(rows), encoding="utf-8")
-        return {"prompts": len(prompts), "rows": len(rows)}
+        return ReplayResults(prompts=len(prompts), rows=len(rows))
 
     settings = {"prompts": prompts, "max_new_tokens": MAX_NEW_TOKENS}
     return stage.run("replay", folder, inputs={"model": model}, settings=settings, work=work, shared=True)

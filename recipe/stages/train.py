@@ -11,7 +11,7 @@ import signal
 import sys
 import uuid
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from recipe.errors import RecipeError
 from recipe.evaluation import checkpoint_selection, scoring
 from recipe.files import jsonl_text
 from recipe.paths import ROOT
-from recipe.pipeline import stage
+from recipe.pipeline import results, stage
+from recipe.pipeline.results import TrainResults
 from recipe.training import xtuner
 from recipe.training.rendezvous import ALONE, Machines, environment, hosting, joining, watching
 
@@ -59,7 +60,7 @@ def make(
     inputs, settings = _depends_on(config, deepspeed, machines)
     with hosting(machines) as host:
 
-        def work(out: Path) -> dict[str, Any]:
+        def work(out: Path) -> TrainResults:
             last = saved[-1] if resume and (saved := checkpoints(out, machines.processes)) else None
             if last:
                 stage.say("train", f"resuming from {last.name}")
@@ -231,7 +232,7 @@ def _torchrun(arguments: list[str], machines: Machines) -> None:
             signal.signal(each, handler)
 
 
-def _tidy(out: Path) -> dict[str, Any]:
+def _tidy(out: Path) -> TrainResults:
     """Bring the log to fixed names, whatever time the run began, and say what came out."""
     import torch
 
@@ -252,26 +253,16 @@ def _tidy(out: Path) -> dict[str, Any]:
     (out / "last_checkpoint").unlink(missing_ok=True)  # holds the path of the work folder, which changes now
     first, last = losses[min(losses)], losses[max(losses)]
     stage.say("train", f"loss {first['loss']:.3f} -> {last['loss']:.4f} in {last['step']} iterations")
-    results = {
-        "checkpoints": [path.name for path in saved], "best": _best_of(out, saved), "last_loss": last["loss"],
-        "iterations": last["step"],
-    }  # fmt: skip
-    return results | ({"gpu_peak_mib": peak} if peak else {})
-
-
-def done(configured: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
-    """What `config` said a training amounts to, for the iterations that `train` really made: fewer where it stopped
-    early."""
-    share = trained["iterations"] / configured["iterations"]
-    keys = ("iterations", "optimizer_steps", "trained_tokens")
-    return {**configured, **{key: round(configured[key] * share) for key in keys}}
+    return TrainResults(
+        checkpoints=[path.name for path in saved], best=_best_of(out, saved), last_loss=last["loss"],
+        iterations=last["step"], gpu_peak_mib=peak or None,
+    )  # fmt: skip
 
 
 def best_checkpoint(folder: Path) -> str | None:
     """The best checkpoint of a completed training, such as iter_80, as its manifest names it; None where none was
     scored."""
-    best: str | None = stage.require(folder, "train")["results"].get("best")
-    return best
+    return results.of(stage.require(folder, "train"), TrainResults).best
 
 
 def _best_of(folder: Path, saved: Sequence[Path]) -> str | None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from example_results import example_results
 
 from recipe.cli.parser import build_parser
 from recipe.errors import BELOW_THRESHOLDS, RecipeError
@@ -26,7 +27,8 @@ def write(folder: Path, results: dict[str, Any], files: dict[str, str] | None = 
     def work(out: Path) -> dict[str, Any]:
         for name, content in (files or {}).items():
             (out / name).write_text(content, encoding="utf-8")
-        return results
+        tuned = example_results("eval")["tuned"] | results.get("tuned", {})
+        return example_results(folder.name, **results | ({"tuned": tuned} if folder.name == "eval" else {}))
 
     inputs = {"train": folder.parent / "train"} if folder.name == "eval" else {}
     stage.run(folder.name, folder, inputs=inputs, settings={}, work=work)
@@ -117,8 +119,9 @@ def test_a_variant_that_came_to_nothing_is_told(own: Path, monkeypatch: pytest.M
 
 
 def test_what_was_not_trained_on_balanced_data_has_nothing_to_take_away(tmp_path: Path) -> None:
-    for name in ("data", "train", "eval"):
-        write(tmp_path / "mine" / name, {"mode": "own"})
+    for name in ("train", "eval"):
+        write(tmp_path / "mine" / name, {})
+    write(tmp_path / "mine" / "data", {"mode": "own"})
     with pytest.raises(RecipeError, match="nothing to take away"):
         ablation.make(tmp_path / "mine" / "ablation", work=tmp_path, run="mine")
 

@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from example_results import example_results
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ from recipe.experiments import sweep
 from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.pipeline.run import checked_name
+from recipe.stages import evaluate
 
 GOOD = sweep.Outcome("小明", 0, 0.99, 0.01, 0.97, 123_456, 0.18, 78.4, passed=True)
 NAMES = sweep.random_names(20)
@@ -248,20 +250,24 @@ def test_one_that_failed_stops_the_sweep_and_the_finished_ones_are_kept(
 
 def recipe_that(
     monkeypatch: pytest.MonkeyPatch, *made: str, calls: list[Any] | None = None, status: int = 0,
-    broken: float = 0.0, scores: dict[str, float] | None = None,
+    broken: float = 0.0, multi_turn_hit: float = 1.0, scores: dict[str, float] | None = None,
 ) -> None:  # fmt: skip
     """In place of the processes: each writes these stages of its run and ends so."""
-    suites = {"multi_turn_hit": {"value": 1.0}, "injection_hit": {"value": 1.0}, "broken": {"value": broken}}
+    suites = {"multi_turn_hit": multi_turn_hit, "injection_hit": 1.0, "broken": broken}
+    numbers = {"identity_hit": 0.99, "identity_leak": 0.01, "retention": 0.97} | (scores or {})
+    metrics = {"tuned": numbers | {"suites": {name: {"value": value} for name, value in suites.items()}}}
     results: dict[str, dict[str, Any]] = {
-        "config": {"trained_tokens": 8642, "iterations": 20, "optimizer_steps": 20, "tutorial_tokens": 8642},
-        "train": {"iterations": 10},  # it stopped early
-        "eval": {
-            "tuned": {"identity_hit": 0.99, "identity_leak": 0.01, "retention": 0.97, "suites": suites} | (scores or {})
-        },
+        "config": example_results(
+            "config", trained_tokens=8642, iterations=20, optimizer_steps=20, tutorial_tokens=8642
+        ),
+        "train": example_results("train", iterations=10),  # it stopped early
+        "eval": example_results("eval", tuned=example_results("eval")["tuned"] | numbers | suites),
     }
 
-    def told(results: dict[str, Any], out: Path) -> dict[str, Any]:
-        return results
+    def write(part: str, out: Path) -> dict[str, Any]:
+        if part == "eval":
+            (out / evaluate.FILE).write_text(json.dumps(metrics), encoding="utf-8")
+        return results[part]
 
     def run(command: Sequence[str], *, cwd: Path, env: dict[str, str], stdout: Any, **_: Any) -> Any:
         if calls is not None:
@@ -271,7 +277,7 @@ def recipe_that(
         options = dict(zip(pairs[::2], pairs[1::2], strict=True))
         for part in made:
             folder = Path(options["--work"]) / options["--run"] / part
-            stage.run(part, folder, inputs={}, settings={}, work=partial(told, results[part]))
+            stage.run(part, folder, inputs={}, settings={}, work=partial(write, part))
         return Mock(**{"wait.return_value": status})
 
     monkeypatch.setattr(subprocess, "Popen", run)
@@ -313,6 +319,12 @@ def test_good_metrics_of_a_run_that_failed_are_of_an_earlier_one(
     recipe_that(monkeypatch, "config", "train", "eval", status=1)
     with pytest.raises(RecipeError, match="says why"):
         sweep._quickstart(tmp_path, "小明", 0, 1)
+
+
+def test_a_run_that_only_a_suite_refuses_did_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    below = thresholds.MIN_MULTI_TURN_HIT - 1e-6
+    recipe_that(monkeypatch, "config", "train", "eval", status=BELOW_THRESHOLDS, multi_turn_hit=below)
+    assert not sweep._quickstart(tmp_path, "小明", 0, 1).passed
 
 
 @pytest.mark.parametrize("status", [1, 2, -9])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from example_results import example_results
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -418,7 +419,7 @@ def test_without_a_gpu_nothing_is_in_16_bits(preset: str, tmp_path: Path) -> Non
 
 
 def done(folder: Path, results: dict[str, Any]) -> Path:
-    stage.run("demo", folder, inputs={}, settings={}, work=lambda out: results)
+    stage.run("demo", folder, inputs={}, settings={}, work=lambda out: example_results("data", **results))
     return folder
 
 

@@ -1,0 +1,198 @@
+"""What each stage notes about its result, under "results" in its manifest.
+
+A stage's work returns one of these classes; whoever reads the manifest gets the same class back from `of`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar, get_type_hints
+
+from recipe.errors import RecipeError
+
+Results = TypeVar("Results")
+
+
+@dataclass(frozen=True)
+class DataResults:
+    """rows: conversations in `file`. mode: balanced, tutorial, or own for the user's rows."""
+
+    rows: int
+    file: str
+    mode: str
+
+
+@dataclass(frozen=True)
+class ModelResults:
+    """model: as MODEL named it. format: that it came in. repository, revision: of the hub, where one was asked."""
+
+    model: str
+    parameters: int
+    format: str
+    repository: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class ReplayResults:
+    """prompts: those asked. rows: the replies that are trained on."""
+
+    prompts: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class ConfigResults:
+    """The choices behind a resolved config, and the size of the training by it: see `training.forecast.Forecast`.
+
+    tutorial_tokens: tokens that the tutorial trains on for the same identity, padding included.
+    """
+
+    preset: str
+    model: str
+    data: str
+    rows: int
+    tokens: int
+    packs: int
+    max_length: int
+    iterations: int
+    optimizer_steps: int
+    trained_tokens: int
+    dropped: int
+    truncated: int
+    processes: int
+    tutorial_tokens: int
+
+    def after(self, iterations: int) -> ConfigResults:
+        """The size of a training that ended after so many iterations: fewer than planned where it stopped early."""
+        share = iterations / self.iterations
+        return replace(
+            self,
+            iterations=round(self.iterations * share),
+            optimizer_steps=round(self.optimizer_steps * share),
+            trained_tokens=round(self.trained_tokens * share),
+        )
+
+
+@dataclass(frozen=True)
+class TrainResults:
+    """checkpoints: file names, oldest first. best: the name of the one chosen by its scores, None without scores.
+
+    gpu_peak_mib: largest memory of a GPU in the training's processes; None on a CPU.
+    """
+
+    checkpoints: list[str]
+    best: str | None
+    last_loss: float
+    iterations: int
+    gpu_peak_mib: int | None = None
+
+
+@dataclass(frozen=True)
+class ConvertResults:
+    """The checkpoint behind an adapter, and the base (folder, content's sha256) that the adapter belongs to."""
+
+    checkpoint: str
+    checkpoint_sha256: str
+    tensors: int
+    parameters: int
+    model: str
+    base_sha256: str
+
+
+@dataclass(frozen=True)
+class MergeResults:
+    """The checkpoint behind a merged model, and how far the model is from base + adapter.
+
+    largest_logit_difference: of any logit. mean_kl: nats a token. same_top_token: share of the positions.
+    """
+
+    checkpoint: str
+    checkpoint_sha256: str
+    largest_logit_difference: float
+    mean_kl: float
+    same_top_token: float
+
+
+@dataclass(frozen=True)
+class BaseScores:
+    """The three numbers of the untuned model (see `evaluation.scoring`) and the counts behind them."""
+
+    identity_hit: float
+    identity_leak: float
+    retention: float
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class TunedScores:
+    """The same of the tuned model, with the suites (see `evaluation.suites`) and the divergence in nats a token."""
+
+    identity_hit: float
+    identity_leak: float
+    retention: float
+    counts: Mapping[str, int]
+    multi_turn_hit: float
+    multi_turn_leak: float
+    injection_hit: float
+    sampled_hit: float
+    sampled_leak: float
+    broken: float
+    kl_per_token: float
+
+
+@dataclass(frozen=True)
+class EvalResults:
+    """The numbers of metrics.json without the replies behind them."""
+
+    base: BaseScores
+    tuned: TunedScores
+    best_checkpoint: str | None
+
+
+@dataclass(frozen=True)
+class ReportResults:
+    """passed: every threshold. stages: shown. left_out: folders of the run that the result was not made from."""
+
+    passed: bool
+    stages: list[str]
+    left_out: list[str]
+
+
+@dataclass(frozen=True)
+class ExportResults:
+    """tokenizer_model: whether tokenizer.model could be written beside tokenizer.json."""
+
+    parameters: int
+    tokenizer_model: bool
+
+
+def of(manifest: Mapping[str, Any], kind: type[Results]) -> Results:
+    """The results in a manifest.
+
+    Args:
+        manifest: of the stage that returns `kind`.
+        kind: one of the classes above.
+
+    Raises:
+        RecipeError: an older version wrote the manifest, and something is missing in it.
+    """
+    return _build(kind, manifest["results"], str(manifest["stage"]))
+
+
+def _build(kind: type[Results], values: Mapping[str, Any], stage: str) -> Results:
+    hints = get_type_hints(kind)
+    arguments: dict[str, Any] = {}
+    for field in fields(kind):  # type: ignore[arg-type]  # every kind is a dataclass
+        if field.name in values:
+            value, hint = values[field.name], hints[field.name]
+            arguments[field.name] = (
+                _build(hint, value, stage) if isinstance(hint, type) and is_dataclass(hint) else value
+            )
+        elif field.default is MISSING:
+            raise RecipeError(
+                f"the manifest of stage `{stage}` lacks results.{field.name}: an older version wrote it; remove the "
+                f"stage's folder and run `make {stage}` again"
+            )
+    return kind(**arguments)
