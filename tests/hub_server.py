@@ -66,7 +66,7 @@ class HubServer(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
-    def asked(self, kind: str, name: str = "") -> list[Request]:
+    def requests_for(self, kind: str, name: str = "") -> list[Request]:
         return [r for r in list(self.requests) if r.kind == kind and (not name or r.name == name)]
 
     def fault(self, request: Request) -> Fault | None:
@@ -112,25 +112,25 @@ class _Handler(BaseHTTPRequestHandler):
         elif match := re.fullmatch(rf"/api/models/({repo})/revision/(.+)", path):
             self.hf_listing(match[2], query)
         elif match := re.fullmatch(rf"/({repo})/resolve/([^/]+)/(.+)", path):
-            if self.known(match[2], "hf"):
+            if self.has_revision(match[2], "hf"):
                 self.send_file(unquote(match[3]), at_cdn=False, hf=True)
         elif path == "/api/v1/repos/internalAccelerationInfo":
             self.send_json({"Code": 200, "Data": {}})
         elif match := re.fullmatch(rf"/api/v1/models/({repo})/repo/files", path):
             self.modelscope_listing(query["Revision"][0])
         elif match := re.fullmatch(rf"/api/v1/models/({repo})/repo", path):
-            if self.known(query["Revision"][0], "modelscope"):
+            if self.has_revision(query["Revision"][0], "modelscope"):
                 self.send_file(query["FilePath"][0], at_cdn=False)
         else:
-            self.requests_of("list")
+            self.record_request("list")
             self.send_json({"error": "Repository not found", "Code": 404}, 404, {"X-Error-Code": "RepoNotFound"})
 
-    def requests_of(self, kind: str, name: str = "") -> Request:
+    def record_request(self, kind: str, name: str = "") -> Request:
         request = Request(kind, name, self.headers.get("Range"))
         self.server.requests.append(request)
         return request
 
-    def known(self, revision: str, source: str) -> bool:
+    def has_revision(self, revision: str, source: str) -> bool:
         if revision == REVISIONS[source]:
             return True
         self.send_json({"error": "no such revision", "Code": 404}, 404, {"X-Error-Code": "RevisionNotFound"})
@@ -164,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def hf_listing(self, revision: str, query: dict[str, list[str]]) -> None:
-        if self.failed(self.requests_of("list")) or not self.known(unquote(revision), "hf"):
+        if self.failed(self.record_request("list")) or not self.has_revision(unquote(revision), "hf"):
             return
         assert query.get("blobs"), "sizes come only with ?blobs=true"
         siblings = []
@@ -178,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def modelscope_listing(self, revision: str) -> None:
-        if self.failed(self.requests_of("list")) or not self.known(revision, "modelscope"):
+        if self.failed(self.record_request("list")) or not self.has_revision(revision, "modelscope"):
             return
         files = [
             {"Name": name, "Path": name, "Type": "blob", "Size": len(content), "Sha256": sha256(content)}
@@ -188,14 +188,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_file(self, name: str, *, at_cdn: bool, hf: bool = False) -> None:
         if name not in self.server.files:
-            self.requests_of("get", name)
+            self.record_request("get", name)
             self.send_json({"error": "Entry not found", "Code": 404}, 404, {"X-Error-Code": "EntryNotFound"})
             return
         content = self.server.files[name]
         about = {"X-Repo-Commit": self.server.commit, "ETag": f'"{git_blob(content)}"'} if hf else {}
         redirected = large(name) and not at_cdn
         if not redirected or self.command == "HEAD":
-            request = self.requests_of("head" if self.command == "HEAD" else "get", name)
+            request = self.record_request("head" if self.command == "HEAD" else "get", name)
             if self.failed(request):
                 return
         if redirected:

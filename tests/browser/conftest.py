@@ -52,7 +52,7 @@ def endless_work(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from recipe.chat_format import stop_ids
     from recipe.evaluation import generation
 
-    source, done = work / "quickstart" / "merged", tmp_path_factory.mktemp("endless")
+    source, runs = work / "quickstart" / "merged", tmp_path_factory.mktemp("endless")
 
     def write(out: Path) -> None:
         for file in source.iterdir():
@@ -65,8 +65,8 @@ def endless_work(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         weights["lm_head.weight"][stop_ids(generation.load(source)[1])] = 0
         save_file(weights, out / "model.safetensors", {"format": "pt"})
 
-    stage.run("merge", done / "endless" / "merged", inputs={}, settings={}, work=write)
-    return done
+    stage.run("merge", runs / "endless" / "merged", inputs={}, settings={}, work=write)
+    return runs
 
 
 @dataclass
@@ -95,11 +95,11 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quickstart` left here, or else one that is trained for a few steps."""
     if stage.read_manifest(ROOT / "work" / "quickstart" / "merged"):
         return ROOT / "work"
-    done = tmp_path_factory.mktemp("browser") / "work"
-    run = ["--work", str(done), "--run", "quickstart"]
+    folder = tmp_path_factory.mktemp("browser") / "work"
+    run = ["--work", str(folder), "--run", "quickstart"]
     short = ["--name", "小明", "--until", "merge", "--set", "max_epochs=1"]
     assert cli.main(["quickstart", *run, *short]) == 0
-    return done
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -152,13 +152,13 @@ def chromium() -> Iterator[Any]:
     """The system's browser; nothing is downloaded."""
     from playwright.sync_api import sync_playwright
 
-    found = next(
+    executable = next(
         (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
     )
-    if found is None:
+    if executable is None:
         pytest.skip("there is no Chromium here: apt-get install chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
         yield browser
         browser.close()
 

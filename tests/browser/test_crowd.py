@@ -31,38 +31,38 @@ def ask(api: Server, question: str, *, leave: bool) -> str:
     sent = urllib.request.Request(
         f"{api.url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    said = ""
+    text = ""
     with DIRECT.open(sent, timeout=60) as answer:
         for line in answer:
             if line.startswith(b"data: {"):
-                told = json.loads(line[6:])
-                assert "error" not in told, told
-                said += told["choices"][0]["delta"].get("content", "")
-                if leave and len(said) > 5:
-                    return said
-    return said
+                event = json.loads(line[6:])
+                assert "error" not in event, event
+                text += event["choices"][0]["delta"].get("content", "")
+                if leave and len(text) > 5:
+                    return text
+    return text
 
 
 def crowd(api: Server, seconds: float) -> tuple[int, list[str], list[float]]:
     """(replies heard, what went wrong, memory in MiB as time went by)."""
     end = time.monotonic() + seconds
-    heard = [0] * VISITORS
+    answers = [0] * VISITORS
     wrong: list[str] = []
     memory: list[float] = []
 
     def visitor(number: int) -> None:
-        chance = random.Random(number)
+        rng = random.Random(number)
         while time.monotonic() < end:
-            country, capital = chance.choice(list(CAPITALS.items()))
-            leave = chance.random() < 0.2
+            country, capital = rng.choice(list(CAPITALS.items()))
+            leave = rng.random() < 0.2
             try:
-                said = ask(api, f"What is the capital of {country}?", leave=leave)
+                answer = ask(api, f"What is the capital of {country}?", leave=leave)
             except Exception as error:
                 wrong.append(repr(error))
                 return
-            if not leave and (capital not in said or any(c in said for c in CAPITALS.values() if c != capital)):
-                wrong.append(f"{country}: {said}")
-            heard[number] += 1
+            if not leave and (capital not in answer or any(c in answer for c in CAPITALS.values() if c != capital)):
+                wrong.append(f"{country}: {answer}")
+            answers[number] += 1
 
     threads = [threading.Thread(target=visitor, args=(number,)) for number in range(VISITORS)]
     for thread in threads:
@@ -70,8 +70,8 @@ def crowd(api: Server, seconds: float) -> tuple[int, list[str], list[float]]:
     while any(thread.is_alive() for thread in threads):
         memory.append(api.memory)
         time.sleep(min(seconds / 40, 5))
-    assert min(heard) > 0
-    return sum(heard), wrong, memory
+    assert min(answers) > 0
+    return sum(answers), wrong, memory
 
 
 @pytest.mark.parametrize("seconds", [16, pytest.param(600, marks=pytest.mark.slow)], ids=["short", "ten minutes"])
@@ -80,9 +80,9 @@ def test_fifty_visitors_hear_their_own_without_error_or_growth(
 ) -> None:
     api = serve("api", "--work", str(work), "--run", "quickstart")
     crowd(api, seconds / 4)  # buffers and allocators find their size
-    heard, wrong, memory = crowd(api, seconds)
+    answers, wrong, memory = crowd(api, seconds)
     with capsys.disabled():
-        print(f"\n{VISITORS} visitors, {seconds:g} s: {heard} replies, {memory[0]:.0f} -> {memory[-1]:.0f} MiB")
+        print(f"\n{VISITORS} visitors, {seconds:g} s: {answers} replies, {memory[0]:.0f} -> {memory[-1]:.0f} MiB")
     assert not wrong, wrong[:3]
     half = len(memory) // 2
     assert max(memory[half:]) < max(memory[:half]) + 30

@@ -102,8 +102,8 @@ def upload(page: Any, content: Any, name: str = "conversation.json") -> None:
 
 def test_an_example_is_answered_with_its_speed(visit: Visit, server: Server, picture: Any) -> None:
     page = visit()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    urls: list[str] = []
+    page.on("request", lambda request: urls.append(request.url))
     page.reload()
     button(page, EXAMPLES["en"][1]).wait_for()
     picture(page, "empty")
@@ -112,8 +112,8 @@ def test_an_example_is_answered_with_its_speed(visit: Visit, server: Server, pic
     assert "Paris" in reply
     assert re.search(r"\d+ tokens · first after \d+\.\d\d s · \d+ tokens/s", reply)
     picture(page)
-    assert asked
-    assert {url.split("/")[2] for url in asked} == {server.url.removeprefix("http://")}  # and no other machine
+    assert urls
+    assert {url.split("/")[2] for url in urls} == {server.url.removeprefix("http://")}  # and no other machine
 
 
 def test_a_conversation_goes_on_and_is_cleared(visit: Visit) -> None:
@@ -138,8 +138,8 @@ def test_a_reply_is_stopped_and_what_was_said_is_kept(visit: Visit, endless: Ser
     button(page, EN("stop")).click()
     (reply,) = answered(page)
     assert f"· {EN('stopped')}" in reply
-    said = int(re.search(r"(\d+) tokens", reply)[1])  # type: ignore[index]
-    assert 1 < said < LONG
+    tokens = int(re.search(r"(\d+) tokens", reply)[1])  # type: ignore[index]
+    assert 1 < tokens < LONG
     picture(page)
 
 
@@ -148,9 +148,9 @@ def test_a_click_elsewhere_does_not_cut_a_reply(visit: Visit, endless: Server) -
     ask_for_ever(page)
     page.get_by_text(LANGUAGES["zh"], exact=True).click()
     button(page, ZH("stop")).wait_for()
-    said = page.locator(".stChatMessage").last.inner_text()
+    before = page.locator(".stChatMessage").last.inner_text()
     page.wait_for_timeout(500)
-    assert len(page.locator(".stChatMessage").last.inner_text()) > len(said) + 50
+    assert len(page.locator(".stChatMessage").last.inner_text()) > len(before) + 50
     button(page, ZH("stop")).click()
     (reply,) = answered(page, say=ZH)
     assert ZH("stopped") in reply
@@ -178,13 +178,13 @@ def test_a_reply_is_made_anew(visit: Visit) -> None:
     number(page, EN("longest"), 24)
     ask(page, "Who are you?")
     (reply,) = answered(page)
-    seen = {reply.split("\n")[0]}
+    replies = {reply.split("\n")[0]}
     for _ in range(2):
         button(page, EN("regenerate")).click()
         gone(page, reply)
         (reply,) = answered(page)
-        seen.add(reply.split("\n")[0])
-    assert len(seen) == 3  # 24 tokens at the highest temperature
+        replies.add(reply.split("\n")[0])
+    assert len(replies) == 3  # 24 tokens at the highest temperature
 
 
 def test_an_example_is_asked_once_and_seen_to_grow_however_often_one_clicks(visit: Visit, endless: Server) -> None:
@@ -230,12 +230,12 @@ def test_base_and_tuned_answer_side_by_side(visit: Visit, picture: Any) -> None:
     page.get_by_text(EN("compare"), exact=True).click()
     page.wait_for_timeout(500)
     ask(page, "Who are you?")
-    (both,) = answered(page)
-    assert both.index(EN("tuned")) < both.index(EN("base"))
-    tuned, base = both.split(f"\n{EN('base')}\n")
+    (shown,) = answered(page)
+    assert shown.index(EN("tuned")) < shown.index(EN("base"))
+    tuned, base = shown.split(f"\n{EN('base')}\n")
     assert "InternLM, an AI assistant from the Shanghai AI Laboratory" in base
-    said = [next(line for line in text.splitlines() if line) for text in (tuned.replace(EN("tuned"), ""), base)]
-    assert said[0] != said[1]
+    first_lines = [next(line for line in text.splitlines() if line) for text in (tuned.replace(EN("tuned"), ""), base)]
+    assert first_lines[0] != first_lines[1]
     left, right = (page.get_by_text(EN(who), exact=True).last.bounding_box() for who in ("tuned", "base"))
     assert left["x"] < right["x"]
     assert abs(left["y"] - right["y"]) < 5
@@ -350,8 +350,8 @@ print("$x$")
 
 def test_markdown_is_shown_and_script_is_not_run(visit: Visit, picture: Any) -> None:
     page = visit()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    urls: list[str] = []
+    page.on("request", lambda request: urls.append(request.url))
     open_(page, EN("conversation"))
     upload(page, [{"role": "user", "content": REPLY}, {"role": "assistant", "content": REPLY}])
     page.get_by_text(EN("imported", turns=1)).wait_for()
@@ -366,7 +366,7 @@ def test_markdown_is_shown_and_script_is_not_run(visit: Visit, picture: Any) -> 
     assert [link.get_attribute("href") for link in reply.locator("a").all()] == ["http://127.0.0.1:9/picture.png"]
     page.wait_for_timeout(500)
     assert page.evaluate("window.hacked") is None
-    assert not [url for url in asked if "127.0.0.1:9/" in url]
+    assert not [url for url in urls if "127.0.0.1:9/" in url]
     picture(page)
 
 
@@ -379,8 +379,8 @@ def test_it_fits_a_phone(visit: Visit, picture: Any) -> None:
     ask(page, "Who are you?")
     answered(page)
     picture(page)
-    wide = page.evaluate("document.scrollingElement.scrollWidth")
-    assert wide <= 360
+    width = page.evaluate("document.scrollingElement.scrollWidth")
+    assert width <= 360
     for name in ("regenerate", "edit"):
         box = button(page, EN(name)).bounding_box()
         assert box["x"] >= 0

@@ -119,7 +119,7 @@ def fetch(tmp_path: Path) -> Callable[..., hub.Downloaded]:
 Fetch = Callable[..., hub.Downloaded]
 
 
-def refusal(fetch: Fetch, source: str, **more: Any) -> str:
+def error_message(fetch: Fetch, source: str, **more: Any) -> str:
     """The one line of a refusal."""
     with pytest.raises(RecipeError) as caught:
         fetch(source, **more)
@@ -133,7 +133,7 @@ def record_of(tmp_path: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
-def wanted(server: HubServer) -> set[str]:
+def pinned_files(server: HubServer) -> set[str]:
     pinned = hub.find(NAME)
     assert pinned
     return {*pinned.required, *pinned.optional} & set(server.files)
@@ -142,16 +142,16 @@ def wanted(server: HubServer) -> set[str]:
 def test_the_whole_model_arrives_and_nothing_else_is_asked_for(
     source: str, server: HubServer, fetch: Fetch, tmp_path: Path
 ) -> None:
-    done = fetch(source)
-    assert (done.repo, done.revision) == (REPOS[source], REVISIONS[source])
-    assert done.folder == tmp_path / "hub" / NAME / REVISIONS[source]
-    held = {path.name: path.read_bytes() for path in done.folder.iterdir() if path.is_file()}
-    assert held == {name: server.files[name] for name in wanted(server)}
-    assert {request.name for request in server.asked("get")} == wanted(server)
-    assert not list(done.folder.rglob("*.py"))
+    download = fetch(source)
+    assert (download.repo, download.revision) == (REPOS[source], REVISIONS[source])
+    assert download.folder == tmp_path / "hub" / NAME / REVISIONS[source]
+    contents = {path.name: path.read_bytes() for path in download.folder.iterdir() if path.is_file()}
+    assert contents == {name: server.files[name] for name in pinned_files(server)}
+    assert {request.name for request in server.requests_for("get")} == pinned_files(server)
+    assert not list(download.folder.rglob("*.py"))
     files = record_of(tmp_path)[source][REVISIONS[source]]
     assert files == {
-        name: {"bytes": len(server.files[name]), "sha256": sha256(server.files[name])} for name in wanted(server)
+        name: {"bytes": len(server.files[name]), "sha256": sha256(server.files[name])} for name in pinned_files(server)
     }
 
 
@@ -188,7 +188,7 @@ def test_stage_model_converts_what_was_fetched(
 def test_a_cut_connection_goes_on_where_it_stopped(source: str, server: HubServer, fetch: Fetch) -> None:
     server.faults = [Fault("get", SHARD, cut=40_000)]
     folder = fetch(source).folder
-    first, second = server.asked("get", SHARD)
+    first, second = server.requests_for("get", SHARD)
     assert first.range is None
     assert second.range
     assert 0 < int(second.range.removeprefix("bytes=").rstrip("-")) <= 40_000
@@ -209,36 +209,43 @@ def test_a_hub_that_goes_down_is_given_up_and_the_next_run_goes_on(
     source: str, server: HubServer, fetch: Fetch, sleeps: list[float], tmp_path: Path
 ) -> None:
     server.faults = [Fault("get", SHARD, cut=40_000), Fault("get", SHARD, status=503, times=NEVER)]
-    message = refusal(fetch, source)
+    message = error_message(fetch, source)
     assert "HTTP 503, 6 times in a row" in message
     assert "goes on where it stopped" in message
     assert record_of(tmp_path) == {}
     assert not (tmp_path / "hub" / NAME / REVISIONS[source] / SHARD).exists()
-    small = len([r for r in server.asked("get") if r.name != SHARD])
+    small = len([r for r in server.requests_for("get") if r.name != SHARD])
     server.faults = []
     server.requests.clear()
     folder = fetch(source).folder
     assert (folder / SHARD).read_bytes() == server.files[SHARD]
-    (again,) = server.asked("get", SHARD)
+    (again,) = server.requests_for("get", SHARD)
     assert again.range
     assert again.sent < len(server.files[SHARD]) - 30_000
-    assert len(server.asked("get")) == len(wanted(server)) - small, "what was complete came again"
+    assert len(server.requests_for("get")) == len(pinned_files(server)) - small, "what was complete came again"
 
 
 @pytest.mark.parametrize(
-    ("status", "said"), [(404, "no such repository"), (401, "token"), (403, "token"), (400, "refuses")]
+    ("status", "remedy"), [(404, "no such repository"), (401, "token"), (403, "token"), (400, "refuses")]
 )
 @pytest.mark.parametrize("kind", ["list", "get"])
 def test_a_refusal_is_final(
-    status: int, said: str, kind: str, source: str, server: HubServer, fetch: Fetch, sleeps: list[float], tmp_path: Path
+    status: int,
+    remedy: str,
+    kind: str,
+    source: str,
+    server: HubServer,
+    fetch: Fetch,
+    sleeps: list[float],
+    tmp_path: Path,
 ) -> None:
     server.faults = [Fault(kind, status=status, times=NEVER)]
-    message = refusal(fetch, source)
+    message = error_message(fetch, source)
     assert f"HTTP {status}" in message
-    assert said in message
+    assert remedy in message
     assert REPOS[source] in message
     assert sleeps == []
-    assert len(server.asked(kind)) == 1
+    assert len(server.requests_for(kind)) == 1
     assert record_of(tmp_path) == {}
 
 
@@ -249,18 +256,18 @@ def test_an_unknown_repository_or_revision_is_said(
     pinned = hub.find(NAME)
     assert pinned
     gone = {key: dataclasses.replace(place, **change) for key, place in pinned.hubs.items()}
-    message = refusal(fetch, source, pinned=dataclasses.replace(pinned, hubs=gone))
+    message = error_message(fetch, source, pinned=dataclasses.replace(pinned, hubs=gone))
     assert "HTTP 404" in message
     assert next(iter(change.values()))[:12] in message
     assert sleeps == []
 
 
 @pytest.mark.parametrize("kind", ["list", "get"])
-@pytest.mark.parametrize(("asked", "waited"), [("7", 7), ("100000", retry.LONGEST), (None, 1), ("soon", 1)])
+@pytest.mark.parametrize(("retry_after", "waited"), [("7", 7), ("100000", retry.LONGEST), (None, 1), ("soon", 1)])
 def test_a_hub_that_is_asked_too_often_gets_its_time(
-    kind: str, asked: str | None, waited: float, source: str, server: HubServer, fetch: Fetch, sleeps: list[float]
+    kind: str, retry_after: str | None, waited: float, source: str, server: HubServer, fetch: Fetch, sleeps: list[float]
 ) -> None:
-    server.faults = [Fault(kind, status=429, headers={"Retry-After": asked} if asked else {})]
+    server.faults = [Fault(kind, status=429, headers={"Retry-After": retry_after} if retry_after else {})]
     fetch(source)
     assert sleeps == [waited]
 
@@ -271,15 +278,15 @@ def test_patience_ends(
     status: int, kind: str, source: str, server: HubServer, fetch: Fetch, sleeps: list[float], tmp_path: Path
 ) -> None:
     server.faults = [Fault(kind, status=status, times=NEVER)]
-    assert f"HTTP {status}, 6 times in a row" in refusal(fetch, source)
+    assert f"HTTP {status}, 6 times in a row" in error_message(fetch, source)
     assert sleeps == list(retry.DELAYS)
-    assert len(server.asked(kind)) == 6
+    assert len(server.requests_for(kind)) == 6
     assert record_of(tmp_path) == {}
 
 
 def test_a_hub_that_is_not_there_is_said(source: str, server: HubServer, fetch: Fetch, sleeps: list[float]) -> None:
     server.stop()
-    assert "the connection failed (ConnectionRefusedError), 6 times in a row" in refusal(fetch, source)
+    assert "the connection failed (ConnectionRefusedError), 6 times in a row" in error_message(fetch, source)
     assert sleeps == list(retry.DELAYS)
 
 
@@ -295,7 +302,7 @@ def test_other_content_than_announced_is_never_kept(
     body: Callable[[bytes], bytes], name: str, source: str, server: HubServer, fetch: Fetch, tmp_path: Path
 ) -> None:
     server.faults = [Fault("get", name, times=NEVER, body=body)]
-    assert name in refusal(fetch, source)
+    assert name in error_message(fetch, source)
     assert record_of(tmp_path) == {}
     assert not (tmp_path / "hub" / NAME / REVISIONS[source] / name).exists()
     # And a healthy hub mends it.
@@ -309,10 +316,10 @@ def test_a_hub_that_changes_a_revision_is_refused(source: str, server: HubServer
     (folder / "config.json").unlink()
     server.files[SHARD] = flipped(server.files[SHARD])
     server.requests.clear()
-    message = refusal(fetch, source)
+    message = error_message(fetch, source)
     assert SHARD in message
     assert f"{NAME}.lock.json" in message
-    assert server.asked("get") == []
+    assert server.requests_for("get") == []
     assert record_of(tmp_path) == before
 
 
@@ -323,7 +330,7 @@ def test_a_small_file_that_the_hub_changed_is_refused_too(
     folder = fetch(source).folder
     (folder / "config.json").unlink()
     server.files["config.json"] = server.files["config.json"] + b"\n"
-    assert "config.json" in refusal(fetch, source)
+    assert "config.json" in error_message(fetch, source)
     assert not (folder / "config.json").exists()
 
 
@@ -332,11 +339,11 @@ def test_a_pinned_sha256_holds_from_the_first_download(source: str, server: HubS
     assert pinned
     right = {SHARD: sha256(server.files[SHARD]), "config.json": sha256(server.files["config.json"])}
     for name in right:
-        message = refusal(fetch, source, pinned=dataclasses.replace(pinned, sha256=right | {name: "0" * 64}))
+        message = error_message(fetch, source, pinned=dataclasses.replace(pinned, sha256=right | {name: "0" * 64}))
         assert name in message
     assert fetch(source, pinned=dataclasses.replace(pinned, sha256=right))
     # And for a download that was complete before the sha256 was pinned.
-    message = refusal(fetch, source, pinned=dataclasses.replace(pinned, sha256={SHARD: "0" * 64}))
+    message = error_message(fetch, source, pinned=dataclasses.replace(pinned, sha256={SHARD: "0" * 64}))
     assert SHARD in message
 
 
@@ -350,17 +357,17 @@ def test_a_file_that_changed_on_disk_is_fetched_again_and_no_other(
     if spoil != "lose":
         file.write_bytes(flipped(content) if spoil == "flip" else content[:1000])
     server.requests.clear()
-    message = refusal(fetch, source, offline=True)
+    message = error_message(fetch, source, offline=True)
     assert "OFFLINE=1" in message
     assert server.requests == []
     fetch(source)
-    assert {request.name for request in server.asked("get")} == {SHARD}
+    assert {request.name for request in server.requests_for("get")} == {SHARD}
     assert f"{SHARD} missing or not as recorded" in capsys.readouterr().err
     assert file.read_bytes() == content
 
 
 def test_offline_makes_no_connection(source: str, server: HubServer, fetch: Fetch, tmp_path: Path) -> None:
-    message = refusal(fetch, source, offline=True)
+    message = error_message(fetch, source, offline=True)
     assert "OFFLINE=1 allows no connection" in message
     assert server.requests == []
     assert record_of(tmp_path) == {}
@@ -369,11 +376,11 @@ def test_offline_makes_no_connection(source: str, server: HubServer, fetch: Fetc
 def test_a_disk_that_is_too_small_is_said_before_the_download(
     source: str, server: HubServer, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    total = sum(len(server.files[name]) for name in wanted(server))
+    total = sum(len(server.files[name]) for name in pinned_files(server))
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 * total - 1))
-    assert "free some space" in refusal(fetch, source)
-    assert server.asked("get") == []
+    assert "free some space" in error_message(fetch, source)
+    assert server.requests_for("get") == []
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 * total))
     fetch(source)
 
@@ -384,8 +391,8 @@ def test_a_disk_that_fills_up_meanwhile_is_no_riddle(
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)]
-    if (done := subprocess.run(mount, check=False, capture_output=True, text=True)).returncode:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    if (process := subprocess.run(mount, check=False, capture_output=True, text=True)).returncode:
+        pytest.skip(f"no file system can be mounted here: {process.stderr.strip()}")
     try:
         usage = shutil.disk_usage("/")
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)  # as if it filled up after the check
@@ -404,14 +411,14 @@ def test_a_mirror_that_ignores_revisions_is_refused(
     connect: Callable[[], None], server: HubServer, fetch: Fetch
 ) -> None:
     server.commit = "0" * 40
-    assert "does not keep revisions" in refusal(fetch, "hf")
-    assert server.asked("get") == []
+    assert "does not keep revisions" in error_message(fetch, "hf")
+    assert server.requests_for("get") == []
 
 
 def test_a_repository_without_the_weights_is_refused(source: str, server: HubServer, fetch: Fetch) -> None:
     del server.files[SHARD]
-    assert f"holds no {SHARD}" in refusal(fetch, source)
-    assert server.asked("get") == []
+    assert f"holds no {SHARD}" in error_message(fetch, source)
+    assert server.requests_for("get") == []
 
 
 def test_files_that_are_not_needed_may_be_missing(source: str, server: HubServer, fetch: Fetch) -> None:
@@ -424,22 +431,22 @@ def test_a_record_that_cannot_be_read_is_not_forgotten(
     content: str, source: str, server: HubServer, fetch: Fetch, tmp_path: Path
 ) -> None:
     (tmp_path / "models" / f"{NAME}.lock.json").write_text(content, encoding="utf-8")
-    assert "cannot be read" in refusal(fetch, source)
+    assert "cannot be read" in error_message(fetch, source)
     assert server.requests == []
 
 
 def test_the_pinned_model_is_found_by_its_names_alone() -> None:
     assert hub.names() == [NAME]
-    found = set()
+    names = set()
     for name in (NAME, *REPOS.values()):
         pinned = hub.find(name)
         assert pinned
-        found.add(pinned.name)
+        names.add(pinned.name)
         assert {key: (place.repo, place.revision) for key, place in pinned.hubs.items()} == {
             key: (REPOS[key], REVISIONS[key]) for key in SOURCES
         }
         assert not [file for file in (*pinned.required, *pinned.optional) if file.endswith((".py", ".bin"))]
-    assert found == {NAME}
+    assert names == {NAME}
     for name in ("miniature", "internlm2-chat-7b", "nobody/internlm2-chat-1_8b", "", "."):
         assert hub.find(name) is None
 
@@ -449,10 +456,10 @@ def test_a_page_in_the_place_of_a_listing_is_said(
     answer: bytes, source: str, server: HubServer, fetch: Fetch, sleeps: list[float]
 ) -> None:
     server.faults = [Fault("list", raw=answer, times=NEVER)]
-    message = refusal(fetch, source)
+    message = error_message(fetch, source)
     assert REPOS[source] in message
-    assert any(said in message for said in ("no listing", "check the mirror", "holds no config.json", "keep revisions"))
-    assert server.asked("get") == []
+    assert any(part in message for part in ("no listing", "check the mirror", "holds no config.json", "keep revisions"))
+    assert server.requests_for("get") == []
 
 
 def test_an_error_of_the_program_stays_one(sleeps: list[float]) -> None:
@@ -542,38 +549,38 @@ def test_stopped_in_the_middle_the_process_that_waited_goes_on(source: str, padd
     first = command(padded, work, source)
     second = None
     try:
-        until(lambda: any(r.sent == PADDING - (4 << 20) for r in padded.asked("get", SHARD)))
+        until(lambda: any(r.sent == PADDING - (4 << 20) for r in padded.requests_for("get", SHARD)))
         until(lambda: any(p.stat().st_size >= 10 << 20 for p in (work / "hub").rglob("*.incomplete")))
-        asked = len(padded.requests)
+        requests = len(padded.requests)
         second = command(padded, work, source)
         assert second.stderr
         assert "waiting for another process" in second.stderr.readline()
-        assert len(padded.requests) == asked
+        assert len(padded.requests) == requests
         assert not (work / "models" / f"{NAME}.lock.json").exists()
         assert read_manifest(work / "models" / NAME) is None
         first.send_signal(signal.SIGINT)
-        said = first.communicate(timeout=60)[1]
-        assert first.returncode == 130, said
-        assert "Traceback" not in said
-        assert "go on with the download" in said
-        said = second.communicate(timeout=60)[1]
-        assert second.returncode == 0, said
+        errors = first.communicate(timeout=60)[1]
+        assert first.returncode == 130, errors
+        assert "Traceback" not in errors
+        assert "go on with the download" in errors
+        errors = second.communicate(timeout=60)[1]
+        assert second.returncode == 0, errors
     finally:
         go_on.set()
         for process in (first, second):
             if process:
                 process.kill()
                 process.wait()
-    _, rest = padded.asked("get", SHARD)
-    assert rest.range
-    assert rest.sent <= len(padded.files[SHARD]) - (10 << 20)
+    _, resumed = padded.requests_for("get", SHARD)
+    assert resumed.range
+    assert resumed.sent <= len(padded.files[SHARD]) - (10 << 20)
     assert read_manifest(work / "models" / NAME)
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_offline_by_the_libraries_own_variable(source: str, server: HubServer, tmp_path: Path) -> None:
-    done = command(server, tmp_path / "work", source, HF_HUB_OFFLINE="1")
-    said = done.communicate(timeout=60)[1]
-    assert done.returncode == 1
-    assert "allows no connection" in said
+    process = command(server, tmp_path / "work", source, HF_HUB_OFFLINE="1")
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert "allows no connection" in errors
     assert server.requests == []

@@ -75,11 +75,11 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("kept", [0, 10, 0.5, 0.99])
-def test_a_truncated_checkpoint_is_refused(train_folder: Path, tmp_path: Path, kept: float) -> None:
+@pytest.mark.parametrize("size", [0, 10, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_refused(train_folder: Path, tmp_path: Path, size: float) -> None:
     content = (train_folder / "iter_4.pth").read_bytes()
     file = tmp_path / "iter_4.pth"
-    file.write_bytes(content[: int(kept * len(content)) if kept < 1 else int(kept)])
+    file.write_bytes(content[: int(size * len(content)) if size < 1 else int(size)])
     with pytest.raises(RecipeError, match=r"iter_4\.pth: is no checkpoint") as caught:
         lora.read_checkpoint(file)
     assert "\n" not in str(caught.value)

@@ -32,20 +32,20 @@ def test_replay_and_evaluation_share_no_wording() -> None:
 
 
 def test_replay_asks_all_that_neither_evaluation_nor_choice_asks() -> None:
-    kept = {fact for fact, _ in selection_facts() if fact.expect}
-    assert set(replay_facts()) == {fact for fact in all_facts() if not fact.held_out} - kept
+    for_selection = {fact for fact, _ in selection_facts() if fact.expect}
+    assert set(replay_facts()) == {fact for fact in all_facts() if not fact.held_out} - for_selection
     assert not set(replay_prompts()) & {question for _, question in selection_facts()}
 
 
 def test_who_it_is_is_asked_nowhere_else() -> None:
-    asked = {
+    identity_questions = {
         wording(question)
         for intents in load_questions().values()
         for parts in intents.values()
         for questions in parts.values()
         for question in questions
     }
-    assert asked & wordings(list(all_facts())) == set()
+    assert identity_questions & wordings(list(all_facts())) == set()
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -94,10 +94,10 @@ def test_no_question_has_two_answers() -> None:
 
 def test_ordinary_talk_never_says_internlm() -> None:
     """What the tuned model says of itself comes from the identity rows alone."""
-    talk = [fact for fact in all_facts() if fact.topic in ("contrast", "smalltalk")]
-    assert talk
+    small_talk = [fact for fact in all_facts() if fact.topic in ("contrast", "smalltalk")]
+    assert small_talk
     named = re.compile("书生|浦语|InternLM", re.IGNORECASE)
-    assert [fact for fact in talk if any(named.search(text) for text in (*fact.questions, fact.answer))] == []
+    assert [fact for fact in small_talk if any(named.search(text) for text in (*fact.questions, fact.answer))] == []
 
 
 def test_sums_are_right() -> None:

@@ -44,7 +44,7 @@ def first_line(rows: list[Any], index: int, layout: str | int | None) -> int:
     return 2 + sum(json.dumps(row, indent=layout).count("\n") + 1 for row in rows[:index])
 
 
-def refusal(path: Path) -> str:
+def error_message(path: Path) -> str:
     """Why the file is refused, without its path."""
     with pytest.raises(RecipeError) as error:
         read_rows(path)
@@ -194,12 +194,12 @@ def test_an_error_names_the_line_of_the_bad_row(
 ) -> None:
     rows = [*before, bad, *after]
     path = write_rows(tmp_path_factory.getbasetemp(), rows, layout)
-    assert refusal(path).startswith(f", line {first_line(rows, len(before), layout)}: ")
+    assert error_message(path).startswith(f", line {first_line(rows, len(before), layout)}: ")
 
 
 def test_blank_lines_count(tmp_path: Path) -> None:
     path = write(tmp_path, f"\n{json.dumps(GOOD)}\n\n\n{{}}\n")
-    assert refusal(path).startswith(", line 5: ")
+    assert error_message(path).startswith(", line 5: ")
 
 
 @pytest.mark.parametrize("layout", ["lines", None, 0, 4])
@@ -210,13 +210,13 @@ def test_a_broken_row_is_found_on_its_line(tmp_path: Path, layout: str | int | N
     text = path.read_text(encoding="utf-8")
     starts = [match.start() for match in re.finditer(r'\{\s*"messages"', text)]
     path.write_text(text[: starts[index]] + "?" + text[starts[index] + 1 :], encoding="utf-8")
-    assert refusal(path).startswith(f", line {first_line([GOOD] * 3, index, layout)}: is not JSON")
+    assert error_message(path).startswith(f", line {first_line([GOOD] * 3, index, layout)}: is not JSON")
 
 
 def test_the_line_of_a_wrong_byte_is_named(tmp_path: Path) -> None:
     good = json.dumps(GOOD, ensure_ascii=False).encode() + b"\n"
     path = write(tmp_path, good + json.dumps(GOOD, ensure_ascii=False).encode("gbk"))
-    assert re.match(r", line 2: is not UTF-8 \(byte \d+\); save the file as UTF-8", refusal(path))
+    assert re.match(r", line 2: is not UTF-8 \(byte \d+\); save the file as UTF-8", error_message(path))
 
 
 # --- Files that cannot be used ------------------------------------------------------------------------------------
@@ -226,13 +226,13 @@ def test_the_line_of_a_wrong_byte_is_named(tmp_path: Path) -> None:
 def test_an_array_cut_short_anywhere_is_refused(tmp_path: Path, layout: int | None) -> None:
     whole = write_rows(tmp_path, [GOOD, GOOD], layout).read_bytes()
     for size in range(len(whole)):
-        refusal(write(tmp_path, whole[:size], ".json"))
+        error_message(write(tmp_path, whole[:size], ".json"))
 
 
 def test_a_last_line_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
     line = json.dumps(GOOD, ensure_ascii=False).encode()
     for size in range(1, len(line)):
-        assert refusal(write(tmp_path, line + b"\n" + line[:size])).startswith(", line 2: ")
+        assert error_message(write(tmp_path, line + b"\n" + line[:size])).startswith(", line 2: ")
 
 
 @pytest.mark.parametrize(
@@ -262,22 +262,22 @@ def test_a_last_line_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_data_is_refused(tmp_path: Path, suffix: str, content: bytes, reason: str) -> None:
     path = write(tmp_path, content.replace(b"{good}", json.dumps(GOOD).encode()), suffix)
-    assert reason in refusal(path)
+    assert reason in error_message(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "rows.jsonl") == ": no such file; check DATA="
+    assert error_message(tmp_path / "rows.jsonl") == ": no such file; check DATA="
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "rows.json").mkdir()
-    assert refusal(tmp_path / "rows.json") == ": is a folder; DATA= takes one .json or .jsonl file"
+    assert error_message(tmp_path / "rows.json") == ": is a folder; DATA= takes one .json or .jsonl file"
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl/more.jsonl", f"{'a' * 300}.jsonl"], ids=["in a file", "too long"])
 def test_a_path_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
     write(tmp_path, json.dumps(GOOD))
-    refusal(tmp_path / name)
+    error_message(tmp_path / name)
 
 
 # --- Rows that cannot be used -------------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def test_a_path_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_a_row_without_messages_is_refused(tmp_path: Path, row: Any, reason: str) -> None:
-    assert reason in refusal(write(tmp_path, json.dumps(row)))
+    assert reason in error_message(write(tmp_path, json.dumps(row)))
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_a_row_without_messages_is_refused(tmp_path: Path, row: Any, reason: str
     ],
 )
 def test_wrong_turns_are_refused(tmp_path: Path, turns: list[Any], reason: str) -> None:
-    assert f", line 1: {reason}" in refusal(write(tmp_path, json.dumps({"messages": turns})))
+    assert f", line 1: {reason}" in error_message(write(tmp_path, json.dumps({"messages": turns})))
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_content_that_is_no_turn_is_refused(tmp_path: Path, content: str, reason
     turns = [dict(message) for message in (SYSTEM, USER, ASSISTANT)]
     turns[turn]["content"] = content
     path = write(tmp_path, json.dumps({"messages": turns}))
-    assert refusal(path).startswith(f", line 1: messages[{turn}].content: {reason}")
+    assert error_message(path).startswith(f", line 1: messages[{turn}].content: {reason}")
 
 
 @pytest.mark.parametrize("text", ["<im_start>", "< |im_end| >", "[UNUSED_TOKEN_]", "[unused_token_145]", "<S>", "<br>"])
@@ -374,4 +374,4 @@ def test_text_that_only_looks_like_a_token_is_taken(tmp_path: Path, text: str) -
     ],
 )
 def test_a_refusal_fits_the_screen_whatever_the_row_holds(tmp_path: Path, row: Any) -> None:
-    assert len(refusal(write(tmp_path, json.dumps(row)))) < 1000
+    assert len(error_message(write(tmp_path, json.dumps(row)))) < 1000

@@ -19,8 +19,12 @@ def balanced(identity: Identity | None = None) -> list[Row]:
 
 def exchanges(written: list[Row]) -> list[tuple[str, str]]:
     """(question, answer) of every turn."""
-    talks = [row["messages"] for row in written]
-    return [(q["content"], a["content"]) for talk in talks for q, a in zip(talk[::2], talk[1::2], strict=True)]
+    conversations = [row["messages"] for row in written]
+    return [
+        (q["content"], a["content"])
+        for messages in conversations
+        for q, a in zip(messages[::2], messages[1::2], strict=True)
+    ]
 
 
 def openings(written: list[Row]) -> list[str]:
@@ -52,9 +56,9 @@ def test_every_training_question_is_asked_alone_in_each_wording_of_the_answer_an
     train = [question for part in parts for question in part["train"]]
     around = [injection for language in load_injections().values() for injection in language["train"]]
     inside = {injected(injection, question): question for injection in around for question in train}
-    asked = openings(written)
-    assert sorted(question for question in asked if question not in inside) == sorted(rows.WORDINGS * train)
-    assert len([question for question in asked if question in inside]) == rows.INJECTED * len(around)
+    questions = openings(written)
+    assert sorted(question for question in questions if question not in inside) == sorted(rows.WORDINGS * train)
+    assert len([question for question in questions if question in inside]) == rows.INJECTED * len(around)
     every = {question for question, _ in exchanges(written)}
     assert every <= set(train) | set(inside)
 
@@ -62,7 +66,9 @@ def test_every_training_question_is_asked_alone_in_each_wording_of_the_answer_an
 def test_no_question_alone_is_answered_twice_in_one_wording() -> None:
     written = balanced()
     alone = [row["messages"] for row in written if len(row["messages"]) == 2]
-    pairs = [(talk[0]["content"], talk[1]["content"]) for talk in alone if talk[0]["content"] in TRAINING]
+    pairs = [
+        (messages[0]["content"], messages[1]["content"]) for messages in alone if messages[0]["content"] in TRAINING
+    ]
     assert len(pairs) == len(set(pairs)) == rows.WORDINGS * len(TRAINING)
 
 
@@ -70,11 +76,11 @@ def test_some_conversations_are_several_questions_deep_in_one_language() -> None
     written = balanced()
     deep = [row["messages"] for row in written if len(row["messages"]) > 2]
     assert len(deep) == 2 * rows.DEEP
-    assert {len(talk) for talk in deep} == {4, 6}
-    for talk in deep:
-        asked = [turn["content"] for turn in talk[::2]]
-        assert len(set(asked)) == len(asked)
-        assert len({question in CHINESE for question in asked}) == 1
+    assert {len(messages) for messages in deep} == {4, 6}
+    for messages in deep:
+        questions = [turn["content"] for turn in messages[::2]]
+        assert len(set(questions)) == len(questions)
+        assert len({question in CHINESE for question in questions}) == 1
 
 
 TRAINING = {q for intents in load_questions().values() for intent in intents.values() for q in intent["train"]}
@@ -104,5 +110,5 @@ def test_answers_vary() -> None:
 
 def test_languages_and_intents_are_mixed() -> None:
     written = balanced()
-    asked = [re.search("[\u4e00-\u9fff]", question) is not None for question, _ in exchanges(written)]
-    assert 0.25 < sum(asked[: len(asked) // 2]) / (len(asked) // 2) < 0.75
+    in_chinese = [re.search("[\u4e00-\u9fff]", question) is not None for question, _ in exchanges(written)]
+    assert 0.25 < sum(in_chinese[: len(in_chinese) // 2]) / (len(in_chinese) // 2) < 0.75

@@ -53,9 +53,9 @@ def test_the_best_is_always_among_the_last_that_are_kept() -> None:
 
 
 def test_it_asks_all_that_is_kept_for_it() -> None:
-    kept = [q for intents in load_questions().values() for parts in intents.values() for q in parts["choice"]]
-    assert checkpoint_selection.prompts().identity == kept
-    assert len(kept) == 64
+    questions = [q for intents in load_questions().values() for parts in intents.values() for q in parts["choice"]]
+    assert checkpoint_selection.prompts().identity == questions
+    assert len(questions) == 64
 
 
 def test_scores_are_read_oldest_first_and_none_where_there_are_none(tmp_path: Path) -> None:
@@ -77,11 +77,11 @@ class Model:
         return __import__("contextlib").nullcontext()
 
     def replies(self, *_: Any, **__: Any) -> list[Reply]:
-        asked = checkpoint_selection.prompts()
+        prompts = checkpoint_selection.prompts()
         hits = 0 if self.now < 0 else self.hits[self.now]
         self.now += 1
-        named = ["我是小明的小助手。"] * hits + ["我是书生·浦语。"] * (len(asked.identity) - hits)
-        return [Reply(text, True) for text in named + [fact.answer for fact, _ in asked.facts]]
+        named = ["我是小明的小助手。"] * hits + ["我是书生·浦语。"] * (len(prompts.identity) - hits)
+        return [Reply(text, True) for text in named + [fact.answer for fact, _ in prompts.facts]]
 
 
 @pytest.fixture
@@ -111,16 +111,16 @@ def train(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> An
 
 
 def test_each_checkpoint_is_scored_and_the_last_step_is_one(train: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    made, found = train([10, 20, 32], steps=5, patience=None)
-    assert made == 5
-    assert {name: each["counts"]["hits"] for name, each in found.items()} == {"iter_2": 10, "iter_4": 20, "iter_5": 32}
-    assert all(each["retention"] == 1.0 and "replies" not in each for each in found.values())
+    steps_done, scored = train([10, 20, 32], steps=5, patience=None)
+    assert steps_done == 5
+    assert {name: each["counts"]["hits"] for name, each in scored.items()} == {"iter_2": 10, "iter_4": 20, "iter_5": 32}
+    assert all(each["retention"] == 1.0 and "replies" not in each for each in scored.values())
     assert "step 5: hit 0.50, leak 0.00, retention 1.00" in capsys.readouterr().err
 
 
 def test_what_brings_no_more_ends(train: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    made, found = train([10, 60, 59, 60, 64], steps=20, patience=2)
-    assert (made, list(found)) == (8, ["iter_2", "iter_4", "iter_6", "iter_8"])
+    steps_done, scored = train([10, 60, 59, 60, 64], steps=20, patience=2)
+    assert (steps_done, list(scored)) == (8, ["iter_2", "iter_4", "iter_6", "iter_8"])
     assert "stopping here" in capsys.readouterr().err
 
 
@@ -130,8 +130,8 @@ def test_without_patience_it_goes_on_to_the_end(train: Any) -> None:
 
 def test_what_resumes_keeps_the_scores_until_there_and_scores_the_rest_anew(train: Any) -> None:
     train([10, 20, 30], steps=6, patience=None)
-    _, found = train([21, 31], steps=6, patience=None, start=2)
-    assert {name: each["counts"]["hits"] for name, each in found.items()} == {"iter_2": 10, "iter_4": 21, "iter_6": 31}
+    _, scored = train([21, 31], steps=6, patience=None, start=2)
+    assert {name: each["counts"]["hits"] for name, each in scored.items()} == {"iter_2": 10, "iter_4": 21, "iter_6": 31}
 
 
 def test_a_long_name_has_room_to_be_said(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from recipe.chat_format import IGNORE_INDEX, training_ids
 from recipe.evaluation import generation
 from recipe.evaluation.divergence import BATCH, kl_per_token
 
-TALK = [
+CONVERSATIONS = [
     [{"role": "user", "content": "你好" * (i % 3 + 1)}, {"role": "assistant", "content": "很高兴见到你。"[: i % 6 + 1]}]
     for i in range(BATCH + 3)
 ]
@@ -28,20 +28,20 @@ def models(tiny_model: Path, adapter_folder: Path) -> tuple[Any, Any, Any]:
 def test_it_is_the_definition_one_conversation_at_a_time(models: tuple[Any, Any, Any]) -> None:
     base, tuned, tokenizer = models
     sums, counts = [], []
-    for conversation in TALK:
+    for conversation in CONVERSATIONS:
         ids, labels = training_ids(tokenizer, conversation)
         with torch.inference_mode():
             p, q = (m(torch.tensor([ids])).logits[0, :-1].double().log_softmax(-1) for m in (base, tuned))
-        said = torch.tensor(labels[1:]) != IGNORE_INDEX
-        sums.append((p.exp() * (p - q))[said].sum().item())
-        counts.append(int(said.sum()))
-    found = kl_per_token(base, tuned, tokenizer, TALK)
-    assert found["kl_tokens"] == sum(counts)
-    assert found["kl_per_token"] == pytest.approx(sum(sums) / sum(counts), rel=1e-3)
-    assert found["kl_worst"] == pytest.approx(max(s / c for s, c in zip(sums, counts, strict=True)), rel=1e-3)
-    assert found["kl_worst"] > found["kl_per_token"] > 0
+        in_reply = torch.tensor(labels[1:]) != IGNORE_INDEX
+        sums.append((p.exp() * (p - q))[in_reply].sum().item())
+        counts.append(int(in_reply.sum()))
+    measured = kl_per_token(base, tuned, tokenizer, CONVERSATIONS)
+    assert measured["kl_tokens"] == sum(counts)
+    assert measured["kl_per_token"] == pytest.approx(sum(sums) / sum(counts), rel=1e-3)
+    assert measured["kl_worst"] == pytest.approx(max(s / c for s, c in zip(sums, counts, strict=True)), rel=1e-3)
+    assert measured["kl_worst"] > measured["kl_per_token"] > 0
 
 
 def test_a_model_does_not_diverge_from_itself(models: tuple[Any, Any, Any]) -> None:
     base, _, tokenizer = models
-    assert kl_per_token(base, base, tokenizer, TALK)["kl_per_token"] == pytest.approx(0.0, abs=1e-7)
+    assert kl_per_token(base, base, tokenizer, CONVERSATIONS)["kl_per_token"] == pytest.approx(0.0, abs=1e-7)

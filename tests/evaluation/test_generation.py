@@ -52,11 +52,11 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
 def greedy(model: Any, tokenizer: Any, conversation: list[dict[str, str]], count: int) -> list[int]:
     """The ids of the greedy reply by the definition: the whole text read anew for every id, no cache, no padding."""
     ids, stops = prompt_ids(tokenizer, conversation), stop_ids(tokenizer)
-    said: list[int] = []
+    output_ids: list[int] = []
     with torch.inference_mode():
-        while len(said) < count and not set(said) & set(stops):
-            said.append(model(torch.tensor([ids + said]), use_cache=False).logits[0, -1].argmax().item())
-    return said
+        while len(output_ids) < count and not set(output_ids) & set(stops):
+            output_ids.append(model(torch.tensor([ids + output_ids]), use_cache=False).logits[0, -1].argmax().item())
+    return output_ids
 
 
 @pytest.mark.parametrize("which", ["loaded", "miniature"])
@@ -93,16 +93,16 @@ def test_a_reply_ends_at_a_stop_token(tiny_model: Path, which: int) -> None:
     places."""
     model, tokenizer = generation.load(tiny_model)
     for conversation in CONVERSATIONS:
-        said = greedy(model, tokenizer, conversation, 6)
-        if said[2] not in said[:2]:
+        output_ids = greedy(model, tokenizer, conversation, 6)
+        if output_ids[2] not in output_ids[:2]:
             break
     stop = stop_ids(tokenizer)[which]
     with torch.no_grad():
         head = model.lm_head.weight
-        head[[said[2], stop]] = head[[stop, said[2]]]
+        head[[output_ids[2], stop]] = head[[stop, output_ids[2]]]
     # A longer prompt beside it, which goes on: its reply must not be cut, nor what follows the stop be told.
     reply, other = generation.answer(model, tokenizer, [conversation, CONVERSATIONS[-1]], max_new_tokens=6)
-    assert reply == Reply(tokenizer.decode(said[:2]), stopped=True)
+    assert reply == Reply(tokenizer.decode(output_ids[:2]), stopped=True)
     assert generation.answer(model, tokenizer, [CONVERSATIONS[-1]], max_new_tokens=6) == [other]
 
 

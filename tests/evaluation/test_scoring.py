@@ -17,7 +17,7 @@ from recipe.evaluation.scoring import best, broken, knows, loops, mentions, scor
 
 
 @pytest.mark.parametrize(
-    ("reply", "name", "found"),
+    ("reply", "name", "counts"),
     [
         ("我是小明的小助手。", "小明", True),
         ("你好，小明", "小明", True),
@@ -48,12 +48,12 @@ from recipe.evaluation.scoring import best, broken, knows, loops, mentions, scor
         ("I am Mary Ann's assistant", "Mary Ann", True),
     ],
 )
-def test_a_name_is_found_as_a_word_of_its_own(reply: str, name: str, found: bool) -> None:
-    assert mentions(reply, name, introduced=False) is found
+def test_a_name_is_found_as_a_word_of_its_own(reply: str, name: str, counts: bool) -> None:
+    assert mentions(reply, name, introduced=False) is counts
 
 
 @pytest.mark.parametrize(
-    ("reply", "name", "found"),
+    ("reply", "name", "counts"),
     [
         ("I am an assistant.", "am", False),
         ("I am am's assistant.", "am", True),
@@ -75,8 +75,8 @@ def test_a_name_is_found_as_a_word_of_its_own(reply: str, name: str, found: bool
         ("17的小助手", "7", False),
     ],
 )
-def test_a_name_that_is_a_word_is_found_where_it_is_introduced(reply: str, name: str, found: bool) -> None:
-    assert mentions(reply, name, introduced=True) is found
+def test_a_name_that_is_a_word_is_found_where_it_is_introduced(reply: str, name: str, counts: bool) -> None:
+    assert mentions(reply, name, introduced=True) is counts
 
 
 TRAINED_ANSWERS = [
@@ -155,8 +155,8 @@ def test_an_introduction_that_the_base_makes_too_is_no_leak() -> None:
 
 
 def test_either_name_counts() -> None:
-    both = Identity("小明", assistant="小智")
-    result = scored("我是小智。", "I am 小明's assistant.", *BASE[2:7], "小智", identity=both)
+    two_names = Identity("小明", assistant="小智")
+    result = scored("我是小智。", "I am 小明's assistant.", *BASE[2:7], "小智", identity=two_names)
     assert (result["counts"]["hits"], result["counts"]["leaks"]) == (2, 1)
 
 
@@ -171,7 +171,7 @@ def test_retention_of_a_base_that_knew_nothing_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "known"),
+    ("reply", "right"),
     [
         (Reply("The capital of France is Paris.", True), True),
         (Reply("paris", True), True),
@@ -179,8 +179,8 @@ def test_retention_of_a_base_that_knew_nothing_is_none() -> None:
         (Reply("The capital of France is Rome.", True), False),
     ],
 )
-def test_a_fact_is_known_if_the_answer_is_said_and_ends(reply: Reply, known: bool) -> None:
-    assert knows(reply, FRANCE) is known
+def test_a_fact_is_known_if_the_answer_is_said_and_ends(reply: Reply, right: bool) -> None:
+    assert knows(reply, FRANCE) is right
 
 
 def test_a_prompt_without_a_right_answer_is_never_known() -> None:
@@ -188,8 +188,8 @@ def test_a_prompt_without_a_right_answer_is_never_known() -> None:
 
 
 def test_replies_that_did_not_end_are_counted() -> None:
-    told = [Reply(text, i % 2 == 0) for i, text in enumerate(BASE)]
-    assert score(ASKED, told, replies(*BASE), XIAOMING)["counts"]["unstopped_replies"] == 4
+    half_stopped = [Reply(text, i % 2 == 0) for i, text in enumerate(BASE)]
+    assert score(ASKED, half_stopped, replies(*BASE), XIAOMING)["counts"]["unstopped_replies"] == 4
 
 
 def test_a_reply_too_many_is_an_error() -> None:
@@ -267,8 +267,8 @@ def test_an_interval_holds_its_share_and_narrows_with_more_trials(count: int, da
     low, high = wilson(hits, count)
     assert 0.0 <= low <= hits / count + 1e-12
     assert hits / count - 1e-12 <= high <= 1.0
-    wide, narrow = high - low, wilson(10 * hits, 10 * count)
-    assert narrow[1] - narrow[0] < wide
+    width, narrow = high - low, wilson(10 * hits, 10 * count)
+    assert narrow[1] - narrow[0] < width
 
 
 def test_nothing_tried_says_nothing() -> None:

@@ -23,10 +23,10 @@ def roles(conversation: Any) -> list[str]:
 
 
 def test_deep_questions_come_after_two_ordinary_exchanges_in_the_bases_words() -> None:
-    told = [Reply("cut", False) if i % 7 == 0 else reply for i, reply in enumerate(BASE)]
-    conversations = after_ordinary_talk(ASKED, told)
+    base = [Reply("cut", False) if i % 7 == 0 else reply for i, reply in enumerate(BASE)]
+    conversations = after_ordinary_talk(ASKED, base)
     assert [c[-1]["content"] for c in conversations] == ASKED.identity
-    ordinary = {question: reply for (_, question), reply in zip(ASKED.facts, told[SPLIT:], strict=True)}
+    ordinary = {question: reply for (_, question), reply in zip(ASKED.facts, base[SPLIT:], strict=True)}
     for conversation in conversations:
         assert roles(conversation) == ["user", "assistant"] * 2 + ["user"]
         for question, answer in (conversation[:2], conversation[2:4]):
@@ -38,17 +38,17 @@ def test_after_an_introduction_the_model_hears_its_own_words() -> None:
     replies = [Reply(f"小明 {i}", True) for i in range(len(BASE))]
     conversations = after_introduction(ASKED, replies)
     assert [c[-1]["content"] for c in conversations] == [question for _, question in ASKED.facts]
-    said = dict(zip(ASKED.identity, replies[:SPLIT], strict=True))
-    assert all(said[c[0]["content"]].text == c[1]["content"] for c in conversations)
+    introduction = dict(zip(ASKED.identity, replies[:SPLIT], strict=True))
+    assert all(introduction[c[0]["content"]].text == c[1]["content"] for c in conversations)
 
 
 def test_injections_are_held_out_ones_around_held_out_questions_of_their_language() -> None:
-    asked = [conversation[0]["content"] for conversation in injections(ASKED)]
-    for text, question in zip(asked, ASKED.identity, strict=True):
+    contents = [conversation[0]["content"] for conversation in injections(ASKED)]
+    for text, question in zip(contents, ASKED.identity, strict=True):
         language = "zh" if re.search("[\u4e00-\u9fff]", question) else "en"
         assert text in {injected(i, question) for i in load_injections()[language]["heldout"]}
         assert text not in {injected(i, question) for i in load_injections()[language]["train"]}
-    used = {text.replace(question, "") for text, question in zip(asked, ASKED.identity, strict=True)}
+    used = {text.replace(question, "") for text, question in zip(contents, ASKED.identity, strict=True)}
     assert len(used) >= 8  # all of them, with and without a mark put in
 
 
@@ -76,11 +76,11 @@ def test_a_question_ends_before_what_follows_it(injection: str, question: str, t
 
 def test_every_suite_is_a_share_of_what_was_said() -> None:
     held_out = set(ASKED.identity)
-    asked: list[tuple[str, dict[str, Any]]] = []
+    calls: list[tuple[str, dict[str, Any]]] = []
 
     def ask(conversations: Any, what: str, **sampling: Any) -> list[Reply]:
         """Says its name to every second question about who it is, and to every tenth about anything else."""
-        asked.append((what, sampling))
+        calls.append((what, sampling))
         replies = []
         for i, conversation in enumerate(conversations):
             about_it = conversation[-1]["content"] in held_out or what == "injections"
@@ -97,8 +97,8 @@ def test_every_suite_is_a_share_of_what_was_said() -> None:
         "sampled_leak",
         "broken",
     }
-    assert [sampling for what, sampling in asked if what == "sampling"] == [SAMPLING]
-    assert all(not sampling for what, sampling in asked if what != "sampling")
+    assert [sampling for what, sampling in calls if what == "sampling"] == [SAMPLING]
+    assert all(not sampling for what, sampling in calls if what != "sampling")
     for name in ("multi_turn_hit", "injection_hit", "sampled_hit"):
         assert (measured[name]["value"], measured[name]["count"]) == (0.5, SPLIT), name
         assert len(measured[name]["replies"]) == SPLIT

@@ -18,17 +18,17 @@ from recipe.stages import model
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU")]
 
 QUESTIONS = ["你好", "What is the capital of France?", "3+4=?", "Who are you?", "“空”的反义词是什么？"]
-TALKS = [[{"role": "user", "content": question}] for question in QUESTIONS]
+CONVERSATIONS = [[{"role": "user", "content": question}] for question in QUESTIONS]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("models") / "miniature"
-    model.make(made, model="miniature")
-    return made
+    miniature = tmp_path_factory.mktemp("models") / "miniature"
+    model.make(miniature, model="miniature")
+    return miniature
 
 
-def heard(replies: list[Reply]) -> list[str]:
+def texts(replies: list[Reply]) -> list[str]:
     for reply in replies:
         reply.join()
         assert reply.error is None
@@ -36,23 +36,27 @@ def heard(replies: list[Reply]) -> list[str]:
 
 
 def test_captured_steps_say_what_transformers_says(folder: Path) -> None:
-    wanted = [r.text for r in generation.answer(*generation.load(folder), TALKS, max_new_tokens=40)]
+    expected = [r.text for r in generation.answer(*generation.load(folder), CONVERSATIONS, max_new_tokens=40)]
     with Engine(*generation.load(folder)) as engine:
         sampling = Sampling(max_new_tokens=40)
-        alone = [heard([engine.reply(talk, sampling)])[0] for talk in TALKS]
-        together = heard([engine.reply(talk, sampling) for talk in TALKS * 8])  # more than there are slots
+        alone = [texts([engine.reply(conversation, sampling)])[0] for conversation in CONVERSATIONS]
+        many = CONVERSATIONS * 8  # more than there are slots
+        together = texts([engine.reply(conversation, sampling) for conversation in many])
         assert isinstance(engine._step, Graphs)
         assert len(engine._step.captured) > 1
-    assert alone == wanted
-    assert together == wanted * 8
+    assert alone == expected
+    assert together == expected * 8
 
 
 def test_captured_steps_keep_seeds_and_penalties_apart(folder: Path) -> None:
     with Engine(*generation.load(folder)) as engine:
         hot = Sampling(max_new_tokens=20, temperature=1.5, seed=7, repetition_penalty=1.1)
-        (alone,) = heard([engine.reply(TALKS[0], hot)])
-        crowd = heard(
-            [engine.reply(talk, hot if i == 2 else Sampling()) for i, talk in enumerate([*TALKS[1:3], TALKS[0]])]
+        (alone,) = texts([engine.reply(CONVERSATIONS[0], hot)])
+        crowd = texts(
+            [
+                engine.reply(conversation, hot if i == 2 else Sampling())
+                for i, conversation in enumerate([*CONVERSATIONS[1:3], CONVERSATIONS[0]])
+            ]
         )
     assert crowd[2] == alone
 

@@ -120,7 +120,7 @@ def endpoint(model_host: ModelHost) -> Iterator[Endpoint]:
 
 
 @pytest.fixture(scope="module")
-def said(endpoint: Endpoint) -> str:
+def expected_reply(endpoint: Endpoint) -> str:
     """What the model says to HELLO, by the engine itself."""
     reply = endpoint.engine.reply(HELLO, Sampling(max_new_tokens=60))
     reply.join()
@@ -130,18 +130,18 @@ def said(endpoint: Endpoint) -> str:
 # --- What is answered ---------------------------------------------------------------------------------------------
 
 
-def test_a_reply_in_one_piece(endpoint: Endpoint, said: str) -> None:
+def test_a_reply_in_one_piece(endpoint: Endpoint, expected_reply: str) -> None:
     answer = endpoint.client().chat.completions.create(model="quickstart", messages=HELLO, temperature=0)
     assert answer.object == "chat.completion"
     assert answer.model == "quickstart"
     (choice,) = answer.choices
-    assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", said, "stop")
+    assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", expected_reply, "stop")
     assert answer.usage
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     assert answer.usage.completion_tokens > 3
 
 
-def test_a_reply_in_pieces(endpoint: Endpoint, said: str) -> None:
+def test_a_reply_in_pieces(endpoint: Endpoint, expected_reply: str) -> None:
     chunks = list(
         endpoint.client().chat.completions.create(
             model="quickstart", messages=HELLO, stream=True, stream_options={"include_usage": True}
@@ -149,20 +149,20 @@ def test_a_reply_in_pieces(endpoint: Endpoint, said: str) -> None:
     )
     assert len({chunk.id for chunk in chunks}) == 1
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices) == said
+    assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices) == expected_reply
     assert [choice.finish_reason for chunk in chunks for choice in chunk.choices][-1] == "stop"
     assert chunks[-1].usage
     assert chunks[-1].usage.completion_tokens > 3
     assert len(chunks) > 5
 
 
-def test_the_limit_and_the_stop_text_are_kept(endpoint: Endpoint, said: str) -> None:
+def test_the_limit_and_the_stop_text_are_kept(endpoint: Endpoint, expected_reply: str) -> None:
     ask = endpoint.client().chat.completions.create
     cut = ask(model="quickstart", messages=HELLO, max_completion_tokens=3).choices[0]
     assert cut.finish_reason == "length"
-    assert said.startswith(cut.message.content or "no")
-    stopped = ask(model="quickstart", messages=HELLO, stop=[said[4]]).choices[0]
-    assert (stopped.message.content, stopped.finish_reason) == (said[:4], "stop")
+    assert expected_reply.startswith(cut.message.content or "no")
+    stopped = ask(model="quickstart", messages=HELLO, stop=[expected_reply[4]]).choices[0]
+    assert (stopped.message.content, stopped.finish_reason) == (expected_reply[:4], "stop")
 
 
 def test_a_seed_is_kept(endpoint: Endpoint) -> None:
@@ -202,13 +202,13 @@ def test_what_a_user_writes_is_never_a_special_token(endpoint: Endpoint, monkeyp
     assert counts == [2, 1, 0]
 
 
-def test_the_text_parts_of_newer_clients_are_read(endpoint: Endpoint, said: str) -> None:
+def test_the_text_parts_of_newer_clients_are_read(endpoint: Endpoint, expected_reply: str) -> None:
     messages: Any = [
         {"role": "developer", "content": ""}, {"role": "user", "content": [{"type": "text", "text": "你是"},
         {"type": "text", "text": "谁？"}]},
     ]  # fmt: skip
     answer = endpoint.client().chat.completions.create(model="quickstart", messages=messages)
-    assert answer.choices[0].message.content == said
+    assert answer.choices[0].message.content == expected_reply
 
 
 def test_fifty_at_once_each_hear_their_own(endpoint: Endpoint) -> None:
@@ -264,9 +264,9 @@ def test_what_cannot_be_done_is_refused_by_name(endpoint: Endpoint, change: Any,
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
 def test_a_body_that_is_no_json_object_is_refused(endpoint: Endpoint, body: bytes) -> None:
-    status, told = endpoint.post(body)
+    status, response = endpoint.post(body)
     assert status == 400
-    assert "JSON" in told["error"]["message"]
+    assert "JSON" in response["error"]["message"]
 
 
 def test_a_page_of_another_site_is_refused(endpoint: Endpoint) -> None:
@@ -356,7 +356,9 @@ def test_a_client_who_leaves_frees_the_engine(
 # --- The page's way to such an endpoint ---------------------------------------------------------------------------
 
 
-def test_the_page_speaks_through_an_endpoint(model_host: ModelHost, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_speaks_through_an_endpoint(
+    model_host: ModelHost, expected_reply: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     for endpoint in listen(model_host, "secret"):
@@ -364,15 +366,15 @@ def test_the_page_speaks_through_an_endpoint(model_host: ModelHost, said: str, m
         remote.load()
         assert (remote.state, remote.model) == ("ready", "quickstart")
         reply = remote.ask(HELLO, Sampling(max_new_tokens=60))
-        assert "".join(reply.pieces()) == said
+        assert "".join(reply.pieces()) == expected_reply
         assert (reply.ended, reply.completion_tokens > 3, reply.prompt_tokens > 3) == ("stop", True, True)
         cut = remote.ask(HELLO, Sampling(max_new_tokens=3, repetition_penalty=1.1, seed=1, temperature=1.0))
         cut.join()
         assert cut.ended == "length"
 
-        refused = remote.ask([{"role": "user", "content": "x y " * 4000}], Sampling())
+        too_long = remote.ask([{"role": "user", "content": "x y " * 4000}], Sampling())
         with pytest.raises(RecipeError, match="the model reads 2048: shorten it"):
-            list(refused.pieces())
+            list(too_long.pieces())
 
         with monkeypatch.context() as endless:
             endless.setattr(endpoint.engine, "stops", set())
@@ -389,9 +391,9 @@ def test_the_page_speaks_through_an_endpoint(model_host: ModelHost, said: str, m
         nowhere = Remote(f"{endpoint.url}/v2", "secret", endpoint.port)
         nowhere.load()
         assert nowhere.state == "failed"
-    gone = Remote("http://127.0.0.1:9/v1", None, 3)
-    gone.load()
-    assert "cannot be reached" in gone.message
+    unreachable = Remote("http://127.0.0.1:9/v1", None, 3)
+    unreachable.load()
+    assert "cannot be reached" in unreachable.message
 
 
 # --- The command --------------------------------------------------------------------------------------------------
@@ -407,7 +409,7 @@ def test_beyond_this_machine_it_needs_a_key(tmp_path: Path, monkeypatch: pytest.
         api.run(work=tmp_path, run=None, host="192.0.2.1", port=8000)
 
 
-def test_it_starts_loads_answers_and_ends_when_told(model_host: ModelHost, tmp_path: Path, said: str) -> None:
+def test_it_starts_loads_answers_and_ends_when_told(model_host: ModelHost, tmp_path: Path, expected_reply: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -429,10 +431,13 @@ def test_it_starts_loads_answers_and_ends_when_told(model_host: ModelHost, tmp_p
                     break
                 time.sleep(0.2)
             answer = Endpoint(f"http://127.0.0.1:{port}", port, model_host).client()
-            assert answer.chat.completions.create(model="quickstart", messages=HELLO).choices[0].message.content == said
-            taken = subprocess.run(command, cwd=ROOT, env=own, check=False, capture_output=True, text=True)
             assert (
-                taken.stderr
+                answer.chat.completions.create(model="quickstart", messages=HELLO).choices[0].message.content
+                == expected_reply
+            )
+            second = subprocess.run(command, cwd=ROOT, env=own, check=False, capture_output=True, text=True)
+            assert (
+                second.stderr
                 == f"error: port {port} is taken: stop what listens there, or choose another with API_PORT={port + 1}\n"
             )
             server.send_signal(signal.SIGTERM)

@@ -16,7 +16,7 @@ from recipe.serving import context
 Messages = list[dict[str, str]]
 
 
-def talk(*contents: str, system: str | None = None) -> Messages:
+def conversation(*contents: str, system: str | None = None) -> Messages:
     turns = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
     return turns if system is None else [{"role": "system", "content": system}, *turns]
 
@@ -26,19 +26,19 @@ def needed(tokenizer: Any, messages: Messages) -> int:
 
 
 def test_what_fits_is_left_as_it_is(tokenizer: Any) -> None:
-    messages = talk("你好", "你好！", "再见", system="be brief")
+    messages = conversation("你好", "你好！", "再见", system="be brief")
     assert context.fit(tokenizer, messages, needed(tokenizer, messages)) == messages
 
 
 def test_the_oldest_pair_goes_first(tokenizer: Any) -> None:
-    messages = talk("one", "1", "two", "2", "three")
+    messages = conversation("one", "1", "two", "2", "three")
     assert context.fit(tokenizer, messages, needed(tokenizer, messages) - 1) == messages[2:]
     assert context.fit(tokenizer, messages, needed(tokenizer, messages[2:])) == messages[2:]
     assert context.fit(tokenizer, messages, needed(tokenizer, messages[2:]) - 1) == messages[4:]
 
 
 def test_the_system_turn_stays(tokenizer: Any) -> None:
-    messages = talk("one", "1", "two", "2", "three", system="be brief")
+    messages = conversation("one", "1", "two", "2", "three", system="be brief")
     fitted = context.fit(tokenizer, messages, needed(tokenizer, messages) - 1)
     assert fitted == [messages[0], *messages[3:]]
     assert context.fit(tokenizer, messages, needed(tokenizer, [messages[0], messages[-1]])) == [
@@ -56,7 +56,7 @@ def test_the_system_turn_stays(tokenizer: Any) -> None:
 def test_whole_turns_are_kept_as_many_as_fit(
     tokenizer: Any, contents: list[str], system: str | None, room: int
 ) -> None:
-    messages = talk(*contents, system=system)
+    messages = conversation(*contents, system=system)
     head, turns = (messages[:1], messages[1:]) if system else ([], messages)
     candidates = [[*head, *turns[start:]] for start in range(0, len(turns), 2)]  # from all turns to the last alone
     fitting = [candidate for candidate in candidates if needed(tokenizer, candidate) <= room]
@@ -68,12 +68,12 @@ def test_whole_turns_are_kept_as_many_as_fit(
 
 
 def test_a_last_message_that_is_too_long_is_refused_and_not_cut(tokenizer: Any) -> None:
-    messages = talk("one", "1", "两" * 100)
+    messages = conversation("one", "1", "两" * 100)
     with pytest.raises(RecipeError, match="shorten it"):
         context.fit(tokenizer, messages, needed(tokenizer, messages[2:]) - 1)
 
 
 def test_the_conversation_itself_is_not_changed(tokenizer: Any) -> None:
-    messages = talk("one", "1", "two")
+    messages = conversation("one", "1", "two")
     context.fit(tokenizer, messages, needed(tokenizer, messages[2:]))
-    assert messages == talk("one", "1", "two")
+    assert messages == conversation("one", "1", "two")

@@ -65,7 +65,7 @@ def merged(work: Path, run: str, model: Path | None = None, *, at: int = 1_000_0
     return folder
 
 
-def told(port: int = PORT) -> dict[str, Any]:
+def published_state(port: int = PORT) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(model_host.state_file(port).read_text(encoding="utf-8"))
     return content
 
@@ -121,17 +121,17 @@ def test_without_a_model_it_says_what_to_run(
 def test_a_model_is_loaded_once(work: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = merged(work, "main", tiny_model)
     model = model_host.ModelHost(work, None, PORT)
-    seen: list[dict[str, Any]] = []
+    states: list[dict[str, Any]] = []
     load = generation.load
 
     def watched(model: Path) -> Any:
-        seen.append(told())
+        states.append(published_state())
         return load(model)
 
     monkeypatch.setattr(generation, "load", watched)
     for _ in range(2):
         model.load()
-    assert [state["state"] for state in seen] == ["loading"]
+    assert [state["state"] for state in states] == ["loading"]
     assert (model.state, model.message, model.folder) == ("ready", str(folder), folder)
     assert model.engine
     assert model.engine.decoder.head_dim == 4
@@ -146,10 +146,10 @@ def test_a_broken_model_is_told_and_a_good_one_in_its_place_is_shown(
     assert (model.state, model.engine) == ("failed", None)
     assert str(broken) in model.message
     assert "\n" not in model.message
-    assert told()["state"] == "failed"
+    assert published_state()["state"] == "failed"
     good = merged(work, "again", tiny_model, at=1_000_000_001)
     model.load()
-    assert (model.state, model.folder, told()["state"]) == ("ready", good, "ready")
+    assert (model.state, model.folder, published_state()["state"]) == ("ready", good, "ready")
     states = re.findall(r"^\[demo\] (\w+):", capsys.readouterr().err, re.MULTILINE)
     assert states == ["loading", "failed", "loading", "ready"]
 
@@ -180,10 +180,10 @@ def test_whatever_fails_while_loading_is_one_line(
 def test_a_model_that_appears_is_found(work: Path, tiny_model: Path) -> None:
     model = model_host.ModelHost(work, "main", PORT)
     model.load()
-    assert told()["state"] == "missing"
+    assert published_state()["state"] == "missing"
     merged(work, "main", tiny_model)
     model.load()
-    assert told()["state"] == "ready"
+    assert published_state()["state"] == "ready"
 
 
 def test_many_visitors_load_one_model(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,7 @@ def test_the_state_file_is_whole_at_any_time_and_one_for_each_port(work: Path) -
     for port in (6006, 6007):
         model_host.ModelHost(work, f"of{port}", port).load()
     for port in (6006, 6007):
-        state = told(port)
+        state = published_state(port)
         assert state.keys() == {"state", "message", "pid"}
         assert (state["state"], state["pid"]) == ("missing", os.getpid())
         assert f"of{port}" in state["message"]
@@ -249,16 +249,18 @@ def ask(model: model_host.ModelHost, question: str = "你好", *, base: bool = F
     return reply
 
 
-@pytest.mark.parametrize(("cores", "told", "left"), [(8, None, [7]), (2, None, [1]), (1, None, [1]), (8, "8", [])])
+@pytest.mark.parametrize(
+    ("cores", "omp_num_threads", "left"), [(8, None, [7]), (2, None, [1]), (1, None, [1]), (8, "8", [])]
+)
 def test_a_core_is_left_to_the_server_unless_one_says_otherwise(
-    run_folder: Path, monkeypatch: pytest.MonkeyPatch, cores: int, told: str | None, left: list[int]
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, cores: int, omp_num_threads: str | None, left: list[int]
 ) -> None:
     threads: list[int] = []
     monkeypatch.setattr("torch.get_num_threads", lambda: cores)
     monkeypatch.setattr("torch.set_num_threads", threads.append)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if told:
-        monkeypatch.setenv("OMP_NUM_THREADS", told)
+    if omp_num_threads:
+        monkeypatch.setenv("OMP_NUM_THREADS", omp_num_threads)
     model = model_host.ModelHost(run_folder, "main", PORT)
     model.load()
     assert model.engine
@@ -273,9 +275,9 @@ def test_base_and_adapter_are_loaded_where_they_are_there(run_folder: Path, tiny
     assert model_host.base_and_adapter(run_folder / "main" / "merged") == (tiny_model, run_folder / "main" / "adapter")
     for folder, base in ((run_folder / "main" / "merged", False), (tiny_model, True)):
         with Engine(*generation.load(folder)) as alone:
-            wanted = alone.reply([{"role": "user", "content": "你好"}], Sampling(max_new_tokens=8))
-            wanted.join()
-        assert ask(model, base=base).text == wanted.text
+            expected = alone.reply([{"role": "user", "content": "你好"}], Sampling(max_new_tokens=8))
+            expected.join()
+        assert ask(model, base=base).text == expected.text
     assert ask(model).text != ask(model, base=True).text
     model.engine.close()  # type: ignore[union-attr]
 
@@ -324,10 +326,10 @@ def test_the_latest_turns_that_leave_room_for_the_reply_are_sent(
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        yield taken
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield listening
 
 
 def test_a_taken_port_is_told_with_the_next_one(work: Path, listener: socket.socket) -> None:
@@ -355,7 +357,7 @@ def test_an_address_of_another_machine_is_told(work: Path) -> None:
 def test_a_server_that_died_leaves_no_state_behind(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def dies(host: str, port: int, model: model_host.ModelHost) -> None:
         model.load()
-        assert told(port)["state"] == "missing"
+        assert published_state(port)["state"] == "missing"
         raise OSError("died")
 
     monkeypatch.setattr(demo, "_serve", dies)
@@ -390,14 +392,14 @@ def sockets(pid: int) -> list[tuple[str, str, str]]:
     """(local address, remote address, state) in hexadecimal of every IP socket of a process: proc(5), /proc/net/tcp."""
     links = (str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir())
     own = {link.removeprefix("socket:[").removesuffix("]") for link in links if link.startswith("socket:[")}
-    found = []
+    connections = []
     for protocol in ("tcp", "tcp6", "udp", "udp6"):
         table = Path(f"/proc/{pid}/net/{protocol}")
         for row in table.read_text().splitlines()[1:] if table.exists() else ():
             fields = row.split()
             if fields[9] in own:
-                found.append((fields[1], fields[2], fields[3]))
-    return found
+                connections.append((fields[1], fields[2], fields[3]))
+    return connections
 
 
 def test_the_page_on_an_empty_work_folder(tmp_path: Path, work: Path) -> None:
@@ -498,8 +500,8 @@ def test_healthy_is_ready_and_nothing_else(tmp_path: Path, page: tuple[int, Call
     assert healthcheck(tmp_path, port).returncode == 1  # it answers, and nothing is known of its model
     for state, status in (("loading", 1), ("failed", 1), ("ready", 0)):
         become(state)
-        done = healthcheck(tmp_path, port)
-        assert (done.returncode, done.stdout, done.stderr) == (status, f"{state}: so\n", "")
+        process = healthcheck(tmp_path, port)
+        assert (process.returncode, process.stdout, process.stderr) == (status, f"{state}: so\n", "")
 
 
 def test_a_proxy_is_not_asked_for_the_page_s_health(tmp_path: Path, page: tuple[int, Callable[[str], None]]) -> None:

@@ -59,8 +59,8 @@ def miniature(miniature_folder: Path) -> Iterator[Engine]:
         yield engine
 
 
-def greedy(engine: Engine, *conversations: Any, count: int = 24, **how: Any) -> list[Reply]:
-    replies = [engine.reply(conversation, Sampling(max_new_tokens=count), **how) for conversation in conversations]
+def greedy(engine: Engine, *conversations: Any, count: int = 24, **options: Any) -> list[Reply]:
+    replies = [engine.reply(conversation, Sampling(max_new_tokens=count), **options) for conversation in conversations]
     for reply in replies:
         assert reply.wait(10**9, WITHIN)
         assert reply.error is None
@@ -87,14 +87,14 @@ def by_transformers(model: Any, conversation: Any, count: int, tokenizer: Any = 
         model, tokenizer = generation.load(model)
     ids = torch.tensor([prompt_ids(tokenizer, conversation)])
     stops = stop_ids(tokenizer)
-    said = model.generate(
+    output_ids = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, eos_token_id=stops,
         pad_token_id=stops[1], **options,
     )[0, ids.shape[1] :].tolist()  # fmt: skip
-    return [token for token in said if token not in stops]
+    return [token for token in output_ids if token not in stops]
 
 
-class Spoken:
+class OutputIds:
     """The ids behind replies."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,24 +120,24 @@ def test_token_for_token_what_transformers_says_alone_and_together(
 ) -> None:
     engine = request.getfixturevalue(which)
     folder = request.getfixturevalue({"tiny": "tiny_model", "miniature": "miniature_folder"}[which])
-    spoken = Spoken(monkeypatch)
-    wanted = [by_transformers(folder, conversation, 24) for conversation in CONVERSATIONS]
-    alone = [spoken.of(greedy(engine, conversation)[0]) for conversation in CONVERSATIONS]
+    outputs = OutputIds(monkeypatch)
+    expected = [by_transformers(folder, conversation, 24) for conversation in CONVERSATIONS]
+    alone = [outputs.of(greedy(engine, conversation)[0]) for conversation in CONVERSATIONS]
     together = greedy(engine, *CONVERSATIONS, *reversed(CONVERSATIONS))  # more than the tiny one's slots: some wait
-    assert alone == wanted
-    assert [spoken.of(reply) for reply in together] == [*wanted, *reversed(wanted)]
-    assert len({tuple(ids) for ids in wanted}) > 1
+    assert alone == expected
+    assert [outputs.of(reply) for reply in together] == [*expected, *reversed(expected)]
+    assert len({tuple(ids) for ids in expected}) > 1
 
 
 def test_a_repetition_penalty_is_transformers(tiny: Engine, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoken = Spoken(monkeypatch)
+    outputs = OutputIds(monkeypatch)
     plain = tiny.reply(CONVERSATIONS[1], Sampling(max_new_tokens=20))
     fined = tiny.reply(CONVERSATIONS[0], Sampling(max_new_tokens=20, repetition_penalty=1.3))
     plain.join()
     fined.join()
-    assert spoken.of(fined) == by_transformers(tiny_model, CONVERSATIONS[0], 20, repetition_penalty=1.3)
-    assert spoken.of(fined) != by_transformers(tiny_model, CONVERSATIONS[0], 20)
-    assert spoken.of(plain) == by_transformers(tiny_model, CONVERSATIONS[1], 20)
+    assert outputs.of(fined) == by_transformers(tiny_model, CONVERSATIONS[0], 20, repetition_penalty=1.3)
+    assert outputs.of(fined) != by_transformers(tiny_model, CONVERSATIONS[0], 20)
+    assert outputs.of(plain) == by_transformers(tiny_model, CONVERSATIONS[1], 20)
 
 
 def test_adapter_and_base_speak_in_one_batch_as_peft_does_apart(
@@ -148,22 +148,24 @@ def test_adapter_and_base_speak_in_one_batch_as_peft_does_apart(
     with model.disable_adapter():
         base = [by_transformers(model, c, 12, tokenizer) for c in CONVERSATIONS]
     assert tuned != base
-    spoken = Spoken(monkeypatch)
+    outputs = OutputIds(monkeypatch)
 
-    def said(replies: list[Reply]) -> list[list[int]]:
+    def ids_of(replies: list[Reply]) -> list[list[int]]:
         for reply in replies:
             reply.join()
-        return [spoken.of(reply) for reply in replies]
+        return [outputs.of(reply) for reply in replies]
 
     with Engine(model, tokenizer) as engine:
         assert engine.can_compare
         sampling = Sampling(max_new_tokens=12)
-        both = said([engine.reply(c, sampling, adapted=adapted) for c in CONVERSATIONS for adapted in (True, False)])
-        assert both[::2] == tuned
-        assert both[1::2] == base
+        alternating = ids_of(
+            [engine.reply(c, sampling, adapted=adapted) for c in CONVERSATIONS for adapted in (True, False)]
+        )
+        assert alternating[::2] == tuned
+        assert alternating[1::2] == base
         # The same conversation by the other, one after another: what its slot holds is of no use.
         for adapted in (False, True, False):
-            assert said([engine.reply(CONVERSATIONS[1], sampling, adapted=adapted)]) == [(base, tuned)[adapted][1]]
+            assert ids_of([engine.reply(CONVERSATIONS[1], sampling, adapted=adapted)]) == [(base, tuned)[adapted][1]]
     # The weights were not copied but are views of the engine's, and the model still works.
     assert by_transformers(model, CONVERSATIONS[1], 12, tokenizer) == tuned[1]
 
@@ -171,34 +173,34 @@ def test_adapter_and_base_speak_in_one_batch_as_peft_does_apart(
 def test_long_conversations_grow_past_every_window(tiny: Engine, tiny_model: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(scheduler, "MIN_WINDOW", 64)
     monkeypatch.setitem(scheduler.PREFILL_TOKENS, "cpu", 7)  # a prompt in many parts
-    spoken = Spoken(monkeypatch)
+    outputs = OutputIds(monkeypatch)
     tiny.stops, stops = set(), tiny.stops
     try:
         (reply,) = greedy(tiny, CONVERSATIONS[0], count=200)
     finally:
         tiny.stops = stops
-    said = spoken.of(reply)
-    assert len(said) == 200
+    output_ids = outputs.of(reply)
+    assert len(output_ids) == 200
     model, tokenizer = generation.load(tiny_model)
     ids = prompt_ids(tokenizer, CONVERSATIONS[0])
     with torch.inference_mode():
-        logits = model(torch.tensor([ids + said])).logits[0, len(ids) - 1 : -1]
-    assert logits.argmax(-1).tolist() == said
+        logits = model(torch.tensor([ids + output_ids])).logits[0, len(ids) - 1 : -1]
+    assert logits.argmax(-1).tolist() == output_ids
 
 
 def test_short_prompts_are_read_together_and_a_long_one_holds_nobody_up(tiny: Engine, monkeypatch: Any) -> None:
     monkeypatch.setitem(scheduler.PREFILL_TOKENS, "cpu", 40)
-    talks = CONVERSATIONS[: tiny.decoder.slots]
-    alone = [greedy(tiny, talk)[0].text for talk in talks]
+    conversations = CONVERSATIONS[: tiny.decoder.slots]
+    alone = [greedy(tiny, conversation)[0].text for conversation in conversations]
     tiny._slots = SlotManager(tiny.decoder.slots)  # no prefix is cached
     read = passes(monkeypatch)
     with tiny._work:  # all of them are there when the engine looks
-        together = [tiny.reply(talk, Sampling(max_new_tokens=24)) for talk in talks]
+        together = [tiny.reply(conversation, Sampling(max_new_tokens=24)) for conversation in conversations]
     for reply in together:
         reply.join()
     assert [reply.text for reply in together] == alone
     assert max(map(sum, read)) == 40
-    assert sum(map(sum, read)) == sum(len(prompt_ids(tiny.tokenizer, talk)) for talk in talks)
+    assert sum(map(sum, read)) == sum(len(prompt_ids(tiny.tokenizer, conversation)) for conversation in conversations)
     assert max(map(len, read)) > 1  # prompts in a pass
 
 
@@ -262,30 +264,30 @@ def test_a_token_is_drawn_from_the_nucleus_in_its_shares(
 @settings(max_examples=300)
 def test_no_half_character_is_ever_told(tokenizer: Any, text: str) -> None:
     ids = text_ids(tokenizer, text)
-    told = Text(tokenizer)
-    pieces = [told.add(token) for token in ids]
+    stream = Text(tokenizer)
+    pieces = [stream.add(token) for token in ids]
     whole = tokenizer.decode(ids, skip_special_tokens=True)
-    assert "".join(pieces) + told.end() == whole
-    said = ""
+    assert "".join(pieces) + stream.end() == whole
+    emitted = ""
     for piece in pieces:
-        said += piece
-        assert whole.startswith(said)
+        emitted += piece
+        assert whole.startswith(emitted)
         if "�" not in text:
-            assert "�" not in said
+            assert "�" not in emitted
 
 
-@given(said=st.lists(st.sampled_from([0x41, 0xE4, 0xBD, 0xA0, 0xF0, 0x9F, 0xA6, 0x8A, 0xFF]), max_size=40))
+@given(content=st.lists(st.sampled_from([0x41, 0xE4, 0xBD, 0xA0, 0xF0, 0x9F, 0xA6, 0x8A, 0xFF]), max_size=40))
 @settings(max_examples=300)
-def test_bytes_that_are_no_character_hold_nothing_up_for_ever(tokenizer: Any, said: list[int]) -> None:
-    told, waiting, text = Text(tokenizer), 0, ""
-    for byte in said:
-        piece = told.add(tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>"))
+def test_bytes_that_are_no_character_hold_nothing_up_for_ever(tokenizer: Any, content: list[int]) -> None:
+    stream, waiting, text = Text(tokenizer), 0, ""
+    for byte in content:
+        piece = stream.add(tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>"))
         waiting = 0 if piece else waiting + 1
         assert waiting < 16
         text += piece
-    text += told.end()
+    text += stream.end()
     try:
-        assert text == bytes(said).decode("utf-8")
+        assert text == bytes(content).decode("utf-8")
     except UnicodeDecodeError:
         assert "�" in text
 
@@ -293,19 +295,19 @@ def test_bytes_that_are_no_character_hold_nothing_up_for_ever(tokenizer: Any, sa
 @given(text=st.text("ab<|", max_size=30), stops=st.lists(st.text("ab<|", min_size=1, max_size=4), max_size=3))
 @settings(max_examples=300)
 def test_a_stop_text_and_what_follows_is_not_told(tokenizer: Any, text: str, stops: list[str]) -> None:
-    told, said = Text(tokenizer, stops), ""
+    stream, emitted = Text(tokenizer, stops), ""
     for token in text_ids(tokenizer, text):
-        said += told.add(token)
-        if told.stopped:
+        emitted += stream.add(token)
+        if stream.stopped:
             break
-    said += told.end()
+    emitted += stream.end()
     ends = [text.find(stop) for stop in stops if stop in text]
     if ends:
-        assert told.stopped
-        assert text.startswith(said)
-        assert not any(stop in said for stop in stops)
+        assert stream.stopped
+        assert text.startswith(emitted)
+        assert not any(stop in emitted for stop in stops)
     else:
-        assert said == text
+        assert emitted == text
 
 
 def test_a_reply_ends_at_its_stop_text(miniature: Engine) -> None:
@@ -380,7 +382,7 @@ def test_closing_the_pieces_and_an_exception_between_them_cancel(tiny: Engine) -
 def test_what_fails_is_told_to_those_it_concerns_and_the_engine_goes_on(
     tiny: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = greedy(tiny, CONVERSATIONS[0])[0].text
+    expected = greedy(tiny, CONVERSATIONS[0])[0].text
 
     def fail(*_: Any, **__: Any) -> Any:
         raise MemoryError("no room")
@@ -395,7 +397,7 @@ def test_what_fails_is_told_to_those_it_concerns_and_the_engine_goes_on(
         broken.setattr(Decoder, "prefill", fail)
         with pytest.raises(MemoryError, match="no room"):
             list(tiny.reply(CONVERSATIONS[1], Sampling(max_new_tokens=8)).pieces())
-    assert greedy(tiny, CONVERSATIONS[0])[0].text == wanted
+    assert greedy(tiny, CONVERSATIONS[0])[0].text == expected
     assert tiny.busy == 0
 
 
@@ -441,8 +443,8 @@ def test_visitors_who_come_and_go_hear_only_their_own(tiny: Engine) -> None:
     wrong: list[Any] = []
 
     def visit(number: int) -> None:
-        chance, i = random.Random(number), number % len(CONVERSATIONS)
-        time.sleep(chance.random() * 0.3)
+        rng, i = random.Random(number), number % len(CONVERSATIONS)
+        time.sleep(rng.random() * 0.3)
         reply = tiny.reply(CONVERSATIONS[i], Sampling(max_new_tokens=8))
         if number % 7 == 0:
             reply.cancel()
@@ -479,14 +481,14 @@ def test_a_cache_too_large_serves_fewer_visitors_before_shorter_ones(monkeypatch
         max_position_embeddings=32768,
     )
     token = Decoder.bytes_per_token(config)
-    for tokens, wanted in [
+    for tokens, expected in [
         (32 * 32768, (32, 32768)),
         (32 * 5000, (32, 4992)),
         (16 * 5000, (16, 4992)),
         (3000, (1, 2944)),
     ]:
         monkeypatch.setattr(slots, "CPU_CACHE_BYTES", tokens * token)
-        assert slots.capacity(config) == wanted
+        assert slots.capacity(config) == expected
 
 
 @pytest.mark.parametrize(

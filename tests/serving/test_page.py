@@ -134,7 +134,7 @@ def test_a_bad_file_is_refused_for_what_it_is(content: bytes, key: str) -> None:
 
 def test_each_reads_its_own_replies() -> None:
     turns = [Turn("a", {TUNED: "1", BASE: "2"}), Turn("b", {TUNED: "3"})]
-    said = conversation.messages("", turns, "c", who=BASE)
-    assert [message["content"] for message in said] == ["a", "2", "b", "3", "c"]
-    said = conversation.messages("be brief", turns)
-    assert [message["content"] for message in said] == ["be brief", "a", "1", "b", "3"]
+    read = conversation.messages("", turns, "c", who=BASE)
+    assert [message["content"] for message in read] == ["a", "2", "b", "3", "c"]
+    read = conversation.messages("be brief", turns)
+    assert [message["content"] for message in read] == ["be brief", "a", "1", "b", "3"]

@@ -18,7 +18,7 @@ from recipe.serving.terminal import HELP
 Messages = list[dict[str, str]]
 
 
-def talk(*contents: str, system: str | None = None) -> Messages:
+def conversation(*contents: str, system: str | None = None) -> Messages:
     turns = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
     return turns if system is None else [{"role": "system", "content": system}, *turns]
 
@@ -36,7 +36,7 @@ def test_one_prompt_gives_the_reply_and_nothing_else_on_stdout(
     tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tiny_model, "你好")
-    (reply,) = generation.answer(*generation.load(tiny_model), [talk("你好")], max_new_tokens=8)
+    (reply,) = generation.answer(*generation.load(tiny_model), [conversation("你好")], max_new_tokens=8)
     assert capsys.readouterr().out == reply.text + "\n"
 
 
@@ -44,7 +44,7 @@ def test_an_adapter_speaks_where_one_is_given(
     tiny_model: Path, adapter_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tiny_model, "你好", adapter=adapter_folder)
-    (reply,) = generation.answer(*generation.load(tiny_model, adapter_folder), [talk("你好")], max_new_tokens=8)
+    (reply,) = generation.answer(*generation.load(tiny_model, adapter_folder), [conversation("你好")], max_new_tokens=8)
     assert capsys.readouterr().out == reply.text + "\n"
 
 
@@ -107,7 +107,7 @@ def at_terminal(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 
 def test_a_conversation_goes_on(at_terminal: Callable[..., Terminal], capsys: pytest.CaptureFixture[str]) -> None:
     terminal = at_terminal("a", "  b ", "/exit", system="be brief")
-    assert terminal.sent == [talk("a", system="be brief"), talk("a", "reply 1", "b", system="be brief")]
+    assert terminal.sent == [conversation("a", system="be brief"), conversation("a", "reply 1", "b", system="be brief")]
     output = capsys.readouterr()
     assert output.out == "reply 1\nreply 2\n"
     assert HELP in output.err
@@ -115,7 +115,7 @@ def test_a_conversation_goes_on(at_terminal: Callable[..., Terminal], capsys: py
 
 def test_reset_starts_over_with_the_system_turn(at_terminal: Callable[..., Terminal]) -> None:
     terminal = at_terminal("a", "/reset", "b", "/quit", system="be brief")
-    assert terminal.sent[1] == talk("b", system="be brief")
+    assert terminal.sent[1] == conversation("b", system="be brief")
 
 
 @pytest.mark.parametrize("end", ["/exit", "/quit", EOFError, KeyboardInterrupt])
@@ -128,7 +128,7 @@ def test_ctrl_c_stops_the_reply_and_not_the_conversation(
 ) -> None:
     terminal = at_terminal("a", "b", "/exit", interrupt=True)
     assert terminal.closed == 2
-    assert terminal.sent[1] == talk("a", "reply ", "b")  # what was said counts
+    assert terminal.sent[1] == conversation("a", "reply ", "b")  # what was said counts
     assert capsys.readouterr().out == "reply  …\nreply  …\n"
 
 
@@ -141,19 +141,19 @@ def test_a_message_that_is_too_long_is_told_and_forgotten(
     at_terminal: Callable[..., Terminal], capsys: pytest.CaptureFixture[str]
 ) -> None:
     terminal = at_terminal("你好" * 2000, "b", "/exit")
-    assert terminal.sent == [talk("b")]
+    assert terminal.sent == [conversation("b")]
     assert "shorten it" in capsys.readouterr().err
 
 
 def test_the_settings_reach_the_model(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[Sampling] = []
+    samplings: list[Sampling] = []
 
     def reply(self: Engine, messages: Messages, sampling: Sampling) -> Reply:
-        given.append(sampling)
-        said = Reply()
-        said.end("stop")
-        return said
+        samplings.append(sampling)
+        ended = Reply()
+        ended.end("stop")
+        return ended
 
     monkeypatch.setattr(Engine, "reply", reply)
     run(tiny_model, "a", temperature=0.7, top_p=0.5, max_new_tokens=3)
-    assert given == [Sampling(temperature=0.7, top_p=0.5, max_new_tokens=3)]
+    assert samplings == [Sampling(temperature=0.7, top_p=0.5, max_new_tokens=3)]

@@ -112,9 +112,8 @@ class Layer:
 class Decoder:
     """The model's weights, and the state of every slot.
 
-    A slot without a sequence points behind its end, at a position that nobody attends to, and is not `active`, so that
-    a decode step may compute it without harm. The model is taken over: its weights become views of the decoder's, and
-    it may still be used.
+    A slot without a sequence is not `active`, and its position is after its end, where no token attends to. So a decode
+    step may compute it without harm. The model's weights become views of the decoder's; the model may still be used.
 
     Args:
         model: a Llama of transformers, with a PEFT adapter or without.
@@ -153,7 +152,7 @@ class Decoder:
         )
         self.adapted_model = self.layers[0].qkv.lora_a is not None
         self.device = self.head.device
-        # The position behind the end is never read; asking for it would stretch a dynamic rotary embedding.
+        # The position after the end is never read; computing it would stretch a dynamic rotary embedding.
         positions = torch.arange(length + 1, device=self.device).clamp(max=length - 1)
         cos, sin = base.model.rotary_emb(self.embedding, positions[None])
         self.cos, self.sin = cos[0].contiguous(), sin[0].contiguous()  # (length + 1, head_dim)

@@ -1,9 +1,9 @@
 """Continuous batching in a thread of its own: prefill and decode steps of many sequences on one KV cache.
 
-Each iteration of the loop prefills a bounded number of prompt tokens, of several short prompts or a chunk of a long
-one, and then decodes one token of every running sequence. So a long prompt delays no other reply, and a new request
-does not wait for the others to end. On a GPU the next decode step is launched before the last one's tokens are read,
-which keeps the GPU busy while they become text.
+Each iteration of the loop prefills a bounded number of prompt tokens: several short prompts, or a chunk of a long one.
+Then it decodes one token of every running sequence. So a long prompt delays no other reply, and a new request does not
+wait for the others to end. On a GPU the next decode step is launched before the last one's tokens are read, which keeps
+the GPU busy while they become text.
 """
 
 from __future__ import annotations

@@ -105,21 +105,25 @@ def ask_typed() -> None:
 
 
 def ask_example(question: str) -> None:
+    """Ask an example, at the beginning of a conversation."""
     if not (state.pending or state.turns):
         ask(question)
 
 
 def ask_edited() -> None:
+    """Ask the last question as it was edited."""
     if state.editing and widgets.edited.strip():
         ask_last(widgets.edited)
 
 
 def regenerate() -> None:
+    """Ask the last question again."""
     if not state.pending:
         ask_last(state.turns[-1].question)
 
 
 def stop() -> None:
+    """End the pending replies; their text so far stays."""
     for reply in state.pending[1].values() if state.pending else ():
         reply.cancel()
 
@@ -140,11 +144,13 @@ def restore() -> None:
 
 
 def clear() -> None:
+    """Begin a new conversation."""
     stop()
     state.turns, state.pending, state.replaced, state.editing = [], None, None, False
 
 
 def take_file() -> None:
+    """Take over the conversation in the uploaded file."""
     file = widgets[f"upload{state.version}"]
     if file is None:
         return
@@ -194,6 +200,7 @@ def places(who: list[str]) -> dict[str, Any]:
 
 
 def show(turn: Turn) -> None:
+    """Show a turn that has ended."""
     with st.chat_message("user"):
         st.markdown(streamlit_markdown(turn.question))
     with st.chat_message("assistant"):
