@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# Bytes an element takes. A name that is not here is a precision that no InternLM2 model comes in.
+# Bytes an element takes. A name that is not here is a precision that no unquantised model comes in.
 BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -69,14 +69,17 @@ def shards(folder: Path) -> list[str]:
     return names
 
 
-def locate(folder: Path, expected: Shapes) -> dict[str, str]:
-    """The shard of every tensor, once names, shapes and precisions of all of them are what config.json says."""
+def locate(folder: Path, expected: Shapes, ignored: Collection[str] = ()) -> dict[str, str]:
+    """The shard of every tensor, once names, shapes and precisions of all of them are what config.json says.
+
+    ignored: tensors that may be there and are not taken.
+    """
     shard_of: dict[str, str] = {}
     for shard in shards(folder):
         with _opened(folder / shard) as file:
             for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                if name.endswith("rotary_emb.inv_freq"):
-                    continue  # a buffer that some versions stored and every one computes
+                if name.endswith("rotary_emb.inv_freq") or name in ignored:
+                    continue  # the former is a buffer that some versions stored and every one computes
                 view = file.get_slice(name)
                 if name not in expected:
                     raise RecipeError(f"{stage.shown(folder / shard)}: unknown tensor {name}")

@@ -92,7 +92,7 @@ def answer(
         for start in range(0, len(order), BATCH):
             chosen = order[start : start + BATCH]
             width = max(len(prompts[i]) for i in chosen)
-            ids = torch.full((len(chosen), width), stops[1])
+            ids = torch.full((len(chosen), width), tokenizer.pad_token_id)
             mask = torch.zeros_like(ids)
             for row, i in enumerate(chosen):
                 ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
@@ -100,7 +100,7 @@ def answer(
             output = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
-                generation_config=_generation(stops, max_new_tokens, **sampling),
+                generation_config=_generation(stops, tokenizer.pad_token_id, max_new_tokens, **sampling),
             )
             for row, i in enumerate(chosen):
                 replies[i] = _reply(tokenizer, output[row, width:].tolist(), stops)
@@ -108,11 +108,11 @@ def answer(
     return [reply for reply in replies if reply is not None]
 
 
-def _generation(stops: list[int], max_new_tokens: int, **sampling: Any) -> Any:
+def _generation(stops: list[int], pad: int | None, max_new_tokens: int, **sampling: Any) -> Any:
     from transformers import GenerationConfig
 
     sampling = sampling or {"do_sample": False}
-    return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=stops[1], **sampling)
+    return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=pad, **sampling)
 
 
 def _reply(tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: list[int]) -> Reply:
