@@ -96,8 +96,11 @@ def _tokenizer_files(kind: str) -> dict[str, Any]:
     return {"tokenizer.json": content, "tokenizer_config.json": settings, "generation_config.json": generation}
 
 
-def random_model(kind: str, **changes: Any) -> Any:
-    """A LlamaForCausalLM or Qwen2ForCausalLM in float32, its biases and norms random too, with a tied head."""
+def random_model(kind: str, *, std: float = 0.2, **changes: Any) -> Any:
+    """A LlamaForCausalLM or Qwen2ForCausalLM in float32, its biases and norms random too, with a tied head.
+
+    std: of weights and norms; small ones make a model whose gradients rounding changes little.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -109,9 +112,9 @@ def random_model(kind: str, **changes: Any) -> Any:
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.5)
             elif parameter.ndim == 1:
-                torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
+                torch.nn.init.normal_(parameter, mean=1.0, std=std)
             else:
-                torch.nn.init.normal_(parameter, std=0.2)
+                torch.nn.init.normal_(parameter, std=std)
     return model.eval()
 
 
