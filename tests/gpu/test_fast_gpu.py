@@ -38,7 +38,7 @@ def norms(x: Tensor, weight: Tensor, grad: Tensor, past: Tensor) -> list[Tensor]
 
 
 def turns(x: Tensor, half: Tensor) -> list[Tensor]:
-    out, back = buffer(300, 2048, x), buffer(300, 2048, x)
+    out, back = buffer(300, x.shape[1], x), buffer(300, x.shape[1], x)
     cos, sin = half.repeat(1, 2), half.flip(1).repeat(1, 2)
     rowwise.rotate(x, cos, sin, out)
     rowwise.rotate(x, cos, sin, back, inverse=True)
@@ -71,6 +71,7 @@ def losses(logits: Tensor) -> list[Tensor]:
     [
         (norms, [(300, 2048), (2048,), (300, 2048), (300, 2048)]),
         (turns, [(300, 2048), (300, 64)]),
+        (turns, [(300, 1600), (300, 40)]),  # heads of 80 features
         (gates, [(300, 16384), (300, 8192)]),
         (gates_with_rest, [(300, 16384), (300, 8192), (300, 128), (16384, 128), (300, 64), (64, 8192)]),
         (losses, [(300, 92544)]),
