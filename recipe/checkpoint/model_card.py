@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from recipe.chat_format import CHAT_TOKENS
+from recipe.checkpoint.tokenizer import is_internlm2s
 from recipe.pipeline.stage import read_json
 
 # model_type of a base that is not InternLM2 -> the name of its layout.
@@ -20,7 +20,7 @@ def _base_facts(folder: Path) -> tuple[str, list[str], str]:
         f"`{settings.get('bos_token') or ''}<|im_start|>user\\n…<|im_end|>\\n<|im_start|>assistant\\n`, "
         f"stop at `<|im_end|>`"
     )
-    if set(CHAT_TOKENS) <= set(settings.get("additional_special_tokens", ())):
+    if is_internlm2s(settings):
         return "InternLM2 in the Llama layout", ["internlm2", "llama"], chat_format
     return f"a chat model in the {_LAYOUTS[kind]} layout", [kind], chat_format
 
