@@ -1,16 +1,19 @@
-"""The chat format of InternLM2, in one place: training, evaluation, chat and the web page all build their prompts here.
+"""ChatML, in one place: training, evaluation, chat and the web page all build their prompts here.
 
     <s><|im_start|>user\\n{content}<|im_end|>\\n<|im_start|>assistant\\n{reply}<|im_end|>\\n …
 
-It is the format of XTuner's `internlm2_chat` template and of the model's own `chat()`, and three rules keep it so:
-one `<s>` at the very beginning, no system turn when there is no system prompt, and special tokens only ever inserted by
-id, so that no text that a user types can become one.
+So InternLM2's own `chat()` writes it, and XTuner's template `internlm2_chat`. Which tokens begin, end and pad is the
+base's own tokenizer's: SmolLM2's and Qwen2's format is the same without `<s>`. Three rules: a BOS only at the very
+beginning, and only where the format has one; no system turn when there is no system prompt; control tokens only ever
+inserted by id, so that no text that a user types can become one.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,8 +22,9 @@ if TYPE_CHECKING:
 Message = Mapping[str, str]
 
 ROLES = ("system", "user", "assistant")
-BOS, EOS = "<s>", "</s>"
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+# InternLM2's own.
+BOS, EOS = "<s>", "</s>"
 # What tokenizer_config.json of InternLM2-Chat renames the last six entries of tokenizer.model to, in id order.
 CHAT_TOKENS = ("<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>", IM_END, IM_START)
 SPECIAL_TOKENS = (BOS, EOS, "<unk>", *CHAT_TOKENS)
@@ -29,14 +33,17 @@ SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)) + r"|\[UNUSED_TOKE
 # The label that PyTorch's cross entropy leaves out of the loss.
 IGNORE_INDEX = -100
 
+# Key of tokenizer_config.json: what ends a reply besides `<|im_end|>` and the tokenizer's eos_token.
+STOP_TOKENS = "stop_tokens"
 # For programs that only know Jinja templates (transformers' own pipeline, vLLM, llama.cpp): the same format as text.
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
+CHAT_TEMPLATE_WITHOUT_BOS = (
+    "{% for message in messages %}"
     "{% if message['role'] != 'system' or message['content'] %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+CHAT_TEMPLATE = "{{ bos_token }}" + CHAT_TEMPLATE_WITHOUT_BOS
 
 
 def user(content: str) -> dict[str, str]:
@@ -50,18 +57,51 @@ def assistant(content: str) -> dict[str, str]:
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that end a reply: `<|im_end|>` and `</s>`."""
-    return [tokenizer.convert_tokens_to_ids(IM_END), tokenizer.convert_tokens_to_ids(EOS)]
+    """The ids that end a reply: `<|im_end|>`, the tokenizer's EOS and the base's other stop tokens, each once."""
+    names = [IM_END, tokenizer.special_tokens_map.get("eos_token"), *tokenizer.init_kwargs.get(STOP_TOKENS, ())]
+    return list(dict.fromkeys(tokenizer.convert_tokens_to_ids([name for name in names if name])))
+
+
+@lru_cache(maxsize=8)
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[int, str]:
+    """id -> text of the tokens that text must not become: the special ones, and other added tokens that are markup.
+
+    Qwen2.5 calls neither `<|fim_prefix|>` nor `<tool_call>` special. Added tokens without brackets are vocabulary:
+    runs of spaces, for example.
+    """
+    return {
+        i: token.content
+        for i, token in tokenizer.added_tokens_decoder.items()
+        if len(token.content) > 1 and (token.special or (token.content[0] + token.content[-1]) in ("<>", "[]"))
+    }
+
+
+def control_token_in(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
+    """The first control token that stands in `text` as text, or None."""
+    return next((token for token in control_tokens(tokenizer).values() if token in text), None)
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of `text` as plain text: a literal `<|im_start|>` in it is spelt out, never turned into the token."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    control = control_tokens(tokenizer)
+    if control.keys().isdisjoint(ids):
+        return ids
+    # `split_special_tokens` leaves added tokens that are not called special, and what the vocabulary lacks becomes the
+    # unknown token, which is `<|endoftext|>` in SmolLM2's. The former are cut in two, of the latter nothing is left.
+    if len(text) <= 1:
+        return []
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    cuts = sorted({min(max((start + end) // 2, 1), len(text) - 1) for i, (start, end) in spans if i in control})
+    pieces = [text[start:end] for start, end in pairwise((0, *cuts, len(text)))]
+    ids_of = {piece: text_ids(tokenizer, piece) for piece in set(pieces)}  # one token typed a million times is quick
+    return [i for piece in pieces for i in ids_of[piece]]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """The ids that ask for the next reply to `messages`: the conversation, then the assistant's header."""
-    ids = [tokenizer.convert_tokens_to_ids(BOS)]
+    ids = _bos_ids(tokenizer)
     for turn, _ in _turns(tokenizer, messages):
         ids += turn
     return ids + _header(tokenizer, "assistant")
@@ -72,12 +112,18 @@ def training_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
 
     Only what the assistant says, with the `<|im_end|>` that ends it, bears a loss; all else is `IGNORE_INDEX`.
     """
-    ids = [tokenizer.convert_tokens_to_ids(BOS)]
-    labels = [IGNORE_INDEX]
+    ids = _bos_ids(tokenizer)
+    labels = [IGNORE_INDEX] * len(ids)
     for turn, learnt in _turns(tokenizer, messages):
         ids += turn
         labels += [token if is_learnt else IGNORE_INDEX for token, is_learnt in zip(turn, learnt, strict=True)]
     return ids, labels
+
+
+def _bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The BOS, or nothing. Stage `model` names a bos_token only where the format begins with one."""
+    bos = tokenizer.special_tokens_map.get("bos_token")
+    return [tokenizer.convert_tokens_to_ids(bos)] if bos and bos != IM_START else []
 
 
 def _header(tokenizer: PreTrainedTokenizerBase, role: str) -> list[int]:

@@ -63,6 +63,31 @@ def tiny_model(tiny_internlm2: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
+@pytest.fixture(scope="session", params=["llama", "qwen2"])
+def base_repository(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chat model of another family as its publisher has it: tied, with a byte-level tokenizer, no BOS."""
+    import small_bases
+
+    return small_bases.write(tmp_path_factory.mktemp("bases") / request.param, request.param)
+
+
+@pytest.fixture(scope="session")
+def base_model(base_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model after stage `model`."""
+    from recipe.stages import model
+
+    folder = tmp_path_factory.mktemp("models") / base_repository.name
+    model.make(folder, model=str(base_repository))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base_tokenizer(base_model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(base_model)
+
+
 @pytest.fixture(scope="session")
 def tokenizer(tiny_model: Path) -> Any:
     from transformers import AutoTokenizer

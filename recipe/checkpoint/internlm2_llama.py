@@ -1,4 +1,4 @@
-"""InternLM2's tensors and Llama's: the same model under other names.
+"""InternLM2's tensors and Llama's: the same model under other names. Qwen2's are Llama's, with biases on q, k and v.
 
 InternLM2 keeps queries, keys and values in one matrix `wqkv`, its rows grouped by key-value head: for each of the
 `num_key_value_heads` groups, first the `q` query heads that share it, then its key head, then its value head, of
@@ -30,6 +30,7 @@ RENAMED = {
     "output": "lm_head",
 }
 WQKV = "attention.wqkv"
+HEAD = "lm_head.weight"
 # The linear layers of a Llama decoder layer, all of which LoRA adapts.
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -39,7 +40,11 @@ _LAYER = re.compile(r"^(model\.layers\.\d+\.)(.+)\.weight$")
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes that the layout depends on, from a config.json of either format."""
+    """The sizes that the layout depends on, from a config.json of any of the formats.
+
+    tied: whether the head is the embedding, so that there is one tensor for both.
+    qkv_bias: whether the projections of queries, keys and values have a bias, as Qwen2's do.
+    """
 
     hidden: int
     intermediate: int
@@ -47,6 +52,8 @@ class Shape:
     heads: int
     kv_heads: int
     vocab: int
+    tied: bool = False
+    qkv_bias: bool = False
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Shape:
@@ -58,6 +65,8 @@ class Shape:
             heads=heads,
             kv_heads=config.get("num_key_value_heads") or heads,
             vocab=config["vocab_size"],
+            tied=bool(config.get("tie_word_embeddings", False)),
+            qkv_bias=config.get("model_type") == "qwen2",
         )
 
     @property
@@ -82,13 +91,18 @@ class Shape:
         return shapes | {"model.norm.weight": (self.hidden,), "output.weight": (self.vocab, self.hidden)}
 
     def llama(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor of the same model in the Llama layout and its shape."""
+        """Every tensor of the same model in the Llama layout, Qwen2's included, and its shape."""
         shapes: dict[str, tuple[int, ...]] = {}
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         for name, shape in self.internlm2().items():
             for renamed in llama_names(name):
-                rows = (q if renamed.endswith("q_proj.weight") else kv,) if len(llama_names(name)) == 3 else shape[:1]
+                is_qkv = len(llama_names(name)) == 3
+                rows = (q if renamed.endswith("q_proj.weight") else kv,) if is_qkv else shape[:1]
                 shapes[renamed] = rows + shape[1:]
+                if is_qkv and self.qkv_bias:
+                    shapes[renamed.removesuffix("weight") + "bias"] = rows
+        if self.tied:
+            del shapes[HEAD]
         return shapes
 
 

@@ -72,7 +72,7 @@ def check(tensors: Mapping[str, torch.Tensor], *, base: Mapping[str, Any], r: in
     """
     expected: dict[str, tuple[int, ...]] = {}
     for name, shape in Shape.of(dict(base)).llama().items():
-        module = name.removesuffix(".weight")
+        module = name.removesuffix(".weight")  # a bias keeps its suffix, and is no target
         if ".layers." in module and module.rsplit(".", 1)[-1] in targets:
             expected[f"base_model.model.{module}.lora_A.weight"] = (r, shape[1])
             expected[f"base_model.model.{module}.lora_B.weight"] = (shape[0], r)

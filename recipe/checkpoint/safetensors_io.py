@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# Bytes of an element, by the format's name for its type. InternLM2 models have no other types.
+# Bytes of an element, by the format's name for its type. Unquantised models have no other types.
 BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 Shapes = Mapping[str, tuple[int, ...]]  # tensor name -> shape
@@ -89,12 +89,13 @@ def shards(folder: Path) -> list[str]:
     return names
 
 
-def locate(folder: Path, expected: Shapes) -> dict[str, str]:
+def locate(folder: Path, expected: Shapes, ignored: Collection[str] = ()) -> dict[str, str]:
     """Check a model's tensors against its config.json, and find the shard of each.
 
     Args:
         folder: of the model.
         expected: the tensors that config.json implies.
+        ignored: tensors that may be there and are not taken.
 
     Returns:
         tensor name -> name of its shard.
@@ -106,8 +107,8 @@ def locate(folder: Path, expected: Shapes) -> dict[str, str]:
     for shard in shards(folder):
         with _opened(folder / shard) as file:
             for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                if name.endswith("rotary_emb.inv_freq"):
-                    continue  # a buffer that some versions stored and all compute
+                if name.endswith("rotary_emb.inv_freq") or name in ignored:
+                    continue  # the former is a buffer that some versions stored and all compute
                 view = file.get_slice(name)
                 if name not in expected:
                     raise RecipeError(f"{stage.shown(folder / shard)}: unknown tensor {name}")

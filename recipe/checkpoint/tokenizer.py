@@ -7,6 +7,7 @@ tokenizer_config.json renames its last entries to the chat tokens. transformers'
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,11 @@ def renamed_tokens(tokenizer_config: dict[str, Any]) -> dict[int, str]:
             f"tokenizer_config.json: added_tokens_decoder lacks {', '.join(missing)}; is this InternLM2-*Chat*-1.8B?"
         )
     return names
+
+
+def is_internlm2s(tokenizer_config: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer_config.json that stage `model` wrote is InternLM2's, by its chat tokens."""
+    return set(CHAT_TOKENS) <= set(tokenizer_config.get("additional_special_tokens", ()))
 
 
 def fast_tokenizer_config(max_length: int) -> dict[str, Any]:

@@ -87,7 +87,10 @@ def _add_verb(verbs: Any, verb: str, summary: str, run: str = "main") -> argpars
 
 
 def _model_option(sub: argparse.ArgumentParser, default: str = "internlm2-chat-1_8b") -> None:
-    text = "miniature (here, no download), a folder in InternLM2 or Llama format, or internlm2-chat-1_8b"
+    text = (
+        "miniature (here, no download), a folder with a chat model of the InternLM2, Llama or Qwen2 format that speaks "
+        "ChatML, or internlm2-chat-1_8b"
+    )
     sub.add_argument("--model", help=f"{text} (default: {default})")
 
 

@@ -117,7 +117,7 @@ def answer(
         for start in range(0, len(order), BATCH):
             batch = order[start : start + BATCH]
             width = max(len(prompts[i]) for i in batch)
-            ids = torch.full((len(batch), width), stops[1])  # padding comes first: (batch, width)
+            ids = torch.full((len(batch), width), tokenizer.pad_token_id)  # padding comes first: (batch, width)
             mask = torch.zeros_like(ids)
             for row, i in enumerate(batch):
                 ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
@@ -125,7 +125,7 @@ def answer(
             output = model.generate(  # (batch, width + new tokens)
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
-                generation_config=_generation(stops, max_new_tokens, **sampling),
+                generation_config=_generation(stops, tokenizer.pad_token_id, max_new_tokens, **sampling),
             )
             for row, i in enumerate(batch):
                 replies[i] = _reply(tokenizer, output[row, width:].tolist(), stops)
@@ -133,11 +133,11 @@ def answer(
     return [reply for reply in replies if reply is not None]
 
 
-def _generation(stops: list[int], max_new_tokens: int, **sampling: Any) -> Any:
+def _generation(stops: list[int], pad: int | None, max_new_tokens: int, **sampling: Any) -> Any:
     from transformers import GenerationConfig
 
     sampling = sampling or {"do_sample": False}
-    return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=stops[1], **sampling)
+    return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=pad, **sampling)
 
 
 def _reply(tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: list[int]) -> Reply:

@@ -100,8 +100,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, inverse: bool = 
     heads = x.shape[1] // size
     if _fused(x):
         _kernels().rotate[(len(x),)](
-            x, out, cos, sin, x.stride(0), out.stride(0), heads, -1.0 if inverse else 1.0,
-            HEADS=_power_of_2(heads), HALF=size // 2,
+            x, out, cos, sin, x.stride(0), out.stride(0), heads, size // 2, -1.0 if inverse else 1.0,
+            HEADS=_power_of_2(heads), HALF=_power_of_2(size // 2),
         )  # fmt: skip
         return
     first, second = x.unflatten(1, (heads, 2, size // 2)).unbind(2)  # (tokens, heads, head_dim / 2)

@@ -53,19 +53,19 @@ def rms_norm_backward(
 
 
 @triton.jit
-def rotate(src, out, cos, sin, src_stride, out_stride, heads, sign, HEADS: tl.constexpr, HALF: tl.constexpr):
+def rotate(src, out, cos, sin, src_stride, out_stride, heads, half, sign, HEADS: tl.constexpr, HALF: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, HALF)
     head = tl.arange(0, HEADS)[:, None]
-    inside = (head < heads) & (at[None, :] >= 0)
-    c = tl.load(cos + row * 2 * HALF + at).to(tl.float32)[None, :]
-    s = tl.load(sin + row * 2 * HALF + at).to(tl.float32)[None, :] * sign
-    place = head * (2 * HALF) + at[None, :]
+    inside = (head < heads) & (at[None, :] < half)
+    c = tl.load(cos + row * 2 * half + at, mask=at < half, other=0.0).to(tl.float32)[None, :]
+    s = tl.load(sin + row * 2 * half + at, mask=at < half, other=0.0).to(tl.float32)[None, :] * sign
+    place = head * (2 * half) + at[None, :]
     first = tl.load(src + row * src_stride + place, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(src + row * src_stride + place + HALF, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(src + row * src_stride + place + half, mask=inside, other=0.0).to(tl.float32)
     kind = out.dtype.element_ty
     tl.store(out + row * out_stride + place, (first * c - second * s).to(kind), mask=inside)
-    tl.store(out + row * out_stride + place + HALF, (second * c + first * s).to(kind), mask=inside)
+    tl.store(out + row * out_stride + place + half, (second * c + first * s).to(kind), mask=inside)
 
 
 @triton.jit

@@ -87,7 +87,7 @@ def make(folder: Path, *, train_folder: Path, checkpoint: str | None) -> stage.M
         for name in SERVED_WITH:
             shutil.copyfile(model / name, out / name)
         parameters = sum(tensor.numel() for tensor in tensors.values())
-        (out / "README.md").write_text(adapter_card(manifest["inputs"]["model"], parameters), encoding="utf-8")
+        (out / "README.md").write_text(adapter_card(manifest["inputs"]["model"], model, parameters), encoding="utf-8")
         stage.say("convert", f"{path.name}: {len(tensors)} tensors, {parameters:,} parameters")
         return ConvertResults(
             checkpoint=path.name, checkpoint_sha256=stage.content_sha256(path), tensors=len(tensors),

@@ -16,6 +16,8 @@ from recipe import files
 from recipe.chat_format import EOS, IM_END, IM_START
 from recipe.checkpoint import safetensors_io
 from recipe.checkpoint.internlm2_llama import Shape, internlm2_config, llama_names, to_internlm2
+from recipe.checkpoint.tokenizer import is_internlm2s
+from recipe.errors import RecipeError
 from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.pipeline.results import ExportResults
@@ -57,6 +59,7 @@ def modelfile(generation: dict[str, Any], length: int) -> str:
 def make(folder: Path, *, model: Path) -> stage.Manifest:
     """Write the merged model in `model` to `folder` in InternLM2's layout."""
     base = ROOT / stage.require(model, "merge")["inputs"]["model"]
+    _refuse_other_bases(model)
 
     def work(out: Path) -> ExportResults:
         config = stage.read_json(model / "config.json")
@@ -79,6 +82,22 @@ def make(folder: Path, *, model: Path) -> stage.Manifest:
 
     return stage.run(
         "export", folder, inputs={"merged": model, "model": base}, settings={"template": TEMPLATE}, work=work
+    )
+
+
+def _refuse_other_bases(model: Path) -> None:
+    """RecipeError where InternLM2's layout cannot hold the model, or its tools would misread the tokenizer."""
+    config = stage.read_json(model / "config.json")
+    shape = Shape.of(config)
+    if shape.qkv_bias or shape.tied:
+        what = "biases on q, k and v" if shape.qkv_bias else "a tied head"
+    elif not is_internlm2s(stage.read_json(model / "tokenizer_config.json")):
+        what = "another tokenizer than InternLM2's"
+    else:
+        return
+    raise RecipeError(
+        f"export writes InternLM2's own layout, which cannot hold {what}: {stage.shown(model)} is already what "
+        f"transformers, vLLM and llama.cpp take"
     )
 
 

@@ -46,7 +46,7 @@ def make(folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...])
                 f"{thresholds.MAX_MERGE_KL} "
                 f"is rounding; nothing was written"
             )
-        card = merged_card(adapter.model, identity_names, proof)
+        card = merged_card(adapter.model, model, identity_names, proof)
         (out / "README.md").write_text(card, encoding="utf-8")
         stage.say("merge", f"largest logit difference to base + adapter: {proof['largest_logit_difference']:.2g}")
         return MergeResults(checkpoint=adapter.checkpoint, checkpoint_sha256=adapter.checkpoint_sha256, **proof)

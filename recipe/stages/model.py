@@ -1,7 +1,8 @@
 """Stage `model`: a model folder checked, and converted to the layout that every tool takes.
 
-In: the embedded miniature, a folder in InternLM2's or Llama's format, or the pinned model of a hub. Out: safetensors in
-the Llama layout, tokenizer.json with the chat template, and no Python at all. Python files of a model repository are
+In: the embedded miniature, a folder in InternLM2's, Llama's or Qwen2's format, or the pinned model of a hub. Out:
+safetensors in the Llama layout or Qwen2's, which is that with biases, tokenizer.json with the chat template, and no
+Python at all. Python files of a model repository are
 never fetched, read, copied or run; a folder that holds other ones than InternLM2's is refused, so that nobody can
 believe they were.
 """
@@ -14,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from recipe import files
-from recipe.chat_format import CHAT_TOKENS, IM_END
-from recipe.checkpoint import hub, safetensors_io
-from recipe.checkpoint.internlm2_llama import Shape, llama_config, llama_names, to_llama
+from recipe.chat_format import BOS, EOS, IM_END
+from recipe.checkpoint import base_config, chat_tokenizer, hub, safetensors_io
+from recipe.checkpoint.internlm2_llama import HEAD, Shape, llama_config, llama_names, to_llama
 from recipe.checkpoint.tokenizer import build_tokenizer_json, fast_tokenizer_config, renamed_tokens
 from recipe.errors import RecipeError
 from recipe.paths import MINIATURE
@@ -35,8 +36,6 @@ KNOWN_PYTHON = {
 # tokenizer.json and then not know the chat tokens.
 SENTENCEPIECE = Path("sentencepiece") / "tokenizer.model"
 SMALL = 64 * 2**20
-FORMATS = ("internlm2", "llama")
-LLAMA_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 def source_folder(model: str) -> Path:
@@ -87,7 +86,9 @@ def _convert_weights(folder: Path, out: Path, config: dict[str, Any]) -> int:
         ((name, tensor),) = tensors.items()
         return to_llama(name, tensor, shape) if internlm2 else tensors
 
-    return safetensors_io.rewrite(folder, out, safetensors_io.locate(folder, expected), plan, change)
+    # Some tools store the tied head a second time; transformers does not read it either.
+    where = safetensors_io.locate(folder, expected, ignored=(HEAD,) if shape.tied else ())
+    return safetensors_io.rewrite(folder, out, where, plan, change)
 
 
 def _without_code(content: dict[str, Any]) -> dict[str, Any]:
@@ -95,44 +96,34 @@ def _without_code(content: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key != "auto_map"}
 
 
-def _convert_tokenizer(folder: Path, out: Path, config: dict[str, Any]) -> dict[str, int]:
-    """Write tokenizer.json and its config; returns the ids of the chat tokens."""
-    if config["model_type"] == "llama":
-        for name in LLAMA_TOKENIZER:
-            if not (folder / name).is_file():
-                raise RecipeError(f"{stage.shown(folder / name)}: missing; is the model folder complete?")
-            files.write_json(out / name, _without_code(stage.read_json(folder / name)))
-        tokens = {token["content"]: token["id"] for token in stage.read_json(out / "tokenizer.json")["added_tokens"]}
-    else:
-        if not (folder / "tokenizer.model").is_file():
-            raise RecipeError(f"{stage.shown(folder / 'tokenizer.model')}: missing; is the model folder complete?")
-        names = renamed_tokens(stage.read_json(folder / "tokenizer_config.json"))
-        files.write_json(out / "tokenizer.json", build_tokenizer_json(folder / "tokenizer.model", names))
-        files.write_json(out / "tokenizer_config.json", fast_tokenizer_config(config["max_position_embeddings"]))
-        (out / SENTENCEPIECE).parent.mkdir()
-        shutil.copyfile(folder / "tokenizer.model", out / SENTENCEPIECE)
-        tokens = {name: i for i, name in names.items()}
-    if missing := [name for name in CHAT_TOKENS if name not in tokens]:
-        raise RecipeError(f"{stage.shown(folder)}: the tokenizer has no {missing[0]}; is this an InternLM2-Chat model?")
-    if (last := max(tokens.values())) >= config["vocab_size"]:
+def _convert_tokenizer(folder: Path, out: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Write the tokenizer of an InternLM2 model; returns its generation_config.json."""
+    if not (folder / "tokenizer.model").is_file():
+        raise RecipeError(f"{stage.shown(folder / 'tokenizer.model')}: missing; is the model folder complete?")
+    names = renamed_tokens(stage.read_json(folder / "tokenizer_config.json"))
+    files.write_json(out / "tokenizer.json", build_tokenizer_json(folder / "tokenizer.model", names))
+    files.write_json(out / "tokenizer_config.json", fast_tokenizer_config(config["max_position_embeddings"]))
+    (out / SENTENCEPIECE).parent.mkdir()
+    shutil.copyfile(folder / "tokenizer.model", out / SENTENCEPIECE)
+    if (last := max(names)) >= config["vocab_size"]:
         raise RecipeError(f"{stage.shown(folder)}: token id {last} is beyond vocab_size {config['vocab_size']}")
-    return tokens
+    ids = {BOS: 1, EOS: 2} | {name: i for i, name in names.items()}
+    eos = sorted((ids[EOS], ids[IM_END]))
+    return {"bos_token_id": ids[BOS], "eos_token_id": eos, "pad_token_id": ids[EOS], "do_sample": False}
 
 
 def _check_config(file: Path) -> dict[str, Any]:
     """config.json of a model that this recipe can convert. RecipeError otherwise."""
-    config = stage.read_json(file)
-    if (kind := config.get("model_type")) not in FORMATS:
-        raise RecipeError(f"{stage.shown(file)}: model_type {kind!r} is none of {', '.join(FORMATS)}")
-    if config.get("bias") or config.get("tie_word_embeddings"):
-        raise RecipeError(f"{stage.shown(file)}: biases and tied embeddings are not InternLM2-1.8B's")
+    config = base_config.with_older_rope(stage.read_json(file))
     try:
-        Shape.of(config).llama()
+        reason = base_config.refusal(config)
         fast_tokenizer_config(config["max_position_embeddings"])
     except KeyError as error:
-        raise RecipeError(f"{stage.shown(file)}: lacks {error}") from None
+        reason = f"lacks {error}"
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise RecipeError(f"{stage.shown(file)}: its sizes cannot be ({error})") from None
+        reason = f"its sizes cannot be ({error})"
+    if reason:
+        raise RecipeError(f"{stage.shown(file)}: {reason}")
     return config
 
 
@@ -177,10 +168,9 @@ def make(
         check_folder(origin)
         config = _check_config(origin / "config.json")
         kind = config["model_type"]
-        tokens = _convert_tokenizer(origin, out, config)
+        generation = (_convert_tokenizer if kind == "internlm2" else chat_tokenizer.write)(origin, out, config)
         parameters = _convert_weights(origin, out, config)
         files.write_json(out / "config.json", llama_config(config) if kind == "internlm2" else _without_code(config))
-        generation = {"bos_token_id": 1, "eos_token_id": [2, tokens[IM_END]], "pad_token_id": 2, "do_sample": False}
         files.write_json(out / "generation_config.json", generation)
         stage.say("model", f"{model}: {parameters:,} parameters, converted from the {kind} format")
         return ModelResults(model=model, parameters=parameters, format=kind, **fetched)

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from mmengine.dataset import InfiniteSampler
 from torch.utils.data import Dataset
 
-from recipe.chat_format import IGNORE_INDEX, training_ids
+from recipe.chat_format import IGNORE_INDEX, control_token_in, training_ids
+from recipe.errors import RecipeError
 from recipe.files import read_jsonl
 
 if TYPE_CHECKING:
@@ -106,9 +107,13 @@ def read_tokens(
         files: the first holds the identity rows, the others replay.
         replay_ratio: replay rows per identity row, at most all there are; None takes all.
         seed: for the choice and the order of the rows.
+
+    Raises:
+        RecipeError: an identity row holds a control token of this tokenizer as text.
     """
     rng = random.Random(seed)
     identity_rows, *replay_files = (_read(name) for name in files)
+    _refuse_control_tokens(files[0], identity_rows, tokenizer)
     replay_rows = [row for rows in replay_files for row in rows]
     if replay_ratio is not None:
         replay_rows = rng.sample(replay_rows, min(len(replay_rows), round(replay_ratio * len(identity_rows))))
@@ -126,6 +131,17 @@ def read_tokens(
             encoded[key] = training_ids(tokenizer, messages)
         tokens.append(encoded[key])
     return tokens
+
+
+def _refuse_control_tokens(name: str, rows: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Stage `data` knows InternLM2's tokens; which ones a base has, its tokenizer says."""
+    for number, messages in enumerate(rows, 1):
+        for message in messages:
+            if token := control_token_in(tokenizer, message["content"]):
+                raise RecipeError(
+                    f"{name}, row {number}: holds {token} as text, which is a control token of this model: remove it "
+                    f"from the data, or from the name, and run `make data` again"
+                )
 
 
 def _read(name: str) -> list[Any]:

@@ -120,7 +120,7 @@ def forecast(config: Any, processes: int = 1) -> Forecast:
         processes: of all machines.
 
     Raises:
-        RecipeError: nothing would be trained.
+        RecipeError: nothing would be trained, or the data do not fit the model's tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -137,6 +137,11 @@ def forecast(config: Any, processes: int = 1) -> Forecast:
         if not packed.loss_tokens:
             raise RecipeError(f"max_length={dataset.max_length} cuts every row before the answer: raise it")
     else:
+        if not tokenizer.special_tokens_map.get("bos_token"):
+            raise RecipeError(
+                "PRESET=tutorial: XTuner's own data begin with a BOS, and this model's chat format has none: choose "
+                "another preset"
+            )
         truncated = sum(length > dataset.max_length for length in lengths)
         cut = [min(length, dataset.max_length) for length in lengths]
         packs, dropped = xtuner_packs(cut, dataset.max_length, dataset.map_num_proc)

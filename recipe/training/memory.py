@@ -67,7 +67,8 @@ def predict(config: Any, model: Path, processes: int = 1) -> Memory | None:
     ]
     linear = shape.layers * sum(n * k for n, k, _ in groups)
     fused_linear = sum((n + count * r) * (k + count * r) for n, k, count in groups)
-    unfused = 2 * shape.vocab * hidden + (2 * shape.layers + 1) * hidden
+    norms, biases = 2 * hidden, 2 * (hidden + 2 * kv) if shape.qkv_bias else 0  # biases once more side by side
+    unfused = (2 - shape.tied) * shape.vocab * hidden + shape.layers * (norms + biases) + hidden
     if "quantization_config" in config.model.llm:
         # Half a byte per weight, a byte per 64 weights, 4 bytes per 256 of those; and the shared dequantised matrix.
         weights = int(linear * (1 / 2 + 1 / 64 + 4 / (64 * 256))) + 2 * unfused + 2 * fused_linear

@@ -48,6 +48,15 @@ def test_captured_steps_say_what_transformers_says(folder: Path) -> None:
     assert together == expected * 8
 
 
+def test_captured_steps_of_other_bases_say_what_transformers_says(base_model: Path) -> None:
+    """In float32, as these random models lie on disk: their words are nearly as likely as each other."""
+    wanted = [r.text for r in generation.answer(*generation.load(base_model), CONVERSATIONS, max_new_tokens=20)]
+    with Engine(*generation.load(base_model)) as engine:
+        sampling = Sampling(max_new_tokens=20)
+        assert texts([engine.reply(talk, sampling) for talk in CONVERSATIONS * 3]) == wanted * 3
+        assert isinstance(engine._step, Graphs)
+
+
 def test_captured_steps_keep_seeds_and_penalties_apart(folder: Path) -> None:
     with Engine(*generation.load(folder)) as engine:
         hot = Sampling(max_new_tokens=20, temperature=1.5, seed=7, repetition_penalty=1.1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+import small_bases
 import torch
 from test_fast import adapted, distance, gradients, llama
 from torch import Tensor
@@ -19,6 +21,14 @@ from recipe.training.fast.model import FusedLlama
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU")]
 
 NAN = float("nan")
+
+
+def tied_llama(**shape: Any) -> Any:
+    return small_bases.random_model("llama", std=0.02, use_cache=False, **shape)
+
+
+def qwen2(**shape: Any) -> Any:
+    return small_bases.random_model("qwen2", std=0.02, use_cache=False, **shape)
 
 
 def normal(*shape: int) -> Tensor:
@@ -38,7 +48,7 @@ def norms(x: Tensor, weight: Tensor, grad: Tensor, past: Tensor) -> list[Tensor]
 
 
 def turns(x: Tensor, half: Tensor) -> list[Tensor]:
-    out, back = buffer(300, 2048, x), buffer(300, 2048, x)
+    out, back = buffer(300, x.shape[1], x), buffer(300, x.shape[1], x)
     cos, sin = half.repeat(1, 2), half.flip(1).repeat(1, 2)
     rowwise.rotate(x, cos, sin, out)
     rowwise.rotate(x, cos, sin, back, inverse=True)
@@ -71,6 +81,7 @@ def losses(logits: Tensor) -> list[Tensor]:
     [
         (norms, [(300, 2048), (2048,), (300, 2048), (300, 2048)]),
         (turns, [(300, 2048), (300, 64)]),
+        (turns, [(300, 1600), (300, 40)]),  # heads of 80 features
         (gates, [(300, 16384), (300, 8192)]),
         (gates_with_rest, [(300, 16384), (300, 8192), (300, 128), (16384, 128), (300, 64), (64, 8192)]),
         (losses, [(300, 92544)]),
@@ -118,18 +129,21 @@ def test_attention_is_that_of_each_conversation(lengths: list[int]) -> None:
     assert max(distance(a.cpu(), b) for a, b in zip(found, expected, strict=True)) < 6e-3
 
 
+@pytest.mark.parametrize("build", [llama, tied_llama, qwen2])
 @pytest.mark.parametrize(("fp8", "loss_within", "gradient_within"), [(False, 2e-3, 0.05), (True, 1e-2, 0.25)])
-def test_loss_and_gradients_are_near_float32s(fp8: bool, loss_within: float, gradient_within: float) -> None:
+def test_loss_and_gradients_are_near_float32s(
+    build: Callable[..., Any], fp8: bool, loss_within: float, gradient_within: float
+) -> None:
     if fp8 and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("needs a GPU with float8")
     shape = {"hidden_size": 512, "intermediate_size": 1024, "vocab_size": 4096, "max_position_embeddings": 512}
     ids = torch.randint(3, 4096, (4, 256), device="cuda")
     positions = torch.cat([torch.arange(100), torch.arange(156)]).repeat(4, 1).cuda()
     batch = {"input_ids": ids, "labels": ids, "position_ids": positions}
-    plain = adapted(llama(**shape), r=16).cuda()
+    plain = adapted(build(**shape), r=16).cuda()
     expected = plain(**batch).loss
     wanted = gradients(plain, expected)
-    quick = adapted(llama(**shape).bfloat16(), r=16).cuda()
+    quick = adapted(build(**shape).bfloat16(), r=16).cuda()
     loss = FusedLlama(quick, fp8=fp8).loss(**batch, recompute=False)
     found = gradients(quick, loss)
     assert loss.item() == pytest.approx(expected.item(), rel=loss_within)

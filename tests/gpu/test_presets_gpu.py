@@ -32,6 +32,21 @@ def test_it_trains_converts_merges_and_is_measured(preset: str, tmp_path: Path) 
     assert json.loads((tmp_path / preset / "train/manifest.json").read_text())["gpu_peak_mib"] > 0
 
 
+@pytest.mark.parametrize("preset", ["qlora", "lora", "fast", "fp8"])
+def test_other_bases_train_convert_and_merge(preset: str, base_repository: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    row = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I am an assistant."}]}
+    own.write_text((json.dumps(row) + "\n") * 64, encoding="utf-8")
+    run = ["--work", str(tmp_path), "--run", preset]
+    cli.main(["data", *run, "--name", "小明", "--data", str(own)])
+    cli.main(["model", *run, "--model", str(base_repository)])
+    settings = ["max_iters=20", "lr=2e-2", "max_length=256", "patience=None", "replay_ratio=0"]
+    for verb in (["replay"], ["config", "--preset", preset, "--set", *settings], ["train"], ["convert"], ["merge"]):
+        cli.main([verb[0], *run, *verb[1:]])
+    losses = [json.loads(line) for line in (tmp_path / preset / "train/losses.jsonl").read_text().splitlines()]
+    assert losses[-1]["loss"] < 0.7 * losses[0]["loss"]
+
+
 @pytest.mark.parametrize("options", [[], ["--deepspeed", "zero2"], ["--deepspeed", "zero3"]], ids=" ".join)
 def test_two_gpus_train_what_converts_and_merges(options: list[str], tmp_path: Path) -> None:
     import torch

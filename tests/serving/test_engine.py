@@ -89,7 +89,7 @@ def by_transformers(model: Any, conversation: Any, count: int, tokenizer: Any = 
     stops = stop_ids(tokenizer)
     output_ids = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, eos_token_id=stops,
-        pad_token_id=stops[1], **options,
+        pad_token_id=tokenizer.pad_token_id, **options,
     )[0, ids.shape[1] :].tolist()  # fmt: skip
     return [token for token in output_ids if token not in stops]
 

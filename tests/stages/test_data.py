@@ -108,6 +108,10 @@ def test_changed_own_rows_are_read_again(tmp_path: Path) -> None:
 class Letters:
     """Stands in for a tokenizer: a token is a character."""
 
+    def __init__(self) -> None:
+        self.special_tokens_map: dict[str, str] = {}
+        self.added_tokens_decoder: dict[int, Any] = {}
+
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
         return {"input_ids": [ord(character) for character in text]}
 

@@ -226,7 +226,7 @@ def add_python_below(folder: Path) -> None:
 
 
 def change_type(folder: Path) -> None:
-    edit_json(folder / "config.json", lambda c: c.update(model_type="qwen2"))
+    edit_json(folder / "config.json", lambda c: c.update(model_type="qwen3"))
 
 
 def lose_type(folder: Path) -> None:
@@ -298,7 +298,7 @@ def vocabulary_too_small(folder: Path) -> None:
         (empty_weights, "model.safetensors: cannot be read"),
         (add_python, "holds Python (modeling_qwen2.py)"),
         (add_python_below, "holds Python (code/modeling_internlm2.py)"),
-        (change_type, "model_type 'qwen2' is none of internlm2, llama"),
+        (change_type, "model_type 'qwen3' is none of internlm2, llama, qwen2"),
         (lose_type, "model_type None"),
         (add_biases, "biases"),
         (lose_config, "config.json: missing"),
@@ -358,7 +358,9 @@ def test_a_llama_folder_without_its_tokenizer_is_refused(tiny_model: Path, tmp_p
 def test_a_llama_model_that_knows_no_chat_tokens_is_refused(tiny_model: Path, tmp_path: Path, out: Path) -> None:
     source = Path(shutil.copytree(tiny_model, tmp_path / "source"))
     edit_json(source / "tokenizer.json", lambda content: content.update(added_tokens=content["added_tokens"][:3]))
-    assert "is this an InternLM2-Chat model?" in assert_refused(source, out)
+    refusal = assert_refused(source, out)
+    assert "tokenizer.json: has no token <|im_start|>" in refusal
+    assert "is this a chat model whose format is ChatML?" in refusal
 
 
 def test_internlm2s_own_python_is_left_alone_and_said(

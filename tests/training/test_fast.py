@@ -222,6 +222,9 @@ def every_function() -> list[Tensor]:
     rowwise.rms_norm(x, weight, 1e-5, normed)
     rowwise.rms_norm_backward(grad, x, weight, 1e-5, back, past)
     rowwise.rms_norm_backward(grad, x, weight, 1e-5, grad)
+    third = rows(5, 3, seed=11, apart=0)  # of heads of 6 features, no power of 2
+    of_sixes = rows(5, 48)
+    rowwise.rotate(x, third.cos().repeat(1, 2), third.sin().repeat(1, 2), of_sixes)
     half = rows(5, 4, seed=4, apart=0)
     cos, sin = half.cos().repeat(1, 2), half.sin().repeat(1, 2)
     rowwise.rotate(x, cos, sin, turned)
@@ -229,7 +232,7 @@ def every_function() -> list[Tensor]:
     torch.testing.assert_close(turned, x)
     rowwise.rotate(x, cos, sin, turned)
     rowwise.copy(x, moved)
-    found = [normed, back, grad, turned, moved]
+    found = [normed, back, grad, of_sixes, turned, moved]
     gate_up, dy = rows(70, 260, seed=5), rows(70, 130, seed=6)
     b = rows(260, 32, seed=7)
     b[:130, 16:] = b[130:, :16] = 0

@@ -1,4 +1,4 @@
-"""The forward pass of a Llama over a static KV cache with a slot for each sequence: prefill and decode.
+"""The forward pass of a Llama or Qwen2 over a static KV cache with a slot for each sequence: prefill and decode.
 
 Without gradients the pass is fourteen kernels a layer: query/key/value and gate/up are one product each, norms, rotary
 embedding and gating are those of recipe.kernels, and a residual is added by the product before it. Every shape is fixed
@@ -55,16 +55,13 @@ class Projections:
 
     Attributes:
         weight: (out, in), of all layers together.
+        bias: (out), that of Qwen2's queries, keys and values; None elsewhere.
         lora_a, lora_b: (rank, in) and (out, rank), the ranks of all layers together, scaled; None without an adapter.
-
-    Raises:
-        RecipeError: a layer has a bias.
     """
 
     def __init__(self, *modules: Any) -> None:
         plain = [getattr(module, "base_layer", module) for module in modules]
-        if any(module.bias is not None for module in plain):
-            raise RecipeError("the engine knows Llama without biases, as `make model` writes it")
+        self.bias = None if plain[0].bias is None else torch.cat([module.bias.data for module in plain])
         self.weight = torch.cat([module.weight.data for module in plain])
         rows = 0
         for module in plain:  # the model still works, on views, and there is one copy of the weights
@@ -81,7 +78,7 @@ class Projections:
             self.lora_b = torch.block_diag(*(scale * b for _, b, scale in factors)).to(self.weight)
 
     def __call__(self, x: Tensor, adapted: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The product, with LoRA's and the residual added.
+        """The product, with the bias or residual and LoRA's product added.
 
         Args:
             x: (tokens, in).
@@ -91,7 +88,8 @@ class Projections:
         Returns:
             (tokens, out).
         """
-        out = x @ self.weight.T if residual is None else torch.addmm(residual, x, self.weight.T)
+        addend = self.bias if residual is None else residual
+        out = x @ self.weight.T if addend is None else torch.addmm(addend, x, self.weight.T)
         if self.lora_a is not None and self.lora_b is not None:
             out.addmm_((x @ self.lora_a.T) * adapted, self.lora_b.T)
         return out
@@ -106,6 +104,8 @@ class Layer:
         self.o = Projections(attend.o_proj)
         self.gate_up = Projections(mlp.gate_proj, mlp.up_proj)
         self.down = Projections(mlp.down_proj)
+        if any(group.bias is not None for group in (self.o, self.gate_up, self.down)):
+            raise RecipeError("the engine computes biases on queries, keys and values alone: `make model` says why")
         self.norms = module.input_layernorm.weight, module.post_attention_layernorm.weight
 
 
@@ -116,7 +116,7 @@ class Decoder:
     step may compute it without harm. The model's weights become views of the decoder's; the model may still be used.
 
     Args:
-        model: a Llama of transformers, with a PEFT adapter or without.
+        model: a Llama or Qwen2 of transformers, with a PEFT adapter or without.
         slots: sequences that run at once.
         length: tokens of each, prompt and reply together.
 
@@ -132,12 +132,13 @@ class Decoder:
     """
 
     def __init__(self, model: PreTrainedModel, *, slots: int, length: int) -> None:
-        from transformers import LlamaForCausalLM
+        from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-        if not isinstance(base, LlamaForCausalLM):
+        if not isinstance(base, (LlamaForCausalLM, Qwen2ForCausalLM)):
             raise RecipeError(
-                f"the engine speaks for Llama-layout models, not {type(base).__name__}: `make model` converts"
+                f"the engine speaks for models of the Llama and Qwen2 layouts, not {type(base).__name__}: "
+                f"`make model` converts"
             )
         config = base.config
         self.slots, self.length = slots, length

@@ -1,4 +1,4 @@
-"""A faster forward and backward pass of LoRA training on Llama-layout models, for XTuner's trainer.
+"""A faster forward and backward pass of LoRA training on Llama- and Qwen2-layout models, for XTuner's trainer.
 
 model      `finetune`, the `model` of a config: XTuner's class with this package's loss
 layer      a decoder layer and its backward

@@ -1,4 +1,4 @@
-"""A Llama decoder layer with LoRA as one autograd function with its own backward pass.
+"""A Llama or Qwen2 decoder layer with LoRA as one autograd function with its own backward pass.
 
 A layer saves the residual stream, queries/keys/values, the attention's result and gate/up. For the 1.8B model these are
 26 bytes per token and hidden feature. Norms and the gated product are computed again, which costs less than storing
@@ -41,7 +41,7 @@ class SavedActivations(NamedTuple):
 
 
 class Layer:
-    """One of transformers' LlamaDecoderLayers, whose seven projections PEFT has wrapped."""
+    """One of transformers' LlamaDecoderLayers or Qwen2DecoderLayers, whose seven projections PEFT has wrapped."""
 
     def __init__(self, module: nn.Module, *, fp8: bool, scratch: Scratch, like: Tensor) -> None:
         attend, mlp = module.self_attn, module.mlp

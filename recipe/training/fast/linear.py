@@ -7,9 +7,10 @@ the second reads and writes y again. Here W, A and B lie in one matrix,
     N [ W  B ]
     R [ A  · ]
 
-One product of its first N rows with [x, s x Aᵀ] gives y; one of its first K columns with [dy, s dy B] gives dx. That
-costs 2·N·R and 2·K·R more operations per token instead of two passes over memory each. A and B are copied in from the
-float32 LoRA weights at every step: Adam's steps of 1e-4 of a weight would be lost in bfloat16's eight bits.
+One product of its first N rows with [x, s x Aᵀ] gives y, a frozen bias added; one of its first K columns with
+[dy, s dy B] gives dx. That costs 2·N·R and 2·K·R more operations per token instead of two passes over memory each.
+A and B are copied in from the float32 LoRA weights at every step: Adam's steps of 1e-4 of a weight would be lost in
+bfloat16's eight bits.
 
 Shapes:
     rows  tokens of a batch
@@ -34,6 +35,8 @@ class FusedLoraLinear:
     """Projections of one input in the precision in which PEFT's modules hold the frozen weight: bfloat16 or float32.
 
     The modules' own weights become views of the matrix, so that generating and saving see the same values.
+
+    bias: (N) or None; of Qwen2's queries, keys and values.
     """
 
     # Whether y, or dx, lacks its LoRA part because the gating that reads it next adds that part. Float8 only.
@@ -46,6 +49,8 @@ class FusedLoraLinear:
         self.scale = float(modules[0].scaling["default"])
         self.n, self.k, self.r = sum(self.rows), int(modules[0].in_features), sum(self.ranks)
         self.matrix = self._allocate_matrix()
+        biases = [module.base_layer.bias for module in modules]
+        self.bias = None if biases[0] is None else torch.cat(biases).detach().to(self.matrix.dtype)
 
     def _allocate_matrix(self) -> Tensor:
         first = self.modules[0].base_layer.weight
@@ -115,8 +120,14 @@ class FusedLoraLinear:
 
     def _frozen_product(self, x: Tensor, low: Tensor, residual: Tensor | None) -> Tensor:
         x[:, self.k :] = low
-        weight = self.matrix[: self.n].T
-        return x @ weight if residual is None else torch.addmm(residual, x, weight)
+        weight, addend = self.matrix[: self.n].T, self._addend(residual)
+        return x @ weight if addend is None else torch.addmm(addend, x, weight)
+
+    def _addend(self, residual: Tensor | None) -> Tensor | None:
+        """What is added to the product: residual and bias, (rows, N), one of them, or nothing."""
+        if residual is None or self.bias is None:
+            return self.bias if residual is None else residual
+        return residual + self.bias
 
     def backward(self, dy: Tensor, *, input_grad_needed: bool = True) -> tuple[Tensor | None, Tensor]:
         """Compute the gradient of x.
@@ -223,7 +234,8 @@ class Fp8FusedLoraLinear(FusedLoraLinear):
         y = scaled_product(rowwise.to_fp8(x[:, : self.k]), self.weight_fp8, x.dtype)
         if not self.defer_lora:
             y.addmm_(low, self.lora_b.T)
-        return y if residual is None else y.add_(residual)
+        addend = self._addend(residual)
+        return y if addend is None else y.add_(addend)
 
     def _frozen_product_backward(self, dy: Tensor, low: Tensor) -> Tensor:
         dx = scaled_product(rowwise.to_fp8(dy[:, : self.n]), self.weight_t_fp8, dy.dtype)

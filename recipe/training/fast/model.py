@@ -25,7 +25,9 @@ PROJECTIONS = set(LINEAR_LAYERS)
 
 
 class FusedLlama:
-    """The loss of a PEFT-wrapped LlamaForCausalLM, computed by `Layer`s over its own weights.
+    """The loss of a PEFT-wrapped LlamaForCausalLM or Qwen2ForCausalLM, computed by `Layer`s over its own weights.
+
+    A tied head is the embedding's own weight; both are frozen.
 
     Built at the first batch, when the model is on its device and DeepSpeed has settled its precision.
     """
@@ -144,12 +146,20 @@ def check(peft_model: nn.Module, lora: Any, *, fp8: bool) -> None:
     """Check that this package computes this model with this adapter; XTuner's own class takes any.
 
     Raises:
-        ValueError: not Llama without biases, not plain LoRA on all projections without dropout, or no float8 GPU.
+        ValueError: not Llama without biases or Qwen2 with full attention, not plain LoRA on all projections without
+            dropout, or no float8 GPU.
     """
     config = peft_model.get_base_model().config
     advice = "; use XTuner's SupervisedFinetune, as the preset lora does"
-    if config.model_type != "llama" or config.hidden_act != "silu" or config.attention_bias or config.mlp_bias:
-        raise ValueError(f"the fast path is for Llama models without biases, not for {config.model_type}{advice}")
+    if config.model_type == "llama":
+        other = config.attention_bias or config.mlp_bias
+    else:
+        other = config.model_type != "qwen2" or "sliding_attention" in config.layer_types
+    if other or config.hidden_act != "silu":
+        raise ValueError(
+            f"the fast path is for Llama models without biases and Qwen2 with full attention, not for this "
+            f"{config.model_type}{advice}"
+        )
     if set(lora.target_modules) != PROJECTIONS or lora.bias != "none" or lora.use_dora:
         raise ValueError(f"the fast path wants plain LoRA on all of {', '.join(sorted(PROJECTIONS))}{advice}")
     if lora.lora_dropout:
