@@ -107,16 +107,25 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) 
     return ids + _header(tokenizer, "assistant")
 
 
-def training_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+def training_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, ended: bool = True
+) -> tuple[list[int], list[int]]:
     """The ids of a whole conversation and their labels, both of the same length.
 
     Only what the assistant says, with the `<|im_end|>` that ends it, bears a loss; all else is `IGNORE_INDEX`.
+
+    Args:
+        messages: the conversation, the last of them the assistant's.
+        ended: False where that last reply was cut at a limit: then no `<|im_end|>` follows it.
     """
     ids = _bos_ids(tokenizer)
     labels = [IGNORE_INDEX] * len(ids)
     for turn, learnt in _turns(tokenizer, messages):
         ids += turn
         labels += [token if is_learnt else IGNORE_INDEX for token, is_learnt in zip(turn, learnt, strict=True)]
+    if not ended:
+        end = len(labels) - next(i for i, label in enumerate(reversed(labels)) if label != IGNORE_INDEX) - 1
+        del ids[end:], labels[end:]
     return ids, labels
 
 

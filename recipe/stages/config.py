@@ -174,6 +174,11 @@ def fill(config: Any, *, model: Path, files: Sequence[Path], seed: int) -> None:
     names = [stage.shown(file) for file in files]
     if "files" in dataset:
         dataset.files, dataset.seed = names, seed
+        dataset.distill = dataset.distill and len(files) > 1
+        if "teacher" in config.model:
+            from recipe.training import teacher
+
+            config.model.teacher = stage.shown(files[1].with_name(teacher.FILE)) if dataset.distill else ""
     else:
         dataset.dataset.data_files.train = names
     for hook in config.custom_hooks:

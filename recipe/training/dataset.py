@@ -15,6 +15,8 @@ import json
 import random
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,8 @@ from recipe.files import read_jsonl
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Tokens = tuple[list[int], list[int]]  # ids, labels
+# Ids, labels and, where a teacher is, its row for each label (see teacher.indices).
+Tokens = tuple[list[int], ...]
 # Share of the identity rows that are joined with a replay row into one conversation.
 JOINED = 0.25
 
@@ -42,10 +45,10 @@ class PackedDataset(Dataset):
     """
 
     def __init__(self, rows: Sequence[Tokens], *, max_length: int, pad_id: int, seed: int) -> None:
-        self.truncated = sum(len(ids) > max_length for ids, _ in rows)
-        cut = [(ids[:max_length], labels[:max_length]) for ids, labels in rows]
-        self.tokens = sum(len(ids) for ids, _ in cut)
-        self.loss_tokens = sum(len(labels) - labels.count(IGNORE_INDEX) for _, labels in cut)
+        self.truncated = sum(len(row[0]) > max_length for row in rows)
+        cut = [tuple(part[:max_length] for part in row) for row in rows]
+        self.tokens = sum(len(row[0]) for row in cut)
+        self.loss_tokens = sum(len(row[1]) - row[1].count(IGNORE_INDEX) for row in cut)
         self.packs = [_fill(group, max_length, pad_id) for group in pack(cut, max_length, seed)]
 
     def __len__(self) -> int:
@@ -84,19 +87,28 @@ def pack(rows: Sequence[Tokens], max_length: int, seed: int) -> list[list[Tokens
 
 def _fill(group: Sequence[Tokens], max_length: int, pad_id: int) -> dict[str, array[int]]:
     # Arrays become a batch at once; converting 16 packs of lists takes 20 ms, a tenth of their training step.
-    ids = [token for row, _ in group for token in row]
-    labels = [label for _, row in group for label in row]
-    positions = [position for row, _ in group for position in range(len(row))]
+    ids = [token for row in group for token in row[0]]
+    labels = [label for row in group for label in row[1]]
+    positions = [position for row in group for position in range(len(row[0]))]
     padding = max_length - len(ids)
-    return {
+    filled = {
         "input_ids": array("q", ids + [pad_id] * padding),
         "labels": array("q", labels + [IGNORE_INDEX] * padding),
         "position_ids": array("q", positions + list(range(padding))),
     }
+    if len(group[0]) > 2:
+        teacher_rows = [index for row in group for index in row[2]]
+        filled["teacher_rows"] = array("q", teacher_rows + [-1] * padding)
+    return filled
 
 
 def read_tokens(
-    files: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, replay_ratio: float | None = None, seed: int = 0
+    files: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    replay_ratio: float | None = None,
+    seed: int = 0,
+    distill: bool = False,
 ) -> list[Tokens]:
     """Rows of the .json and .jsonl files as ids and labels.
 
@@ -107,30 +119,80 @@ def read_tokens(
         files: the first holds the identity rows, the others replay.
         replay_ratio: replay rows per identity row, at most all there are; None takes all.
         seed: for the choice and the order of the rows.
+        distill: whether replay rows are learnt by the base's distribution, which lies beside their file.
+
+    Returns:
+        Ids and labels of each row and, with `distill`, the teacher's row for each label.
 
     Raises:
         RecipeError: an identity row holds a control token of this tokenizer as text.
     """
     rng = random.Random(seed)
     identity_rows, *replay_files = (_read(name) for name in files)
-    _refuse_control_tokens(files[0], identity_rows, tokenizer)
-    replay_rows = [row for rows in replay_files for row in rows]
+    _refuse_control_tokens(files[0], [row.messages for row in identity_rows], tokenizer)
+    if distill:
+        replay_files = [_taught(name, rows) for name, rows in zip(files[1:], replay_files, strict=True)]
+    # By its words, a reply that was cut would teach to ramble.
+    replay_rows = [row for rows in replay_files for row in rows if row.ended or distill]
     if replay_ratio is not None:
         replay_rows = rng.sample(replay_rows, min(len(replay_rows), round(replay_ratio * len(identity_rows))))
     if replay_files:
         rng.shuffle(identity_rows)
         rng.shuffle(replay_rows)
         count = int(JOINED * min(len(identity_rows), len(replay_rows)))
-        pairs = [(identity_rows.pop(), replay_rows.pop())[:: 1 if i % 2 else -1] for i in range(count)]
-        identity_rows += [[*earlier, *later] for earlier, later in pairs]
+        pairs = [(identity_rows.pop(), replay_rows.pop()) for _ in range(count)]
+        identity_rows += [_joined(*pair, identity_first=i % 2 == 1) for i, pair in enumerate(pairs)]
     encoded: dict[str, Tokens] = {}  # the tutorial's file is one row 10,001 times
-    tokens = []
-    for messages in [*identity_rows, *replay_rows]:
-        key = json.dumps(messages)
+    tokens: list[Tokens] = []
+    for row in [*identity_rows, *replay_rows]:
+        key = json.dumps((row.messages, row.ended))
         if key not in encoded:
-            encoded[key] = training_ids(tokenizer, messages)
-        tokens.append(encoded[key])
+            encoded[key] = training_ids(tokenizer, row.messages, ended=row.ended)
+        ids, labels = encoded[key]
+        tokens.append((ids, labels, row.teacher_rows(labels)) if distill else (ids, labels))
     return tokens
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One conversation.
+
+    Attributes:
+        ended: False where its last reply was cut at a limit.
+        start, count: the teacher's row of its first loss token, and how many the teacher knows.
+        last: whether these are the last loss tokens of the conversation, otherwise the first.
+    """
+
+    messages: list[Any]
+    ended: bool = True
+    start: int = 0
+    count: int = 0
+    last: bool = False
+
+    def teacher_rows(self, labels: Sequence[int]) -> list[int]:
+        """The teacher's row for each label, -1 where there is none."""
+        from recipe.training.teacher import indices
+
+        total = len(labels) - list(labels).count(IGNORE_INDEX)
+        return indices(labels, self.start, total - self.count if self.last else 0, self.count)
+
+
+def _joined(identity_row: _Row, replay_row: _Row, *, identity_first: bool) -> _Row:
+    """Two rows as one conversation. A reply that was cut can only be its last."""
+    last = identity_first or not replay_row.ended
+    earlier, later = (identity_row, replay_row) if last else (replay_row, identity_row)
+    return replace(replay_row, messages=[*earlier.messages, *later.messages], ended=later.ended, last=last)
+
+
+def _taught(name: str, rows: Sequence[_Row]) -> list[_Row]:
+    """Replay rows with their places in the teacher beside their file."""
+    from recipe.training import teacher
+
+    counts = teacher.load(Path(name).with_name(teacher.FILE)).counts
+    if len(counts) != len(rows):
+        raise RecipeError(f"{name} and {teacher.FILE} beside it are of different rows: run `make replay` again")
+    starts = accumulate(counts, initial=0)
+    return [replace(row, start=start, count=count) for row, start, count in zip(rows, starts, counts, strict=False)]
 
 
 def _refuse_control_tokens(name: str, rows: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -144,19 +206,25 @@ def _refuse_control_tokens(name: str, rows: Sequence[Any], tokenizer: PreTrained
                 )
 
 
-def _read(name: str) -> list[Any]:
+def _read(name: str) -> list[_Row]:
     path = Path(name)
     values = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_jsonl(path)
-    return [row["messages"] for row in values]
+    return [_Row(row["messages"], ended=row.get("ended", True)) for row in values]
 
 
 def chat_dataset(
-    *, files: Sequence[str], tokenizer: Any, max_length: int, seed: int, replay_ratio: float | None = None
+    *,
+    files: Sequence[str],
+    tokenizer: Any,
+    max_length: int,
+    seed: int,
+    replay_ratio: float | None = None,
+    distill: bool = False,
 ) -> PackedDataset:
     """The `train_dataloader.dataset` of this recipe's presets.
 
     Args:
-        files, seed, replay_ratio: as in `read_tokens`.
+        files, seed, replay_ratio, distill: as in `read_tokens`.
         tokenizer: a tokenizer, or XTuner's dict that builds one.
         max_length: tokens of a pack.
     """
@@ -164,7 +232,7 @@ def chat_dataset(
         from xtuner.registry import BUILDER
 
         tokenizer = BUILDER.build(tokenizer)
-    rows = read_tokens(files, tokenizer, replay_ratio=replay_ratio, seed=seed)
+    rows = read_tokens(files, tokenizer, replay_ratio=replay_ratio, seed=seed, distill=distill)
     return PackedDataset(rows, max_length=max_length, pad_id=tokenizer.pad_token_id, seed=seed)
 
 
@@ -185,7 +253,7 @@ def collate(instances: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
         instances: packs of `PackedDataset`.
 
     Returns:
-        Under `data`: input_ids, labels and position_ids, (batch, max_length) int64.
+        Under `data`: input_ids, labels, position_ids and, with a teacher, teacher_rows, (batch, max_length) int64.
     """
     import numpy
     import torch

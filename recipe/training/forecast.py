@@ -129,8 +129,11 @@ def forecast(config: Any, processes: int = 1) -> Forecast:
     own = "files" in dataset
     files = dataset.files if own else dataset.dataset.data_files.train
     # XTuner's dataset has neither a ratio nor a seed of its own.
-    rows = read_tokens(files, tokenizer, replay_ratio=dataset.get("replay_ratio"), seed=dataset.get("seed", 0))
-    lengths = [len(ids) for ids, _ in rows]
+    rows = read_tokens(
+        files, tokenizer, replay_ratio=dataset.get("replay_ratio"), seed=dataset.get("seed", 0),
+        distill=dataset.get("distill", False),
+    )  # fmt: skip
+    lengths = [len(row[0]) for row in rows]
     if own:
         packed = PackedDataset(rows, max_length=dataset.max_length, pad_id=tokenizer.pad_token_id, seed=dataset.seed)
         packs, dropped, truncated = len(packed), 0, packed.truncated

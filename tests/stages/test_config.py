@@ -151,6 +151,7 @@ def test_fast_is_lora_but_for_what_makes_it_quick() -> None:
     assert {path for path in set(lora) | set(fast) if lora.get(path) != fast.get(path)} == {
         "model.type", "model.use_varlen_attn", "model.fp8", "model.recompute", "model.lora.lora_dropout",
         "optim_wrapper.type", "optim_wrapper.dtype", "optim_wrapper.loss_scale", "optim_wrapper.optimizer.fused",
+        "model.teacher", "train_dataloader.dataset.distill",
     }  # fmt: skip
 
 

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from recipe.corpus.knowledge import replay_prompts
 from recipe.corpus.own_data import read_rows
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.evaluation.generation import Reply
+from recipe.files import read_jsonl
 from recipe.pipeline.stage import read_manifest
 from recipe.stages import evaluate, replay
+from recipe.training import teacher
+from recipe.training.dataset import read_tokens
 
 
 class Base:
@@ -26,11 +30,16 @@ class Base:
         self.special = list(special)
         monkeypatch.setattr(generation, "load", lambda folder: (None, None))
         monkeypatch.setattr(generation, "answer", self.answer)
+        monkeypatch.setattr(teacher, "distributions", self.distributions)
 
     def answer(self, model: Any, tokenizer: Any, conversations: Any, **settings: Any) -> list[Reply]:
         self.asked += [conversation[-1]["content"] for conversation in conversations]
         told = [Reply(f"An answer.\nTo: {question}", True) for question in self.asked]
         return self.special + told[len(self.special) :]
+
+    def distributions(self, model: Any, tokenizer: Any, rows: Any, ended: Any, **settings: Any) -> teacher.Teacher:
+        nothing = torch.zeros(0, teacher.LIKELIEST)
+        return teacher.Teacher(nothing.int(), nothing.half(), torch.zeros(0), [0] * len(rows))
 
 
 def written(folder: Path) -> list[list[dict[str, str]]]:
@@ -51,16 +60,21 @@ def test_each_row_is_a_prompt_and_the_bases_answer(
     assert manifest["results"] == {"prompts": len(base.asked), "rows": len(base.asked)}
 
 
-def test_replies_that_do_not_end_or_say_nothing_are_left_out(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_replies_that_say_nothing_are_left_out_and_cut_ones_are_marked(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Any
 ) -> None:
-    # A cut reply would teach to ramble, an empty one to keep silent.
-    base = Base(monkeypatch, [Reply("on and on and", False), Reply("", True), Reply(" \n", True), Reply("Yes.", True)])
+    # An empty reply would teach to keep silent; by its words, a cut one would teach to ramble.
+    special = [Reply("on and on and", False), Reply("", True), Reply(" \n", True), Reply("Yes.", True)]
+    base = Base(monkeypatch, special)
     manifest = replay.make(tmp_path / "replay", model=tiny_model)
-    rows = written(tmp_path / "replay")
-    assert [row[0]["content"] for row in rows] == base.asked[3:]
-    assert rows[0][1]["content"] == "Yes."
-    assert manifest["results"] == {"prompts": len(base.asked), "rows": len(base.asked) - 3}
+    rows = read_jsonl(tmp_path / "replay" / replay.FILE)
+    assert [row["messages"][0]["content"] for row in rows] == [base.asked[0], *base.asked[3:]]
+    assert [row.get("ended", True) for row in rows] == [False] + [True] * (len(rows) - 1)
+    assert rows[1]["messages"][1]["content"] == "Yes."
+    assert manifest["results"] == {"prompts": len(base.asked), "rows": len(base.asked) - 2}
+    (tmp_path / "train.jsonl").write_text("", encoding="utf-8")
+    names = [str(tmp_path / "train.jsonl"), str(tmp_path / "replay" / replay.FILE)]
+    assert len(read_tokens(names, tokenizer)) == len(rows) - 1
 
 
 @pytest.mark.parametrize(
@@ -103,8 +117,7 @@ def test_the_rows_are_valid_training_data(tiny_model: Path, tmp_path: Path, monk
 
 
 def test_the_answers_are_the_models_own(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the real model, on few prompts: its replies run into the limit, so there is no row, and the stage says
-    so."""
+    """With the real model, on few prompts: its replies run into the limit."""
     few = replay_prompts()[:3]
     monkeypatch.setattr(replay, "replay_prompts", lambda: few)
     monkeypatch.setattr(replay, "MAX_NEW_TOKENS", 3)
@@ -112,10 +125,11 @@ def test_the_answers_are_the_models_own(tiny_model: Path, tmp_path: Path, monkey
     assert manifest["key"]["settings"]["max_new_tokens"] == 3
     loaded = generation.load(tiny_model)
     prompts = [[{"role": "user", "content": prompt}] for prompt in manifest["key"]["settings"]["prompts"]]
-    ended = [
-        reply.text for reply in generation.answer(*loaded, prompts, max_new_tokens=3) if reply.stopped and reply.text
-    ]
-    assert [row[1]["content"] for row in written(tmp_path / "replay")] == ended
+    replies = [reply for reply in generation.answer(*loaded, prompts, max_new_tokens=3) if reply.text.strip()]
+    assert [row[1]["content"] for row in written(tmp_path / "replay")] == [reply.text for reply in replies]
+    taught = teacher.load(tmp_path / "replay" / teacher.FILE)
+    assert len(taught.counts) == len(replies)
+    assert len(taught.ids) == sum(taught.counts) > 0
 
 
 def test_the_same_model_is_not_asked_twice(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

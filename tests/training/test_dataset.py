@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,7 +25,7 @@ LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=60)
 
 def rows_of(lengths: list[int]) -> list[Tokens]:
     """Distinct rows: each id holds the numbers of row and position; the first half does not count in the loss."""
-    rows = []
+    rows: list[Tokens] = []
     for number, length in enumerate(lengths, 1):
         ids = [1000 * number + position for position in range(length)]
         rows.append((ids, [IGNORE_INDEX if i < length // 2 else token for i, token in enumerate(ids)]))
@@ -41,7 +41,7 @@ def conversations(pack: Mapping[str, Sequence[int]]) -> Iterator[Tokens]:
             yield list(ids), list(pack["labels"][start:end])
 
 
-def counted(rows: Iterator[Tokens] | list[Tokens]) -> Counter[tuple[tuple[int, ...], tuple[int, ...]]]:
+def counted(rows: Iterable[Tokens]) -> Counter[tuple[tuple[int, ...], tuple[int, ...]]]:
     return Counter((tuple(ids), tuple(labels)) for ids, labels in rows)
 
 

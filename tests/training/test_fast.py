@@ -119,9 +119,10 @@ def test_generation_and_saving_see_the_weights_where_they_were() -> None:
 
 
 def test_only_learnt_tokens_count_and_none_is_no_loss() -> None:
-    rows, targets = loss_tokens(torch.tensor([[-100, 5, -100, 6], [7, 8, -100, -100]]))
+    rows, targets, taught = loss_tokens(torch.tensor([[-100, 5, -100, 6], [7, 8, -100, -100]]))
     assert rows.tolist() == [0, 2, 4]
     assert targets.tolist() == [5, 6, 8]
+    assert taught is None
     hidden = torch.randn(8, 4, requires_grad=True)
     nothing = torch.empty(0, dtype=torch.int64)
     loss = HeadLoss.apply(hidden, nothing, nothing, torch.ones(4), 1e-5, torch.randn(9, 4))

@@ -8,6 +8,7 @@ Shapes:
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from recipe.training.fast.attention import Packs
 from recipe.training.fast.layer import Layer, run
 from recipe.training.fast.linear import Scratch
 from recipe.training.fast.loss import HeadLoss, loss_tokens
+from recipe.training.teacher import Teacher, plain_loss
+from recipe.training.teacher import load as read_teacher
 
 PROJECTIONS = set(LINEAR_LAYERS)
 
@@ -39,22 +42,34 @@ class FusedLlama:
         like = self.model.embed_tokens.weight
         self.layers = [Layer(module, fp8=fp8, scratch=scratch, like=like) for module in self.model.layers]
 
-    def loss(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor, *, recompute: bool) -> Tensor:
+    def loss(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor,
+        teacher_rows: Tensor | None = None,
+        *,
+        teacher: Teacher | None = None,
+        recompute: bool,
+    ) -> Tensor:
         """The mean loss over the loss tokens of a batch.
 
         Args:
             input_ids, labels, position_ids: (batch, length) int64.
+            teacher_rows: (batch, length) int64, the teacher's row for each label, -1 where it is learnt by its words.
+            teacher: the base's distributions, on the batch's device; None where all is learnt by its words.
             recompute: whether a layer saves only its input for the backward pass.
 
         Returns:
             A float32 scalar.
         """
-        rows, targets = loss_tokens(labels)
+        rows, targets, at = loss_tokens(labels, teacher_rows)
+        taught = None if teacher is None or at is None else teacher.rows(at)
         hidden = self.model.embed_tokens(input_ids)  # (batch, length, hidden)
         packs = Packs.of(position_ids, *self.model.rotary_emb(hidden, position_ids))
         hidden = run(self.layers, hidden.flatten(0, 1), packs, recompute=recompute)
         norm = self.model.norm
-        return HeadLoss.apply(hidden, rows, targets, norm.weight, norm.variance_epsilon, self.head)
+        return HeadLoss.apply(hidden, rows, targets, norm.weight, norm.variance_epsilon, self.head, taught)
 
 
 def in_shards(llm: nn.Module) -> bool:
@@ -86,7 +101,7 @@ class LossWeight:
         return loss * (self.loss_tokens * dist.get_world_size() / self.total.clamp(min=1))
 
 
-def finetune(*, llm: Any, lora: Any, fp8: bool = False, recompute: bool = False) -> nn.Module:
+def finetune(*, llm: Any, lora: Any, fp8: bool = False, recompute: bool = False, teacher: str = "") -> nn.Module:
     """The `model` of a config: XTuner's SupervisedFinetune, with this package's loss.
 
     XTuner itself would cast every weight that is not in 4 bits to float32 here, and back at every product.
@@ -95,6 +110,7 @@ def finetune(*, llm: Any, lora: Any, fp8: bool = False, recompute: bool = False)
         llm, lora: the model and its adapter, as in XTuner's configs.
         fp8: whether the frozen products run in float8, which takes a GPU of compute capability 8.9.
         recompute: whether a layer saves only its input and computes most of its forward pass again.
+        teacher: the file of the base's distributions, from which replay rows are learnt; empty to learn their words.
 
     Raises:
         ValueError: this package does not compute such a model or adapter; see `check`.
@@ -115,14 +131,17 @@ def finetune(*, llm: Any, lora: Any, fp8: bool = False, recompute: bool = False)
     model.llm = get_peft_model(model.llm, model.lora)
     check(model.llm, model.lora, fp8=fp8)
     fused: list[FusedLlama] = []  # no submodule: its tensors are the model's own
+    taught: list[Teacher] = []  # no buffer: nothing sends it to other processes or saves it
 
     def compute_loss(data: dict[str, Tensor], data_samples: None = None) -> dict[str, Tensor]:  # noqa: ARG001
         weight = LossWeight(data["labels"])
+        if teacher and not taught:
+            taught.append(read_teacher(Path(teacher)).to(data["labels"].device))
         if in_shards(model.llm):
-            return {"loss": weight.of(SupervisedFinetune.compute_loss(model, data)["loss"])}
+            return {"loss": weight.of(_plain_loss(model, data, taught[0] if taught else None))}
         if not fused:
             fused.append(FusedLlama(model.llm, fp8=fp8))
-        return {"loss": weight.of(fused[0].loss(**data, recompute=recompute))}
+        return {"loss": weight.of(fused[0].loss(**data, teacher=taught[0] if taught else None, recompute=recompute))}
 
     def train(mode: bool = True) -> nn.Module:
         """mmengine calls this before every step; walking through 2,000 modules to change nothing takes 10 ms."""
@@ -130,6 +149,16 @@ def finetune(*, llm: Any, lora: Any, fp8: bool = False, recompute: bool = False)
 
     model.compute_loss, model.train = compute_loss, train
     return model
+
+
+def _plain_loss(model: nn.Module, data: dict[str, Tensor], teacher: Teacher | None) -> Tensor:
+    """The same loss through the modules' own forward pass."""
+    if teacher is None:
+        from xtuner.model import SupervisedFinetune
+
+        return SupervisedFinetune.compute_loss(model, data)["loss"]
+    logits = model.llm(input_ids=data["input_ids"], position_ids=data["position_ids"], use_cache=False).logits
+    return plain_loss(logits, data["labels"], data["teacher_rows"], teacher)
 
 
 def _keep_layout(model: nn.Module) -> None:

@@ -16,7 +16,7 @@ with read_base():
 # Data: packs of whole conversations that do not see each other.
 train_dataloader.batch_size = 4
 train_dataloader.dataset = dict(
-    type=chat_dataset, files=[], tokenizer=tokenizer, max_length=1024, seed=0, replay_ratio=None
+    type=chat_dataset, files=[], tokenizer=tokenizer, max_length=1024, seed=0, replay_ratio=None, distill=False
 )
 train_dataloader.sampler = dict(type=EndlessSampler, shuffle=True)
 train_dataloader.collate_fn = dict(type=collate)
