@@ -16,6 +16,8 @@ from test_model import all_tensors, assert_refused, edit_json
 
 from recipe.chat_format import prompt_ids, stop_ids, user
 from recipe.errors import RecipeError
+from recipe.pipeline import results
+from recipe.pipeline.results import ModelResults
 from recipe.pipeline.stage import read_manifest
 from recipe.stages import model
 
@@ -58,9 +60,9 @@ def test_the_manifest_counts_a_tied_head_once(base_repository: Path, base_model:
     manifest = read_manifest(base_model)
     assert manifest is not None
     parameters = small_bases.random_model(base_repository.name).num_parameters()
-    assert manifest["results"] == {
-        "model": str(base_repository), "parameters": parameters, "format": base_repository.name
-    }  # fmt: skip
+    assert results.of(manifest, ModelResults) == ModelResults(
+        model=str(base_repository), parameters=parameters, format=base_repository.name
+    )
 
 
 def test_a_stored_copy_of_the_tied_head_is_left_out(source: Path, out: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from replay_folder import write_replay
 from test_model import all_tensors
 
-from recipe.chat_format import user
+from recipe.chat_format import assistant, user
 from recipe.corpus.identity import Identity
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
@@ -28,13 +28,7 @@ def run(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with data and replay, whose model is one of the two."""
     folder = tmp_path_factory.mktemp(base_model.name) / "run"
     data.make(folder / "data", identity=Identity("小明"), mode="balanced", own=None, seed=0)
-
-    def no_answers(out: Path) -> dict[str, Any]:  # a random model has none
-        row = {"messages": [{"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "2"}]}
-        (out / "replay.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-        return {"rows": 1}
-
-    stage.run("replay", folder / "replay", inputs={}, settings={}, work=no_answers)
+    write_replay(folder / "replay", base_model, [[user("1+1=?"), assistant("2")]])  # a random model has no answers
     return folder
 
 
@@ -42,13 +36,15 @@ def run(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(run: Path, base_model: Path) -> Callable[..., Path]:
     """Trains by a preset for four iterations of so many packs in each process; returns the train folder."""
 
-    def make(preset: str, batch: int = 1, deepspeed: str | None = None, machines: Machines = ALONE) -> Path:
+    def make(
+        preset: str, batch: int = 1, deepspeed: str | None = None, machines: Machines = ALONE, *settings: str
+    ) -> Path:
         from mmengine.config import Config
 
-        name = f"{preset}_{batch}_{deepspeed}"
+        name = f"{preset}_{batch}_{deepspeed}{'_set' if settings else ''}"
         config.make(
             run / f"{name}_config", preset=preset, model=base_model, data_folder=run / "data",
-            replay_folder=run / "replay", settings=[*SETTINGS, f"batch_size={batch}"], seed=0,
+            replay_folder=run / "replay", settings=[*SETTINGS, f"batch_size={batch}", *settings], seed=0,
             processes=machines.processes,
         )  # fmt: skip
         settled = Config.fromfile(run / f"{name}_config" / config.FILE)
@@ -90,7 +86,8 @@ def merged(adapter: Path) -> Path:
 
 
 def test_the_fast_path_and_xtuner_s_own_learn_the_same(trained: Callable[..., Path]) -> None:
-    fast, plain = losses(trained("fast")), losses(trained("lora"))
+    by_words = "train_dataloader.dataset.distill=False"
+    fast, plain = losses(trained("fast", 1, None, ALONE, by_words)), losses(trained("lora"))
     assert fast == pytest.approx(plain, rel=1e-3)
     assert fast[-1] != pytest.approx(fast[0], rel=1e-3)
 

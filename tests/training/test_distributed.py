@@ -11,9 +11,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
+from replay_folder import write_replay
 
 from recipe.checkpoint import lora
 from recipe.corpus.identity import Identity
@@ -36,12 +36,8 @@ def prepared(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     run = tmp_path_factory.mktemp("work") / "run"
     data.make(run / "data", identity=Identity("小明"), mode="balanced", own=None, seed=0)
 
-    def no_answers(out: Path) -> dict[str, Any]:  # a random model has none
-        row = {"messages": [{"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "2"}]}
-        (out / "replay.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-        return {"rows": 1}
-
-    stage.run("replay", run / "replay", inputs={}, settings={}, work=no_answers)
+    answer = [{"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "2"}]
+    write_replay(run / "replay", tiny_model, [answer])  # a random model has none
     return run
 
 
