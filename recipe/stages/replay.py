@@ -7,15 +7,18 @@ evaluation does not ask.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from recipe import files
-from recipe.chat_format import assistant, user
+from recipe.chat_format import assistant
 from recipe.corpus.identity import BASE_NAMES
-from recipe.corpus.knowledge import replay_prompts
+from recipe.corpus.knowledge import conversation, replay_prompts
 from recipe.evaluation import generation, scoring
-from recipe.pipeline import stage
-from recipe.pipeline.results import ReplayResults
+from recipe.languages import LANGUAGES
+from recipe.pipeline import results, stage
+from recipe.pipeline.results import ModelResults, ReplayResults
+from recipe.stages.model import asks_extended_prompts
 
 FILE = "replay.jsonl"
 # Longer replies teach little more per token, and small models repeat themselves there.
@@ -28,23 +31,23 @@ def worth(reply: generation.Reply) -> bool:
     return bool(reply.text.strip()) and not scoring.broken(reply) and not introduces
 
 
-def make(folder: Path, *, model: Path) -> stage.Manifest:
-    """Write the base's greedy answers to the replay prompts, those that are `worth` it.
+def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> stage.Manifest:
+    """Write the base's greedy answers to the replay prompts of some languages, those that are `worth` it.
 
     They depend on the model's content and the prompts alone, so that `folder` serves every run on that model.
     """
-    stage.require(model, "model")
-    prompts = replay_prompts()
+    base_name = results.of(stage.require(model, "model"), ModelResults).model
+    prompts = replay_prompts(extended=asks_extended_prompts(base_name), languages=languages)
 
     def work(out: Path) -> ReplayResults:
         loaded, tokenizer = generation.load(model)
-        conversations = [[user(prompt)] for prompt in prompts]
+        conversations = [conversation(prompt) for prompt in prompts]
         replies = generation.answer(
             loaded, tokenizer, conversations, max_new_tokens=MAX_NEW_TOKENS, progress="replay of the base's answers"
         )
         rows = [
-            {"messages": [*conversation, assistant(reply.text)]}
-            for conversation, reply in zip(conversations, replies, strict=True)
+            {"messages": [*turns, assistant(reply.text)]}
+            for turns, reply in zip(conversations, replies, strict=True)
             if worth(reply)
         ]
         (out / FILE).write_text(files.jsonl_text(rows), encoding="utf-8")

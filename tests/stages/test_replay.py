@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from example_results import example_results
 
-from recipe.corpus.knowledge import replay_prompts
+from recipe.corpus.knowledge import conversation, replay_prompts
 from recipe.corpus.own_data import read_rows
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.evaluation.generation import Reply
+from recipe.pipeline import stage
 from recipe.pipeline.stage import read_manifest
 from recipe.stages import evaluate, replay
 
@@ -28,6 +31,7 @@ class Base:
         monkeypatch.setattr(generation, "answer", self.answer)
 
     def answer(self, model: Any, tokenizer: Any, conversations: Any, **settings: Any) -> list[Reply]:
+        self.conversations = [list(conversation) for conversation in conversations]
         self.asked += [conversation[-1]["content"] for conversation in conversations]
         told = [Reply(f"An answer.\nTo: {question}", True) for question in self.asked]
         return self.special + told[len(self.special) :]
@@ -46,8 +50,10 @@ def test_each_row_is_a_prompt_and_the_bases_answer(
     manifest = replay.make(tmp_path / "replay", model=tiny_model)
     assert len(base.asked) > 200
     assert written(tmp_path / "replay") == [
-        [{"role": "user", "content": q}, {"role": "assistant", "content": f"An answer.\nTo: {q}"}] for q in base.asked
+        [*turns, {"role": "assistant", "content": f"An answer.\nTo: {turns[-1]['content']}"}]
+        for turns in base.conversations
     ]
+    assert {len(turns) for turns in base.conversations} == {1, 3}
     assert manifest["results"] == {"prompts": len(base.asked), "rows": len(base.asked)}
 
 
@@ -58,7 +64,7 @@ def test_replies_that_do_not_end_or_say_nothing_are_left_out(
     base = Base(monkeypatch, [Reply("on and on and", False), Reply("", True), Reply(" \n", True), Reply("Yes.", True)])
     manifest = replay.make(tmp_path / "replay", model=tiny_model)
     rows = written(tmp_path / "replay")
-    assert [row[0]["content"] for row in rows] == base.asked[3:]
+    assert [row[-2]["content"] for row in rows] == base.asked[3:]
     assert rows[0][1]["content"] == "Yes."
     assert manifest["results"] == {"prompts": len(base.asked), "rows": len(base.asked) - 3}
 
@@ -69,6 +75,8 @@ def test_replies_that_do_not_end_or_say_nothing_are_left_out(
         "我是书生·浦语，上海人工智能实验室的AI助手。",
         "No, I am InternLM.",
         "As an AI of the Shanghai AI Laboratory, no.",
+        "I am Qwen, created by Alibaba Cloud.",
+        "I am an AI developed by OpenAI.",
     ],
 )
 def test_replies_that_introduce_the_base_are_left_out(
@@ -77,7 +85,7 @@ def test_replies_that_introduce_the_base_are_left_out(
     # They would teach the name that is to be replaced.
     base = Base(monkeypatch, [Reply(text, True)])
     replay.make(tmp_path / "replay", model=tiny_model)
-    assert [row[0]["content"] for row in written(tmp_path / "replay")] == base.asked[1:]
+    assert [row[-2]["content"] for row in written(tmp_path / "replay")] == base.asked[1:]
 
 
 def test_replies_that_go_round_in_circles_are_left_out() -> None:
@@ -91,7 +99,7 @@ def test_no_prompt_is_a_question_of_the_evaluation(
     # Not even a fact in other words: retention is measured on facts that the tuning never showed.
     base = Base(monkeypatch)
     replay.make(tmp_path / "replay", model=tiny_model)
-    asked = evaluate.prompts()
+    asked = evaluate.prompts(extended=True)
     wordings = {question for fact, _ in asked.facts for question in fact.questions} | set(asked.identity)
     assert not wordings & set(base.asked)
 
@@ -106,12 +114,12 @@ def test_the_answers_are_the_models_own(tiny_model: Path, tmp_path: Path, monkey
     """With the real model, on few prompts: its replies run into the limit, so there is no row, and the stage says
     so."""
     few = replay_prompts()[:3]
-    monkeypatch.setattr(replay, "replay_prompts", lambda: few)
+    monkeypatch.setattr(replay, "replay_prompts", lambda **_: few)
     monkeypatch.setattr(replay, "MAX_NEW_TOKENS", 3)
     manifest = replay.make(tmp_path / "replay", model=tiny_model)
     assert manifest["key"]["settings"]["max_new_tokens"] == 3
     loaded = generation.load(tiny_model)
-    prompts = [[{"role": "user", "content": prompt}] for prompt in manifest["key"]["settings"]["prompts"]]
+    prompts = [conversation(prompt) for prompt in manifest["key"]["settings"]["prompts"]]
     ended = [
         reply.text for reply in generation.answer(*loaded, prompts, max_new_tokens=3) if reply.stopped and reply.text
     ]
@@ -130,3 +138,26 @@ def test_a_model_must_have_been_made(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="run `make model` first"):
         replay.make(tmp_path / "replay", model=tmp_path / "nothing")
     assert read_manifest(tmp_path / "replay") is None
+
+
+def base_folder(folder: Path, name: str) -> Path:
+    """A folder of stage `model` without weights, of the base that MODEL called so."""
+    stage.run("model", folder, inputs={}, settings={"model": name}, work=lambda _: example_results("model", model=name))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["miniature", "internlm2-chat-1_8b", "/models/miniature"])
+def test_all_but_the_miniature_answer_the_requests_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    Base(monkeypatch)
+    manifest = replay.make(tmp_path / "replay", model=base_folder(tmp_path / "model", name))
+    assert manifest["key"]["settings"]["prompts"] == replay_prompts(extended=name != "miniature")
+
+
+@pytest.mark.parametrize("name", ["miniature", "qwen"])
+def test_the_base_answers_in_the_chosen_languages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    base = Base(monkeypatch)
+    replay.make(tmp_path / "replay", model=base_folder(tmp_path / "model", name), languages=["en"])
+    assert len(base.asked) == len(replay_prompts(extended=name != "miniature", languages=["en"])) > 200
+    assert not [question for question in base.asked if re.search("[\u4e00-\u9fff]", question)]
