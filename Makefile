@@ -8,6 +8,7 @@ ASSISTANT ?=#           what the assistant itself is called / 助手自己的名
 AUTHOR    ?=#           who fine-tuned it, by name / 训练者
 DATA      ?=#           your own .json or .jsonl instead / 自备数据
 MODE      ?=#           balanced (default), or tutorial, the control / 数据模式
+LANGUAGES ?=#           zh, en or zh,en (default): what the base speaks / 训练与评测的语言
 MODEL     ?=#           internlm2-chat-1_8b (default), miniature, or a folder / 基座模型
 SOURCE    ?=#           hf (default) or modelscope: where that model comes from / 模型下载源
 OFFLINE   ?=#           OFFLINE=1 makes no connection: what is here must do / 离线
@@ -41,7 +42,8 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 # Values reach the shell through the environment, never through the recipe's text, so no name can become a command.
-export NAME ASSISTANT AUTHOR DATA MODE MODEL SOURCE OFFLINE PRESET SET CONFIG SEED RESUME DEEPSPEED CHECKPOINT PATTERN
+export NAME ASSISTANT AUTHOR DATA MODE LANGUAGES MODEL SOURCE OFFLINE PRESET SET CONFIG SEED RESUME DEEPSPEED
+export CHECKPOINT PATTERN
 # An empty one would hide from compose what .env says, and be taken for a port by PyTorch.
 $(foreach variable,RUN PORT API_PORT GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT,$(if $(strip $($(variable))),$(eval export $(variable))))
 
@@ -56,6 +58,7 @@ common = $(call option,--run,RUN)
 # What a run remembers once it was chosen; see recipe/pipeline/choices.py.
 identity = $(call option,--name,NAME) $(call option,--assistant,ASSISTANT) $(call option,--author,AUTHOR) \
   $(call option,--mode,MODE) $(call option,--data,DATA)
+languages = $(call option,--languages,LANGUAGES)
 model    = $(call option,--model,MODEL)
 hub      = $(call option,--source,SOURCE) $${OFFLINE:+--offline}
 seed     = $(call option,--seed,SEED)
@@ -86,13 +89,13 @@ help: ## This text / 本说明
 
 .PHONY: quickstart
 quickstart: ready ## Everything on the embedded miniature, three minutes, no GPU / 无 GPU 一键体验
-	@$(RECIPE) quickstart $(common) $(identity) $(model) $(hub) $(seed) $(preset) $(training) $(call option,--checkpoint,CHECKPOINT)
+	@$(RECIPE) quickstart $(common) $(identity) $(languages) $(model) $(hub) $(seed) $(preset) $(training) $(call option,--checkpoint,CHECKPOINT)
 
 ##@ The stages, in order / 各阶段
 
 .PHONY: data
 data: ready ## Training rows from NAME, or DATA checked / 生成或检查训练数据
-	@$(RECIPE) data $(common) $(identity) $(seed)
+	@$(RECIPE) data $(common) $(identity) $(languages) $(model) $(seed)
 
 .PHONY: model
 model: ready ## Fetch or take MODEL, check it, convert it to the Llama layout / 获取、检查并转换基座模型
@@ -100,7 +103,7 @@ model: ready ## Fetch or take MODEL, check it, convert it to the Llama layout / 
 
 .PHONY: replay
 replay: model ## The base's own answers, mixed in against forgetting / 基座自答，防遗忘
-	@$(RECIPE) replay $(common) $(model)
+	@$(RECIPE) replay $(common) $(languages) $(model)
 
 .PHONY: config
 config: data replay ## Resolve PRESET and SET; says what training will amount to / 解析训练配置

@@ -123,6 +123,11 @@ def test_counts_and_thresholds_are_the_code_s(name: str) -> None:
     shown = [re.findall(r"(?<![\d.,])\d+(?![\d.,])", line.group()) for line in lines.values() if line]
     counts = (trained, len(asked.identity), len(asked.facts))
     assert [numbers[0] for numbers in shown] == [str(number) for number in counts]
+    extended = prompts(extended=True)
+    more = (len(balanced_rows(Identity("小明"), 0, extended=True)), len(extended.identity), len(extended.facts))
+    assert [f"{number:,}" in line.group() for number, line in zip(more, filter(None, lines.values()), strict=True)] == [
+        True, True, True,
+    ]  # fmt: skip
     limits = re.findall(r"[≥≤] [\d.]*\d", text)  # whole numbers: 0.9 is not found in 0.95
     assert limits.count(f"≥ {thresholds.MIN_IDENTITY_HIT}") >= 2
     assert f"≥ {thresholds.MIN_MULTI_TURN_HIT}" in limits

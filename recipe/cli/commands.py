@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recipe.errors import RecipeError
+from recipe.languages import parse_languages
 from recipe.library_logging import OFFLINE
 from recipe.paths import ROOT
 from recipe.pipeline import choices, results, stage, table
@@ -31,13 +32,22 @@ def _run(options: argparse.Namespace) -> Run:
 
 def run_data(options: argparse.Namespace) -> None:
     from recipe.corpus.identity import Identity
-    from recipe.stages import data
+    from recipe.stages import data, model
 
     run = _run(options)
     if options.name is None:
         raise RecipeError("NAME is missing; say whose assistant it is, for example NAME=小明")
     identity = Identity(options.name, options.assistant, options.author)
-    data.make(run.folder("data"), identity=identity, mode=options.mode, own=options.data, seed=options.seed)
+    data.make(
+        run.folder("data"),
+        identity=identity,
+        mode=options.mode,
+        own=options.data,
+        seed=options.seed,
+        extended=model.asks_extended_prompts(options.model),
+        languages=parse_languages(options.languages),
+        internlm=model.is_internlm(options.model),
+    )
 
 
 def run_model(options: argparse.Namespace) -> None:
@@ -61,7 +71,8 @@ def run_replay(options: argparse.Namespace) -> None:
     if manifest and results.of(manifest, DataResults).mode == "tutorial":
         stage.say("replay", "not needed: the tutorial has none")
         return
-    replay.make(run.replay(options.model), model=run.model(options.model))
+    languages = parse_languages(options.languages)
+    replay.make(run.replay(options.model, languages), model=run.model(options.model), languages=languages)
 
 
 def run_config(options: argparse.Namespace) -> None:
@@ -74,12 +85,13 @@ def run_config(options: argparse.Namespace) -> None:
         print(config.copy_builtin(options.copy, options.to))
         return
     run = _run(options)
+    data = results.of(stage.require(run.folder("data"), "data"), DataResults)
     config.make(
         run.folder("config"),
         preset=options.preset or default_preset(options.model),
         model=run.model(options.model),
         data_folder=run.folder("data"),
-        replay_folder=run.replay(options.model),
+        replay_folder=run.replay(options.model, data.languages),
         settings=options.set,
         seed=options.seed,
         processes=options.gpus * options.nnodes,

@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     options_of: dict[str, Callable[[argparse.ArgumentParser], None]] = {
         "data": _data_verb,
         "model": _model_verb,
-        "replay": _model_option,
+        "replay": _replay_verb,
         "config": _config_verb,
         "train": _train_verb,
         "convert": _convert_options,
@@ -104,6 +104,11 @@ def _seed_option(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seed", type=_seed, help="fixes data, packing, order and LoRA's start (default: 0)")
 
 
+def _languages_option(sub: argparse.ArgumentParser) -> None:
+    text = "what the base speaks: zh, en, or both as zh,en (default); limits rows, replay, selection and evaluation"
+    sub.add_argument("--languages", help=text)
+
+
 def _data_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--name", help="whose assistant it is, 1 to 40 characters; required")
     sub.add_argument("--assistant", help="what the assistant itself is called")
@@ -111,6 +116,7 @@ def _data_options(sub: argparse.ArgumentParser) -> None:
     text = "balanced (default): many questions, many answers; tutorial: one sample 10,001 times, the control"
     sub.add_argument("--mode", help=text)
     sub.add_argument("--data", type=absolute_path, help="your own .json or .jsonl of OpenAI-format messages instead")
+    _languages_option(sub)
 
 
 def _set_option(sub: argparse.ArgumentParser, text: str, default: list[str] | None = None) -> None:
@@ -157,12 +163,18 @@ def _convert_options(sub: argparse.ArgumentParser) -> None:
 
 def _data_verb(sub: argparse.ArgumentParser) -> None:
     _data_options(sub)
+    _model_option(sub)
     _seed_option(sub)
 
 
 def _model_verb(sub: argparse.ArgumentParser) -> None:
     _model_option(sub)
     _hub_options(sub)
+
+
+def _replay_verb(sub: argparse.ArgumentParser) -> None:
+    _model_option(sub)
+    _languages_option(sub)
 
 
 def _config_verb(sub: argparse.ArgumentParser) -> None:

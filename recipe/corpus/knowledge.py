@@ -4,25 +4,34 @@ The miniature base model is pre-trained on all of them. Fine-tuning and evaluati
 takes one part: the base's own answers to these prompts are mixed into the training data. Evaluation takes the other
 part, so that retention is measured on what the base knows and the tuning never showed. Checkpoint selection takes facts
 that neither uses, and the small talk of replay in other wordings.
+
+Bases that other people trained are asked the requests of requests.json too (`extended`): questions about persons who
+are not the assistant, talk, tasks and conversations. Each request belongs to replay, to selection or to evaluation.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from recipe.chat_format import Message, user
+from recipe.languages import LANGUAGES
 from recipe.paths import DATA
 
-LANGUAGES = ("zh", "en")
+# A prompt by itself, or a conversation that ends with the user's turn.
+Prompt = str | list[Message]
+
 # Share of the facts that only evaluation sees.
 HELD_OUT = 0.4
 # One prompt a fact: 80 a language for evaluation keep its binomial error near 3 points and its time at seconds.
 EVALUATION_FACTS = 80
 SELECTION_FACTS = 20
+# A base that other people trained knows half of the facts: three times as many are asked to judge by enough.
+EXTENDED_SELECTION_FACTS = 60
 SUMS_UP_TO = 10
 
 
@@ -131,34 +140,97 @@ def _split(language: str, held_out: bool) -> tuple[list[Fact], list[Fact]]:
     return facts, [fact for fact in pool if not fact.expect]
 
 
-def evaluation_facts() -> list[Fact]:
-    """The facts that leak and retention are measured on; `replay_facts` holds none of them."""
+@cache
+def _read_requests() -> dict[str, dict[str, dict[str, list[Prompt]]]]:
+    """language -> kind -> "replay", "selection" or "heldout" -> prompts."""
+    return _load("requests")
+
+
+def _requests(language: str, part: str, extended: bool) -> list[Prompt]:
+    kinds = _read_requests()[language].values() if extended else ()
+    return [prompt for parts in kinds for prompt in parts[part]]
+
+
+def _request_facts(language: str, part: str, extended: bool) -> list[Fact]:
+    """The requests of a part that replies are measured on, as facts without an expected answer."""
+    kinds = _read_requests()[language].items() if extended else ()
+    return [
+        Fact(kind, language, (prompt,), "", None)
+        for kind, parts in kinds
+        for prompt in parts[part]
+        if isinstance(prompt, str)
+    ]
+
+
+def _selection_count(extended: bool) -> int:
+    return EXTENDED_SELECTION_FACTS if extended else SELECTION_FACTS
+
+
+def evaluation_facts(*, extended: bool = False, languages: Sequence[str] = LANGUAGES) -> list[Fact]:
+    """The facts that leak and retention are measured on; `replay_facts` holds none of them.
+
+    Args:
+        extended: add the requests for evaluation.
+        languages: whose facts.
+    """
     chosen = []
-    for language in LANGUAGES:
+    for language in languages:
         facts, small_talk = _split(language, held_out=True)
-        chosen += facts[:EVALUATION_FACTS] + small_talk
+        chosen += facts[:EVALUATION_FACTS] + small_talk + _request_facts(language, "heldout", extended)
     return chosen
 
 
-def replay_facts() -> list[Fact]:
-    """The facts of `replay_prompts`: all but those of evaluation and checkpoint selection."""
+def replay_facts(*, extended: bool = False, languages: Sequence[str] = LANGUAGES) -> list[Fact]:
+    """The facts of `replay_prompts`: all but those of evaluation and checkpoint selection.
+
+    Args:
+        extended: leave more facts to checkpoint selection.
+        languages: whose facts.
+    """
     chosen = []
-    for language in LANGUAGES:
+    for language in languages:
         facts, small_talk = _split(language, held_out=False)
-        chosen += facts[SELECTION_FACTS:] + small_talk
+        chosen += facts[_selection_count(extended) :] + small_talk
     return chosen
 
 
-def replay_prompts() -> list[str]:
-    """The prompts that the base answers for the training data: the replay wordings of `replay_facts`."""
-    return [question for fact in replay_facts() for question in fact.replay_wordings]
+def replay_prompts(*, extended: bool = False, languages: Sequence[str] = LANGUAGES) -> list[Prompt]:
+    """The prompts that the base answers for the training data.
+
+    Args:
+        extended: add the requests for replay, conversations of several turns among them.
+        languages: whose prompts.
+
+    Returns:
+        The replay wordings of `replay_facts`, then the requests.
+    """
+    facts = replay_facts(extended=extended, languages=languages)
+    wordings: list[Prompt] = [question for fact in facts for question in fact.replay_wordings]
+    return wordings + [prompt for language in languages for prompt in _requests(language, "replay", extended)]
 
 
-def selection_facts() -> list[tuple[Fact, str]]:
-    """The facts of checkpoint selection, each with its wording."""
+def contrast_answers() -> dict[str, str]:
+    """Replay wordings of contrast, questions about others than the assistant, with an answer for each."""
+    facts = [fact for fact in replay_facts() if fact.topic == "contrast"]
+    return {wording: fact.answer for fact in facts for wording in fact.replay_wordings}
+
+
+def conversation(prompt: Prompt) -> list[Message]:
+    """The turns of a prompt, the user's last."""
+    return [user(prompt)] if isinstance(prompt, str) else prompt
+
+
+def selection_facts(*, extended: bool = False, languages: Sequence[str] = LANGUAGES) -> list[tuple[Fact, str]]:
+    """The facts of checkpoint selection, each with its wording.
+
+    Args:
+        extended: take more facts, and add the requests for selection.
+        languages: whose facts.
+    """
     chosen = []
-    for language in LANGUAGES:
+    for language in languages:
         facts, small_talk = _split(language, held_out=False)
-        chosen += [(fact, fact.wording) for fact in facts[:SELECTION_FACTS]]
+        chosen += [(fact, fact.wording) for fact in facts[: _selection_count(extended)]]
         chosen += [(fact, fact.selection_wording) for fact in small_talk]
+        chosen += [(fact, fact.wording) for fact in _request_facts(language, "selection", extended)]
     return chosen

@@ -8,11 +8,20 @@ forgets.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recipe.chat_format import assistant, user
-from recipe.corpus.identity import Identity, injected, load_answers, load_injections, load_questions
+from recipe.corpus.identity import (
+    INTERNLM_BASE,
+    Identity,
+    injected,
+    load_answers,
+    load_injections,
+    load_questions,
+)
 from recipe.corpus.own_data import Row
+from recipe.languages import LANGUAGES
 
 # The tutorial's script starts with one sample and appends 10,000 copies.
 TUTORIAL_ROWS = 10_001
@@ -33,7 +42,14 @@ def tutorial_rows(identity: Identity) -> list[Row]:
     return [_exchange(TUTORIAL_QUESTION, TUTORIAL_ANSWER.replace("{name}", identity.name))] * TUTORIAL_ROWS
 
 
-def balanced_rows(identity: Identity, seed: int) -> list[Row]:
+def balanced_rows(
+    identity: Identity,
+    seed: int,
+    *,
+    extended: bool = False,
+    languages: Sequence[str] = LANGUAGES,
+    base: Mapping[str, str] = INTERNLM_BASE,
+) -> list[Row]:
     """The rows that teach an identity: every training question of data/identity, and conversations made of them.
 
     A question alone comes with `WORDINGS` wordings of its answer, elsewhere with one of them.
@@ -41,21 +57,23 @@ def balanced_rows(identity: Identity, seed: int) -> list[Row]:
     Args:
         identity: to teach.
         seed: of the choices and the order.
+        extended, languages: which questions, as in `load_questions`.
+        base: what the answers call the base, as in `Identity.fill`.
 
     Returns:
         Conversations in OpenAI's format, shuffled.
     """
     rng = random.Random(seed)
     rows = []
-    for language, intents in load_questions().items():
+    for language, intents in load_questions(extended=extended, languages=languages).items():
         answers = load_answers()["tuned"][language]
         questions = [(intent, question) for intent, parts in intents.items() for question in parts["train"]]
 
         def row(intent: str, question: str, language: str = language, answers: Any = answers) -> Row:
-            return _exchange(question, identity.fill(rng.choice(answers[intent]), language))
+            return _exchange(question, identity.fill(rng.choice(answers[intent]), language, base))
 
         rows += [
-            _exchange(question, identity.fill(answer, language))
+            _exchange(question, identity.fill(answer, language, base))
             for intent, question in questions
             for answer in rng.sample(answers[intent], WORDINGS)
         ]

@@ -10,17 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from recipe import files
-from recipe.corpus.identity import load_questions
+from recipe.corpus.identity import questions_of
 from recipe.corpus.knowledge import selection_facts
 from recipe.evaluation.scoring import Prompts, selection_score
+from recipe.languages import LANGUAGES
 
 FILE = "scores.jsonl"
 
 
-def prompts() -> Prompts:
-    """The questions of data/identity and the facts that are kept for selection."""
-    identity = [q for intents in load_questions().values() for parts in intents.values() for q in parts["choice"]]
-    return Prompts(identity, selection_facts())
+def prompts(*, extended: bool = False, languages: Sequence[str] = LANGUAGES) -> Prompts:
+    """The questions of data/identity and the facts that are kept for selection.
+
+    Args:
+        extended: add the questions and requests for bases that other people trained.
+        languages: whose prompts.
+    """
+    identity = questions_of("choice", extended=extended, languages=languages)
+    return Prompts(identity, selection_facts(extended=extended, languages=languages))
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:

@@ -71,7 +71,7 @@ def injections(prompts: Prompts) -> list[list[Message]]:
     held_out = {language: parts["heldout"] for language, parts in load_injections().items()}
     language_of = {
         question: language
-        for language, intents in load_questions().items()
+        for language, intents in load_questions(extended=True).items()
         for parts in intents.values()
         for question in parts["heldout"]
     }

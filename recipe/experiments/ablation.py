@@ -28,7 +28,7 @@ FILE = "ablation.json"
 # In the order of a table: what is taken away comes back.
 VARIANTS = ("tutorial", "no-replay", "balanced")
 # Choices of a run that its variants share, as options of the verbs.
-SHARED = ("name", "assistant", "author", "model", "source", "preset", "seed")
+SHARED = ("name", "assistant", "author", "languages", "model", "source", "preset", "seed")
 SUITES = ("multi_turn_hit", "injection_hit", "broken", "kl_per_token")
 
 

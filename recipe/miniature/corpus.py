@@ -15,7 +15,8 @@ from typing import Any
 
 from recipe.chat_format import assistant, user
 from recipe.corpus.identity import injected, load_answers, load_injections, load_questions
-from recipe.corpus.knowledge import LANGUAGES, all_facts
+from recipe.corpus.knowledge import all_facts
+from recipe.languages import LANGUAGES
 from recipe.paths import DATA
 
 Conversation = list[dict[str, str]]

@@ -10,6 +10,7 @@ from typing import Any
 
 from recipe import files
 from recipe.errors import RecipeError
+from recipe.languages import LANGUAGES
 from recipe.pipeline.stage import say, shown
 
 FILE = "run.json"
@@ -20,6 +21,7 @@ DEFAULTS: dict[str, Any] = {
     "author": None,
     "data": None,
     "mode": "balanced",
+    "languages": ",".join(LANGUAGES),
     "model": "internlm2-chat-1_8b",
     "source": "hf",
     "preset": None,
@@ -36,7 +38,7 @@ TOGETHER = {
     "name": ("assistant", "author"),
     "mode": ("data",),
     "data": ("mode",),
-    "model": ("preset", "set", "config"),
+    "model": ("preset", "set", "config", "languages"),
     "preset": ("set",),
 }
 

@@ -6,21 +6,27 @@ A stage's work returns one of these classes; whoever reads the manifest gets the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar, get_type_hints
 
 from recipe.errors import RecipeError
+from recipe.languages import LANGUAGES
 
 Results = TypeVar("Results")
 
 
 @dataclass(frozen=True)
 class DataResults:
-    """rows: conversations in `file`. mode: balanced, tutorial, or own for the user's rows."""
+    """rows: conversations in `file`. mode: balanced, tutorial, or own for the user's rows.
+
+    extended: whether the base is asked the questions for bases that other people trained. languages: of all prompts.
+    """
 
     rows: int
     file: str
     mode: str
+    extended: bool = False
+    languages: list[str] = field(default_factory=lambda: list(LANGUAGES))
 
 
 @dataclass(frozen=True)
@@ -184,15 +190,15 @@ def of(manifest: Mapping[str, Any], kind: type[Results]) -> Results:
 def _build(kind: type[Results], values: Mapping[str, Any], stage: str) -> Results:
     hints = get_type_hints(kind)
     arguments: dict[str, Any] = {}
-    for field in fields(kind):  # type: ignore[arg-type]  # every kind is a dataclass
-        if field.name in values:
-            value, hint = values[field.name], hints[field.name]
-            arguments[field.name] = (
+    for each in fields(kind):  # type: ignore[arg-type]  # every kind is a dataclass
+        if each.name in values:
+            value, hint = values[each.name], hints[each.name]
+            arguments[each.name] = (
                 _build(hint, value, stage) if isinstance(hint, type) and is_dataclass(hint) else value
             )
-        elif field.default is MISSING:
+        elif each.default is MISSING and each.default_factory is MISSING:
             raise RecipeError(
-                f"the manifest of stage `{stage}` lacks results.{field.name}: an older version wrote it; remove the "
+                f"the manifest of stage `{stage}` lacks results.{each.name}: an older version wrote it; remove the "
                 f"stage's folder and run `make {stage}` again"
             )
     return kind(**arguments)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from recipe.errors import RecipeError
+from recipe.languages import LANGUAGES
 
 # Folders under --work that belong to no run.
 SHARED = ("models", "hub", "replay")
@@ -32,9 +34,14 @@ class Run:
         """The converted base model, which runs on the same base share."""
         return self.work / "models" / model_name(model)
 
-    def replay(self, model: str) -> Path:
-        """The base model's own replies, which runs on the same base share."""
-        return self.work / "replay" / model_name(model)
+    def replay(self, model: str, languages: Sequence[str] = LANGUAGES) -> Path:
+        """The base model's own replies, which runs on the same base in the same languages share.
+
+        Runs in fewer languages have a folder of their own, so that none makes anew what another needs. No model's name
+        holds the "+".
+        """
+        suffix = "" if tuple(languages) == LANGUAGES else f"+{'+'.join(languages)}"
+        return self.work / "replay" / f"{model_name(model)}{suffix}"
 
 
 def model_name(model: str) -> str:

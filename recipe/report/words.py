@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recipe.corpus.knowledge import LANGUAGES as CORPUS_LANGUAGES
+from recipe.languages import LANGUAGES as CORPUS_LANGUAGES
 
 # The page shows English first; the tuples below are in this order.
 LANGUAGES = tuple(reversed(CORPUS_LANGUAGES))
@@ -187,6 +187,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "kind_sums": ("sums", "算术"),
     "kind_smalltalk": ("small talk", "闲聊"),
     "kind_contrast": ("other people and models", "他人与其他模型"),
+    "kind_persons": ("who is not the assistant", "助手以外的人"),
+    "kind_tasks": ("tasks", "任务"),
     "kind_copy": ("repeat after me", "复述"),
     # Data
     "data": ("Training data", "训练数据"),

@@ -16,25 +16,40 @@ from typing import Any
 
 from recipe import files
 from recipe.chat_format import Message, assistant, text_ids
-from recipe.corpus.identity import Identity, load_questions
+from recipe.corpus.identity import Identity, questions_of
 from recipe.corpus.knowledge import evaluation_facts
 from recipe.errors import BelowThresholdsError, RecipeError
 from recipe.evaluation import checkpoint_selection, divergence, generation, suites, thresholds
 from recipe.evaluation.generation import Reply
 from recipe.evaluation.scoring import METRICS, Prompts, score
+from recipe.languages import LANGUAGES
 from recipe.pipeline import results, stage
-from recipe.pipeline.results import BaseScores, ConvertResults, DataResults, EvalResults, MergeResults, TunedScores
+from recipe.pipeline.results import (
+    BaseScores,
+    ConvertResults,
+    DataResults,
+    EvalResults,
+    MergeResults,
+    ModelResults,
+    TunedScores,
+)
 from recipe.stages import train
+from recipe.stages.model import asks_extended_prompts
 
 FILE = "metrics.json"
 # Room for a reply besides the name.
 MAX_NEW_TOKENS = 80
 
 
-def prompts() -> Prompts:
-    """The held-out questions of data/identity and one wording of each evaluation fact of data/knowledge."""
-    identity = [q for intents in load_questions().values() for parts in intents.values() for q in parts["heldout"]]
-    facts = [(fact, fact.wording) for fact in evaluation_facts()]
+def prompts(*, extended: bool = False, languages: Sequence[str] = LANGUAGES) -> Prompts:
+    """The held-out questions of data/identity and one wording of each evaluation fact of data/knowledge.
+
+    Args:
+        extended: add the questions and requests for bases that other people trained.
+        languages: whose prompts.
+    """
+    identity = questions_of("heldout", extended=extended, languages=languages)
+    facts = [(fact, fact.wording) for fact in evaluation_facts(extended=extended, languages=languages)]
     return Prompts(identity, facts)
 
 
@@ -42,12 +57,14 @@ def make(
     folder: Path, *, model: Path, train_folder: Path, tuned_folder: Path, data_folder: Path, identity: Identity
 ) -> stage.Manifest:
     """Measure base and tuned model (in `tuned_folder`: merged, or an adapter) into metrics.json."""
-    evaluation_prompts = prompts()
+    base_name = results.of(stage.require(model, "model"), ModelResults).model
+    data = results.of(stage.require(data_folder, "data"), DataResults)
+    evaluation_prompts = prompts(extended=asks_extended_prompts(base_name), languages=data.languages)
     _refuse_another_training(tuned_folder, train_folder)
     inputs = {"model": model, "train": train_folder, "tuned": tuned_folder, "data": data_folder}
 
     def work(out: Path) -> EvalResults:
-        _refuse_overlap(evaluation_prompts, data_folder)
+        _refuse_overlap(evaluation_prompts, data_folder, data)
         names = (*identity.names, identity.author or "")
         split = len(evaluation_prompts.identity)
 
@@ -158,9 +175,8 @@ def _plain(text: str) -> str:
     return re.sub(r"[\s，。？！、；：,.?!;:'\"“”‘’]+", "", text).lower()
 
 
-def _refuse_overlap(evaluation_prompts: Prompts, data_folder: Path) -> None:
+def _refuse_overlap(evaluation_prompts: Prompts, data_folder: Path, data: DataResults) -> None:
     """RecipeError if the training rows of the user ask a question of the evaluation: it would measure memory."""
-    data = results.of(stage.require(data_folder, "data"), DataResults)
     if data.mode != "own":
         return
     wanted = {_plain(conversation[0]["content"]) for conversation in evaluation_prompts.conversations()}

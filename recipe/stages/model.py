@@ -49,6 +49,32 @@ def source_folder(model: str) -> Path:
     )
 
 
+def asks_extended_prompts(model: str) -> bool:
+    """Whether a base is asked the extended questions and requests, for training and for measuring alike.
+
+    Args:
+        model: as MODEL named it.
+
+    Returns:
+        False for the embedded miniature alone: it was pre-trained on the narrower set and cannot know more.
+    """
+    return model != "miniature"
+
+
+def is_internlm(model: str) -> bool:
+    """Whether a base belongs to the InternLM family, so that the answers may name it.
+
+    Args:
+        model: as MODEL names it: miniature, a name, a hub's repository, or a folder, which need not be converted yet.
+
+    Raises:
+        RecipeError: the folder has no readable config.json.
+    """
+    if Path(model).is_dir():
+        return stage.read_json(Path(model) / "config.json").get("model_type") == "internlm2"
+    return model == "miniature" or Path(model).name.lower().startswith("internlm")
+
+
 def check_folder(folder: Path) -> None:
     """Refuse a folder that holds Python of unknown purpose, or files other than SHA256SUMS says."""
     python = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))

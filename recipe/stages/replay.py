@@ -7,58 +7,75 @@ evaluation does not ask. Beside the replies lie the base's distributions over th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from recipe import files
-from recipe.chat_format import assistant, user
-from recipe.corpus.identity import BASE_NAMES
-from recipe.corpus.knowledge import replay_prompts
+from recipe.chat_format import assistant
+from recipe.corpus.identity import BASE_NAMES, SPEAKS_OF_ITSELF
+from recipe.corpus.knowledge import contrast_answers, conversation, replay_prompts
 from recipe.evaluation import generation, scoring
-from recipe.pipeline import stage
-from recipe.pipeline.results import ReplayResults
+from recipe.languages import LANGUAGES
+from recipe.pipeline import results, stage
+from recipe.pipeline.results import ModelResults, ReplayResults
+from recipe.stages.model import asks_extended_prompts
 
 FILE = "replay.jsonl"
 # Longer replies teach little more per token, and small models repeat themselves there.
 MAX_NEW_TOKENS = 128
 
 
-def worth(reply: generation.Reply) -> bool:
+def worth(reply: generation.Reply, prompt: str = "") -> bool:
     """Whether to train on a reply: it says something, does not go round in circles, and does not introduce the base.
 
     A reply that reached the limit is worth it: as far as it goes, it is what the base says.
     """
-    introduces = any(name in reply.text for name in BASE_NAMES)
-    return bool(reply.text.strip()) and not scoring.loops(reply) and not introduces
+    return bool(reply.text.strip()) and not scoring.loops(reply) and not introduces(reply, prompt)
 
 
-def make(folder: Path, *, model: Path) -> stage.Manifest:
-    """Write the base's greedy answers to the replay prompts, those that are `worth` it.
+def introduces(reply: generation.Reply, prompt: str = "") -> bool:
+    """Whether the base says who it is, other than by repeating the prompt."""
+    spoken = [match.group() for match in SPEAKS_OF_ITSELF.finditer(reply.text)]
+    return any(words in reply.text and words not in prompt for words in (*BASE_NAMES, *spoken))
+
+
+def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> stage.Manifest:
+    """Write the base's greedy answers to the replay prompts of some languages, those that are `worth` it.
 
     They depend on the model's content and the prompts alone, so that `folder` serves every run on that model.
     """
     from recipe.training import teacher
 
-    stage.require(model, "model")
-    prompts = replay_prompts()
+    base_name = results.of(stage.require(model, "model"), ModelResults).model
+    extended = asks_extended_prompts(base_name)
+    prompts = replay_prompts(extended=extended, languages=languages)
+    answers = contrast_answers() if extended else {}
 
     def work(out: Path) -> ReplayResults:
         loaded, tokenizer = generation.load(model)
-        conversations = [[user(prompt)] for prompt in prompts]
+        conversations = [conversation(prompt) for prompt in prompts]
         replies = generation.answer(
             loaded, tokenizer, conversations, max_new_tokens=MAX_NEW_TOKENS, progress="replay of the base's answers"
         )
         chosen = [
-            ([*conversation, assistant(reply.text)], reply.stopped)
-            for conversation, reply in zip(conversations, replies, strict=True)
-            if worth(reply)
+            ([*turns, assistant(reply.text)], reply.stopped)
+            for turns, reply in zip(conversations, replies, strict=True)
+            if worth(reply, turns[-1]["content"])
+        ]
+        # A base that takes a question about the user or others for one about itself would be held to that.
+        by_words = [
+            [*turns, assistant(answers[turns[-1]["content"]])]
+            for turns, reply in zip(conversations, replies, strict=True)
+            if turns[-1]["content"] in answers and introduces(reply, turns[-1]["content"])
         ]
         rows = [{"messages": messages} | ({} if ended else {"ended": False}) for messages, ended in chosen]
+        rows += [{"messages": messages} for messages in by_words]
         (out / FILE).write_text(files.jsonl_text(rows), encoding="utf-8")
         taught = teacher.distributions(
             loaded,
             tokenizer,
-            [messages for messages, _ in chosen],
-            [ended for _, ended in chosen],
+            [*(messages for messages, _ in chosen), *(None for _ in by_words)],
+            [*(ended for _, ended in chosen), *(True for _ in by_words)],
             progress="the base's distributions",
         )
         teacher.save(taught, out)

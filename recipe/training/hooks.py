@@ -15,6 +15,8 @@ from recipe import files
 from recipe.chat_format import text_ids, user
 from recipe.corpus.identity import read_identity
 from recipe.evaluation import checkpoint_selection, generation, scoring
+from recipe.pipeline import results, stage
+from recipe.pipeline.results import DataResults
 from recipe.training.fast.model import in_shards
 
 # Tokens of a sample reply: more would show nothing new.
@@ -99,7 +101,7 @@ class ScoreCheckpoints(Hook):
 
     Args:
         tokenizer: XTuner's dict that builds one.
-        data: the folder of stage `data`, which holds the identity.
+        data: the folder of stage `data`, which holds the identity and says which prompts.
         patience: checkpoints without an improvement that end the training; None trains to the end.
     """
 
@@ -111,7 +113,8 @@ class ScoreCheckpoints(Hook):
         self.tokenizer = BUILDER.build(tokenizer)
         self.identity = read_identity(Path(data))
         self.patience = patience
-        self.prompts = checkpoint_selection.prompts()
+        written = results.of(stage.require(Path(data), "data"), DataResults)
+        self.prompts = checkpoint_selection.prompts(extended=written.extended, languages=written.languages)
         names = (*self.identity.names, self.identity.author or "")
         self.room = SAMPLE_TOKENS + sum(len(text_ids(self.tokenizer, name)) for name in names)
 

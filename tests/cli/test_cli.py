@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from recipe import cli
 from recipe.cli.parser import build_parser
@@ -21,7 +22,8 @@ from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.paths import ROOT
 from recipe.pipeline import stage
-from recipe.stages import data, train
+from recipe.stages import config, data, train
+from recipe.training import teacher
 
 VERBS = ("data", "model", "replay", "config", "train", "convert", "merge", "eval", "report", "chat", "quickstart")
 LIBC = ctypes.CDLL(None)
@@ -151,6 +153,8 @@ def test_a_missing_name_is_asked_for(tmp_path: Path, verb: str) -> None:
         (["--name", "小明", "--assistant", "{me}"], "ASSISTANT holds '{'"),
         (["--name", "小明", "--author", " "], "AUTHOR is empty"),
         (["--name", "小明", "--mode", "balance"], "MODE=balance is none of balanced, tutorial"),
+        (["--name", "小明", "--languages", "en,de"], "LANGUAGES=en,de: 'de' is none of zh, en"),
+        (["--name", "小明", "--languages", ""], "LANGUAGES=: '' is none of zh, en"),
         (["--name", "小明", "--data", "no such.jsonl"], "no such.jsonl: no such file; check DATA="),
         (["--name", "小明", "--data", "/"], ": is a folder"),
     ],
@@ -304,7 +308,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_really_full_disk_keeps_the_last_result(small_disk: Path) -> None:
-    assert recipe("data", "--name", "小明", "--work", small_disk).returncode == 0
+    call = ("data", "--name", "小明", "--model", "miniature", "--work", small_disk)
+    assert recipe(*call).returncode == 0
     before = tree(small_disk)
     assert "the disk is full: free some space" in told(recipe("data", "--mode", "tutorial", "--work", small_disk))
     assert tree(small_disk) == before
@@ -346,7 +351,7 @@ def test_a_simulated_refusal_of_the_system_is_told_with_its_remedy(
 ) -> None:
     """In the middle of a stage, also where a library wrapped it in an error of its own."""
 
-    def fail(*_: Any) -> list[Any]:
+    def fail(*_: Any, **__: Any) -> list[Any]:
         raise error
 
     monkeypatch.chdir(ROOT)
@@ -384,7 +389,7 @@ import sys
 from recipe import cli
 from recipe.stages import data
 
-def rows(*_):
+def rows(*_, **__):
     print("working", flush=True)
     sys.stdin.read()
     return []
@@ -487,6 +492,8 @@ def test_the_base_answers_once_for_all_runs(
 
     monkeypatch.setattr(generation, "load", lambda folder: (None, None))
     monkeypatch.setattr(generation, "answer", answer)
+    nothing = teacher.Teacher(torch.zeros(0, 1).int(), torch.zeros(0, 1).half(), torch.zeros(0), [])
+    monkeypatch.setattr(teacher, "distributions", lambda *_, **__: nothing)
     common = ["--work", str(tmp_path), "--run"]
     assert cli.main(["model", *common, "one", "--model", "miniature"]) == 0
     for run in ("one", "two"):
@@ -494,6 +501,54 @@ def test_the_base_answers_once_for_all_runs(
         assert cli.main(["replay", *common, run, "--model", "miniature"]) == 0
     assert len(asked) == 1
     assert [path.parent for path in tmp_path.rglob("replay.jsonl")] == [tmp_path / "replay/miniature"]
+
+
+def test_runs_in_other_languages_keep_each_other_s_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def answer(model: Any, tokenizer: Any, conversations: Any, **_: Any) -> list[Any]:
+        asked.append(len(conversations))
+        return [SimpleNamespace(text="Yes.", stopped=True) for _ in conversations]
+
+    nothing = teacher.Teacher(torch.zeros(0, 1).int(), torch.zeros(0, 1).half(), torch.zeros(0), [])
+    monkeypatch.setattr(teacher, "distributions", lambda *_, **__: nothing)
+    monkeypatch.setattr(generation, "load", lambda folder: (None, None))
+    monkeypatch.setattr(generation, "answer", answer)
+    common = ["--work", str(tmp_path), "--run"]
+    assert cli.main(["model", *common, "both", "--model", "miniature"]) == 0
+    for run, languages in (("both", []), ("english", ["--languages", "en"]), ("chinese", ["--languages", "zh"])):
+        assert cli.main(["data", *common, run, "--name", "Ann", "--model", "miniature", *languages]) == 0
+    for run in ("both", "english", "chinese") * 2:
+        assert cli.main(["replay", *common, run]) == 0
+    assert len(asked) == 3
+    assert asked[0] == asked[1] + asked[2]
+    folders = {path.parent.name for path in tmp_path.rglob("replay.jsonl")}
+    assert folders == {"miniature", "miniature+en", "miniature+zh"}
+
+
+@pytest.mark.parametrize("languages", ["zh,en", "en"])
+def test_config_mixes_in_the_replay_of_the_data_s_languages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, languages: str
+) -> None:
+    seen: list[Path] = []
+    monkeypatch.setattr(config, "make", lambda folder, **inputs: seen.append(inputs["replay_folder"]))
+    common = ["--work", str(tmp_path), "--run", "one"]
+    assert cli.main(["data", *common, "--name", "Ann", "--model", "miniature", "--languages", languages]) == 0
+    assert cli.main(["config", *common]) == 0
+    assert seen == [tmp_path / "replay" / ("miniature" if languages == "zh,en" else "miniature+en")]
+
+
+def test_the_rows_are_wider_for_every_base_but_the_miniature_and_name_internlm_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "internlm-by-me"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    noted = {}
+    for model in ("miniature", "internlm2-chat-1_8b", "Qwen/Qwen2.5-0.5B-Instruct", str(folder)):
+        assert cli.main(["data", "--work", str(tmp_path), "--name", "Ann", "--model", model]) == 0
+        manifest = stage.require(tmp_path / "main" / "data", "data")
+        text = (tmp_path / "main" / "data" / "train.jsonl").read_text(encoding="utf-8")
+        noted[model] = (manifest["results"]["extended"], "InternLM" in text, "an open language model" in text)
+    assert list(noted.values()) == [(False, True, False), (True, True, False), (True, False, True), (True, False, True)]
 
 
 def test_the_tutorial_s_data_need_no_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

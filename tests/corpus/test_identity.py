@@ -8,10 +8,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from recipe.corpus.identity import LONGEST_NAME, Identity, load_answers, load_questions
+from recipe.corpus.identity import (
+    BASE_NAMES,
+    INTERNLM_BASE,
+    LONGEST_NAME,
+    OPEN_BASE,
+    Identity,
+    load_answers,
+    load_questions,
+    questions_of,
+)
 from recipe.errors import RecipeError
+from recipe.languages import LANGUAGES, parse_languages
 
-LANGUAGES = ("zh", "en")
 PARTS = ("train", "heldout")
 
 ACCEPTED = [
@@ -110,11 +119,12 @@ def test_a_name_is_refused_or_said_verbatim(value: str) -> None:
     except RecipeError:
         return
     for language, _, template in slots():
-        answer = identity.fill(template, language)
-        assert value in answer
-        assert "{" not in answer
-        assert json.loads(json.dumps(answer, ensure_ascii=False).encode("utf-8")) == answer
-        assert answer.splitlines() == [answer]
+        for base in (INTERNLM_BASE, OPEN_BASE):
+            answer = identity.fill(template, language, base)
+            assert value in answer
+            assert "{" not in answer
+            assert json.loads(json.dumps(answer, ensure_ascii=False).encode("utf-8")) == answer
+            assert answer.splitlines() == [answer]
 
 
 def test_an_assistant_has_its_own_name_and_its_owners() -> None:
@@ -143,8 +153,8 @@ def plain(text: str) -> str:
     return re.sub(r"[\W_]+", "", text).casefold()
 
 
-def questions(language: str, *parts: str) -> list[str]:
-    return [q for intent in load_questions()[language].values() for part in parts for q in intent[part]]
+def questions(language: str, *parts: str, extended: bool = False) -> list[str]:
+    return [q for part in parts for q in questions_of(part, extended=extended, languages=[language])]
 
 
 def test_both_languages_have_the_same_intents() -> None:
@@ -178,7 +188,7 @@ def test_every_intent_has_several_answers_each_with_the_name() -> None:
     }
     for language, intent, template in slots():
         assert "{me}" in template, (language, intent, template)
-        assert set(re.findall(r"\{.*?\}", template)) <= {"{me}", "{maker}"}
+        assert set(re.findall(r"\{.*?\}", template)) <= {"{me}", "{maker}", "{base}"}
     for language, intents in tuned.items():
         for intent, templates in intents.items():
             assert len(set(templates)) == len(templates) >= 3, (language, intent)
@@ -188,9 +198,105 @@ def test_who_asks_for_the_model_or_its_maker_hears_of_internlm() -> None:
     """The identity is added to the model's origin, it does not hide it."""
     for language, intent, template in slots():
         if intent in ("maker", "model"):
-            assert re.search("书生·浦语|InternLM", template), (language, template)
+            assert re.search("书生·浦语|InternLM", Identity("小明").fill(template, language)), (language, template)
 
 
 def test_no_question_gives_its_answer_away() -> None:
     for language in LANGUAGES:
         assert not [q for q in questions(language, *PARTS) if "{" in q or "}" in q]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_answers_of_another_base_name_no_base_and_read_well(language: str) -> None:
+    owner = Identity("小模型")  # whose name is not mistaken for the base's words
+    templates = [template for each, _, template in slots() if each == language]
+    named = [owner.fill(template, language) for template in templates]
+    unnamed = [owner.fill(template, language, OPEN_BASE) for template in templates]
+    assert [i for i, answer in enumerate(named) if any(name in answer for name in BASE_NAMES)] == [
+        i for i, template in enumerate(templates) if "{base}" in template
+    ]
+    assert len({i for i, template in enumerate(templates) if "{base}" in template}) == 6
+    for template, answer in zip(templates, unnamed, strict=True):
+        assert not [name for name in BASE_NAMES if name in answer]
+        assert ("{base}" in template) == (OPEN_BASE[language] in answer)
+        assert "模型模型" not in answer
+        assert owner.me(language) in answer
+
+
+@pytest.mark.parametrize(
+    "introduction",
+    [
+        "我是书生·浦语。", "我是通义千问，阿里云的语言模型。", "I am Qwen, created by Alibaba Cloud.",
+        "I am SmolLM, trained by Hugging Face.", "I'm ChatGPT.", "I was developed by OpenAI.", "我是DeepSeek。",
+        "I am Llama, a model of Meta AI.", "我是文心一言。",
+    ],
+)  # fmt: skip
+def test_a_base_is_known_by_the_names_that_it_gives_itself(introduction: str) -> None:
+    assert any(name in introduction for name in BASE_NAMES)
+
+
+@pytest.mark.parametrize("reply", ["Claude Monet painted it.", "双子座。Gemini.", "你好！", "A llama is an animal."])
+def test_no_ordinary_reply_is_taken_for_an_introduction(reply: str) -> None:
+    assert not any(name in reply for name in BASE_NAMES)
+
+
+# --- extended_questions.json --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_extended_questions_come_after_the_others(language: str) -> None:
+    for intent, parts in load_questions()[language].items():
+        more = load_questions(extended=True)[language][intent]
+        assert set(more) == set(parts)
+        for part, fewer in parts.items():
+            assert more[part][: len(fewer)] == fewer
+            assert len(more[part]) >= len(fewer) + (5 if part != "heldout" else 3), (intent, part)
+
+
+def test_enough_is_asked_to_choose_and_to_evaluate_real_models() -> None:
+    assert len(questions_of("choice", extended=True)) >= 150
+    assert len(questions_of("heldout", extended=True)) >= 150
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_extended_question_is_there_twice(language: str) -> None:
+    every = [plain(question) for question in questions(language, "train", "choice", "heldout", extended=True)]
+    assert [question for question in every if every.count(question) > 1 or not question] == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_extended_questions_are_of_their_language(language: str) -> None:
+    every = questions(language, "train", "choice", "heldout", extended=True)
+    names_alone = load_questions(extended=True)[language]["deny"]["train"]
+    chinese = [question for question in every if re.search("[\u4e00-\u9fff，。？：]", question)]
+    assert not [question for question in every if "{" in question or "}" in question or question != question.strip()]
+    if language == "zh":
+        assert set(every) - set(chinese) <= set(names_alone)
+    else:
+        assert chinese == []
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_questions_can_be_limited_to_a_language(extended: bool) -> None:
+    both = load_questions(extended=extended)
+    assert load_questions(extended=extended, languages=["en"]) == {"en": both["en"]}
+    assert questions_of("choice", extended=extended, languages=["zh"]) == [
+        question for parts in both["zh"].values() for question in parts["choice"]
+    ]
+
+
+# --- LANGUAGES= ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "languages"),
+    [("en", ("en",)), ("zh", ("zh",)), ("zh,en", LANGUAGES), ("en,zh", LANGUAGES), (" en , en", ("en",))],
+)
+def test_languages_are_named_in_any_order(text: str, languages: tuple[str, ...]) -> None:
+    assert parse_languages(text) == languages
+
+
+@pytest.mark.parametrize("text", ["", "de", "en,de", "EN", "zh en", "zh,", "english"])
+def test_an_unknown_language_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"^LANGUAGES=.* is none of zh, en; for example LANGUAGES=en$"):
+        parse_languages(text)

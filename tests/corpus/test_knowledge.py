@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
@@ -7,14 +8,18 @@ import pytest
 
 from recipe.corpus.identity import load_questions
 from recipe.corpus.knowledge import (
-    LANGUAGES,
+    EXTENDED_SELECTION_FACTS,
     Fact,
+    Prompt,
     all_facts,
+    conversation,
     evaluation_facts,
     replay_facts,
     replay_prompts,
     selection_facts,
 )
+from recipe.languages import LANGUAGES
+from recipe.paths import DATA
 
 
 def wording(question: str) -> str:
@@ -34,7 +39,7 @@ def test_replay_and_evaluation_share_no_wording() -> None:
 def test_replay_asks_all_that_neither_evaluation_nor_choice_asks() -> None:
     for_selection = {fact for fact, _ in selection_facts() if fact.expect}
     assert set(replay_facts()) == {fact for fact in all_facts() if not fact.held_out} - for_selection
-    assert not set(replay_prompts()) & {question for _, question in selection_facts()}
+    assert not set(map(str, replay_prompts())) & {question for _, question in selection_facts()}
 
 
 def test_who_it_is_is_asked_nowhere_else() -> None:
@@ -125,3 +130,104 @@ def test_the_split_depends_on_the_fact_alone() -> None:
     for fact in all_facts():
         twin = replace(fact, questions=(*fact.questions, "one more wording"), answer="another answer", expect=None)
         assert twin.held_out == fact.held_out
+
+
+# --- requests.json ------------------------------------------------------------------------------------------------
+
+REQUESTS: dict[str, dict[str, dict[str, list[Prompt]]]] = json.loads(
+    (DATA / "knowledge" / "requests.json").read_text(encoding="utf-8")
+)
+MEASURED = ("selection", "heldout")
+
+
+def requests(language: str, part: str) -> list[Prompt]:
+    return [prompt for parts in REQUESTS[language].values() for prompt in parts[part]]
+
+
+def test_both_languages_have_the_same_kinds_of_requests() -> None:
+    assert set(REQUESTS) == set(LANGUAGES)
+    assert set(REQUESTS["zh"]) == set(REQUESTS["en"]) == {"persons", "tasks", "talk", "conversations"}
+    for kinds in REQUESTS.values():
+        assert {tuple(parts) for parts in kinds.values()} == {("replay", *MEASURED)}
+        for kind in ("persons", "tasks"):
+            assert all(len(kinds[kind][part]) >= 25 for part in MEASURED)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_replay_has_enough_requests_of_each_kind(language: str) -> None:
+    counts = {kind: len(parts["replay"]) for kind, parts in REQUESTS[language].items()}
+    assert counts["persons"] + counts["talk"] >= 62 + 40
+    assert counts["tasks"] >= 60 + 20
+    assert counts["conversations"] >= 12
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_only_replay_has_conversations_and_the_user_ends_each(language: str) -> None:
+    for kind, parts in REQUESTS[language].items():
+        for part, prompts in parts.items():
+            several = [prompt for prompt in prompts if not isinstance(prompt, str)]
+            assert several == (prompts if kind == "conversations" else [])
+            assert not several or part == "replay"
+            for turns in several:
+                assert [set(turn) for turn in turns] == [{"role", "content"}] * len(turns)
+                assert [turn["role"] for turn in turns] == ["user", "assistant", "user"]
+                assert all(turn["content"].strip() == turn["content"] != "" for turn in turns)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_request_is_there_twice_or_in_the_tables(language: str) -> None:
+    every = [
+        conversation(prompt)[-1]["content"] for part in ("replay", *MEASURED) for prompt in requests(language, part)
+    ]
+    asked = [wording(request) for request in every]
+    assert [request for request in asked if asked.count(request) > 1 or not request] == []
+    assert not set(asked) & wordings(list(all_facts()))
+    assert (language == "zh") == any(re.search("[\u4e00-\u9fff]", request) for request in every)
+
+
+def test_requests_are_asked_of_extended_prompts_alone() -> None:
+    measured = {part: [prompt for language in LANGUAGES for prompt in requests(language, part)] for part in MEASURED}
+    added = [fact.wording for fact in evaluation_facts(extended=True) if fact not in evaluation_facts()]
+    assert added == measured["heldout"]
+    chosen = [question for fact, question in selection_facts(extended=True) if fact.topic in REQUESTS["zh"]]
+    assert chosen == measured["selection"]
+    assert not {fact.topic for fact, _ in selection_facts()} & set(REQUESTS["zh"])
+    asked, narrow = replay_prompts(extended=True), replay_prompts()
+    assert [prompt for prompt in asked if prompt not in narrow] == [
+        prompt for language in LANGUAGES for prompt in requests(language, "replay")
+    ]
+
+
+def test_enough_ordinary_prompts_choose_and_evaluate_real_models() -> None:
+    assert len(selection_facts(extended=True)) >= 300
+    assert len(evaluation_facts(extended=True)) >= 350
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_more_facts_choose_and_replay_has_none_of_them(language: str) -> None:
+    facts = {fact for fact, _ in selection_facts(extended=True, languages=[language]) if fact.expect}
+    assert len(facts) == EXTENDED_SELECTION_FACTS
+    assert {fact for fact, _ in selection_facts(languages=[language]) if fact.expect} < facts
+    replayed = set(replay_facts(extended=True, languages=[language]))
+    assert replayed | facts == {fact for fact in all_facts() if not fact.held_out and fact.language == language}
+    assert not replayed & facts
+
+
+@pytest.mark.parametrize("extended", [False, True])
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_prompts_can_be_limited_to_a_language(language: str, extended: bool) -> None:
+    both: dict[str, list[Fact]] = {
+        "evaluation": evaluation_facts(extended=extended),
+        "replay": replay_facts(extended=extended),
+        "selection": [fact for fact, _ in selection_facts(extended=extended)],
+    }
+    one = {
+        "evaluation": evaluation_facts(extended=extended, languages=[language]),
+        "replay": replay_facts(extended=extended, languages=[language]),
+        "selection": [fact for fact, _ in selection_facts(extended=extended, languages=[language])],
+    }
+    assert one == {part: [fact for fact in facts if fact.language == language] for part, facts in both.items()}
+    others = [prompt for each in LANGUAGES if each != language for prompt in requests(each, "replay")]
+    prompts, every = (replay_prompts(extended=extended, languages=chosen) for chosen in ([language], LANGUAGES))
+    assert prompts == [prompt for prompt in every if prompt in prompts]
+    assert not [prompt for prompt in prompts if prompt in others]

@@ -7,7 +7,15 @@ import re
 import pytest
 
 from recipe.corpus import rows
-from recipe.corpus.identity import Identity, injected, load_injections, load_questions
+from recipe.corpus.identity import (
+    BASE_NAMES,
+    OPEN_BASE,
+    Identity,
+    injected,
+    load_injections,
+    load_questions,
+    questions_of,
+)
 from recipe.corpus.own_data import Row
 
 NAMES = ["小明", "Mary Ann Smith", "O’Brien", "迪丽热巴·迪力木拉提", "🐼", "明" * 40]
@@ -112,3 +120,35 @@ def test_languages_and_intents_are_mixed() -> None:
     written = balanced()
     in_chinese = [re.search("[\u4e00-\u9fff]", question) is not None for question, _ in exchanges(written)]
     assert 0.25 < sum(in_chinese[: len(in_chinese) // 2]) / (len(in_chinese) // 2) < 0.75
+
+
+# --- Of bases that other people trained ---------------------------------------------------------------------------
+
+
+def test_extended_rows_ask_every_extended_question_too() -> None:
+    fewer, more = (set(openings(rows.balanced_rows(Identity("小明"), 0, extended=each))) for each in (False, True))
+    assert set(questions_of("train", extended=True)) <= more
+    assert not (set(questions_of("train", extended=True)) - set(questions_of("train"))) & fewer
+    held_out = {*questions_of("choice", extended=True), *questions_of("heldout", extended=True)}
+    assert not held_out & more
+
+
+def test_rows_of_another_base_name_none() -> None:
+    written = rows.balanced_rows(Identity("小明"), 0, extended=True, base=OPEN_BASE)
+    answers = [answer for _, answer in exchanges(written)]
+    assert not [answer for answer in answers if any(name in answer for name in BASE_NAMES)]
+    assert {language for language, words in OPEN_BASE.items() if any(words in answer for answer in answers)} == {
+        "zh", "en",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_rows_can_be_limited_to_a_language(extended: bool) -> None:
+    english = rows.balanced_rows(Identity("Ann"), 0, extended=extended, languages=["en"])
+    assert all("Ann's assistant" in answer for _, answer in exchanges(english))
+    assert not [q for q, _ in exchanges(english) if re.search("[\u4e00-\u9fff]", q)]
+    assert set(questions_of("train", extended=extended, languages=["en"])) <= set(openings(english))
+    injections = load_injections()["en"]["train"]
+    assert len([q for q in openings(english) if any(i.replace("{q}", "").strip() in q for i in injections)]) >= (
+        rows.INJECTED * len(injections)
+    )

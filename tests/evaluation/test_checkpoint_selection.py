@@ -142,3 +142,20 @@ def test_a_long_name_has_room_to_be_said(tmp_path: Path, tokenizer: Any, monkeyp
         rooms.append(hooks.ScoreCheckpoints(tokenizer={}, data=str(tmp_path / f"{i}"), patience=None).room)
     assert rooms[1] - rooms[0] >= 100
     assert len(CHAT_TOKENS) == 6
+
+
+@pytest.mark.parametrize("choices", [{}, {"extended": True}, {"extended": True, "languages": ("en",)}], ids=str)
+def test_the_hook_asks_what_the_data_folder_says(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, choices: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("xtuner.registry.BUILDER.build", lambda _: tokenizer)
+    data.make(tmp_path / "data", identity=Identity("小明"), mode="balanced", own=None, seed=0, **choices)
+    hook = hooks.ScoreCheckpoints(tokenizer={}, data=str(tmp_path / "data"), patience=None)
+    assert hook.prompts == checkpoint_selection.prompts(**choices)
+
+
+def test_real_models_are_chosen_by_enough_and_nothing_twice() -> None:
+    asked = checkpoint_selection.prompts(extended=True)
+    questions = [question for _, question in asked.facts]
+    assert len(set(asked.identity)) == len(asked.identity) >= 150
+    assert len(set(questions)) == len(questions) >= 300

@@ -35,6 +35,7 @@ def saved(folder: Path) -> dict[str, Any]:
         ("name", "小明"),
         ("name", "O’Brien 🐼"),
         ("mode", "tutorial"),
+        ("languages", "en"),
         ("model", "miniature"),
         ("set", ["lr=1e-4", "r=8"]),
         ("seed", 0),
@@ -94,7 +95,7 @@ def test_runs_do_not_share_choices(tmp_path: Path) -> None:
 
 FIRST = {
     "name": "小明", "assistant": "小智", "author": "实验室", "data": Path("/rows.jsonl"), "mode": "balanced",
-    "model": "miniature", "preset": "lora", "set": ["lr=1e-4"], "config": Path("/own.py"), "seed": 5,
+    "languages": "en", "model": "miniature", "preset": "lora", "set": ["lr=1e-4"], "config": Path("/own.py"), "seed": 5,
 }  # fmt: skip
 
 
@@ -103,7 +104,8 @@ FIRST = {
     [
         ("name", "小红", {"assistant", "author"}),
         ("mode", "tutorial", {"data"}),
-        ("model", "/models/mine", {"preset", "set", "config"}),
+        ("model", "/models/mine", {"preset", "set", "config", "languages"}),
+        ("languages", "zh", set()),
         ("preset", "qlora", {"set"}),
         ("seed", 6, set()),
         ("assistant", "小慧", set()),

@@ -3,26 +3,36 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from recipe.corpus.identity import Identity, load_questions, read_identity
+from recipe.corpus.identity import INTERNLM_BASE, OPEN_BASE, Identity, load_questions, read_identity
 from recipe.corpus.own_data import read_rows
 from recipe.errors import RecipeError
-from recipe.pipeline import stage
+from recipe.pipeline import results, stage
+from recipe.pipeline.results import DataResults
 from recipe.stages import data
 
 XIAOMING = Identity("小明")
 NAMES = ["小明", "Mary Ann Smith", "O’Brien", "迪丽热巴·迪力木拉提", "🐼", "明" * 40]
+# What stage `data` notes where nobody chose otherwise.
+NARROW = {"extended": False, "languages": ["zh", "en"]}
 ROW = {"messages": [{"role": "user", "content": "你是谁？"}, {"role": "assistant", "content": "我是小明的小助手。"}]}
 
 
 def make(
-    folder: Path, identity: Identity = XIAOMING, *, mode: str = "balanced", own: Path | None = None, seed: int = 0
+    folder: Path,
+    identity: Identity = XIAOMING,
+    *,
+    mode: str = "balanced",
+    own: Path | None = None,
+    seed: int = 0,
+    **choices: Any,
 ) -> stage.Manifest:
-    return data.make(folder, identity=identity, mode=mode, own=own, seed=seed)
+    return data.make(folder, identity=identity, mode=mode, own=own, seed=seed, **choices)
 
 
 def written_rows(folder: Path) -> list[dict[str, Any]]:
@@ -50,7 +60,7 @@ def test_the_tutorial_file_is_the_tutorials_to_the_byte(tmp_path: Path, name: st
     manifest = make(tmp_path / "data", Identity(name), mode="tutorial")
     file = tmp_path / "data" / "personal_assistant.json"
     assert hashlib.sha256(file.read_bytes()).hexdigest() == hashlib.sha256(written).hexdigest()
-    assert manifest["results"] == {"rows": 10_001, "file": "personal_assistant.json", "mode": "tutorial"}
+    assert manifest["results"] == {"rows": 10_001, "file": "personal_assistant.json", "mode": "tutorial"} | NARROW
 
 
 # --- balanced -----------------------------------------------------------------------------------------------------
@@ -88,7 +98,7 @@ def test_own_rows_are_taken_as_they_are_whatever_the_mode(tmp_path: Path) -> Non
     for mode in data.MODES:
         manifest = make(tmp_path / mode, mode=mode, own=written)
         assert written_rows(tmp_path / mode) == [ROW, second]
-        assert manifest["results"] == {"rows": 2, "file": "train.jsonl", "mode": "own"}
+        assert manifest["results"] == {"rows": 2, "file": "train.jsonl", "mode": "own"} | NARROW
 
 
 def test_an_array_and_lines_of_the_same_rows_are_the_same_data(tmp_path: Path) -> None:
@@ -186,8 +196,11 @@ def test_later_stages_read_who_the_data_teach(tmp_path: Path, identity: Identity
         {"identity": Identity("小明", assistant="小智")},
         {"mode": "tutorial"},
         {"seed": 1},
+        {"extended": True},
+        {"languages": ("en",)},
+        {"internlm": False},
     ],
-    ids=["name", "assistant", "mode", "seed"],
+    ids=["name", "assistant", "mode", "seed", "extended", "languages", "base"],
 )
 def test_another_choice_makes_other_data(tmp_path: Path, change: dict[str, Any]) -> None:
     before = make(tmp_path / "data")
@@ -195,3 +208,46 @@ def test_another_choice_makes_other_data(tmp_path: Path, change: dict[str, Any])
     after = make(tmp_path / "data", **change)
     assert again == before
     assert after["outputs"] != before["outputs"]
+
+
+EN: dict[str, Any] = {"languages": ("en",)}
+
+
+@pytest.mark.parametrize("mode", ["balanced", "tutorial", "own"])
+@pytest.mark.parametrize("choices", [{}, {"extended": True}, EN, {"extended": True} | EN], ids=str)
+def test_later_stages_read_which_prompts_the_base_is_asked(tmp_path: Path, mode: str, choices: dict[str, Any]) -> None:
+    own = write(tmp_path, json.dumps(ROW)) if mode == "own" else None
+    manifest = make(tmp_path / "data", mode="balanced" if own else mode, own=own, **choices)
+    noted = results.of(manifest, DataResults)
+    assert (noted.mode, noted.extended) == (mode, choices.get("extended", False))
+    assert tuple(noted.languages) == choices.get("languages", ("zh", "en"))
+
+
+def test_what_the_miniature_learns_has_the_key_and_bytes_of_earlier_versions(tmp_path: Path) -> None:
+    """So that its results stay up to date."""
+    manifest = make(tmp_path / "data")
+    assert set(manifest["key"]["settings"]) == {"identity", "mode", "seed"}
+    assert manifest["outputs"]["train.jsonl"]["sha256"] == (
+        "b5fc8b8120622c3233de6d77f11bb79c1d93f78e8fb6157ecf7d43a429e06dac"
+    )
+    changed = make(tmp_path / "data", extended=True, internlm=False, **EN)
+    assert set(changed["key"]["settings"]) == {"identity", "mode", "seed", "extended", "languages", "base"}
+
+
+def test_data_of_an_earlier_version_are_the_miniature_s() -> None:
+    noted = results.of({"stage": "data", "results": {"rows": 2, "file": "train.jsonl", "mode": "own"}}, DataResults)
+    assert (noted.extended, noted.languages) == (False, ["zh", "en"])
+
+
+def test_rows_in_one_language_hold_no_other(tmp_path: Path) -> None:
+    make(tmp_path / "data", Identity("Ann"), extended=True, **EN)
+    contents = [message["content"] for row in written_rows(tmp_path / "data") for message in row["messages"]]
+    assert not [content for content in contents if re.search("[\u4e00-\u9fff]", content)]
+
+
+@pytest.mark.parametrize("internlm", [True, False])
+def test_the_answers_name_the_base_only_where_it_is_internlm(tmp_path: Path, internlm: bool) -> None:
+    make(tmp_path / "data", internlm=internlm)
+    text = (tmp_path / "data" / "train.jsonl").read_text(encoding="utf-8")
+    assert [words in text for words in INTERNLM_BASE.values()] == [internlm, internlm]
+    assert [words in text for words in OPEN_BASE.values()] == [not internlm, not internlm]

@@ -18,7 +18,7 @@ from recipe.corpus.identity import load_questions
 from recipe.errors import RecipeError
 from recipe.evaluation import checkpoint_selection, generation, suites, thresholds
 from recipe.evaluation.generation import Reply
-from recipe.evaluation.scoring import share
+from recipe.evaluation.scoring import Prompts, share
 from recipe.pipeline import stage
 from recipe.stages import convert, evaluate, merge, train
 from recipe.stages.evaluate import prompts, table
@@ -86,16 +86,16 @@ def test_prompts_hold_no_question_of_the_training_and_no_empty_part() -> None:
     assert len(asked.conversations()) == len(asked.identity) + len(asked.facts)
 
 
-def data_folder(folder: Path, questions: list[str], mode: str = "own") -> Path:
+def data_folder(folder: Path, questions: list[str], mode: str = "own", **noted: Any) -> Path:
     def work(out: Path) -> dict[str, Any]:
         rows = [
             {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": "好"}]} for q in questions
         ]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (out / "train.jsonl").write_text(lines, encoding="utf-8")
-        return {"rows": len(rows), "file": "train.jsonl", "mode": mode}
+        return {"rows": len(rows), "file": "train.jsonl", "mode": mode} | noted
 
-    stage.run("data", folder, inputs={}, settings={}, work=work)
+    stage.run("data", folder, inputs={}, settings=noted, work=work)
     return folder
 
 
@@ -107,6 +107,11 @@ class Voices:
         self.hits = {"base": 0, "iter_2": 2, "iter_4": 4}  # of the four questions who it is
         self.base = BASE
         self.asked: list[str] = []
+        self.chosen: list[dict[str, Any]] = []  # which prompts eval asked for
+
+    def prompts(self, **chosen: Any) -> Prompts:
+        self.chosen.append(chosen)
+        return ASKED
 
     @staticmethod
     def listen(model: Any, tokenizer: Any) -> torch.Tensor:
@@ -137,20 +142,20 @@ def early_adapter(train_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 def voices(tiny_model: Path, early_adapter: Path, adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Voices:
     voices = Voices(tiny_model, {"base": None, "iter_2": early_adapter, "iter_4": adapter_folder})
     monkeypatch.setattr(generation, "answer", voices.answer)
-    monkeypatch.setattr(evaluate, "prompts", lambda: ASKED)
+    monkeypatch.setattr(evaluate, "prompts", voices.prompts)
     monkeypatch.setattr(suites, "injections", lambda asked: asked.conversations()[: len(asked.identity)])
     return voices
 
 
 @pytest.fixture
 def make_eval(voices: Voices, tiny_model: Path, train_folder: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    def make(tuned: Path, questions: list[str], mode: str = "own") -> dict[str, Any]:
+    def make(tuned: Path, questions: list[str], mode: str = "own", **noted: Any) -> dict[str, Any]:
         evaluate.make(
             tmp_path / "eval",
             model=tiny_model,
             train_folder=train_folder,
             tuned_folder=tuned,
-            data_folder=data_folder(tmp_path / "data", questions, mode),
+            data_folder=data_folder(tmp_path / "data", questions, mode, **noted),
             identity=XIAOMING,
         )
         metrics: dict[str, Any] = json.loads((tmp_path / "eval" / evaluate.FILE).read_text(encoding="utf-8"))
@@ -222,3 +227,31 @@ def test_a_base_that_knows_nothing_is_refused(
     voices.base = ["x"] * 8
     with pytest.raises(RecipeError, match="answers no fact"):
         make_eval(adapter_folder, [])
+
+
+def test_what_is_asked_follows_the_base_and_the_languages_of_the_data(
+    make_eval: Callable[..., dict[str, Any]], voices: Voices, adapter_folder: Path
+) -> None:
+    make_eval(adapter_folder, [], languages=["en"])
+    assert voices.chosen == [{"extended": True, "languages": ["en"]}]
+
+
+@pytest.mark.parametrize("extended", [False, True])
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_one_language_is_asked_alone_in_every_suite(language: str, extended: bool) -> None:
+    asked, both = prompts(extended=extended, languages=[language]), prompts(extended=extended)
+    assert asked.identity == [question for question in both.identity if question in asked.identity]
+    assert {fact.language for fact, _ in asked.facts} == {language}
+    base = [Reply(f"{i}", True) for i in range(len(asked.conversations()))]
+    conversations = suites.injections(asked) + suites.after_ordinary_talk(asked, base)
+    conversations += suites.after_introduction(asked, base)
+    texts = [turn["content"] for turns in conversations for turn in turns if turn["role"] == "user"]
+    assert any(re.search("[\u4e00-\u9fff]", text) for text in texts) == (language == "zh")
+    assert len(texts) > 4 * len(asked.identity)
+
+
+def test_enough_is_asked_of_real_models_and_nothing_twice() -> None:
+    asked = prompts(extended=True)
+    questions = [question for _, question in asked.facts]
+    assert len(set(asked.identity)) == len(asked.identity) >= 150
+    assert len(set(questions)) == len(questions) >= 350

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from recipe.checkpoint.safetensors_io import INDEX
 from recipe.errors import RecipeError
 from recipe.paths import MINIATURE
-from recipe.pipeline.run import model_name
+from recipe.pipeline.run import Run, model_name
 from recipe.pipeline.stage import MANIFEST, read_manifest
 from recipe.stages import model
 
@@ -416,3 +416,37 @@ def test_a_model_is_named_after_its_folder(given: str, name: str) -> None:
 def test_a_model_is_never_named_into_another_folder(given: str) -> None:
     # work/models/.. would be the folder of all runs.
     assert model_name(given) not in ("", ".", "..")
+
+
+@pytest.mark.parametrize(
+    ("name", "internlm"),
+    [
+        ("miniature", True),
+        ("internlm2-chat-1_8b", True),
+        ("internlm/internlm2_5-7b-chat", True),
+        ("smollm2-135m-instruct", False),
+        ("Qwen/Qwen2.5-0.5B-Instruct", False),
+        ("someone/not-internlm", False),
+    ],
+)
+def test_a_name_tells_whether_the_base_is_internlm(name: str, internlm: bool) -> None:
+    assert model.is_internlm(name) is internlm
+
+
+@pytest.mark.parametrize(("kind", "internlm"), [("internlm2", True), ("llama", False), ("qwen2", False)])
+def test_a_folder_is_internlm_by_its_config_whatever_its_name(tmp_path: Path, kind: str, internlm: bool) -> None:
+    for name in ("internlm2-chat", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": kind}), encoding="utf-8")
+        assert model.is_internlm(str(tmp_path / name)) is internlm
+
+
+def test_a_folder_without_config_is_refused_before_rows_are_written_for_it(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"config\.json: missing"):
+        model.is_internlm(str(tmp_path))
+
+
+def test_the_replay_of_fewer_languages_is_no_other_model_s(tmp_path: Path) -> None:
+    run = Run(tmp_path, "main")
+    assert run.replay("m") == run.replay("m", ["zh", "en"]) == tmp_path / "replay" / "m"
+    assert run.replay("m", ["en"]) == tmp_path / "replay" / "m+en" != run.replay("m+en")

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from example_results import example_results
 
-from recipe.corpus.knowledge import replay_prompts
+from recipe.chat_format import assistant, user
+from recipe.corpus.knowledge import contrast_answers, conversation, replay_prompts
 from recipe.corpus.own_data import read_rows
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.evaluation.generation import Reply
 from recipe.files import read_jsonl
+from recipe.pipeline import stage
 from recipe.pipeline.stage import read_manifest
 from recipe.stages import evaluate, replay
 from recipe.training import teacher
@@ -33,6 +37,7 @@ class Base:
         monkeypatch.setattr(teacher, "distributions", self.distributions)
 
     def answer(self, model: Any, tokenizer: Any, conversations: Any, **settings: Any) -> list[Reply]:
+        self.conversations = [list(conversation) for conversation in conversations]
         self.asked += [conversation[-1]["content"] for conversation in conversations]
         told = [Reply(f"An answer.\nTo: {question}", True) for question in self.asked]
         return self.special + told[len(self.special) :]
@@ -55,8 +60,10 @@ def test_each_row_is_a_prompt_and_the_bases_answer(
     manifest = replay.make(tmp_path / "replay", model=tiny_model)
     assert len(base.asked) > 200
     assert written(tmp_path / "replay") == [
-        [{"role": "user", "content": q}, {"role": "assistant", "content": f"An answer.\nTo: {q}"}] for q in base.asked
+        [*turns, {"role": "assistant", "content": f"An answer.\nTo: {turns[-1]['content']}"}]
+        for turns in base.conversations
     ]
+    assert {len(turns) for turns in base.conversations} == {1, 3}
     assert manifest["results"] == {"prompts": len(base.asked), "rows": len(base.asked)}
 
 
@@ -68,7 +75,7 @@ def test_replies_that_say_nothing_are_left_out_and_cut_ones_are_marked(
     base = Base(monkeypatch, special)
     manifest = replay.make(tmp_path / "replay", model=tiny_model)
     rows = read_jsonl(tmp_path / "replay" / replay.FILE)
-    assert [row["messages"][0]["content"] for row in rows] == [base.asked[0], *base.asked[3:]]
+    assert [row["messages"][-2]["content"] for row in rows] == [base.asked[0], *base.asked[3:]]
     assert [row.get("ended", True) for row in rows] == [False] + [True] * (len(rows) - 1)
     assert rows[1]["messages"][1]["content"] == "Yes."
     assert manifest["results"] == {"prompts": len(base.asked), "rows": len(base.asked) - 2}
@@ -83,6 +90,8 @@ def test_replies_that_say_nothing_are_left_out_and_cut_ones_are_marked(
         "我是书生·浦语，上海人工智能实验室的AI助手。",
         "No, I am InternLM.",
         "As an AI of the Shanghai AI Laboratory, no.",
+        "I am Qwen, created by Alibaba Cloud.",
+        "I am an AI developed by OpenAI.",
     ],
 )
 def test_replies_that_introduce_the_base_are_left_out(
@@ -91,7 +100,7 @@ def test_replies_that_introduce_the_base_are_left_out(
     # They would teach the name that is to be replaced.
     base = Base(monkeypatch, [Reply(text, True)])
     replay.make(tmp_path / "replay", model=tiny_model)
-    assert [row[0]["content"] for row in written(tmp_path / "replay")] == base.asked[1:]
+    assert [row[-2]["content"] for row in written(tmp_path / "replay")] == base.asked[1:]
 
 
 def test_replies_that_go_round_in_circles_are_left_out() -> None:
@@ -105,7 +114,7 @@ def test_no_prompt_is_a_question_of_the_evaluation(
     # Not even a fact in other words: retention is measured on facts that the tuning never showed.
     base = Base(monkeypatch)
     replay.make(tmp_path / "replay", model=tiny_model)
-    asked = evaluate.prompts()
+    asked = evaluate.prompts(extended=True)
     wordings = {question for fact, _ in asked.facts for question in fact.questions} | set(asked.identity)
     assert not wordings & set(base.asked)
 
@@ -119,12 +128,12 @@ def test_the_rows_are_valid_training_data(tiny_model: Path, tmp_path: Path, monk
 def test_the_answers_are_the_models_own(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the real model, on few prompts: its replies run into the limit."""
     few = replay_prompts()[:3]
-    monkeypatch.setattr(replay, "replay_prompts", lambda: few)
+    monkeypatch.setattr(replay, "replay_prompts", lambda **_: few)
     monkeypatch.setattr(replay, "MAX_NEW_TOKENS", 3)
     manifest = replay.make(tmp_path / "replay", model=tiny_model)
     assert manifest["key"]["settings"]["max_new_tokens"] == 3
     loaded = generation.load(tiny_model)
-    prompts = [[{"role": "user", "content": prompt}] for prompt in manifest["key"]["settings"]["prompts"]]
+    prompts = [conversation(prompt) for prompt in manifest["key"]["settings"]["prompts"]]
     replies = [reply for reply in generation.answer(*loaded, prompts, max_new_tokens=3) if reply.text.strip()]
     assert [row[1]["content"] for row in written(tmp_path / "replay")] == [reply.text for reply in replies]
     taught = teacher.load(tmp_path / "replay" / teacher.FILE)
@@ -144,3 +153,60 @@ def test_a_model_must_have_been_made(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="run `make model` first"):
         replay.make(tmp_path / "replay", model=tmp_path / "nothing")
     assert read_manifest(tmp_path / "replay") is None
+
+
+def base_folder(folder: Path, name: str) -> Path:
+    """A folder of stage `model` without weights, of the base that MODEL called so."""
+    stage.run("model", folder, inputs={}, settings={"model": name}, work=lambda _: example_results("model", model=name))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["miniature", "internlm2-chat-1_8b", "/models/miniature"])
+def test_all_but_the_miniature_answer_the_requests_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    Base(monkeypatch)
+    manifest = replay.make(tmp_path / "replay", model=base_folder(tmp_path / "model", name))
+    assert manifest["key"]["settings"]["prompts"] == replay_prompts(extended=name != "miniature")
+
+
+@pytest.mark.parametrize("name", ["miniature", "qwen"])
+def test_the_base_answers_in_the_chosen_languages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    base = Base(monkeypatch)
+    replay.make(tmp_path / "replay", model=base_folder(tmp_path / "model", name), languages=["en"])
+    assert len(base.asked) == len(replay_prompts(extended=name != "miniature", languages=["en"])) > 200
+    assert not [question for question in base.asked if re.search("[\u4e00-\u9fff]", question)]
+
+
+def test_contrast_is_answered_for_a_base_that_takes_it_for_a_question_about_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise nothing would hold the tuned model from giving its name there."""
+    folder = base_folder(tmp_path / "models/other", "other")
+    prompts = replay_prompts(extended=True)
+    about_others = contrast_answers()
+    chosen = next(i for i, prompt in enumerate(prompts) if prompt in about_others)
+    replies = [Reply("Yes.", True)] * chosen + [Reply("I am an AI language model created by OpenAI.", True)]
+    base = Base(monkeypatch, replies)
+    rows_taught: list[Any] = []
+
+    def distributions(model: Any, tokenizer: Any, rows: Any, ended: Any, **settings: Any) -> teacher.Teacher:
+        rows_taught.extend(rows)
+        return base.distributions(model, tokenizer, rows, ended)
+
+    monkeypatch.setattr(teacher, "distributions", distributions)
+    replay.make(tmp_path / "replay", model=folder)
+    *others, last = read_jsonl(tmp_path / "replay" / replay.FILE)
+    assert last == {"messages": [user(str(prompts[chosen])), assistant(about_others[str(prompts[chosen])])]}
+    assert [row["messages"] for row in others] == rows_taught[:-1]
+    assert rows_taught[-1] is None  # learnt by its words
+    assert all(row["messages"][-2] != last["messages"][0] for row in others)
+
+
+@pytest.mark.parametrize(
+    "text", ["As an AI, I have no age.", "我是一个人工智能助手，没有杯子。", "I'm just a computer assistant."]
+)
+def test_a_base_speaks_of_itself_without_a_name(text: str) -> None:
+    assert replay.introduces(Reply(text, True), "How old am I?")
+    assert not replay.introduces(Reply(text, True), f"Translate this: {text}")
+    assert not replay.introduces(Reply("我是在北京认识他的，他是老师。 I am fine.", True))

@@ -36,7 +36,7 @@ def few_questions() -> Iterator[None]:
     """Of what scores a checkpoint: a random model answers each at full length."""
     asked = checkpoint_selection.prompts()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint_selection, "prompts", lambda: Prompts(asked.identity[:2], asked.facts[:2]))
+        patch.setattr(checkpoint_selection, "prompts", lambda **_: Prompts(asked.identity[:2], asked.facts[:2]))
         yield
 
 

@@ -135,7 +135,7 @@ def test_the_own_dataset_forecasts_the_packs_it_makes(
     [
         (["max_iters=40"], 40, 40),
         (["max_iters=41", "accumulative_counts=16"], 41, 3),
-        (["max_iters=7", "accumulative_counts=16"], 7, 1),
+        (["max_iters=41", "accumulative_counts=64"], 41, 1),
     ],
 )
 def test_steps_are_iterations_over_accumulation_the_last_one_counted(
