@@ -113,8 +113,8 @@ class ScoreCheckpoints(Hook):
         self.tokenizer = BUILDER.build(tokenizer)
         self.identity = read_identity(Path(data))
         self.patience = patience
-        written = results.of(stage.require(Path(data), "data"), DataResults)
-        self.prompts = checkpoint_selection.prompts(extended=written.extended, languages=written.languages)
+        rows = results.of(stage.require(Path(data), "data"), DataResults)
+        self.prompts = checkpoint_selection.prompts(extended=rows.extended, languages=rows.languages)
         names = (*self.identity.names, self.identity.author or "")
         self.room = SAMPLE_TOKENS + sum(len(text_ids(self.tokenizer, name)) for name in names)
 

@@ -68,7 +68,7 @@ def own(tmp_path: Path) -> Path:
     write(run / "data", {"mode": "balanced"})
     write(run / "train", {"iterations": 150})
     write(run / "eval", {"tuned": TUNED})
-    chosen = {"name": "小明", "model": "miniature", "seed": 3, "set": ["r=8"]}
+    chosen = {"name": "小明", "model": "miniature", "seed": 3, "languages": "en", "set": ["r=8"]}
     (run / choices.FILE).write_text(json.dumps(chosen), encoding="utf-8")
     return run
 
@@ -85,7 +85,8 @@ def test_variants_differ_by_their_data_and_train_as_long(
         ("mine-tutorial", "tutorial", "config"), ("mine-tutorial", "tutorial", None),
         ("mine-no-replay", "balanced", "config"), ("mine-no-replay", "balanced", None),
     ]  # fmt: skip
-    assert {(call.name, call.model, call.seed) for call in verbs.calls} == {("小明", "miniature", 3)}
+    shared = {(call.name, call.model, call.seed, call.languages) for call in verbs.calls}
+    assert shared == {("小明", "miniature", 3, "en")}
     assert all(call.set[0] == "r=8" and "patience=None" in call.set for call in verbs.calls)
     assert ["replay_ratio=0" in call.set for call in verbs.calls] == [False, False, True, True]
     lengths = [dict(setting.split("=") for setting in call.set) for call in verbs.calls[1::2]]
