@@ -16,6 +16,7 @@ from recipe.errors import RecipeError
 from recipe.pipeline.stage import shown
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Prompts answered together. On two CPU cores larger batches gain nothing; on a GPU 64 is past the knee for short
@@ -36,15 +37,18 @@ class Reply:
     stopped: bool
 
 
-def load(folder: Path, adapter: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(
+    folder: Path, adapter: Path | None = None, *, dtype: torch.dtype | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model for inference. Nothing is fetched, and no Python from the folder is run.
 
     Args:
         folder: of the model.
         adapter: a PEFT folder to put on it.
+        dtype: to compute in; None for the model's own on the GPU and float32 on the CPU.
 
     Returns:
-        The model, on the GPU in its own precision or on the CPU in float32, and its tokenizer.
+        The model, on the GPU if there is one, and its tokenizer.
 
     Raises:
         RecipeError: a folder holds no model or no adapter, or the model cannot be loaded.
@@ -60,7 +64,7 @@ def load(folder: Path, adapter: Path | None = None) -> tuple[PreTrainedModel, Pr
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype="auto" if gpu else torch.float32,
+            dtype=dtype or ("auto" if gpu else torch.float32),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,

@@ -17,9 +17,9 @@ MIN_MULTI_TURN_HIT = 0.9
 MIN_INJECTION_HIT = 0.8
 # Largest allowed share of unfinished or looping replies, greedy and sampled.
 MAX_BROKEN = 0.02
-# Largest allowed mean KL divergence of merged from base + adapter, in nats a token. Rounding to 16 bits stays far below
-# it; a wrong base is above.
-MAX_MERGE_KL = 0.01
+# Largest allowed mean KL divergence of merged from base + adapter, both computed in float32, in nats a token. Rounding
+# the merged weights to 16 bits came to at most 0.00014 on three models (docs/experiments.md).
+MAX_MERGE_KL = 0.002
 # The suites that have a threshold.
 SUITES = ("multi_turn_hit", "injection_hit", "broken")
 

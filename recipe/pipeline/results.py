@@ -109,7 +109,7 @@ class ConvertResults:
 
 @dataclass(frozen=True)
 class MergeResults:
-    """The checkpoint behind a merged model, and how far the model is from base + adapter.
+    """The checkpoint behind a merged model, and how far the model is from base + adapter, both in float32.
 
     largest_logit_difference: of any logit. mean_kl: nats a token. same_top_token: share of the positions.
     """

@@ -251,8 +251,9 @@ WORDS: dict[str, tuple[str, str]] = {
     # Merge
     "merge": ("Merge", "合并"),
     "merge_note": (
-        "Base + adapter through PEFT and the merged model, as anyone loads it, answered the same prompts.",
-        "“基座 + 适配器”（经 PEFT）与合并后的模型对同样的提问作答。",
+        "Every merged weight is the base’s plus what PEFT makes of the adapter, rounded once. What that rounding changes: base + "
+        "adapter and the merged model, both computed in float32, on the same prompts.",
+        "合并后的每个权重都等于基座权重加上 PEFT 算出的增量，只舍入一次。舍入带来的差别：“基座 + 适配器”与合并后的模型都以 float32 计算同样的提问。",
     ),
     "not_merged": (
         "Nothing was merged: base + adapter is what was evaluated.",

@@ -1,14 +1,18 @@
 """Stage `merge`: base and adapter become one model, proved to say the same.
 
-The weights are merged tensor by tensor, one shard in memory at a time. Then base + adapter (through PEFT) and the
-merged folder (as anyone would load it) run on the same prompts, and their largest difference goes into the manifest.
+The weights are merged tensor by tensor, one shard in memory at a time. Then each merged tensor is compared with the
+base's plus what PEFT makes of the adapter. Last, base + adapter and the merged folder (as anyone would load it) run on
+the same prompts in float32, and their largest difference, which is the rounding of the merged weights, goes into the
+manifest.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from recipe.chat_format import prompt_ids, user
 from recipe.checkpoint.model_card import merged_card
@@ -19,8 +23,13 @@ from recipe.pipeline import results, stage
 from recipe.pipeline.results import ConvertResults, MergeResults
 from recipe.stages import convert
 
+if TYPE_CHECKING:
+    import torch
+
 COPIED = ("config.json", *convert.SERVED_WITH)
 PROBES = ("请你介绍一下你自己", "Who are you?", "法国的首都是哪里？", "What is 3 plus 4?", "你好", "Tell me a joke.")
+# Of a sum in float32, the share that may be lost to rounding: 16 units of its last place.
+FLOAT32_ERROR = 2.0**-20
 PLAIN_LORA = {"use_dora": False, "use_rslora": False, "bias": "none"}
 
 
@@ -43,8 +52,7 @@ def make(folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...])
         if not proof["mean_kl"] <= thresholds.MAX_MERGE_KL:  # not a number is no proof either
             raise RecipeError(
                 f"merged and base + adapter disagree: {proof['mean_kl']:.4f} nats a token, at most "
-                f"{thresholds.MAX_MERGE_KL} "
-                f"is rounding; nothing was written"
+                f"{thresholds.MAX_MERGE_KL} is rounding; nothing was written"
             )
         card = merged_card(adapter.model, model, identity_names, proof)
         (out / "README.md").write_text(card, encoding="utf-8")
@@ -82,20 +90,90 @@ def _merge_weights(model: Path, adapter_folder: Path, out: Path) -> None:
 
 
 def compare(model: Path, adapter_folder: Path, merged: Path) -> dict[str, float]:
-    """How far base + adapter and the merged model are apart on `PROBES`, in the precision they are served in."""
+    """How far base + adapter and the merged model are apart on `PROBES`, both computed in float32.
+
+    They are loaded one after the other: float32 takes as much memory as both in 16 bits.
+
+    Returns:
+        largest_logit_difference, mean_kl (nats a token), same_top_token (share of the positions).
+
+    Raises:
+        RecipeError: a merged weight is another than base + adapter rounds to.
+    """
     import torch
 
-    answers = []
-    for loaded, tokenizer in (generation.load(model, adapter_folder), generation.load(merged)):
-        with torch.inference_mode():
-            rows = [prompt_ids(tokenizer, [user(probe)]) for probe in PROBES]
-            logits = [loaded(torch.tensor([ids], device=loaded.device)).logits[0].float().cpu() for ids in rows]
-        answers.append(torch.cat(logits))
-        del loaded
-    ours, theirs = answers
-    log_p, log_q = ours.log_softmax(-1), theirs.log_softmax(-1)
+    tuned, tokenizer = generation.load(model, adapter_folder, dtype=torch.float32)
+    _refuse_wrong_weights(tuned, model, merged)
+    separate = _logits(tuned, tokenizer)
+    del tuned
+    gc.collect()  # PEFT's modules refer to each other
+    combined = _logits(*generation.load(merged, dtype=torch.float32))
+    log_p, log_q = separate.log_softmax(-1), combined.log_softmax(-1)
     return {
-        "largest_logit_difference": (ours - theirs).abs().max().item(),
+        "largest_logit_difference": (separate - combined).abs().max().item(),
         "mean_kl": (log_p.exp() * (log_p - log_q)).sum(-1).mean().item(),
-        "same_top_token": (ours.argmax(-1) == theirs.argmax(-1)).float().mean().item(),
+        "same_top_token": (separate.argmax(-1) == combined.argmax(-1)).float().mean().item(),
     }
+
+
+def _logits(loaded: Any, tokenizer: Any) -> torch.Tensor:
+    """The logits of all probes in float32 on the CPU: (tokens of all probes, vocabulary)."""
+    import torch
+
+    rows = [prompt_ids(tokenizer, [user(probe)]) for probe in PROBES]
+    with torch.inference_mode():
+        return torch.cat([loaded(torch.tensor([ids], device=loaded.device)).logits[0].float().cpu() for ids in rows])
+
+
+def _refuse_wrong_weights(tuned: Any, model: Path, merged: Path) -> None:
+    """Compare every tensor of the merged files with the base's file + what PEFT adds to it.
+
+    Args:
+        tuned: base + adapter in float32, a PeftModel.
+        model, merged: the two folders.
+
+    Raises:
+        RecipeError: a tensor is missing, or differs where no adapter is, or is not W + scale · B·A rounded once.
+    """
+    from peft.tuners.lora import LoraLayer
+    from safetensors import safe_open
+
+    modules = tuned.get_base_model().named_modules()
+    adapted = {f"{name}.weight": module for name, module in modules if isinstance(module, LoraLayer)}
+    for shard in sorted(model.glob("*.safetensors")):
+        with safe_open(shard, framework="pt") as before, safe_open(merged / shard.name, framework="pt") as after:
+            if before.keys() != after.keys():
+                raise RecipeError(f"merged and base + adapter disagree: {shard.name} holds other tensors")
+            for name in before.keys():  # noqa: SIM118 - safe_open is no mapping
+                layer = adapted.pop(name, None)
+                delta = layer.get_delta_weight("default").cpu() if layer is not None else None
+                if not _is_sum(after.get_tensor(name), before.get_tensor(name), delta):
+                    raise RecipeError(
+                        f"merged and base + adapter disagree: {name} is not the base's weight plus what the adapter "
+                        f"adds to it; nothing was written"
+                    )
+    if adapted:
+        raise RecipeError(f"merged and base + adapter disagree: {min(adapted)} has an adapter and is in no file")
+
+
+def _is_sum(merged: torch.Tensor, weight: torch.Tensor, delta: torch.Tensor | None) -> bool:
+    """Whether `merged` is weight + delta, rounded once to the weight's type.
+
+    Args:
+        merged, weight: of the two files, in the type that both are stored in.
+        delta: what the adapter adds, float32 of the same shape; None where there is no adapter.
+
+    Returns:
+        Whether each merged value lies between what the sum rounds to with a little less and with a little more, since
+        float32 sums in another order differ in their last bits. Values that are not finite never do.
+    """
+    import torch
+
+    if merged.dtype != weight.dtype:
+        return False
+    if delta is None:
+        return torch.equal(merged, weight)
+    total = weight.float() + delta
+    margin = FLOAT32_ERROR * (total.abs() + delta.abs().max())
+    lowest, highest = (total - margin).to(weight.dtype), (total + margin).to(weight.dtype)
+    return bool(((lowest <= merged) & (merged <= highest) & merged.isfinite()).all())
