@@ -119,7 +119,19 @@ def _depends_on(config: Path, deepspeed: str | None, machines: Machines) -> tupl
     if deepspeed and deepspeed not in DEEPSPEED:
         raise RecipeError(f"DEEPSPEED={deepspeed} is none of {', '.join(DEEPSPEED)}")
     inputs = {"config": config, **_read_by(config)}
+    if (deepspeed or "").startswith("zero3"):
+        _refuse_sharding(inputs["model"], str(deepspeed))
     return inputs, {"deepspeed": deepspeed, "processes": machines.processes}
+
+
+def _refuse_sharding(model: Path, deepspeed: str) -> None:
+    """RecipeError where ZeRO-3 would shard a tied head or biases: now and then a run then began with other weights."""
+    base = stage.read_json(model / "config.json")
+    if base.get("tie_word_embeddings") or base["model_type"] != "llama":
+        raise RecipeError(
+            f"DEEPSPEED={deepspeed}: ZeRO-3 is for Llama layouts with a head of their own; {stage.shown(model)} has a "
+            f"tied head or biases: use DEEPSPEED=zero2 or none, such models are small"
+        )
 
 
 def _arguments(config: Path, out: Path, last: Path | None, deepspeed: str | None) -> list[str]:
