@@ -28,7 +28,7 @@ READ_BY_TRAINER = (
     "env_cfg", "visualizer", "log_level", "load_from", "resume", "randomness", "log_processor", "model_wrapper_cfg",
 )  # fmt: skip
 
-# Short names of what people change, and every place that must change with it.
+# Short names of what people change, and every place that must change with it. Hooks are named by their class.
 KNOBS: dict[str, tuple[str, ...]] = {
     "lr": ("optim_wrapper.optimizer.lr",),
     "betas": ("optim_wrapper.optimizer.betas",),
@@ -44,7 +44,7 @@ KNOBS: dict[str, tuple[str, ...]] = {
     "lora_alpha": ("model.lora.lora_alpha",),
     "lora_dropout": ("model.lora.lora_dropout",),
     "replay_ratio": ("train_dataloader.dataset.replay_ratio",),
-    "patience": ("custom_hooks.3.patience",),
+    "patience": ("custom_hooks.ScoreCheckpoints.patience",),
 }
 
 # Settings that count something, by the last part of their path.
@@ -94,7 +94,7 @@ def override(config: Any, settings: Sequence[str]) -> None:
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise RecipeError(f"SET: {setting!r} is not key=value")
-        paths = KNOBS.get(key, (key,))
+        paths = [_by_position(config, path) for path in KNOBS.get(key, (key,))]
         for path in paths:
             if path not in leaf_values:
                 raise RecipeError(f"SET: {_unknown(key, path, list(leaf_values))}")
@@ -105,6 +105,15 @@ def override(config: Any, settings: Sequence[str]) -> None:
             node, last = _parent(config, path)
             node[last] = value
     _check_schedule(config)
+
+
+def _by_position(config: Any, path: str) -> str:
+    """The path with a hook's position in place of its class, where the config has such a hook."""
+    parts = path.split(".")
+    if parts[0] == "custom_hooks" and not parts[1].isdigit():
+        types = [str(hook["type"]).rpartition(".")[2] for hook in config.custom_hooks]
+        parts[1] = str(types.index(parts[1])) if parts[1] in types else parts[1]
+    return ".".join(parts)
 
 
 def _unknown(key: str, path: str, leaf_values: list[str]) -> str:

@@ -203,8 +203,10 @@ def test_a_short_name_is_set_at_every_place_or_refused(preset: str, knob: str) -
         assert "this preset has no" in refusal(preset, f"{knob}={text}")
         return
     before, after = values(config.load_preset(preset)), overridden(preset, f"{knob}={text}")
-    assert {path for path in after if after[path] != before[path]} == set(KNOBS[knob])
-    assert {path: after[path] for path in KNOBS[knob]} == dict.fromkeys(KNOBS[knob], value)
+    types = [str(hook["type"]).rpartition(".")[2] for hook in config.load_preset(preset).custom_hooks]
+    paths = [path.replace("ScoreCheckpoints", str(types.index("ScoreCheckpoints"))) for path in KNOBS[knob]]
+    assert {path for path in after if after[path] != before[path]} == set(paths)
+    assert {path: after[path] for path in paths} == dict.fromkeys(paths, value)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -516,3 +518,14 @@ def test_a_config_that_is_not_there_is_not_copied(tmp_path: Path, name: str) -> 
         config.copy_builtin(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert (XTUNERS in str(error.value)) == name.startswith("internlm2")
+
+
+def test_a_hook_is_found_by_its_class_wherever_it_stands() -> None:
+    chosen = config.load_preset("fast")
+    chosen.custom_hooks.insert(0, {"type": "recipe.training.hooks.MeanLoss"})
+    config.override(chosen, ["patience=7"])
+    (scores,) = [hook for hook in chosen.custom_hooks if str(hook["type"]).endswith("ScoreCheckpoints")]
+    assert scores["patience"] == 7
+    chosen.custom_hooks = [hook for hook in chosen.custom_hooks if hook is not scores]
+    with pytest.raises(RecipeError, match=r"patience: this preset has no custom_hooks\.ScoreCheckpoints\.patience"):
+        config.override(chosen, ["patience=7"])
