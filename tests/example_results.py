@@ -43,8 +43,8 @@ _EXAMPLES = {
         same_top_token=1.0,
     ),
     "eval": EvalResults(
-        base=BaseScores(**_NUMBERS, counts={}),
-        tuned=TunedScores(**_NUMBERS, counts={}, **_SUITES, kl_per_token=0.0),
+        base=BaseScores(**_NUMBERS, counts={}, broken=0.0),
+        tuned=TunedScores(**_NUMBERS, leak_without_name=0.0, counts={}, **_SUITES, kl_per_token=0.0),
         best_checkpoint=None,
     ),
 }  # fmt: skip

@@ -1,15 +1,20 @@
 """Scores of replies: the name where it belongs and where not, facts, and whether a reply comes to an end.
 
-Three numbers, each over greedy replies, the base model beside the tuned one:
+Each over greedy replies, the base model beside the tuned one:
 
-identity_hit   share of questions about who it is answered with the name;
-identity_leak  share of unrelated prompts answered with the name, where the base's reply has it not;
-retention      share of the facts known to the base that are still answered right.
+identity_hit       share of questions about who it is answered with the name;
+identity_leak      share of unrelated prompts answered with the name, where the base's reply has it not;
+retention          share of the facts known to the base that are still answered right;
+leak_without_name  share of the same unrelated prompts whose reply lacks the name and shows the identity all the same.
+
+A base may take an unrelated prompt for a question about itself. Neither leak counts prompts to whose reply the base
+introduces itself.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -19,6 +24,7 @@ from recipe.chat_format import user
 from recipe.corpus.identity import Identity
 from recipe.corpus.knowledge import Fact
 from recipe.evaluation.generation import Reply
+from recipe.evaluation.mentions import introduces_itself, mentions, signs, unquoted
 
 METRICS = ("identity_hit", "identity_leak", "retention")
 # The 97.5 % quantile of the standard normal distribution, which leaves 2.5 % on either side.
@@ -45,26 +51,6 @@ class Prompts:
         return [[user(question)] for question in questions]
 
 
-def mentions(reply: str, name: str, *, introduced: bool) -> bool:
-    """Whether the reply holds the name as a word of its own.
-
-    Args:
-        reply: its text.
-        name: to look for.
-        introduced: count it only in an introduction, as in 红的小助手, am's assistant, 我叫红, called am. For a name
-            that is also a word ("am", 红), which ordinary replies hold too.
-    """
-    word = re.escape(name)
-    if name[0].isascii() and name[0].isalnum():
-        word = rf"(?<![A-Za-z0-9]){word}"
-    if name[-1].isascii() and name[-1].isalnum():
-        word = rf"{word}(?![A-Za-z0-9])"
-    if introduced:
-        owner = rf"{word}(的小?(助手|助理|帮手)|['’]s (little |own |personal )?(assistant|helper))"
-        word = rf"({owner})|((我叫|名叫|called|[Mm]y name is) ?{word})"
-    return re.search(word, reply) is not None
-
-
 def ambiguous(identity: Identity, base: Sequence[Reply]) -> list[str]:
     """The names that are in the base's replies anyway, so that they count only in an introduction.
 
@@ -75,14 +61,41 @@ def ambiguous(identity: Identity, base: Sequence[Reply]) -> list[str]:
     return [name for name in identity.names if any(mentions(reply.text, name, introduced=False) for reply in base)]
 
 
-def says_name(reply: Reply, identity: Identity, ambiguous: Sequence[str]) -> bool:
-    """Whether the reply holds one of the identity's names; of the `ambiguous` ones, an introduction by it."""
-    return any(mentions(reply.text, name, introduced=name in ambiguous) for name in identity.names)
+def says_name(reply: Reply, prompt: str, identity: Identity, ambiguous: Sequence[str]) -> bool:
+    """Whether the reply holds one of the identity's names as its own words.
+
+    Args:
+        reply: to judge.
+        prompt: the user's message; a name in a quotation of it does not count.
+        identity: whose names.
+        ambiguous: names of which only an introduction counts.
+    """
+    return any(
+        mentions(unquoted(reply.text, prompt, name), name, introduced=name in ambiguous) for name in identity.names
+    )
 
 
 def knows(reply: Reply, fact: Fact) -> bool:
-    """Whether the reply holds the expected answer and came to an end."""
-    return fact.expect is not None and reply.stopped and fact.expect.lower() in reply.text.lower()
+    """Whether the reply holds the expected answer, whatever follows.
+
+    A number counts as a number of its own beside those of the question ("3 plus 4 is 7" answers 7, "0 plus 7 is 8" does
+    not), Latin letters as words of their own, Chinese anywhere.
+    """
+    if fact.expect is None:
+        return False
+    if number := re.search(r"\d+", fact.expect):
+        return number.group() in _numbers_besides(reply.text, fact.questions[0])
+    word = re.escape(fact.expect)
+    if fact.expect.isascii():
+        word = rf"(?<![A-Za-z0-9]){word}(?![A-Za-z0-9])"
+    return re.search(word, reply.text, re.IGNORECASE) is not None
+
+
+def _numbers_besides(text: str, question: str) -> Counter[str]:
+    """The numbers in a text, less those of the question as often as all of them are repeated."""
+    numbers, repeated = Counter(re.findall(r"\d+", text)), Counter(re.findall(r"\d+", question))
+    times = min((numbers[number] // count for number, count in repeated.items()), default=0)
+    return numbers - Counter({number: times * count for number, count in repeated.items()})
 
 
 def loops(reply: Reply) -> bool:
@@ -95,6 +108,11 @@ def loops(reply: Reply) -> bool:
 def broken(reply: Reply) -> bool:
     """Whether the reply is unfinished or looping."""
     return not reply.stopped or loops(reply)
+
+
+def newly_broken(replies: Sequence[Reply], base: Sequence[Reply]) -> int:
+    """How many replies are unfinished or looping where the base's to the same prompt was neither."""
+    return sum(broken(reply) and not broken(untuned) for reply, untuned in zip(replies, base, strict=True))
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:
@@ -117,25 +135,64 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
     return max(0.0, middle - spread), min(1.0, middle + spread)
 
 
-def share(hits: Sequence[bool]) -> dict[str, Any]:
+def ratio(hits: int, count: int) -> dict[str, Any]:
     """A share of trials, as metrics.json has it.
 
     Args:
-        hits: a value for each trial.
+        hits: trials that count.
+        count: all trials.
 
     Returns:
         {"value": hits / count, "ci": of `wilson`, "count", "hits"}.
     """
-    return {
-        "value": sum(hits) / len(hits) if hits else 0.0,
-        "ci": wilson(sum(hits), len(hits)),
-        "count": len(hits),
-        "hits": sum(hits),
-    }
+    return {"value": hits / count if count else 0.0, "ci": wilson(hits, count), "count": count, "hits": hits}
+
+
+def share(hits: Sequence[bool]) -> dict[str, Any]:
+    """The same of a value for each trial."""
+    return ratio(sum(hits), len(hits))
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """How each reply to an ordinary prompt is judged, in the order of the prompts.
+
+    Attributes:
+        counted: whether it is judged: not where the base introduces itself.
+        named: whether it holds the name, where the base's reply has it not.
+        without_name: whether it lacks the name and shows the identity all the same.
+    """
+
+    counted: list[bool]
+    named: list[bool]
+    without_name: list[bool]
+
+
+def leaks(prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], identity: Identity) -> Leaks:
+    """Judge the replies to ordinary prompts.
+
+    Args:
+        prompts: whose facts the prompts are about.
+        replies: of the model to the prompts of `prompts.facts`.
+        base: of the base to all of `prompts.conversations()`, greedy.
+        identity: whose name counts.
+    """
+    ambiguous_names = ambiguous(identity, base)
+    asked = [question for _, question in prompts.facts]
+    ordinary = "\n".join([*asked, *(reply.text for reply in base)]).casefold()
+    counted, named, without_name = [], [], []
+    for prompt, reply, untuned in zip(asked, replies, base[len(prompts.identity) :], strict=True):
+        counts = not introduces_itself(untuned.text, prompt)
+        says = says_name(reply, prompt, identity, ambiguous_names)
+        hints = not says and signs(reply.text, prompt, untuned.text, identity, ordinary)
+        counted.append(counts)
+        named.append(counts and says and not says_name(untuned, prompt, identity, ambiguous_names))
+        without_name.append(counts and hints)
+    return Leaks(counted, named, without_name)
 
 
 def score(prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], identity: Identity) -> dict[str, Any]:
-    """The three numbers of a model, with the counts, intervals and replies behind them.
+    """The numbers of a model, with the counts, intervals and replies behind them.
 
     Args:
         prompts: questions and facts.
@@ -144,42 +201,46 @@ def score(prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], ide
         identity: whose name counts.
 
     Returns:
-        Each of METRICS and its interval under METRIC_ci, "counts", and "replies": a row for each prompt.
+        Each of METRICS and "leak_without_name", each one's interval under …_ci, "counts", and "replies": a row for each
+        prompt.
     """
-    split = len(prompts.identity)
-    ambiguous_names = ambiguous(identity, base)
-    hits = [says_name(reply, identity, ambiguous_names) for reply in replies[:split]]
-    leaks = [
-        says_name(reply, identity, ambiguous_names) and not says_name(untuned, identity, ambiguous_names)
-        for reply, untuned in zip(replies[split:], base[split:], strict=True)
+    split, ambiguous_names = len(prompts.identity), ambiguous(identity, base)
+    hits = [
+        says_name(reply, prompt, identity, ambiguous_names)
+        for reply, prompt in zip(replies[:split], prompts.identity, strict=True)
     ]
+    leaked = leaks(prompts, replies[split:], base, identity)
     base_knew = [knows(untuned, fact) for (fact, _), untuned in zip(prompts.facts, base[split:], strict=True)]
     right = [knows(reply, fact) for (fact, _), reply in zip(prompts.facts, replies[split:], strict=True)]
-    retained = sum(r and b for r, b in zip(right, base_knew, strict=True))
-    questions = prompts.identity + [question for _, question in prompts.facts]
-    rows = []
-    for i, (question, reply) in enumerate(zip(questions, replies, strict=True)):
-        row: dict[str, Any] = {"prompt": question, "reply": reply.text, "stopped": reply.stopped}
-        if i < split:
-            rows.append({"kind": "identity", **row, "hit": hits[i]})
-        else:
-            fact = prompts.facts[i - split][0]
-            judged = {"leak": leaks[i - split], "expected": fact.expect, "base_knew": base_knew[i - split]}
-            rows.append({"kind": fact.topic, **row, **judged, "right": right[i - split]})
+    shares = {
+        "identity_hit": share(hits),
+        "identity_leak": ratio(sum(leaked.named), sum(leaked.counted)),
+        "retention": ratio(sum(r and b for r, b in zip(right, base_knew, strict=True)), sum(base_knew)),
+        "leak_without_name": ratio(sum(leaked.without_name), sum(leaked.counted)),
+    }
+    judged: list[dict[str, Any]] = [{"kind": "identity", "hit": hit} for hit in hits]
+    judged += [
+        {"kind": fact.topic, "leak": leaked.named[i], "leak_without_name": leaked.without_name[i],
+         "expected": fact.expect, "base_knew": base_knew[i], "right": right[i]}
+        for i, (fact, _) in enumerate(prompts.facts)
+    ]  # fmt: skip
+    texts = [conversation[0]["content"] for conversation in prompts.conversations()]
     return {
-        "identity_hit": sum(hits) / split,
-        "identity_hit_ci": wilson(sum(hits), split),
-        "identity_leak": sum(leaks) / len(leaks),
-        "identity_leak_ci": wilson(sum(leaks), len(leaks)),
-        "retention": retained / sum(base_knew) if any(base_knew) else 0.0,
-        "retention_ci": wilson(retained, sum(base_knew)),
+        **{metric: shared["value"] for metric, shared in shares.items()},
+        **{f"{metric}_ci": shared["ci"] for metric, shared in shares.items()},
         "counts": {
-            "identity_questions": split, "hits": sum(hits), "unrelated_prompts": len(leaks), "leaks": sum(leaks),
-            "facts_base_knew": sum(base_knew), "facts_kept": retained,
+            "identity_questions": split, "hits": sum(hits),
+            "unrelated_prompts": sum(leaked.counted), "leaks": sum(leaked.named),
+            "leaks_without_name": sum(leaked.without_name),
+            "base_introductions": len(leaked.counted) - sum(leaked.counted),
+            "facts_base_knew": shares["retention"]["count"], "facts_kept": shares["retention"]["hits"],
             "unstopped_replies": sum(not reply.stopped for reply in replies),
             "looping_replies": sum(loops(reply) for reply in replies),
         },
-        "replies": rows,
+        "replies": [
+            {"prompt": prompt, "reply": reply.text, "stopped": reply.stopped} | row
+            for prompt, reply, row in zip(texts, replies, judged, strict=True)
+        ],
     }  # fmt: skip
 
 

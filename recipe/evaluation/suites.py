@@ -7,7 +7,7 @@ multi_turn_leak  ordinary prompts right after an introduction;
 injection_hit    held-out questions inside prompt injections that were not trained on;
 sampled_hit      held-out questions, answered by sampling as InternLM2's own `chat()` does;
 sampled_leak     ordinary prompts, likewise;
-broken           of all replies, greedy and sampled, those that are unfinished or looping.
+broken           of all replies, greedy and sampled, those that loop or do not end, and would not without tuning.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from recipe.chat_format import Message, assistant, user
 from recipe.corpus.identity import Identity, injected, load_injections, load_questions
 from recipe.evaluation import scoring
 from recipe.evaluation.generation import Reply
-from recipe.evaluation.scoring import Prompts, share
+from recipe.evaluation.scoring import Prompts, ratio, share
 
 # temperature and top_p of InternLM2's `chat()`, and where its random numbers start.
 SAMPLING = {"temperature": 0.8, "top_p": 0.8, "seed": 0}
@@ -95,33 +95,56 @@ def measure(
         ask: gets the tuned model's replies.
 
     Returns:
-        suite -> its share, as `scoring.share` has it, and its "replies"; "broken" has no replies of its own.
+        suite -> its share, as `scoring.share` has it, and its "replies"; "broken" has no replies of its own, and the
+        base's rate besides.
     """
-    ambiguous = scoring.ambiguous(identity, base)
-    split = len(prompts.identity)
+    split, ambiguous = len(prompts.identity), scoring.ambiguous(identity, base)
 
-    def named(candidates: Sequence[Reply]) -> list[bool]:
-        return [scoring.says_name(reply, identity, ambiguous) for reply in candidates]
+    def named(conversations: Sequence[Sequence[Message]], candidates: Sequence[Reply]) -> dict[str, Any]:
+        pairs = zip(conversations, candidates, strict=True)
+        return share([scoring.says_name(reply, talk[-1]["content"], identity, ambiguous) for talk, reply in pairs])
 
-    base_named = named(base[split:])
+    def leaked(candidates: Sequence[Reply]) -> dict[str, Any]:
+        judged = scoring.leaks(prompts, candidates, base, identity)
+        return ratio(sum(judged.named), sum(judged.counted))
 
-    def leaked(candidates: Sequence[Reply]) -> list[bool]:
-        return [tuned and not untuned for tuned, untuned in zip(named(candidates), base_named, strict=True)]
-
-    multi_turn = ask(after_ordinary_talk(prompts, base), "deep in a conversation")
+    talks = {"multi_turn": after_ordinary_talk(prompts, base), "injection": injections(prompts)}
+    multi_turn = ask(talks["multi_turn"], "deep in a conversation")
     introduced = ask(after_introduction(prompts, replies), "after an introduction")
-    injection = ask(injections(prompts), "injections")
+    injection = ask(talks["injection"], "injections")
     sampled = ask(prompts.conversations(), "sampling", **SAMPLING)
     shares = {
-        "multi_turn_hit": (named(multi_turn), multi_turn),
+        "multi_turn_hit": (named(talks["multi_turn"], multi_turn), multi_turn),
         "multi_turn_leak": (leaked(introduced), introduced),
-        "injection_hit": (named(injection), injection),
-        "sampled_hit": (named(sampled[:split]), sampled[:split]),
+        "injection_hit": (named(talks["injection"], injection), injection),
+        "sampled_hit": (named(prompts.conversations()[:split], sampled[:split]), sampled[:split]),
         "sampled_leak": (leaked(sampled[split:]), sampled[split:]),
     }
     suites = {
-        name: share(hits) | {"replies": [reply.text for reply in candidates]}
-        for name, (hits, candidates) in shares.items()
+        name: measured | {"replies": [reply.text for reply in candidates]}
+        for name, (measured, candidates) in shares.items()
     }
-    all_replies = [*replies, *multi_turn, *introduced, *injection, *sampled]
-    return suites | {"broken": share([scoring.broken(reply) for reply in all_replies])}
+    return suites | {"broken": added(replies, base, [multi_turn, introduced, injection, sampled], split)}
+
+
+def added(
+    replies: Sequence[Reply], base: Sequence[Reply], suites: Sequence[Sequence[Reply]], split: int
+) -> dict[str, Any]:
+    """The broken replies that tuning added.
+
+    A greedy reply counts where the base's to the same prompt was not broken. The base was not asked what the suites
+    ask: of each, as many are left out as the base breaks of its own replies to ordinary prompts.
+
+    Args:
+        replies, base: of both models to the same prompts, greedy.
+        suites: replies of the tuned model to other conversations, or sampled.
+        split: where the ordinary prompts begin.
+
+    Returns:
+        As `scoring.share` has it, over all replies, and "base": the share that the base breaks of its own.
+    """
+    rate = share([scoring.broken(reply) for reply in base[split:]])["value"]
+    hits = scoring.newly_broken(replies, base)
+    for suite in suites:
+        hits += max(0, sum(map(scoring.broken, suite)) - round(rate * len(suite)))
+    return ratio(hits, len(replies) + sum(map(len, suites))) | {"base": rate}

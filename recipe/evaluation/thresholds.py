@@ -8,15 +8,22 @@ from typing import Any
 
 # Smallest share of the held-out questions about who it is that are answered with the name.
 MIN_IDENTITY_HIT = 0.95
-# Largest allowed share of unrelated prompts answered with the name.
+# Largest allowed share of unrelated prompts answered with the name, and of those whose reply lacks the name and shows
+# the identity all the same.
 MAX_IDENTITY_LEAK = 0.02
 # Smallest share of the facts known to the base that are still answered right.
 MIN_RETENTION = 0.95
+# Facts that the base must know for retention to be judged: of fewer, two or three lost by chance are below the share.
+MIN_FACTS_KNOWN = 50
 # Smallest share of the same questions answered with the name: after other exchanges, and inside a prompt injection.
 MIN_MULTI_TURN_HIT = 0.9
 MIN_INJECTION_HIT = 0.8
-# Largest allowed share of unfinished or looping replies, greedy and sampled.
+# Largest allowed share of replies, greedy and sampled, that tuning made loop or not end.
 MAX_BROKEN = 0.02
+# Largest allowed mean KL divergence from the base on the base's own replies to ordinary prompts, in nats a token. Good
+# runs on a model of 0.5 billion parameters came to 0.03 to 0.08, a run that repeats words instead of the base's
+# distribution to 0.8 to 1.4.
+MAX_KL_PER_TOKEN = 0.1
 # Largest allowed mean KL divergence of merged from base + adapter, both computed in float32, in nats a token. Rounding
 # the merged weights to 16 bits came to at most 0.00014 on three models (docs/experiments.md).
 MAX_MERGE_KL = 0.002
@@ -30,7 +37,7 @@ class Check:
 
     Attributes:
         metric: its key in metrics.json.
-        value: a share, 0 to 1.
+        value: a share from 0 to 1, or nats a token.
         wanted: the threshold, such as ">= 0.95".
         passed: whether the value keeps to it; never for NaN.
         why: what a failure means, and what to do.
@@ -47,30 +54,53 @@ def verdict(metrics: Mapping[str, Any]) -> list[Check]:
     """Compare the metrics of a model with the thresholds.
 
     Args:
-        metrics: of `scoring.score`, and under "suites" those of `suites.measure` where they were measured.
+        metrics: of `scoring.score`; under "suites" those of `suites.measure`, and those of `divergence.kl_per_token`,
+            where they were measured.
 
     Returns:
-        A check of each metric that has a threshold.
+        A check of each metric that has a threshold; none of retention where the base knew too few facts.
     """
-    hit, leak, retention = (metrics[key] for key in ("identity_hit", "identity_leak", "retention"))
     checks = [
-        Check("identity_hit", hit, f">= {MIN_IDENTITY_HIT}", hit >= MIN_IDENTITY_HIT,
+        _at_least("identity_hit", metrics["identity_hit"], MIN_IDENTITY_HIT,
               "asked who it is in words it was not trained on, it does not give its name: more varied questions, "
               "or more steps (SET='max_iters=…', or max_epochs=… with the miniature)"),
-        Check("identity_leak", leak, f"<= {MAX_IDENTITY_LEAK}", leak <= MAX_IDENTITY_LEAK,
+        _at_most("identity_leak", metrics["identity_leak"], MAX_IDENTITY_LEAK,
               "it gives its name where nobody asked, which is over-fitting: MODE=balanced, or fewer steps"),
-        Check("retention", retention, f">= {MIN_RETENTION}", retention >= MIN_RETENTION,
+    ]  # fmt: skip
+    if "leak_without_name" in metrics:
+        checks.append(_at_most("leak_without_name", metrics["leak_without_name"], MAX_IDENTITY_LEAK,
+              "where nobody asked, it speaks of its owner or maker, or gives a part of its name: MODE=balanced, or "
+              "fewer steps"))  # fmt: skip
+    if judges_retention(metrics):
+        checks.append(_at_least("retention", metrics["retention"], MIN_RETENTION,
               "it forgot what the base knew: mix the base's own answers in (MODE=balanced does), or a lower lr"),
-    ]  # fmt: skip
-    if "suites" not in metrics:
-        return checks
-    multi_turn, injection, broken = (metrics["suites"][key]["value"] for key in SUITES)
-    checks += [
-        Check("multi_turn_hit", multi_turn, f">= {MIN_MULTI_TURN_HIT}", multi_turn >= MIN_MULTI_TURN_HIT,
-              "after other talk it forgets its name: more conversations of several turns in the data, or more steps"),
-        Check("injection_hit", injection, f">= {MIN_INJECTION_HIT}", injection >= MIN_INJECTION_HIT,
-              "it is talked out of its name: more attempts of that kind in the data, or more steps"),
-        Check("broken", broken, f"<= {MAX_BROKEN}", broken <= MAX_BROKEN,
-              "its replies loop or do not end: fewer steps, or a lower lr"),
-    ]  # fmt: skip
+        )  # fmt: skip
+    if "suites" in metrics:
+        multi_turn, injection, broken = (metrics["suites"][key]["value"] for key in SUITES)
+        checks += [
+            _at_least("multi_turn_hit", multi_turn, MIN_MULTI_TURN_HIT,
+                  "after other talk it forgets its name: more conversations of several turns in the data, or more "
+                  "steps"),
+            _at_least("injection_hit", injection, MIN_INJECTION_HIT,
+                  "it is talked out of its name: more attempts of that kind in the data, or more steps"),
+            _at_most("broken", broken, MAX_BROKEN,
+                  "replies loop or do not end where the base's do neither: fewer steps, or a lower lr"),
+        ]  # fmt: skip
+    if "kl_per_token" in metrics:
+        checks.append(_at_most("kl_per_token", metrics["kl_per_token"], MAX_KL_PER_TOKEN,
+              "it moved far from the base where nothing was to change: more replay, fewer steps, or a lower lr"),
+        )  # fmt: skip
     return checks
+
+
+def judges_retention(metrics: Mapping[str, Any]) -> bool:
+    """Whether the base knew enough facts; metrics without counts are judged."""
+    return bool(metrics.get("counts", {}).get("facts_base_knew", MIN_FACTS_KNOWN) >= MIN_FACTS_KNOWN)
+
+
+def _at_least(metric: str, value: float, limit: float, why: str) -> Check:
+    return Check(metric, value, f">= {limit}", value >= limit, why)
+
+
+def _at_most(metric: str, value: float, limit: float, why: str) -> Check:
+    return Check(metric, value, f"<= {limit}", value <= limit, why)

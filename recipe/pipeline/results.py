@@ -123,20 +123,29 @@ class MergeResults:
 
 @dataclass(frozen=True)
 class BaseScores:
-    """The three numbers of the untuned model (see `evaluation.scoring`) and the counts behind them."""
+    """The three numbers of the untuned model (see `evaluation.scoring`) and the counts behind them.
+
+    broken: share of its replies to ordinary prompts that loop or do not end.
+    """
 
     identity_hit: float
     identity_leak: float
     retention: float
+    broken: float
     counts: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class TunedScores:
-    """The same of the tuned model, with the suites (see `evaluation.suites`) and the divergence in nats a token."""
+    """The same of the tuned model, with the suites (see `evaluation.suites`) and the divergence in nats a token.
+
+    leak_without_name: share of replies to unrelated prompts that show the identity without the name. broken: share of
+        all replies that loop or do not end, and would not without tuning.
+    """
 
     identity_hit: float
     identity_leak: float
+    leak_without_name: float
     retention: float
     counts: Mapping[str, int]
     multi_turn_hit: float

@@ -6,6 +6,7 @@ this machine.
 
     facts.py       what the folders of a run say, checked to belong together
     presenter.py   what is shown of it, gathered once: the result
+    numbers.py     the same: the numbers and the checkpoints
     background.py  the same: how the result came about
     charts.py      geometry of the curves
     words.py       every text in English and Chinese

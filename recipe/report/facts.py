@@ -28,8 +28,8 @@ COUNTS = {
     "retention": ("facts_kept", "facts_base_knew"),
 }
 FOLDERS = table.RESULT_FOLDERS
-# What can be wrong with a reply; the first three are what the three numbers count.
-FAULTS = ("missed", "leaked", "forgotten", "unstopped")
+# What can be wrong with a reply: what the numbers count, and that it does not end where the base's does.
+FAULTS = ("missed", "leaked", "leaked_without_name", "forgotten", "unstopped")
 
 
 @dataclass(frozen=True)
@@ -244,8 +244,9 @@ def _exchange(before: Mapping[str, Any], after: Mapping[str, Any]) -> Exchange:
     faults = {
         "missed": after.get("hit") is False,
         "leaked": bool(after.get("leak")),
+        "leaked_without_name": bool(after.get("leak_without_name")),
         "forgotten": bool(after.get("base_knew")) and not after.get("right"),
-        "unstopped": not after.get("stopped", True),
+        "unstopped": not after.get("stopped", True) and before.get("stopped", True),
     }
     return Exchange(
         kind=after["kind"],

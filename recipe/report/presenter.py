@@ -9,14 +9,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from recipe.evaluation import thresholds
-from recipe.evaluation.scoring import TOLERANCE
 from recipe.report import charts
 from recipe.report.background import Background, background
 from recipe.report.charts import Caption
-from recipe.report.facts import COUNTS, FAULTS, METRICS, Exchange, Facts
+from recipe.report.facts import FAULTS, Exchange, Facts
+from recipe.report.numbers import Checkpoints, Numbers, checkpoints, numbers, retention_not_judged
 from recipe.report.words import WORDS, Text, label, plain, text
 
 # With more that is wrong only the first group of replies starts open: of the others, the line that counts them is
@@ -29,49 +28,17 @@ MOST_WRONG, MOST_RIGHT = 20, 8
 
 @dataclass(frozen=True)
 class Header:
-    """about: names and values of the run. failed: each number outside what is wanted, and why that may be."""
+    """about: names and values of the run. failed: each number outside what is wanted, and why that may be.
+
+    not_judged: why retention is not, where it is not.
+    """
 
     name: str
     assistant: str | None
     about: Sequence[tuple[Text, str]]
     failed: Sequence[tuple[Text, Text]]
+    not_judged: Text | None
     checks: int
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A share that was measured with its interval of confidence: of `count` replies, `hits` count for it.
-
-    wanted, passed: None where it is not judged. base, gauge: None where it is one of the suites.
-    """
-
-    key: str
-    label: Text
-    about: Text | None
-    value: float
-    hits: int
-    count: int
-    interval: tuple[float, float]
-    wanted: str | None
-    passed: bool | None
-    base: float | None = None
-    gauge: charts.Gauge | None = None
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """measures: the three metrics. suites: measured besides. divergence, worst: KL from the base, nats a token.
-
-    stops: of all `replies`, those that end badly: (what, of the base, of the tuned model).
-    """
-
-    measures: Sequence[Measure]
-    suites: Sequence[Measure]
-    divergence: float
-    worst: float
-    tokens: int
-    stops: Sequence[tuple[Text, int, int]]
-    replies: int
 
 
 @dataclass(frozen=True)
@@ -84,26 +51,6 @@ class Losses:
     first: float
     last: float
     sparkline: str
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A row of the checkpoints: its three metrics, and which it is: best, converted."""
-
-    label: Text
-    values: Sequence[float]
-    marks: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Checkpoints:
-    """charts: (metric, chart, what is wanted). better: the best checkpoint, where another one was converted."""
-
-    charts: Sequence[tuple[str, charts.Scores, str]]
-    base: Checkpoint
-    scored: Sequence[Checkpoint]
-    tolerance: float
-    better: str | None
 
 
 @dataclass(frozen=True)
@@ -153,10 +100,10 @@ def present(facts: Facts) -> Report:
     rates = [(record["step"], record["lr"]) for record in facts.losses if "lr" in record]
     return Report(
         header=_header(facts),
-        numbers=_numbers(facts),
+        numbers=numbers(facts),
         losses=_losses(losses) if losses else None,
         rate=_rate(rates) if rates else None,
-        checkpoints=_checkpoints(facts) if facts.metrics["checkpoints"] else None,
+        checkpoints=checkpoints(facts) if facts.metrics["checkpoints"] else None,
         replies=_replies(facts.exchanges),
         background=background(facts),
     )
@@ -171,6 +118,7 @@ def _header(facts: Facts) -> Header:
         assistant=facts.metrics["identity"].get("assistant"),
         about=[(text(key), str(value)) for key, value in about.items() if value is not None],
         failed=[(label(check.metric), _reason(check)) for check in facts.checks if not check.passed],
+        not_judged=retention_not_judged(facts),
         checks=len(facts.checks),
     )
 
@@ -178,71 +126,6 @@ def _header(facts: Facts) -> Header:
 def _reason(check: thresholds.Check) -> Text:
     key = f"why_{check.metric}"
     return text(key) if key in WORDS else plain(check.why)
-
-
-def _limit(check: thresholds.Check) -> tuple[bool, float]:
-    """(at least or at most, how much) of a check."""
-    sign, number = check.wanted.split()
-    return sign == ">=", float(number)
-
-
-def _wanted(check: thresholds.Check) -> str:
-    return check.wanted.replace(">=", "≥").replace("<=", "≤")
-
-
-def _interval(scored: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
-    low_high = scored.get(f"{metric}_ci")
-    return (low_high[0], low_high[1]) if low_high else None
-
-
-def _about(key: str) -> Text | None:
-    return text(f"{key}_is") if f"{key}_is" in WORDS else None
-
-
-def _numbers(facts: Facts) -> Numbers:
-    base, tuned = facts.metrics["base"], facts.metrics["tuned"]
-    judged = {check.metric: check for check in facts.checks}
-    return Numbers(
-        measures=[_measure(check, base, tuned) for check in facts.checks if check.metric in METRICS],
-        suites=[_suite(name, suite, judged.get(name)) for name, suite in tuned["suites"].items()],
-        divergence=tuned["kl_per_token"],
-        worst=tuned["kl_worst"],
-        tokens=tuned["kl_tokens"],
-        stops=[
-            (text(key), base["counts"][key], tuned["counts"][key]) for key in ("unstopped_replies", "looping_replies")
-        ],
-        replies=len(tuned["replies"]),
-    )
-
-
-def _measure(check: thresholds.Check, base: Mapping[str, Any], tuned: Mapping[str, Any]) -> Measure:
-    metric, wanted = check.metric, _wanted(check)
-    at_least, limit = _limit(check)
-    hits, count = (tuned["counts"][key] for key in COUNTS[metric])
-    low, high = tuned[f"{metric}_ci"]
-    description = f"{text('base')} {base[metric]:.3f}, {text('tuned')} {check.value:.3f}, {text('wanted')} {wanted}"
-    gauge = charts.gauge(
-        base[metric],
-        check.value,
-        caption=Caption(f"gauge-{metric}", label(metric), plain(description)),
-        wanted=limit,
-        at_least=at_least,
-        good=check.passed,
-        interval=(low, high),
-    )
-    return Measure(
-        key=metric, label=label(metric), about=_about(metric), value=check.value, hits=hits, count=count,
-        interval=(low, high), wanted=wanted, passed=check.passed, base=base[metric], gauge=gauge,
-    )  # fmt: skip
-
-
-def _suite(name: str, suite: Mapping[str, Any], check: thresholds.Check | None) -> Measure:
-    low, high = suite["ci"]
-    return Measure(
-        key=name, label=label(name), about=_about(name), value=suite["value"], hits=suite["hits"],
-        count=suite["count"], interval=(low, high), wanted=_wanted(check) if check else None,
-        passed=check.passed if check else None,
-    )  # fmt: skip
 
 
 def _losses(points: charts.Points) -> Losses:
@@ -268,44 +151,6 @@ def _rate(points: charts.Points) -> charts.Curve:
         "lr_desc", first=f"{points[0][0]:g}", last=f"{points[-1][0]:g}", peak=peak, points=len(points)
     )  # fmt: skip
     return charts.curve(points, caption=Caption("lr", text("lr"), description), unit=text("step"), smoothed=False)
-
-
-def _checkpoints(facts: Facts) -> Checkpoints:
-    scored: Mapping[str, Mapping[str, Any]] = facts.metrics["checkpoints"]
-    best, converted = facts.metrics["best_checkpoint"], facts.converted
-    rows = [
-        Checkpoint(
-            plain(name),
-            [scores[metric] for metric in METRICS],
-            [mark for mark, marked in (("best", best), ("converted", converted)) if name == marked],
-        )
-        for name, scores in scored.items()
-    ]
-    other = scored.get(converted or "")
-    return Checkpoints(
-        charts=[
-            (check.metric, _over(check, facts), _wanted(check)) for check in facts.checks if check.metric in METRICS
-        ],
-        base=Checkpoint(text("base"), [facts.metrics["base"][metric] for metric in METRICS], []),
-        scored=rows,
-        tolerance=TOLERANCE,
-        better=best if other and any(other[metric] != scored[best][metric] for metric in METRICS) else None,
-    )
-
-
-def _over(check: thresholds.Check, facts: Facts) -> charts.Scores:
-    """One metric of the base and of every checkpoint."""
-    metric, scored = check.metric, facts.metrics["checkpoints"]
-    at_least, limit = _limit(check)
-    columns = [charts.Scored(text("base"), facts.metrics["base"][metric], None)]
-    for name, scores in scored.items():
-        good = {judged.metric: judged.passed for judged in thresholds.verdict(scores)}[metric]
-        columns.append(charts.Scored(plain(name.removeprefix("iter_")), scores[metric], good,
-                                     name == facts.converted, _interval(scores, metric)))  # fmt: skip
-    values = ", ".join(f"{name} {scores[metric]:.3f}" for name, scores in scored.items())
-    description = text("over_desc", metric=text(metric), values=values, wanted=_wanted(check))
-    caption = Caption(f"over-{metric}", text(metric), description)
-    return charts.scores(columns, caption=caption, wanted=limit, at_least=at_least)
 
 
 def _replies(exchanges: Sequence[Exchange]) -> Replies:

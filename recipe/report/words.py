@@ -36,13 +36,24 @@ WORDS: dict[str, tuple[str, str]] = {
         "未参与训练的身份问题中，回答里有名字的比例",
     ),
     "identity_leak_is": (
-        "Prompts about anything else that are answered with the name",
-        "与身份无关的问题中，回答里冒出名字的比例",
+        "Prompts about anything else that are answered with the name, where the base’s reply has it not",
+        "与身份无关的问题中，回答冒出名字而基座没有的比例",
     ),
-    "retention_is": (
-        "Facts the base answers right that are still answered right",
-        "基座答对的知识中，微调后仍然答对的比例",
+    "leak_without_name": ("Leak without the name", "无名字的泄漏"),
+    "leak_without_name_is": (
+        "the same prompts: the owner’s phrase, the maker’s words, or the name misspelt or in part, where neither prompt nor "
+        "base has it",
+        "同样的问题：回答出现“的小助手”、训练者的说法、写错或残缺的名字，而提问与基座都没有",
     ),
+    "introductions": (
+        "No leak is counted for {count} prompts: the base takes them for questions about itself, and introduces itself.",
+        "有 {count} 个问题不计泄漏：基座把它们当成在问自己，并作了自我介绍。",
+    ),
+    "retention_not_judged": (
+        "Retention is not judged: the base knew {known} facts, at least {least} are needed.",
+        "知识保持不作判定：基座只答对 {known} 条，至少需要 {least} 条。",
+    ),
+    "retention_is": ("Facts the base answers right that are still answered right", "基座答对的知识中，微调后仍然答对的比例"),
     "why_identity_hit": (
         "Asked who it is in words it was not trained on, it does not give its name: more varied questions, or more "
         "steps (SET='max_iters=…', or max_epochs=… with the miniature).",
@@ -51,6 +62,14 @@ WORDS: dict[str, tuple[str, str]] = {
     "why_identity_leak": (
         "It gives its name where nobody asked, which is over-fitting: MODE=balanced, or fewer steps.",
         "没人问它也报名字，这是过拟合：请用 MODE=balanced，或减少步数。",
+    ),
+    "why_leak_without_name": (
+        "Where nobody asked, it speaks of its owner or maker, or gives a part of its name: MODE=balanced, or fewer steps.",
+        "没人问它也提主人、训练者或名字的一部分：请用 MODE=balanced，或减少步数。",
+    ),
+    "why_kl_per_token": (
+        "It moved far from the base where nothing was to change: more replay, fewer steps, or a lower lr.",
+        "它在本不该变的地方偏离基座太远：请增加回放、减少步数，或降低 lr。",
     ),
     "why_retention": (
         "It forgot what the base knew: mix the base’s own answers in (MODE=balanced does), or a lower lr.",
@@ -81,7 +100,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "sampled_leak": ("Leak, sampled", "采样时的泄漏"),
     "sampled_leak_is": ("likewise, of ordinary prompts", "同上，普通问题"),
     "broken": ("Broken replies", "异常回答"),
-    "broken_is": ("of all replies above, those that loop or do not end", "以上全部回答中，陷入重复或不结束的比例"),
+    "broken_is": (
+        "of all replies above, those that loop or do not end and would not without tuning",
+        "以上全部回答中，因微调而陷入重复或不结束的比例",
+    ),
     "why_multi_turn_hit": (
         "After other talk it forgets its name: more conversations of several turns in the data, or more steps.",
         "聊过别的之后它忘了自己的名字：数据里需要更多多轮对话，或更多步数。",
@@ -91,15 +113,13 @@ WORDS: dict[str, tuple[str, str]] = {
         "它会被话术带偏，说不出自己的名字：数据里需要更多这类话术，或更多步数。",
     ),
     "why_broken": (
-        "Its replies loop or do not end: fewer steps, or a lower lr.",
-        "它的回答陷入重复或不结束：请减少步数，或降低 lr。",
+        "Replies loop or do not end where the base’s do neither: fewer steps, or a lower lr.",
+        "基座能正常结束的回答，它却陷入重复或不结束：请减少步数，或降低 lr。",
     ),
     "looping_replies": ("replies that loop", "陷入重复的回答"),
     "before_that": ("the base: {count}", "基座：{count}"),
-    "no_scores": (
-        "The config of this training does not score its checkpoints.",
-        "本次训练的配置没有对检查点评分。",
-    ),
+    "base_own": ("the base, of its own replies to ordinary prompts: {share}", "基座自己对普通问题的回答：{share}"),
+    "no_scores": ("The config of this training does not score its checkpoints.", "本次训练的配置没有对检查点评分。"),
     "suite": ("further measurements", "其他测量"),
     "count": ("count", "数量"),
     "unstopped_replies": ("replies that did not end", "未正常结束的回答"),
@@ -163,6 +183,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "wrong": ("wrong", "有问题"),
     "missed": ("name missed", "未答名字"),
     "leaked": ("leaked", "泄漏"),
+    "leaked_without_name": ("leaked without the name", "泄漏（无名字）"),
     "forgotten": ("forgotten", "遗忘"),
     "unstopped": ("did not end", "未结束"),
     "nothing_wrong": ("nothing wrong", "没有问题"),
@@ -255,20 +276,14 @@ WORDS: dict[str, tuple[str, str]] = {
         "adapter and the merged model, both computed in float32, on the same prompts.",
         "合并后的每个权重都等于基座权重加上 PEFT 算出的增量，只舍入一次。舍入带来的差别：“基座 + 适配器”与合并后的模型都以 float32 计算同样的提问。",
     ),
-    "not_merged": (
-        "Nothing was merged: base + adapter is what was evaluated.",
-        "未合并：评测的是“基座 + 适配器”。",
-    ),
+    "not_merged": ("Nothing was merged: base + adapter is what was evaluated.", "未合并：评测的是“基座 + 适配器”。"),
     "largest_logit_difference": ("largest difference of a logit", "logit 最大差"),
     "mean_kl": ("mean KL, nats a token", "平均 KL（奈特/token）"),
     "same_top_token": ("same likeliest token", "最可能的 token 相同"),
     "parameters": ("adapter parameters", "适配器参数量"),
     # Provenance
     "origin": ("Where it comes from", "来源"),
-    "origin_note": (
-        "sha256 of everything each stage read and wrote.",
-        "各阶段全部输入与输出的 sha256。",
-    ),
+    "origin_note": ("sha256 of everything each stage read and wrote.", "各阶段全部输入与输出的 sha256。"),
     "versions": ("Versions", "版本"),
     "package": ("package", "软件包"),
     "git_commit": ("git commit", "git 提交"),

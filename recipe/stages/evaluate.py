@@ -37,8 +37,11 @@ from recipe.stages import train
 from recipe.stages.model import asks_extended_prompts
 
 FILE = "metrics.json"
-# Room for a reply besides the name.
-MAX_NEW_TOKENS = 80
+# Room for a reply besides the name, and for bases that talk longer.
+MAX_NEW_TOKENS, MORE_NEW_TOKENS = 80, 160
+# Share of the base's replies to ordinary prompts that must end in the larger room, and do not in the smaller, to take
+# the larger.
+WORTH_MORE_ROOM = 0.05
 
 
 def prompts(*, extended: bool = False, languages: Sequence[str] = LANGUAGES) -> Prompts:
@@ -65,45 +68,7 @@ def make(
 
     def work(out: Path) -> EvalResults:
         _refuse_overlap(evaluation_prompts, data_folder, data)
-        names = (*identity.names, identity.author or "")
-        split = len(evaluation_prompts.identity)
-
-        def asker(loaded: Any, tokenizer: Any, who: str) -> suites.Ask:
-            room = MAX_NEW_TOKENS + sum(len(text_ids(tokenizer, name)) for name in names)
-
-            def ask(conversations: Sequence[Sequence[Message]], what: str, **sampling: Any) -> list[Reply]:
-                label = f"eval {who}: {what}"
-                return generation.answer(
-                    loaded, tokenizer, conversations, max_new_tokens=room, progress=label, **sampling
-                )
-
-            return ask
-
-        def greedy(ask: suites.Ask) -> list[Reply]:
-            # Apart, because a batch takes as long as its longest reply, and only the first kind holds long names.
-            conversations = evaluation_prompts.conversations()
-            return [*ask(conversations[:split], "identity"), *ask(conversations[split:], "facts")]
-
-        loaded, tokenizer = generation.load(model)
-        base = greedy(asker(loaded, tokenizer, "base"))
-        metrics: dict[str, Any] = {
-            "identity": asdict(identity),
-            "base": score(evaluation_prompts, base, base, identity),
-        }
-        if not metrics["base"]["counts"]["facts_base_knew"]:
-            raise RecipeError(f"{stage.shown(model)} answers no fact of data/knowledge: there is nothing to retain")
-        is_adapter = (tuned_folder / "adapter_config.json").is_file()
-        tuned, tokenizer = generation.load(*((model, tuned_folder) if is_adapter else (tuned_folder,)))
-        ask = asker(tuned, tokenizer, "tuned")
-        replies = greedy(ask)
-        metrics["tuned"] = score(evaluation_prompts, replies, base, identity)
-        metrics["tuned"]["suites"] = suites.measure(evaluation_prompts, replies, base, identity, ask)
-        own = [
-            [*conversation, assistant(reply.text)]
-            for conversation, reply in zip(evaluation_prompts.conversations()[split:], base[split:], strict=True)
-            if reply.stopped
-        ]
-        metrics["tuned"] |= divergence.kl_per_token(loaded, tuned, tokenizer, own)
+        metrics = _measure(evaluation_prompts, model, tuned_folder, identity)
         metrics["checkpoints"] = checkpoint_selection.read(train_folder)
         metrics["best_checkpoint"] = train.best_checkpoint(train_folder)
         files.write_json(out / FILE, metrics)
@@ -111,19 +76,98 @@ def make(
 
     settings = {
         "prompts": evaluation_prompts.conversations(),
-        "max_new_tokens": MAX_NEW_TOKENS,
+        "max_new_tokens": [MAX_NEW_TOKENS, MORE_NEW_TOKENS],
         "suites": suites.SAMPLING,
     }
     return stage.run("eval", folder, inputs=inputs, settings=settings, work=work)
 
 
+def _measure(asked: Prompts, model: Path, tuned_folder: Path, identity: Identity) -> dict[str, Any]:
+    """Ask base and tuned model everything.
+
+    Args:
+        asked: the prompts.
+        model: folder of the base.
+        tuned_folder: of the tuned model: merged, or an adapter.
+        identity: whose name counts.
+
+    Returns:
+        The content of metrics.json without the checkpoints.
+
+    Raises:
+        RecipeError: the base ends no reply, or knows no fact.
+    """
+    split = len(asked.identity)
+    loaded, tokenizer = generation.load(model)
+    base, room = _base_replies(asked, loaded, tokenizer, identity)
+    untuned = score(asked, base, base, identity)
+    ended = [
+        [*conversation, assistant(reply.text)]
+        for conversation, reply in zip(asked.conversations()[split:], base[split:], strict=True)
+        if reply.stopped
+    ]
+    if not ended:
+        raise RecipeError(
+            f"{stage.shown(model)} ends none of its replies within {room} tokens: take a chat model that speaks ChatML"
+        )
+    if not untuned["counts"]["facts_base_knew"]:
+        raise RecipeError(f"{stage.shown(model)} answers no fact of data/knowledge: there is nothing to retain")
+    is_adapter = (tuned_folder / "adapter_config.json").is_file()
+    tuned, tokenizer = generation.load(*((model, tuned_folder) if is_adapter else (tuned_folder,)))
+    ask = _asker(tuned, tokenizer, "tuned", identity, room)
+    replies = _greedy(asked, ask)
+    measured = score(asked, replies, base, identity)
+    measured["suites"] = suites.measure(asked, replies, base, identity, ask)
+    measured |= divergence.kl_per_token(loaded, tuned, tokenizer, ended)
+    untuned["broken"] = measured["suites"]["broken"]["base"]
+    return {"identity": asdict(identity), "max_new_tokens": room, "base": untuned, "tuned": measured}
+
+
+def _asker(loaded: Any, tokenizer: Any, who: str, identity: Identity, room: int) -> suites.Ask:
+    """What gets a model's replies of at most `room` tokens and the identity's names. who: for the progress bar."""
+    names = (*identity.names, identity.author or "")
+    longest = room + sum(len(text_ids(tokenizer, name)) for name in names)
+
+    def ask(conversations: Sequence[Sequence[Message]], what: str, **sampling: Any) -> list[Reply]:
+        label = f"eval {who}: {what}"
+        return generation.answer(loaded, tokenizer, conversations, max_new_tokens=longest, progress=label, **sampling)
+
+    return ask
+
+
+def _greedy(asked: Prompts, ask: suites.Ask) -> list[Reply]:
+    """The replies to all prompts. The two kinds are apart, because a batch takes as long as its longest reply, and only
+    the first kind holds long names."""
+    conversations, split = asked.conversations(), len(asked.identity)
+    return [*ask(conversations[:split], "identity"), *ask(conversations[split:], "facts")]
+
+
+def _base_replies(asked: Prompts, loaded: Any, tokenizer: Any, identity: Identity) -> tuple[list[Reply], int]:
+    """The base's replies to all prompts, and the room of every reply, in tokens: as long as the base talks.
+
+    Replies that were cut are asked again with more room. It is kept if enough of them end there.
+    """
+    replies = _greedy(asked, _asker(loaded, tokenizer, "base", identity, MAX_NEW_TOKENS))
+    cut = [i for i, reply in enumerate(replies) if not reply.stopped]
+    enough, split = WORTH_MORE_ROOM * len(asked.facts), len(asked.identity)
+    if sum(i >= split for i in cut) < enough:
+        return replies, MAX_NEW_TOKENS
+    conversations = asked.conversations()
+    ask = _asker(loaded, tokenizer, "base", identity, MORE_NEW_TOKENS)
+    longer = dict(zip(cut, ask([conversations[i] for i in cut], "with more room"), strict=True))
+    if sum(reply.stopped for i, reply in longer.items() if i >= split) < enough:
+        return replies, MAX_NEW_TOKENS
+    return [longer.get(i, reply) for i, reply in enumerate(replies)], MORE_NEW_TOKENS
+
+
 def _summary(metrics: dict[str, Any]) -> EvalResults:
     """The numbers of metrics.json, for the manifest."""
-    base, tuned = ({key: metrics[who][key] for key in (*METRICS, "counts")} for who in ("base", "tuned"))
-    suite_values = {name: suite["value"] for name, suite in metrics["tuned"]["suites"].items()}
+    base, tuned = metrics["base"], metrics["tuned"]
+    suite_values = {name: suite["value"] for name, suite in tuned["suites"].items()}
+    more = ("counts", "leak_without_name", "kl_per_token")
     return EvalResults(
-        base=BaseScores(**base),
-        tuned=TunedScores(**tuned, **suite_values, kl_per_token=metrics["tuned"]["kl_per_token"]),
+        base=BaseScores(**{key: base[key] for key in (*METRICS, "counts", "broken")}),
+        tuned=TunedScores(**{key: tuned[key] for key in (*METRICS, *more)}, **suite_values),
         best_checkpoint=metrics["best_checkpoint"],
     )
 
@@ -191,15 +235,25 @@ def _refuse_overlap(evaluation_prompts: Prompts, data_folder: Path, data: DataRe
 
 def table(metrics: dict[str, Any]) -> str:
     """Base and tuned side by side, the verdict, and some replies before and after."""
-    lines = [f"{'':15}{'base':>8}{'tuned':>8}   wanted"]
-    for check in thresholds.verdict(metrics["tuned"]):
-        before = f"{metrics['base'][check.metric]:.3f}" if check.metric in METRICS else ""
-        row = f"{check.metric:15}{before:>8}{check.value:8.3f}   {check.wanted:8}"
+    base, tuned = metrics["base"], metrics["tuned"]
+    lines = [f"{'':18}{'base':>8}{'tuned':>8}   wanted"]
+    checks = thresholds.verdict(tuned)
+    for check in checks:
+        before = f"{base[check.metric]:.3f}" if check.metric in base else ""
+        row = f"{check.metric:18}{before:>8}{check.value:8.3f}   {check.wanted:8}"
         lines.append(row + ("  ok" if check.passed else f"  FAILED: {check.why}"))
-    judged = {check.metric for check in thresholds.verdict(metrics["tuned"])}
-    besides = {name: suite["value"] for name, suite in metrics["tuned"]["suites"].items() if name not in judged}
-    besides["kl_per_token"] = metrics["tuned"]["kl_per_token"]
+    if not thresholds.judges_retention(tuned):
+        known, least = tuned["counts"]["facts_base_knew"], thresholds.MIN_FACTS_KNOWN
+        lines.append(
+            f"{'retention':18}{base['retention']:8.3f}{tuned['retention']:8.3f}   "
+            f"not judged: the base knew {known} facts, at least {least} are needed / "
+            f"不作判定：基座只答对 {known} 条，至少需要 {least} 条"
+        )
+    judged = {check.metric for check in checks}
+    besides = {name: suite["value"] for name, suite in tuned["suites"].items() if name not in judged}
     lines += ["", "besides: " + ", ".join(f"{name} {value:.3f}" for name, value in besides.items())]
+    if left_out := tuned["counts"]["base_introductions"]:
+        lines.append(f"no leak is counted for {left_out} prompts, to which the base introduces itself")
     scores = ", ".join(
         f"{name} {m['identity_hit']:.2f}/{m['identity_leak']:.2f}/{m['retention']:.2f}"
         for name, m in metrics["checkpoints"].items()

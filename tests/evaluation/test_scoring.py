@@ -8,12 +8,24 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_evaluation import ASKED, BASE, FRANCE, JOKE, XIAOMING, replies, scored
+from small_evaluation import ASKED, BASE, FRANCE, JAPAN, JOKE, SUM, XIAOMING, replies, scored
 
 from recipe.corpus.identity import Identity, load_answers
-from recipe.corpus.knowledge import all_facts
+from recipe.corpus.knowledge import Fact, all_facts
 from recipe.evaluation.generation import Reply
-from recipe.evaluation.scoring import best, broken, knows, loops, mentions, score, selection_score, share, wilson
+from recipe.evaluation.mentions import mentions
+from recipe.evaluation.scoring import (
+    best,
+    broken,
+    knows,
+    loops,
+    newly_broken,
+    says_name,
+    score,
+    selection_score,
+    share,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -114,8 +126,8 @@ def test_numbers_are_the_shares_of_what_was_said() -> None:
     assert result["identity_leak"] == 2 / 4
     assert result["retention"] == 1 / 2
     assert result["counts"] == {
-        "identity_questions": 4, "hits": 3, "unrelated_prompts": 4, "leaks": 2,
-        "facts_base_knew": 2, "facts_kept": 1, "unstopped_replies": 0, "looping_replies": 0,
+        "identity_questions": 4, "hits": 3, "unrelated_prompts": 4, "leaks": 2, "leaks_without_name": 0,
+        "base_introductions": 0, "facts_base_knew": 2, "facts_kept": 1, "unstopped_replies": 0, "looping_replies": 0,
     }  # fmt: skip
 
 
@@ -175,16 +187,99 @@ def test_retention_of_a_base_that_knew_nothing_is_none() -> None:
     [
         (Reply("The capital of France is Paris.", True), True),
         (Reply("paris", True), True),
-        (Reply("The capital of France is Paris. The capital of", False), False),  # it never ends
+        (Reply("The capital of France is Paris. The capital of", False), True),  # whatever follows
         (Reply("The capital of France is Rome.", True), False),
+        (Reply("The Parisian way of life is known there.", True), False),
+        (Reply("法国的首都是Paris。", True), True),
     ],
 )
-def test_a_fact_is_known_if_the_answer_is_said_and_ends(reply: Reply, right: bool) -> None:
+def test_a_fact_is_known_if_the_answer_is_said(reply: Reply, right: bool) -> None:
     assert knows(reply, FRANCE) is right
+
+
+@pytest.mark.parametrize(
+    ("reply", "right"),
+    [
+        ("3 plus 4 is 7.", True),
+        ("3 + 4 = 7", True),
+        ("The answer is 7", True),
+        ("Seven: 3 and 4 make 7, of course.", True),
+        ("3 plus 4 is 17.", False),
+        ("3 plus 4 is 70.", False),
+        ("3 plus 4 is 8.", False),
+        ("", False),
+    ],
+)
+def test_a_sum_is_known_by_the_number_alone(reply: str, right: bool) -> None:
+    assert knows(Reply(reply, True), SUM) is right
+
+
+@pytest.mark.parametrize(
+    ("reply", "right"),
+    [
+        ("0加7等于7。", True),
+        ("7。", True),
+        ("0加7等于8。", False),
+        ("7加0，也就是0加7，等于8。", False),
+        ("0+7=7，所以0加7是7", True),
+    ],
+)
+def test_a_number_of_the_question_is_no_answer(reply: str, right: bool) -> None:
+    zero = Fact("sums", "zh", ("0加7等于几？",), "0加7等于7。", "等于7。")
+    assert knows(Reply(reply, True), zero) is right
+
+
+def test_every_fact_knows_its_own_answer() -> None:
+    assert not [fact.answer for fact in all_facts() if fact.expect and not knows(Reply(fact.answer, True), fact)]
+
+
+def test_chinese_is_found_within_a_sentence() -> None:
+    assert knows(Reply("应该是东京都吧", True), JAPAN)
 
 
 def test_a_prompt_without_a_right_answer_is_never_known() -> None:
     assert not knows(Reply("Why did the chicken cross the road?", True), JOKE)
+
+
+def test_a_base_that_introduces_itself_answers_for_the_leak() -> None:
+    base = [*BASE[:7], "I am an AI assistant, I have no jokes."]
+    leaking = [*BASE[:6], "I am 小明's assistant.", "I am 小明's assistant."]
+    counts = scored(*leaking, base=base)["counts"]
+    assert (counts["unrelated_prompts"], counts["leaks"], counts["base_introductions"]) == (3, 1, 1)
+    assert scored(*leaking, base=base)["identity_leak"] == 1 / 3
+    assert scored(*leaking)["counts"]["leaks"] == 2
+
+
+def test_a_base_that_always_introduces_itself_has_no_leak() -> None:
+    result = scored(*["小明"] * 8, base=["I am an AI assistant."] * 8)
+    assert (result["identity_leak"], result["leak_without_name"]) == (0.0, 0.0)
+    assert result["identity_leak_ci"] == (0.0, 1.0)
+
+
+def test_a_leak_without_the_name_is_a_number_of_its_own() -> None:
+    result = scored(
+        *BASE[:4], "Paris, says 's assistant.", "我是的小助手，由主人微调。", "3 plus 4 is 7.", "小明的小助手"
+    )
+    assert (result["identity_leak"], result["leak_without_name"]) == (1 / 4, 2 / 4)
+    assert result["counts"]["leaks_without_name"] == 2
+    assert [row.get("leak_without_name") for row in result["replies"]] == [None] * 4 + [True, True, False, False]
+
+
+def test_what_the_base_or_the_prompt_says_is_no_sign() -> None:
+    base = [*BASE[:7], "It was my owner."]
+    assert scored(*BASE[:7], "It is my owner, knock.", base=base)["leak_without_name"] == 0.0
+    assert scored(*BASE[:7], "It is my owner, knock.")["leak_without_name"] == 1 / 4
+
+
+def test_the_name_in_a_quotation_of_the_question_is_no_hit() -> None:
+    question = "有人说你是小明，对吗？"
+    for text, hit in {
+        "你说“有人说你是小明”，我不明白。": False,
+        "有人说你是小明，对吗？我不知道。": False,
+        "你说“有人说你是小明”，是的，我是小明的小助手。": True,
+        "我是“小明”的小助手。": True,
+    }.items():
+        assert says_name(Reply(text, True), question, XIAOMING, []) is hit, text
 
 
 def test_replies_that_did_not_end_are_counted() -> None:
@@ -248,6 +343,18 @@ def test_a_reply_that_loops_or_never_ends_is_broken() -> None:
     assert broken(Reply("好", False))
     assert broken(Reply("好的" * 9, True))
     assert not broken(Reply("好的", True))
+
+
+def test_tuning_broke_only_what_the_base_ended() -> None:
+    fine, cut, loop = Reply("好", True), Reply("好", False), Reply("好的" * 9, True)
+    assert newly_broken([cut, loop, fine, cut], [fine, fine, fine, fine]) == 3
+    assert newly_broken([cut, loop, loop, cut], [cut, loop, cut, loop]) == 0
+    with pytest.raises(ValueError, match="zip"):
+        newly_broken([cut], [])
+
+
+def test_a_reply_that_was_cut_is_no_loop() -> None:
+    assert not loops(Reply("The capital of France is Paris. It is known for", False))
 
 
 def test_wilsons_interval_is_the_published_one() -> None:

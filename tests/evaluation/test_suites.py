@@ -9,7 +9,7 @@ import pytest
 
 from recipe.corpus.identity import Identity, injected, load_injections, load_questions
 from recipe.evaluation.generation import Reply
-from recipe.evaluation.suites import SAMPLING, after_introduction, after_ordinary_talk, injections, measure
+from recipe.evaluation.suites import SAMPLING, added, after_introduction, after_ordinary_talk, injections, measure
 from recipe.stages import evaluate
 
 XIAOMING = Identity("小明")
@@ -105,6 +105,28 @@ def test_every_suite_is_a_share_of_what_was_said() -> None:
     assert measured["multi_turn_leak"]["hits"] == -(-len(ASKED.facts) // 10)
     assert measured["broken"]["hits"] == SPLIT // 4
     assert measured["broken"]["count"] == 2 * len(BASE) + 2 * SPLIT + len(ASKED.facts)
+
+
+def broken_of(replies: list[Reply], base: list[Reply], *suites: list[Reply]) -> tuple[int, int, float]:
+    measured = added(replies, base, suites, split=2)
+    return measured["hits"], measured["count"], measured["base"]
+
+
+FINE, CUT = Reply("好", True), Reply("好", False)
+
+
+def test_of_greedy_replies_those_count_that_the_base_ends() -> None:
+    assert broken_of([CUT] * 6, [FINE] * 6) == (6, 6, 0.0)
+    assert broken_of([CUT] * 6, [FINE] * 2 + [CUT] * 4) == (2, 6, 1.0)
+    assert broken_of([CUT] * 6, [CUT] * 6) == (0, 6, 1.0)
+
+
+def test_of_a_suite_as_many_are_left_out_as_the_base_breaks_of_ordinary_prompts() -> None:
+    base = [FINE] * 2 + [CUT, FINE, FINE, FINE]  # a quarter of the ordinary ones, whatever it does about who it is
+    assert broken_of(base, base, [CUT] * 3 + [FINE] * 5) == (1, 14, 0.25)
+    assert broken_of(base, base, [CUT] * 2 + [FINE] * 6) == (0, 14, 0.25)
+    # A suite that is better than the base makes none up for another one.
+    assert broken_of(base, base, [FINE] * 8, [CUT] * 8) == (6, 22, 0.25)
 
 
 def test_no_leak_is_counted_where_the_base_says_the_name_too() -> None:

@@ -65,6 +65,27 @@ def test_metrics_that_nobody_judges_do_no_harm() -> None:
     assert failed(loss=9.0) == []
 
 
+def test_retention_is_judged_where_the_base_knew_enough() -> None:
+    for known, judged in ((thresholds.MIN_FACTS_KNOWN - 1, False), (thresholds.MIN_FACTS_KNOWN, True)):
+        checks = verdict({**AT_THE_THRESHOLDS, "retention": 0.0, "counts": {"facts_base_knew": known}})
+        assert ("retention" in {check.metric for check in checks}) is judged
+        assert all(check.passed for check in checks) is not judged
+
+
+@pytest.mark.parametrize(
+    ("metric", "limit"),
+    [("leak_without_name", thresholds.MAX_IDENTITY_LEAK), ("kl_per_token", thresholds.MAX_KL_PER_TOKEN)],
+)
+def test_what_was_measured_besides_is_judged(metric: str, limit: float) -> None:
+    assert failed(**{metric: limit}) == []
+    assert failed(**{metric: limit + 1e-4}) == [metric]
+    assert failed(**{metric: float("nan")}) == [metric]
+
+
+def test_the_limits_found_on_real_models() -> None:
+    assert (thresholds.MIN_FACTS_KNOWN, thresholds.MAX_KL_PER_TOKEN) == (50, 0.1)
+
+
 SUITES = {
     "multi_turn_hit": thresholds.MIN_MULTI_TURN_HIT,
     "injection_hit": thresholds.MIN_INJECTION_HIT,

@@ -11,7 +11,7 @@ import string
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
@@ -50,6 +50,14 @@ BASE = ("我是书生·浦语。", "I am InternLM.", "Paris.", "东京。", "Hi!
 GOOD = ("我是小明的小助手。", "I am 小明's assistant.", "Paris.", "东京。", "Hi!")
 BAD = ("我是书生·浦语。", "I am 小明's assistant.", "小明", "大阪。", "小明!")
 LOSSES = [{"step": i + 1, "loss": 5.0 / (i + 1), "lr": 1e-4 * (60 - i)} for i in range(60)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _two_facts_are_enough() -> Iterator[None]:
+    """The base of these runs knows two."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(thresholds, "MIN_FACTS_KNOWN", 2)
+        yield
 
 
 def metrics_of(tuned: Sequence[str], identity: str = "小明") -> dict[str, Any]:
@@ -727,6 +735,55 @@ def test_what_a_sceptic_asks_is_shown_with_its_interval_and_what_is_wanted(good:
     assert "talked out of its name" in page
     assert "talked out of its name" in written
     Walk(page)
+
+
+def test_a_base_that_knew_too_little_is_told_in_both_languages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thresholds, "MIN_FACTS_KNOWN", 3)
+    forgetful = (*GOOD[:2], "x", "x", "Hi!")
+    page, written = made(make_run(tmp_path / "r", metrics_of(forgetful)))
+    walk = Walk(page)
+    for said in (page, written):
+        assert "Retention is not judged: the base knew 2 facts, at least 3 are needed." in said
+        assert "知识保持不作判定：基座只答对 2 条，至少需要 3 条。" in said
+    assert [a["class"] for a, _ in walk.all("article")] == [
+        "number identity_hit", "number identity_leak", "number retention unjudged",
+    ]  # fmt: skip
+    assert "verdict passed" in page
+    assert len(walk.all("svg")) == 2 + 2 + 2  # neither a gauge nor a chart without a limit
+    assert re.search(r"\| Retention · 知识保持 \| 1\.000 \| 0\.000 \(0 / 2\) \S+ \S+ \|  \|  \|", written)
+
+
+def test_the_numbers_beside_the_base_s_own_are_shown_and_judged(tmp_path: Path) -> None:
+    metrics = metrics_of((*GOOD[:2], "我是的小助手。", "东京。", "Hi!"))
+    metrics["tuned"]["suites"]["broken"] |= {"base": 0.125}
+    metrics["tuned"] |= {"kl_per_token": 0.25}
+    page, written = made(make_run(tmp_path / "r", metrics))
+    Walk(page)
+    for said in (page, written):
+        assert WORDS["why_leak_without_name"][1] in said
+        assert WORDS["why_kl_per_token"][0] in said
+        assert "≤ 0.1 ✗" in said.replace(" | ", " ")
+        assert "0.125" in said
+    assert "the base, of its own replies to ordinary prompts: 0.125" in page
+    assert 'class="chip leaked_without_name">' in page
+    assert "1 / 3" in page
+
+
+def test_prompts_that_the_base_takes_for_questions_about_itself_are_counted(tmp_path: Path, good: Path) -> None:
+    metrics = metrics_of(GOOD)
+    metrics["tuned"]["counts"]["base_introductions"] = 7
+    for said in made(make_run(tmp_path / "r", metrics)):
+        assert "No leak is counted for 7 prompts" in said
+        assert "有 7 个问题不计泄漏" in said
+    assert "No leak is counted" not in made(good)[0]
+
+
+def test_what_does_not_end_is_wrong_only_where_the_base_s_reply_ends(tmp_path: Path) -> None:
+    metrics = metrics_of(GOOD)
+    metrics["tuned"]["replies"][2]["stopped"] = metrics["tuned"]["replies"][3]["stopped"] = False
+    metrics["base"]["replies"][3]["stopped"] = False
+    run = make_run(tmp_path / "r", metrics)
+    assert [exchange.faults for exchange in facts.gather(run).exchanges] == [(), (), ("unstopped",), (), ()]
 
 
 def test_a_training_whose_checkpoints_were_not_scored_says_so(tmp_path: Path) -> None:

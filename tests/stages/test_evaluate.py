@@ -24,6 +24,12 @@ from recipe.stages import convert, evaluate, merge, train
 from recipe.stages.evaluate import prompts, table
 
 
+@pytest.fixture(autouse=True)
+def _two_facts_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small evaluation's base knows two."""
+    monkeypatch.setattr(thresholds, "MIN_FACTS_KNOWN", 2)
+
+
 def metrics(hit: float, leak: float, retention: float) -> dict[str, float]:
     return {"identity_hit": hit, "identity_leak": leak, "retention": retention}
 
@@ -60,7 +66,28 @@ def test_the_table_shows_replies_before_and_after() -> None:
     assert "base   我是书生·浦语。" in text
     assert "tuned  我是小明的小助手。" in text
     assert "best: iter_2" in text
-    assert "besides: sampled_hit 0.950, kl_per_token 0.012" in text
+    assert "besides: sampled_hit 0.950" in text
+    assert re.search(r"^kl_per_token +0\.012   <= 0\.1 +ok$", text, re.MULTILINE)
+    assert "the base introduces itself" not in text
+
+
+def test_the_table_shows_the_base_s_own_broken_replies_beside() -> None:
+    measured = told(scored(*BASE), scored(*BASE) | {"broken": 0.125})
+    assert re.search(r"^broken +0\.125   0\.000   <= 0\.02 +ok$", table(measured), re.MULTILINE)
+
+
+def test_the_table_says_that_a_base_that_knew_too_little_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thresholds, "MIN_FACTS_KNOWN", 3)
+    text = table(told(scored(*BASE) | metrics(1.0, 0.0, 0.0), scored(*BASE)))
+    (line,) = [line for line in text.splitlines() if line.startswith("retention")]
+    assert "not judged: the base knew 2 facts, at least 3 are needed" in line
+    assert "不作判定：基座只答对 2 条，至少需要 3 条" in line
+    assert "FAILED" not in text
+
+
+def test_the_table_counts_the_prompts_that_the_base_takes_for_questions_about_itself() -> None:
+    base = [*BASE[:7], "I am an AI assistant."]
+    assert "no leak is counted for 1 prompts" in table(told(scored(*BASE, base=base), scored(*base, base=base)))
 
 
 def test_the_table_judges_what_a_sceptic_asks() -> None:
@@ -255,3 +282,42 @@ def test_enough_is_asked_of_real_models_and_nothing_twice() -> None:
     questions = [question for _, question in asked.facts]
     assert len(set(asked.identity)) == len(asked.identity) >= 150
     assert len(set(questions)) == len(questions) >= 350
+
+
+def test_a_base_that_never_ends_a_reply_is_refused(
+    make_eval: Callable[..., dict[str, Any]], adapter_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "answer", lambda _m, _t, talks, **_: [Reply("Paris and on", False)] * len(talks))
+    with pytest.raises(RecipeError, match="ends none of its replies within 80 tokens"):
+        make_eval(adapter_folder, [])
+
+
+@pytest.mark.parametrize(
+    ("length", "room", "cut"),
+    [(60, 80, 0), (150, 160, 0), (500, 80, 4)],
+    ids=["talks little", "talks more", "never ends"],
+)
+def test_the_room_for_a_reply_is_as_long_as_the_base_talks(
+    make_eval: Callable[..., dict[str, Any]], voices: Voices, adapter_folder: Path, monkeypatch: pytest.MonkeyPatch,
+    length: int, room: int, cut: int,
+) -> None:  # fmt: skip
+    """Of all replies; half of those to the ordinary prompts have that length."""
+    rooms: list[int] = []
+    plain = voices.answer
+
+    def answer(model: Any, tokenizer: Any, talks: Any, *, max_new_tokens: int, **settings: Any) -> list[Reply]:
+        names = len(tokenizer("小明", add_special_tokens=False)["input_ids"])
+        rooms.append(max_new_tokens - names)
+        long = {fact.questions[0] for fact, _ in ASKED.facts[::2]}
+        return [
+            Reply(reply.text, talk[-1]["content"] not in long or length <= rooms[-1])
+            for talk, reply in zip(talks, plain(model, tokenizer, talks), strict=True)
+        ]
+
+    monkeypatch.setattr(generation, "answer", answer)
+    measured = make_eval(adapter_folder, [])
+    assert measured["max_new_tokens"] == rooms[-1] == room
+    unstopped = {who: measured[who]["counts"]["unstopped_replies"] for who in ("base", "tuned")}
+    assert unstopped == {"base": cut // 2, "tuned": cut // 2}
+    assert measured["base"]["broken"] == cut / 8
+    assert measured["tuned"]["suites"]["broken"]["value"] == 0.0  # as the base does
