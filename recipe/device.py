@@ -19,17 +19,28 @@ def has_gpu() -> bool:
     return driver and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
 
 
+def gpus() -> list[str]:
+    """The GPUs for this process, as CUDA_VISIBLE_DEVICES names them."""
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return visible.split(",") if has_gpu() else []
+    return [str(i) for i in range(len(_gpu_sizes()))]
+
+
 def gpu_memory() -> int | None:
     """The memory of the smallest GPU in MiB, as nvidia-smi tells it; None where it tells nothing."""
+    return min(_gpu_sizes(), default=None)
+
+
+def _gpu_sizes() -> list[int]:
+    """The memory of each GPU of the machine, in MiB."""
     if not has_gpu():
-        return None
+        return []
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         output = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30).stdout
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    sizes = [int(line) for line in output.split() if line.isdigit()]
-    return min(sizes, default=None)
+        return []
+    return [int(line) for line in output.split() if line.isdigit()]
 
 
 def check_driver() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+from recipe.device import gpus
 from recipe.errors import RecipeError
 from recipe.languages import parse_languages
 from recipe.library_logging import OFFLINE
@@ -263,7 +265,10 @@ def run_sweep(options: argparse.Namespace) -> None:
     from recipe.experiments import sweep
 
     work = options.work / checked_name(options.run)
-    outcomes = sweep.run(work, names=options.names, seeds=options.seeds, jobs=options.jobs, settings=options.set)
+    bases = [sweep.Base.parse(text) for text in options.model]
+    todo = sweep.jobs_of(bases, options.names, options.seeds)
+    jobs = options.jobs or len(gpus()) or os.cpu_count() or 1
+    outcomes = sweep.run(work, todo, jobs=jobs, settings=options.set)
     print(sweep.table(outcomes), flush=True)
     sweep.refuse_below_thresholds(outcomes, work)
 

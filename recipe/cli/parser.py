@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     summary = "training speed of each preset beside what others offer; needs a GPU / 训练速度对比"
     sub = _add_verb(verbs, "bench", summary, run="bench")
     sub.add_argument("names", nargs="*", metavar="NAME", help="which to measure (default: all that are installed)")
-    summary = "quickstart for many random names: the worst of each number / 多个随机名字的快速体验"
+    summary = "quickstart for many names, on any bases: the worst of each number / 多个名字、多个基座的对比"
     _sweep_verb(_add_verb(verbs, "sweep", summary, run="sweep"))
     return parser
 
@@ -231,10 +231,13 @@ def _quickstart_verb(sub: argparse.ArgumentParser) -> None:
 
 
 def _sweep_verb(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--names", type=_positive, default=20, help="how many, the same ones every time (default: 20)")
+    text = "the bases, each with its languages where it does not speak both (default: miniature)"
+    sub.add_argument("--model", nargs="+", default=["miniature"], metavar="MODEL[=LANGUAGES]", help=text)
+    text = "how many random ones, the same every time (default: 20 for the miniature, else 4, one of each kind)"
+    sub.add_argument("--names", type=_positive, help=text)
     sub.add_argument("--seeds", type=_positive, default=1, help="how many seeds for each name (default: 1)")
     _set_option(sub, "overrides of the preset, to compare settings", default=[])
-    sub.add_argument("--jobs", type=_positive, default=os.cpu_count() or 1, help="runs at a time (default: one a core)")
+    sub.add_argument("--jobs", type=_positive, help="runs at a time (default: one a GPU, or one a core without)")
 
 
 # --- Types of values ----------------------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
-"""Verb `sweep`: the quickstart for many random names, to show that a result is no accident of one name."""
+"""Verb `sweep`: the quickstart for many names, to show that a result is no accident of one name or one base."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import queue
 import random
 import re
 import subprocess
@@ -16,6 +18,7 @@ from pathlib import Path
 
 from recipe import files
 from recipe.corpus.identity import LONGEST_NAME
+from recipe.device import gpus
 from recipe.errors import BELOW_THRESHOLDS, BelowThresholdsError, RecipeError
 from recipe.evaluation.scoring import METRICS
 from recipe.paths import ROOT
@@ -25,26 +28,97 @@ from recipe.stages import evaluate
 
 FILE = "sweep.json"
 TABLE = "sweep.md"
+MINIATURE = "miniature"
+# For bases that take minutes a run, one name of each kind: common Chinese, rare Chinese, Latin, Latin that is no word.
+ONE_OF_EACH = ("剑锋大佬", "媌螎佸賁瘸棨胘渱窀箦", "Xiaoming", "Wl Oncmsrp Nqz")
+RANDOM_NAMES = 20
 _running: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one name and seed came to.
+class Base:
+    """A base to sweep over.
 
-    trained_tokens: padding included. of_tutorial: these by what the tutorial trains on for the same name. seconds: of
-    the train stage. passed: every threshold, those of the suites too.
+    Attributes:
+        model: as MODEL names it.
+        languages: as LANGUAGES takes them; None for the model's own.
     """
 
+    model: str
+    languages: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Base:
+        """MODEL, or MODEL=LANGUAGES."""
+        model, _, languages = text.partition("=")
+        return cls(model, languages or None)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep: a base, a name, a seed."""
+
+    base: Base
+    name: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one base, name and seed came to.
+
+    The shares and the divergence (nats a token) are those of stage `eval`. trained_tokens: padding included.
+    of_tutorial: these by what the tutorial trains on for the same name. seconds: of the train stage. passed: every
+    threshold, those of the suites too.
+    """
+
+    model: str
     name: str
     seed: int
     identity_hit: float
     identity_leak: float
+    leak_without_name: float
     retention: float
+    kl_per_token: float
+    multi_turn_hit: float
+    injection_hit: float
     trained_tokens: int
     of_tutorial: float
     seconds: float
     passed: bool
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number of the tables.
+
+    Attributes:
+        title: in Markdown.
+        short: in the terminal.
+        metric: attribute of `Outcome`.
+        form: format of the value.
+        highest: whether the highest value is the worst.
+    """
+
+    title: str
+    short: str
+    metric: str
+    form: str
+    highest: bool
+
+
+COLUMNS = (
+    Column("hit", "hit", "identity_hit", ".3f", highest=False),
+    Column("leak", "leak", "identity_leak", ".3f", highest=True),
+    Column("leak without the name", "hints", "leak_without_name", ".3f", highest=True),
+    Column("retention", "kept", "retention", ".3f", highest=False),
+    Column("KL per token", "KL", "kl_per_token", ".3f", highest=True),
+    Column("several turns", "turns", "multi_turn_hit", ".3f", highest=False),
+    Column("injection", "inject", "injection_hit", ".3f", highest=False),
+    Column("tokens", "tokens", "trained_tokens", ",", highest=True),
+    Column("of the tutorial's", "share", "of_tutorial", ".3f", highest=True),
+    Column("train, seconds", "train s", "seconds", ".0f", highest=True),
+)
 
 
 def random_names(count: int) -> list[str]:
@@ -78,96 +152,123 @@ def _latin(rng: random.Random, length: int) -> str:
     return text[:-1] + "x" if text.endswith(" ") else text
 
 
-def folder_name(name: str, seed: int) -> str:
-    """A run's name: readable where the name is, and one of its own for every name and seed."""
-    readable = re.sub(r"[^\w]+", "-", name)[:12].strip("-_") or "name"
-    return f"{readable}-{sha256(name.encode()).hexdigest()[:8]}-{seed}"
+def folder_name(job: Job) -> str:
+    """A run's name: readable where the name is, and one of its own for every base, name and seed."""
+    readable = re.sub(r"[^\w]+", "-", job.name)[:12].strip("-_") or "name"
+    model = [] if job.base.model == MINIATURE else [job.base.model, job.base.languages or ""]
+    return f"{readable}-{sha256(' '.join([*model, job.name]).encode()).hexdigest()[:8]}-{job.seed}"
 
 
-def _quickstart(work: Path, name: str, seed: int, threads: int, settings: Sequence[str] = ()) -> Outcome:
+def _quickstart(work: Path, job: Job, threads: int, settings: Sequence[str] = (), gpu: str | None = None) -> Outcome:
     """One run in a process of its own, whose output goes to a log beside it. RecipeError: it came to no metrics."""
-    run = folder_name(name, seed)
-    command = [sys.executable, "-m", "recipe", "quickstart", "--work", str(work), "--run", run]
+    run = folder_name(job)
+    command = [sys.executable, "-m", "recipe", "quickstart", "--work", str(work), "--run", run, "--model"]
+    command += [job.base.model, *(["--languages", job.base.languages] if job.base.languages else [])]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
     with (work / f"{run}.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
-            [*command, "--name", name, "--seed", str(seed), "--set", *settings],
+            [*command, "--name", job.name, "--seed", str(job.seed), "--set", *settings],
             cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
         _running.append(process)
         status = process.wait()
-    manifest = stage.read_manifest(work / run / "eval")
-    trained, configured = (stage.read_manifest(work / run / part) for part in ("train", "config"))
+    return _outcome(work, job, status)
+
+
+def _outcome(work: Path, job: Job, status: int) -> Outcome:
+    """What a run that ended with `status` came to. RecipeError: no metrics, or those of an earlier run."""
+    run = folder_name(job)
+    trained, configured, manifest = (stage.read_manifest(work / run / part) for part in ("train", "config", "eval"))
     says_why = f"{stage.shown(work / f'{run}.log')} says why"
     if not (manifest and trained and configured):
-        raise RecipeError(f"the run for {name!r} came to no result; {says_why}")
+        raise RecipeError(f"the run for {job.name!r} came to no result; {says_why}")
     tuned = results.of(manifest, EvalResults).tuned
-    scores = {key: getattr(tuned, key) for key in METRICS}
     training = results.of(configured, ConfigResults).after(results.of(trained, TrainResults).iterations)
-    share = training.trained_tokens / training.tutorial_tokens
     passed = not evaluate.failed_checks(work / run / "eval")
     if status != (0 if passed else BELOW_THRESHOLDS):
-        raise RecipeError(f"the run for {name!r} failed and its result is an earlier one's; {says_why}")
+        raise RecipeError(f"the run for {job.name!r} failed and its result is an earlier one's; {says_why}")
+    more = ("leak_without_name", "kl_per_token", "multi_turn_hit", "injection_hit")
     return Outcome(
-        name, seed, **scores, trained_tokens=training.trained_tokens, of_tutorial=share, seconds=trained["seconds"],
-        passed=passed,
+        Path(job.base.model).name, job.name, job.seed, **{key: getattr(tuned, key) for key in (*METRICS, *more)},
+        trained_tokens=training.trained_tokens, of_tutorial=training.trained_tokens / training.tutorial_tokens,
+        seconds=trained["seconds"], passed=passed,
     )  # fmt: skip
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """A row a run, and the worst of each number."""
-    lines = [f"{'hit':>6}{'leak':>7}{'retention':>11}{'tokens':>9}{'of tutorial':>13}{'train s':>9}  seed  name"]
-    lines += [
-        f"{o.identity_hit:6.3f}{o.identity_leak:7.3f}{o.retention:11.3f}{o.trained_tokens:9}{o.of_tutorial:13.3f}{o.seconds:9.0f}"
-        f"{o.seed:6}  {o.name}{'' if o.passed else '  FAILED'}"
-        for o in outcomes
-    ]
-    hit, leak, kept, most = _worst(outcomes)
-    lines.append(f"{hit:6.3f}{leak:7.3f}{kept:11.3f}{'':9}{most:13.3f}{'':15}  worst of {len(outcomes)}")
-    return "\n".join(lines)
+    """A row a run, and the worst of each number, for the terminal."""
+    lines = ["".join(f"{column.short:>9}" for column in COLUMNS) + "  seed  base, name"]
+    for outcome in outcomes:
+        numbers = "".join(f"{_text(column, [outcome]):>9}" for column in COLUMNS)
+        failed = "" if outcome.passed else "  FAILED"
+        lines.append(f"{numbers}{outcome.seed:6}  {outcome.model}, {outcome.name}{failed}")
+    worst = "".join(f"{_text(column, outcomes):>9}" for column in COLUMNS)
+    return "\n".join([*lines, f"{worst}        worst of {len(outcomes)}"])
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
-    """A row a name, of its seeds the worst of each number, and the worst of all: for a README or a pull request."""
-    by_name: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        by_name.setdefault(outcome.name, []).append(outcome)
+    """A row a base and name, of its seeds the worst of each number, and the worst of each base: for a README."""
     seeds = len({outcome.seed for outcome in outcomes})
     of = f", worst of {seeds} seeds" if seeds > 1 else ""
     lines = [
-        f"| name{of} | identity hit | identity leak | retention | of the tutorial's tokens |",
-        "|---|---|---|---|---|",
+        f"| base | name{of} | {' | '.join(column.title for column in COLUMNS)} |",
+        "|---" * (2 + len(COLUMNS)) + "|",
     ]
-    lines += [_row(name, several) for name, several in by_name.items()]
-    return "\n".join([*lines, _row(f"**worst of {len(outcomes)}**", outcomes)]) + "\n"
+    for model in dict.fromkeys(outcome.model for outcome in outcomes):
+        runs = [outcome for outcome in outcomes if outcome.model == model]
+        for name in dict.fromkeys(outcome.name for outcome in runs):
+            lines.append(_row(model, name, [outcome for outcome in runs if outcome.name == name]))
+        lines.append(_row(model, f"**worst of {len(runs)}**", runs))
+    return "\n".join(lines) + "\n"
 
 
-def _row(title: str, outcomes: Sequence[Outcome]) -> str:
-    hit, leak, kept, share = _worst(outcomes)
-    return f"| {title} | {hit:.3f} | {leak:.3f} | {kept:.3f} | {share:.3f} |"
+def _row(model: str, title: str, outcomes: Sequence[Outcome]) -> str:
+    return f"| {model} | {title} | {' | '.join(_text(column, outcomes) for column in COLUMNS)} |"
 
 
-def _worst(outcomes: Sequence[Outcome]) -> tuple[float, float, float, float]:
-    """Hit, leak, retention, and the largest share of the tutorial's tokens."""
-    hit, leak, kept = (
-        f([getattr(o, metric) for o in outcomes]) for f, metric in zip((min, max, min), METRICS, strict=True)
-    )
-    return hit, leak, kept, max(o.of_tutorial for o in outcomes)
+def _text(column: Column, outcomes: Sequence[Outcome]) -> str:
+    """The worst of a number over some runs."""
+    worst = (max if column.highest else min)(getattr(outcome, column.metric) for outcome in outcomes)
+    return f"{worst:{column.form}}"
 
 
-def run(work: Path, *, names: int, seeds: int, jobs: int, settings: Sequence[str] = ()) -> list[Outcome]:
-    """The outcomes of `names` random names by `seeds` seeds, `jobs` at a time; also written to `work`/sweep.json, and
-    as a table in Markdown to sweep.md.
+def jobs_of(bases: Sequence[Base], names: int | None, seeds: int) -> list[Job]:
+    """The runs of a sweep.
 
-    settings: overrides of the preset, as SET takes them.
+    Args:
+        bases: to tune.
+        names: how many random names; None for `RANDOM_NAMES` on the miniature and `ONE_OF_EACH` on any other base.
+        seeds: of each name.
+    """
+    return [
+        Job(base, name, seed)
+        for base in bases
+        for seed in range(seeds)
+        for name in (ONE_OF_EACH if names is None and base.model != MINIATURE else random_names(names or RANDOM_NAMES))
+    ]
 
-    Runs that are already there are not done again. RecipeError: one came to no metrics; the others are kept.
+
+def run(work: Path, todo: Sequence[Job], *, jobs: int, settings: Sequence[str] = ()) -> list[Outcome]:
+    """Do all runs, and write what they came to.
+
+    Args:
+        work: folder of the sweep; gets sweep.json and, as a table in Markdown, sweep.md. Runs that are already there
+            are not done again.
+        todo: the runs.
+        jobs: how many at a time; each has its part of the cores, and one of the GPUs where there are any.
+        settings: overrides of the preset, as SET takes them.
+
+    Returns:
+        The outcomes, in the order of `todo`.
+
+    Raises:
+        RecipeError: a run came to no metrics; the others are kept.
     """
     work.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    pairs = [(name, seed) for seed in range(seeds) for name in random_names(names)]
-    outcomes_of = dict(_all(work, pairs, jobs, threads, settings))
-    outcomes = [outcomes_of[key] for key in pairs]
+    outcomes_of = dict(_all(work, todo, jobs, threads, settings))
+    outcomes = [outcomes_of[job] for job in todo]
     records = json.dumps([asdict(o) for o in outcomes], ensure_ascii=False, indent=2) + "\n"
     for name, content in ((TABLE, markdown(outcomes)), (FILE, records)):
         files.write_atomically(work / name, content)
@@ -183,14 +284,26 @@ def refuse_below_thresholds(outcomes: Sequence[Outcome], work: Path) -> None:
 
 
 def _all(
-    work: Path, pairs: Sequence[tuple[str, int]], jobs: int, threads: int, settings: Sequence[str]
-) -> Iterator[tuple[tuple[str, int], Outcome]]:
+    work: Path, todo: Sequence[Job], jobs: int, threads: int, settings: Sequence[str]
+) -> Iterator[tuple[Job, Outcome]]:
     from tqdm import tqdm
 
-    with ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(_quickstart, work, name, seed, threads, settings): (name, seed) for name, seed in pairs}
+    free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    devices: list[str | None] = [*gpus()] or [None]
+    for _, gpu in zip(range(jobs), itertools.cycle(devices), strict=False):
+        free.put(gpu)
+
+    def one(job: Job) -> Outcome:
+        gpu = free.get()
         try:
-            for future in tqdm(as_completed(waiting), total=len(waiting), desc="sweep", unit="name"):
+            return _quickstart(work, job, threads, settings, gpu)
+        finally:
+            free.put(gpu)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = {pool.submit(one, job): job for job in todo}
+        try:
+            for future in tqdm(as_completed(waiting), total=len(waiting), desc="sweep", unit="run"):
                 yield waiting[future], future.result()
         finally:
             for future in waiting:

@@ -30,8 +30,13 @@ from recipe.pipeline import stage
 from recipe.pipeline.run import checked_name
 from recipe.stages import evaluate
 
-GOOD = sweep.Outcome("小明", 0, 0.99, 0.01, 0.97, 123_456, 0.18, 78.4, passed=True)
+GOOD = sweep.Outcome("miniature", "小明", 0, 0.99, 0.01, 0.0, 0.97, 0.02, 1.0, 1.0, 123_456, 0.18, 78.4, passed=True)
+MINIATURE = sweep.Base("miniature")
 NAMES = sweep.random_names(20)
+
+
+def job(name: str, seed: int, base: sweep.Base = MINIATURE) -> sweep.Job:
+    return sweep.Job(base, name, seed)
 
 
 # --- Names --------------------------------------------------------------------------------------------------------
@@ -82,7 +87,7 @@ def test_every_name_has_a_folder(name: str, seed: int) -> None:
         Identity(name)
     except RecipeError:
         return
-    folder = sweep.folder_name(name, seed)
+    folder = sweep.folder_name(job(name, seed))
     assert checked_name(folder) == folder
     assert len(f"{folder}.log".encode()) <= 255
     assert folder.endswith(f"-{seed}")
@@ -104,15 +109,15 @@ def test_names_that_read_the_same_have_folders_of_their_own() -> None:
         "_",
         "-",
     ]
-    folders = {sweep.folder_name(name, seed) for name in names for seed in (0, 1, 10)}
+    folders = {sweep.folder_name(job(name, seed)) for name in names for seed in (0, 1, 10)}
     assert len(folders) == 3 * len(names)
     assert all(checked_name(folder) for folder in folders)
 
 
 def test_a_folder_is_readable_where_the_name_is() -> None:
-    assert sweep.folder_name("小明", 3).startswith("小明-")
-    assert sweep.folder_name("Mary Ann Smith-Jones", 3).startswith("Mary-Ann-Smi-")
-    assert sweep.folder_name("...", 3).startswith("name-")
+    assert sweep.folder_name(job("小明", 3)).startswith("小明-")
+    assert sweep.folder_name(job("Mary Ann Smith-Jones", 3)).startswith("Mary-Ann-Smi-")
+    assert sweep.folder_name(job("...", 3)).startswith("name-")
 
 
 # --- Outcomes -----------------------------------------------------------------------------------------------------
@@ -135,14 +140,18 @@ def test_the_table_has_a_row_for_each_and_the_worst_of_each_number() -> None:
         ),
     ]
     head, *rows, worst = sweep.table(outcomes).splitlines()
-    assert head.split() == ["hit", "leak", "retention", "tokens", "of", "tutorial", "train", "s", "seed", "name"]
+    titles = ["hit", "leak", "hints", "kept", "KL", "turns", "inject", "tokens", "share", "train", "s", "seed"]
+    assert head.split() == [*titles, "base,", "name"]
+    suites = ["0.020", "1.000", "1.000"]
     assert [row.split() for row in rows] == [
-        ["1.000", "0.000", "0.980", "123456", "0.180", "78", "0", "小明"],
-        ["0.970", "0.010", "1.000", "123456", "0.180", "78", "7", "Ann", "Lee"],
-        ["0.500", "0.004", "1.000", "9", "0.020", "1", "0", "弹", "FAILED"],
+        ["1.000", "0.000", "0.000", "0.980", *suites, "123,456", "0.180", "78", "0", "miniature,", "小明"],
+        ["0.970", "0.010", "0.000", "1.000", *suites, "123,456", "0.180", "78", "7", "miniature,", "Ann", "Lee"],
+        ["0.500", "0.004", "0.000", "1.000", *suites, "9", "0.020", "1", "0", "miniature,", "弹", "FAILED"],
     ]
-    assert worst.split() == ["0.500", "0.010", "0.980", "0.180", "worst", "of", "3"]
-    places = [line.index(name) for line, name in zip((head, *rows), ("name", "小明", "Ann Lee", "弹"), strict=True)]
+    assert worst.split() == [
+        "0.500", "0.010", "0.000", "0.980", *suites, "123,456", "0.180", "78", "worst", "of", "3"
+    ]  # fmt: skip
+    places = [line.index(word) for line, word in zip((head, *rows), ("base", *["miniature"] * 3), strict=True)]
     assert len(set(places)) == 1
 
 
@@ -156,29 +165,78 @@ def test_the_table_for_a_readme_has_the_worst_of_each_names_seeds() -> None:
     head, _, *rows = sweep.markdown(outcomes).splitlines()
     assert "worst of 2 seeds" in head
     assert rows == [
-        "| 小明 | 0.970 | 0.015 | 0.980 | 0.190 |",
-        "| Ann Lee | 0.960 | 0.010 | 0.990 | 0.200 |",
-        "| **worst of 4** | 0.960 | 0.015 | 0.980 | 0.200 |",
+        "| miniature | 小明 | 0.970 | 0.015 | 0.000 | 0.980 | 0.020 | 1.000 | 1.000 | 123,456 | 0.190 | 78 |",
+        "| miniature | Ann Lee | 0.960 | 0.010 | 0.000 | 0.990 | 0.020 | 1.000 | 1.000 | 123,456 | 0.200 | 78 |",
+        "| miniature | **worst of 4** | 0.960 | 0.015 | 0.000 | 0.980 | 0.020 | 1.000 | 1.000 | 123,456 | 0.200 | 78 |",
     ]
     assert "seeds" not in sweep.markdown(outcomes[:2])
 
 
+def test_the_table_for_a_readme_keeps_bases_apart() -> None:
+    outcomes = [
+        replace(GOOD, model="a", leak_without_name=0.03, kl_per_token=0.09),
+        replace(GOOD, model="b", multi_turn_hit=0.7, injection_hit=0.6, seconds=99.6, trained_tokens=999),
+    ]
+    head, _, *rows = sweep.markdown(outcomes).splitlines()
+    assert head == (
+        "| base | name | hit | leak | leak without the name | retention | KL per token | several turns | injection "
+        "| tokens | of the tutorial's | train, seconds |"
+    )
+    first = "0.990 | 0.010 | 0.030 | 0.970 | 0.090 | 1.000 | 1.000 | 123,456 | 0.180 | 78 |"
+    second = "0.990 | 0.010 | 0.000 | 0.970 | 0.020 | 0.700 | 0.600 | 999 | 0.180 | 100 |"
+    assert rows == [
+        f"| a | 小明 | {first}", f"| a | **worst of 1** | {first}",
+        f"| b | 小明 | {second}", f"| b | **worst of 1** | {second}",
+    ]  # fmt: skip
+
+
 # --- The runs -----------------------------------------------------------------------------------------------------
 
-Quickstart = Callable[[Path, str, int, int, Sequence[str]], sweep.Outcome]
+Quickstart = Callable[[Path, sweep.Job, int, Sequence[str], str | None], sweep.Outcome]
 
 
-def at_work(monkeypatch: pytest.MonkeyPatch, quickstart: Quickstart) -> None:
+def at_work(monkeypatch: pytest.MonkeyPatch, quickstart: Quickstart, gpus: Sequence[str] = ()) -> None:
     monkeypatch.setattr(sweep, "_quickstart", quickstart)
+    monkeypatch.setattr(sweep, "gpus", lambda: list(gpus))
+
+
+def test_the_miniature_has_random_names_and_other_bases_one_of_each_kind() -> None:
+    other = sweep.Base("folder", "en")
+    todo = sweep.jobs_of([MINIATURE, other], None, 2)
+    assert [(each.base, each.seed) for each in todo] == [
+        *[(MINIATURE, 0)] * 20, *[(MINIATURE, 1)] * 20, *[(other, 0)] * 4, *[(other, 1)] * 4,
+    ]  # fmt: skip
+    assert [each.name for each in todo] == [*NAMES, *NAMES, *sweep.ONE_OF_EACH, *sweep.ONE_OF_EACH]
+    assert [each.name for each in sweep.jobs_of([other], 3, 1)] == NAMES[:3]
+
+
+@pytest.mark.parametrize(
+    ("text", "base"),
+    [
+        ("miniature", MINIATURE),
+        ("smollm2-135m-instruct=en", sweep.Base("smollm2-135m-instruct", "en")),
+        ("models/b=zh,en", sweep.Base("models/b", "zh,en")),
+        ("owner/name", sweep.Base("owner/name")),
+    ],
+)
+def test_a_base_is_named_with_its_languages(text: str, base: sweep.Base) -> None:
+    assert sweep.Base.parse(text) == base
+
+
+def test_runs_of_other_bases_and_languages_have_folders_of_their_own() -> None:
+    bases = [MINIATURE, sweep.Base("a"), sweep.Base("a", "en"), sweep.Base("b/a"), sweep.Base("a", "zh")]
+    assert len({sweep.folder_name(job("小明", 0, base)) for base in bases}) == len(bases)
 
 
 def test_outcomes_come_in_the_order_asked_for_and_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def quickstart(work: Path, name: str, seed: int, threads: int, settings: Sequence[str]) -> sweep.Outcome:
-        time.sleep(0.1 if name == NAMES[0] else 0)  # the first is not done first
-        return replace(GOOD, name=name, seed=seed)
+    def quickstart(
+        work: Path, each: sweep.Job, threads: int, settings: Sequence[str], gpu: str | None
+    ) -> sweep.Outcome:
+        time.sleep(0.1 if each.name == NAMES[0] else 0)  # the first is not done first
+        return replace(GOOD, name=each.name, seed=each.seed)
 
     at_work(monkeypatch, quickstart)
-    outcomes = sweep.run(tmp_path / "a" / "sweep", names=3, seeds=2, jobs=4)
+    outcomes = sweep.run(tmp_path / "a" / "sweep", sweep.jobs_of([MINIATURE], 3, 2), jobs=4)
     asked = [(name, seed) for seed in (0, 1) for name in NAMES[:3]]
     assert [(outcome.name, outcome.seed) for outcome in outcomes] == asked
     text = (tmp_path / "a" / "sweep" / sweep.FILE).read_text(encoding="utf-8")
@@ -188,39 +246,50 @@ def test_outcomes_come_in_the_order_asked_for_and_as_json(tmp_path: Path, monkey
     assert (tmp_path / "a" / "sweep" / sweep.TABLE).read_text(encoding="utf-8") == sweep.markdown(outcomes)
 
 
-@pytest.mark.parametrize("jobs", [1, 3])
-def test_as_many_run_at_a_time_as_were_asked_for_and_share_the_cores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+@pytest.mark.parametrize(("jobs", "gpus"), [(1, []), (3, []), (2, ["0", "1"]), (4, ["0", "3"]), (3, ["7"])])
+def test_as_many_run_at_a_time_as_were_asked_for_and_share_cores_and_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, gpus: Sequence[str]
 ) -> None:
     lock, running, most, threads_of = threading.Lock(), 0, 0, set()
+    on: dict[str | None, int] = {}
+    crowd = 0
 
-    def quickstart(work: Path, name: str, seed: int, threads: int, settings: Sequence[str]) -> sweep.Outcome:
-        nonlocal running, most
+    def quickstart(
+        work: Path, each: sweep.Job, threads: int, settings: Sequence[str], gpu: str | None
+    ) -> sweep.Outcome:
+        nonlocal running, most, crowd
         with lock:
             running += 1
-            most = max(most, running)
+            on[gpu] = on.get(gpu, 0) + 1
+            most, crowd = max(most, running), max(crowd, on[gpu])
             threads_of.add(threads)
         time.sleep(0.05)
         with lock:
             running -= 1
-        return replace(GOOD, name=name, seed=seed)
+            on[gpu] -= 1
+        return replace(GOOD, name=each.name, seed=each.seed)
 
-    at_work(monkeypatch, quickstart)
+    at_work(monkeypatch, quickstart, gpus)
     monkeypatch.setattr("os.cpu_count", lambda: 12)
-    sweep.run(tmp_path, names=7, seeds=1, jobs=jobs)
+    sweep.run(tmp_path, sweep.jobs_of([MINIATURE], 7, 1), jobs=jobs)
     assert (most, threads_of) == (jobs, {12 // jobs})
+    expected: set[str | None] = {*gpus} or {None}
+    assert set(on) == expected
+    assert crowd == -(-jobs // max(1, len(gpus)))
 
 
 def test_more_runs_than_cores_have_a_core_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads_of: set[int] = set()
 
-    def quickstart(work: Path, name: str, seed: int, threads: int, settings: Sequence[str]) -> sweep.Outcome:
+    def quickstart(
+        work: Path, each: sweep.Job, threads: int, settings: Sequence[str], gpu: str | None
+    ) -> sweep.Outcome:
         threads_of.add(threads)
-        return replace(GOOD, name=name, seed=seed)
+        return replace(GOOD, name=each.name, seed=each.seed)
 
     at_work(monkeypatch, quickstart)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    sweep.run(tmp_path, names=2, seeds=1, jobs=8)
+    sweep.run(tmp_path, sweep.jobs_of([MINIATURE], 2, 1), jobs=8)
     assert threads_of == {1}
 
 
@@ -229,17 +298,19 @@ def test_one_that_failed_stops_the_sweep_and_the_finished_ones_are_kept(
 ) -> None:
     started: list[str] = []
 
-    def quickstart(work: Path, name: str, seed: int, threads: int, settings: Sequence[str]) -> sweep.Outcome:
-        started.append(name)
-        (work / name).mkdir(exist_ok=True)
-        if name == NAMES[2]:
-            raise RecipeError(f"the run for {name!r} came to no result")
-        time.sleep(0 if name in NAMES[:2] else 0.2)
-        return replace(GOOD, name=name, seed=seed)
+    def quickstart(
+        work: Path, each: sweep.Job, threads: int, settings: Sequence[str], gpu: str | None
+    ) -> sweep.Outcome:
+        started.append(each.name)
+        (work / each.name).mkdir(exist_ok=True)
+        if each.name == NAMES[2]:
+            raise RecipeError(f"the run for {each.name!r} came to no result")
+        time.sleep(0 if each.name in NAMES[:2] else 0.2)
+        return replace(GOOD, name=each.name, seed=each.seed)
 
     at_work(monkeypatch, quickstart)
     with pytest.raises(RecipeError, match=NAMES[2]):
-        sweep.run(tmp_path, names=20, seeds=1, jobs=1)
+        sweep.run(tmp_path, sweep.jobs_of([MINIATURE], 20, 1), jobs=1)
     assert started[:3] == NAMES[:3]
     assert len(started) < 20  # the others are not begun
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(started)
@@ -287,18 +358,32 @@ def recipe_that(
 def test_a_run_is_a_quickstart_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     recipe_that(monkeypatch, "config", "train", "eval", calls=calls)
-    outcome = sweep._quickstart(tmp_path, "小 明", 7, 3, ["lr=1e-3", "r=8"])
+    outcome = sweep._quickstart(tmp_path, job("小 明", 7), 3, ["lr=1e-3", "r=8"])
     ((command, cwd, environment),) = calls
-    run = sweep.folder_name("小 明", 7)
+    run = sweep.folder_name(job("小 明", 7))
     assert command[:4] == [sys.executable, "-m", "recipe", "quickstart"]
     assert build_parser().parse_args(command[3:]).__dict__.items() >= {
         "work": tmp_path, "run": run, "name": "小 明", "seed": 7, "set": ["lr=1e-3", "r=8"], "resume": False,
-        "model": None,
+        "model": "miniature", "languages": None,
     }.items()  # fmt: skip
     assert (cwd, environment["OMP_NUM_THREADS"], environment["MKL_NUM_THREADS"]) == (ROOT, "3", "3")
     assert (tmp_path / f"{run}.log").read_text(encoding="utf-8") == "the log\n"
     trained = stage.require(tmp_path / run / "train", "train")
-    assert outcome == sweep.Outcome("小 明", 7, 0.99, 0.01, 0.97, 4321, 0.5, trained["seconds"], passed=True)
+    assert outcome == sweep.Outcome(
+        "miniature", "小 明", 7, 0.99, 0.01, 0.0, 0.97, 0.0, 1.0, 1.0, 4321, 0.5, trained["seconds"], passed=True
+    )
+
+
+def test_a_run_of_another_base_is_a_quickstart_on_it_in_its_languages_on_its_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    recipe_that(monkeypatch, "config", "train", "eval", calls=calls)
+    outcome = sweep._quickstart(tmp_path, job("Ann", 1, sweep.Base("models/b", "en")), 3, gpu="2")
+    ((command, _, environment),) = calls
+    options = build_parser().parse_args(command[3:])
+    assert (options.model, options.languages, environment["CUDA_VISIBLE_DEVICES"]) == ("models/b", "en", "2")
+    assert outcome.model == "b"
 
 
 @pytest.mark.parametrize("made", [(), ("config",), ("config", "train"), ("config", "eval"), ("train", "eval")])
@@ -307,8 +392,8 @@ def test_a_run_that_came_to_no_metrics_names_its_log(
 ) -> None:
     recipe_that(monkeypatch, *made)
     with pytest.raises(RecipeError) as error:
-        sweep._quickstart(tmp_path, "小明", 0, 1)
-    log = tmp_path / f"{sweep.folder_name('小明', 0)}.log"
+        sweep._quickstart(tmp_path, job("小明", 0), 1)
+    log = tmp_path / f"{sweep.folder_name(job('小明', 0))}.log"
     assert str(error.value) == f"the run for '小明' came to no result; {log} says why"
     assert log.is_file()
 
@@ -318,13 +403,13 @@ def test_good_metrics_of_a_run_that_failed_are_of_an_earlier_one(
 ) -> None:
     recipe_that(monkeypatch, "config", "train", "eval", status=1)
     with pytest.raises(RecipeError, match="says why"):
-        sweep._quickstart(tmp_path, "小明", 0, 1)
+        sweep._quickstart(tmp_path, job("小明", 0), 1)
 
 
 def test_a_run_that_only_a_suite_refuses_did_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     below = thresholds.MIN_MULTI_TURN_HIT - 1e-6
     recipe_that(monkeypatch, "config", "train", "eval", status=BELOW_THRESHOLDS, multi_turn_hit=below)
-    assert not sweep._quickstart(tmp_path, "小明", 0, 1).passed
+    assert not sweep._quickstart(tmp_path, job("小明", 0), 1).passed
 
 
 @pytest.mark.parametrize("status", [1, 2, -9])
@@ -333,7 +418,7 @@ def test_bad_metrics_of_a_run_that_failed_are_of_an_earlier_one_too(
 ) -> None:
     recipe_that(monkeypatch, "config", "train", "eval", status=status, broken=thresholds.MAX_BROKEN + 1e-6)
     with pytest.raises(RecipeError, match="says why"):
-        sweep._quickstart(tmp_path, "小明", 0, 1)
+        sweep._quickstart(tmp_path, job("小明", 0), 1)
 
 
 AT_THE_THRESHOLDS = {
@@ -344,7 +429,7 @@ AT_THE_THRESHOLDS = {
 
 def test_the_thresholds_themselves_are_good_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe_that(monkeypatch, "config", "train", "eval", broken=thresholds.MAX_BROKEN, scores=AT_THE_THRESHOLDS)
-    assert sweep._quickstart(tmp_path, "小明", 0, 1).passed
+    assert sweep._quickstart(tmp_path, job("小明", 0), 1).passed
 
 
 @pytest.mark.parametrize(
@@ -360,12 +445,12 @@ def test_a_run_below_any_of_them_is_an_outcome_that_did_not_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worse: dict[str, float]
 ) -> None:
     recipe_that(monkeypatch, "config", "train", "eval", status=BELOW_THRESHOLDS, scores=AT_THE_THRESHOLDS | worse)
-    assert not sweep._quickstart(tmp_path, "小明", 0, 1).passed
+    assert not sweep._quickstart(tmp_path, job("小明", 0), 1).passed
 
 
 def test_nor_is_one_below_those_of_the_suites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe_that(monkeypatch, "config", "train", "eval", status=BELOW_THRESHOLDS, broken=thresholds.MAX_BROKEN + 1e-6)
-    outcome = sweep._quickstart(tmp_path, "小明", 0, 1)
+    outcome = sweep._quickstart(tmp_path, job("小明", 0), 1)
     assert not outcome.passed
     assert "FAILED" in sweep.table([outcome])
 
@@ -407,8 +492,8 @@ def test_the_verb_shows_the_table_and_fails_below_the_thresholds(
 ) -> None:
     seen: list[Any] = []
 
-    def run(work: Path, **options: Any) -> list[sweep.Outcome]:
-        seen.append((work, options))
+    def run(work: Path, todo: Sequence[sweep.Job], **options: Any) -> list[sweep.Outcome]:
+        seen.append((work, {"todo": todo} | options))
         return [GOOD, replace(GOOD, passed=status == 0)]
 
     monkeypatch.chdir(ROOT)
@@ -417,7 +502,8 @@ def test_the_verb_shows_the_table_and_fails_below_the_thresholds(
     call = ["sweep", "--work", str(tmp_path), "--names", "2", "--seeds", "3", "--jobs", "4"]
     assert cli.main(call) == status
     said = capsys.readouterr()
-    assert seen == [(tmp_path / "sweep", {"names": 2, "seeds": 3, "jobs": 4, "settings": []})]
+    todo = sweep.jobs_of([MINIATURE], 2, 3)
+    assert seen == [(tmp_path / "sweep", {"todo": todo, "jobs": 4, "settings": []})]
     assert said.out.splitlines()[-1].endswith("worst of 2")
     assert said.out.count("FAILED") == (status != 0)
     errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
