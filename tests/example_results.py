@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from recipe.evaluation.metrics import BaseMetrics, Counts, Divergence, Metrics, Names, Scores, Share, TunedMetrics
+from recipe.evaluation.thresholds import MIN_FACTS_KNOWN
 from recipe.pipeline.results import (
     BaseScores,
     ConfigResults,
@@ -53,3 +56,32 @@ _EXAMPLES = {
 def example_results(stage: str, **changes: Any) -> dict[str, Any]:
     """The results in a manifest of `stage`, with `changes` by field."""
     return asdict(_EXAMPLES[stage]) | changes  # type: ignore[call-overload]
+
+
+def example_scores(**changes: Any) -> Scores:
+    """The scores of a good model, with `changes` by field."""
+    counts = Counts(
+        identity_questions=50, hits=50, unrelated_prompts=60, leaks=0, leaks_without_name=0, base_introductions=0,
+        facts_base_knew=MIN_FACTS_KNOWN, facts_kept=MIN_FACTS_KNOWN, unstopped_replies=0, looping_replies=0,
+    )  # fmt: skip
+    numbers: dict[str, Any] = _NUMBERS | {"leak_without_name": 0.0, "counts": counts}
+    return Scores(**{f"{metric}_ci": (0.0, 1.0) for metric in (*_NUMBERS, "leak_without_name")} | numbers | changes)
+
+
+def example_tuned(
+    scores: Scores | None = None, *, suites: Mapping[str, float] | None = None, kl_per_token: float = 0.0
+) -> TunedMetrics:
+    """The metrics of a good tuned model, with other scores, suites and divergence where they are given."""
+    values = {**_SUITES, **(suites or {})}
+    return TunedMetrics(
+        scores or example_scores(),
+        replies=[],
+        suites={name: Share(value, (0.0, 1.0), count=20, hits=10) for name, value in values.items()},
+        divergence=Divergence(kl_per_token, kl_tokens=480, kl_worst=kl_per_token),
+    )
+
+
+def example_metrics(tuned: TunedMetrics) -> Metrics:
+    """The content of metrics.json around the metrics of a tuned model."""
+    base = BaseMetrics(example_scores(identity_hit=0.0), replies=[], broken=0.0)
+    return Metrics(Names("小明", None, None), 80, base, tuned, checkpoints={}, best_checkpoint=None)

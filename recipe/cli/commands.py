@@ -141,6 +141,7 @@ def run_merge(options: argparse.Namespace) -> None:
 def run_eval(options: argparse.Namespace) -> None:
     from recipe import report
     from recipe.corpus.identity import read_identity
+    from recipe.evaluation import metrics
     from recipe.stages import convert, evaluate
 
     run = _run(options)
@@ -156,7 +157,7 @@ def run_eval(options: argparse.Namespace) -> None:
         data_folder=run.folder("data"),
         identity=read_identity(run.folder("data")),
     )
-    print(evaluate.table(evaluate.read_metrics(run.folder("eval"))), flush=True)
+    print(evaluate.table(metrics.read(run.folder("eval"))), flush=True)
     run_report(options)  # before the verdict: a result that fails needs its report most
     evaluate.refuse_below_thresholds(run.folder("eval"), page=run.folder("report") / report.PAGE)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from recipe import files
 from recipe.corpus.identity import LONGEST_NAME
 from recipe.errors import BELOW_THRESHOLDS, BelowThresholdsError, RecipeError
-from recipe.evaluation.scoring import METRICS
+from recipe.evaluation.metrics import METRICS
 from recipe.paths import ROOT
 from recipe.pipeline import results, stage
 from recipe.pipeline.results import ConfigResults, EvalResults, TrainResults

@@ -6,11 +6,12 @@ A stage's work returns one of these classes; whoever reads the manifest gets the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from recipe.errors import RecipeError
 from recipe.languages import LANGUAGES
+from recipe.records import ShapeError, from_json
 
 Results = TypeVar("Results")
 
@@ -131,7 +132,7 @@ class BaseScores:
     identity_hit: float
     identity_leak: float
     retention: float
-    broken: float
+    broken: float | None
     counts: Mapping[str, int]
 
 
@@ -191,23 +192,13 @@ def of(manifest: Mapping[str, Any], kind: type[Results]) -> Results:
         kind: one of the classes above.
 
     Raises:
-        RecipeError: an older version wrote the manifest, and something is missing in it.
+        RecipeError: an older version wrote the manifest, and something is missing or of another type in it.
     """
-    return _build(kind, manifest["results"], str(manifest["stage"]))
-
-
-def _build(kind: type[Results], values: Mapping[str, Any], stage: str) -> Results:
-    hints = get_type_hints(kind)
-    arguments: dict[str, Any] = {}
-    for each in fields(kind):  # type: ignore[arg-type]  # every kind is a dataclass
-        if each.name in values:
-            value, hint = values[each.name], hints[each.name]
-            arguments[each.name] = (
-                _build(hint, value, stage) if isinstance(hint, type) and is_dataclass(hint) else value
-            )
-        elif each.default is MISSING and each.default_factory is MISSING:
-            raise RecipeError(
-                f"the manifest of stage `{stage}` lacks results.{each.name}: an older version wrote it; remove the "
-                f"stage's folder and run `make {stage}` again"
-            )
-    return kind(**arguments)
+    try:
+        return from_json(kind, manifest["results"], "results")
+    except ShapeError as error:
+        name = manifest["stage"]
+        raise RecipeError(
+            f"the manifest of stage `{name}` {error}: an older version wrote it; remove the stage's folder and run "
+            f"`make {name}` again"
+        ) from None

@@ -50,8 +50,8 @@ WORDS: dict[str, tuple[str, str]] = {
         "有 {count} 个问题不计泄漏：基座把它们当成在问自己，并作了自我介绍。",
     ),
     "retention_not_judged": (
-        "Retention is not judged: the base knew {known} facts, at least {least} are needed.",
-        "知识保持不作判定：基座只答对 {known} 条，至少需要 {least} 条。",
+        "Retention is not judged: the base knew {count} facts, at least {least} are needed.",
+        "知识保持不作判定：基座只答对 {count} 条，至少需要 {least} 条。",
     ),
     "retention_is": ("Facts the base answers right that are still answered right", "基座答对的知识中，微调后仍然答对的比例"),
     "why_identity_hit": (

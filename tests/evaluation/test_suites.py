@@ -100,16 +100,16 @@ def test_every_suite_is_a_share_of_what_was_said() -> None:
     assert [sampling for what, sampling in calls if what == "sampling"] == [SAMPLING]
     assert all(not sampling for what, sampling in calls if what != "sampling")
     for name in ("multi_turn_hit", "injection_hit", "sampled_hit"):
-        assert (measured[name]["value"], measured[name]["count"]) == (0.5, SPLIT), name
-        assert len(measured[name]["replies"]) == SPLIT
-    assert measured["multi_turn_leak"]["hits"] == -(-len(ASKED.facts) // 10)
-    assert measured["broken"]["hits"] == SPLIT // 4
-    assert measured["broken"]["count"] == 2 * len(BASE) + 2 * SPLIT + len(ASKED.facts)
+        assert (measured[name].value, measured[name].count) == (0.5, SPLIT), name
+        assert len(measured[name].replies or ()) == SPLIT
+    assert measured["multi_turn_leak"].hits == -(-len(ASKED.facts) // 10)
+    assert measured["broken"].hits == SPLIT // 4
+    assert measured["broken"].count == 2 * len(BASE) + 2 * SPLIT + len(ASKED.facts)
 
 
-def broken_of(replies: list[Reply], base: list[Reply], *suites: list[Reply]) -> tuple[int, int, float]:
+def broken_of(replies: list[Reply], base: list[Reply], *suites: list[Reply]) -> tuple[int, int, float | None]:
     measured = added(replies, base, suites, split=2)
-    return measured["hits"], measured["count"], measured["base"]
+    return measured.hits, measured.count, measured.base
 
 
 FINE, CUT = Reply("好", True), Reply("好", False)
@@ -132,8 +132,8 @@ def test_of_a_suite_as_many_are_left_out_as_the_base_breaks_of_ordinary_prompts(
 def test_no_leak_is_counted_where_the_base_says_the_name_too() -> None:
     base = [Reply("He is 小明.", True)] * len(BASE)
     measured = measure(ASKED, base, base, XIAOMING, lambda c, what, **_: [Reply("He is 小明.", True)] * len(c))
-    assert measured["sampled_leak"]["value"] == measured["multi_turn_leak"]["value"] == 0.0
-    assert measured["sampled_hit"]["value"] == 0.0  # said, but not as its own
+    assert measured["sampled_leak"].value == measured["multi_turn_leak"].value == 0.0
+    assert measured["sampled_hit"].value == 0.0  # said, but not as its own
 
 
 def test_every_held_out_question_has_a_language() -> None:

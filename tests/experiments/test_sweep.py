@@ -15,7 +15,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from example_results import example_results
+from example_results import example_metrics, example_results, example_scores, example_tuned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,12 +23,11 @@ from recipe import cli
 from recipe.cli.parser import build_parser
 from recipe.corpus.identity import LONGEST_NAME, Identity
 from recipe.errors import BELOW_THRESHOLDS, RecipeError
-from recipe.evaluation import thresholds
+from recipe.evaluation import metrics, thresholds
 from recipe.experiments import sweep
 from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.pipeline.run import checked_name
-from recipe.stages import evaluate
 
 GOOD = sweep.Outcome("小明", 0, 0.99, 0.01, 0.97, 123_456, 0.18, 78.4, passed=True)
 NAMES = sweep.random_names(20)
@@ -255,7 +254,7 @@ def recipe_that(
     """In place of the processes: each writes these stages of its run and ends so."""
     suites = {"multi_turn_hit": multi_turn_hit, "injection_hit": 1.0, "broken": broken}
     numbers = {"identity_hit": 0.99, "identity_leak": 0.01, "retention": 0.97} | (scores or {})
-    metrics = {"tuned": numbers | {"suites": {name: {"value": value} for name, value in suites.items()}}}
+    measured = example_metrics(example_tuned(example_scores(**numbers), suites=suites))
     results: dict[str, dict[str, Any]] = {
         "config": example_results(
             "config", trained_tokens=8642, iterations=20, optimizer_steps=20, tutorial_tokens=8642
@@ -266,7 +265,7 @@ def recipe_that(
 
     def write(part: str, out: Path) -> dict[str, Any]:
         if part == "eval":
-            (out / evaluate.FILE).write_text(json.dumps(metrics), encoding="utf-8")
+            metrics.write(out, measured)
         return results[part]
 
     def run(command: Sequence[str], *, cwd: Path, env: dict[str, str], stdout: Any, **_: Any) -> Any:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
@@ -28,10 +29,21 @@ from recipe.corpus.knowledge import Fact, evaluation_facts
 from recipe.errors import RecipeError
 from recipe.evaluation import thresholds
 from recipe.evaluation.generation import Reply
+from recipe.evaluation.metrics import (
+    METRICS,
+    BaseMetrics,
+    Divergence,
+    JudgedReply,
+    Metrics,
+    Names,
+    Scores,
+    TunedMetrics,
+)
 from recipe.evaluation.scoring import TOLERANCE, Prompts, score, share
 from recipe.files import jsonl_text
 from recipe.paths import ROOT
 from recipe.pipeline import stage
+from recipe.records import from_json, to_json
 from recipe.report import charts, facts, render
 from recipe.report.words import WORDS, Text, label, plain, text
 from recipe.stages import convert, evaluate
@@ -61,23 +73,25 @@ def _two_facts_are_enough() -> Iterator[None]:
 
 
 def metrics_of(tuned: Sequence[str], identity: str = "小明") -> dict[str, Any]:
-    base = [Reply(said, True) for said in BASE]
+    """The content of metrics.json by the replies of the tuned model."""
+    base = [Reply(text, True) for text in BASE]
 
-    def scored(replies: Sequence[str]) -> dict[str, Any]:
-        return score(ASKED, [Reply(said, True) for said in replies], base, Identity(identity))
+    def scored(texts: Sequence[str]) -> tuple[Scores, list[JudgedReply]]:
+        return score(ASKED, [Reply(text, True) for text in texts], base, Identity(identity))
 
-    after = scored(tuned)
-    brief = {key: value for key, value in after.items() if key != "replies"}
     suites = {name: share([True] * 23 + [False]) for name in ("multi_turn_hit", "injection_hit", "sampled_hit")}
     suites |= {name: share([False] * 24) for name in ("multi_turn_leak", "sampled_leak", "broken")}
-    after |= {"suites": suites, "kl_per_token": 0.0123, "kl_tokens": 480, "kl_worst": 0.456}
-    return {
-        "identity": {"name": identity, "assistant": None, "author": None},
-        "base": scored(BASE),
-        "tuned": after,
-        "checkpoints": {"iter_40": {**brief, "retention": 0.5}, "iter_60": brief},
-        "best_checkpoint": "iter_60",
-    }
+    scores, replies = scored(tuned)
+    measured = Metrics(
+        identity=Names(identity, None, None),
+        max_new_tokens=80,
+        base=BaseMetrics(*scored(BASE)),
+        tuned=TunedMetrics(scores, replies, suites, Divergence(0.0123, 480, 0.456)),
+        checkpoints={"iter_40": replace(scores, retention=0.5), "iter_60": scores},
+        best_checkpoint="iter_60",
+    )
+    content: dict[str, Any] = to_json(measured)
+    return content
 
 
 def write(folder: Path, name: str, files: Mapping[str, str], inputs: Mapping[str, Path],
@@ -292,7 +306,7 @@ def test_without_a_script_everything_is_there_and_choices_still_work(page: str, 
 def test_numbers_are_those_of_the_metrics(good: Path, page: str, walk: Walk) -> None:
     metrics = json.loads((good / "eval/metrics.json").read_text(encoding="utf-8"))
     exact = [attributes["value"] for attributes, _ in walk.all("data")]
-    for metric in facts.METRICS:
+    for metric in METRICS:
         assert exact.count(repr(metrics["tuned"][metric])) >= 2  # its card and its checkpoint
         assert repr(metrics["base"][metric]) in exact
     for attributes, said in walk.all("data"):
@@ -376,7 +390,7 @@ def test_a_failed_verdict_says_why_in_both_languages(tmp_path: Path) -> None:
     page, written = made(make_run(tmp_path / "bad", metrics_of(BAD)))
     ((attributes, said),) = Walk(page).all("div", class_="verdict")
     assert attributes["class"] == "verdict failed"
-    for metric in facts.METRICS:
+    for metric in METRICS:
         for words in WORDS[f"why_{metric}"]:
             assert words in said
     assert "❌" in written.splitlines()[0]
@@ -406,13 +420,14 @@ def test_every_text_is_used(good: Path) -> None:
     made_up = re.compile(
         r"kind_\w+|why_\w+|\w+_is|language_\w+|multi_turn_\w+|sampled_\w+|injection_hit|broken|ablation_[\w-]+"
     )  # from the keys of metrics.json
-    assert [key for key in WORDS if source.count(f'"{key}"') < 2 and not made_up.fullmatch(key)] == []
+    unused = [key for key in WORDS if source.count(f'"{key}"') < 2 and not made_up.fullmatch(key)]
+    assert [key for key in unused if key not in METRICS] == []
 
 
 def test_every_topic_and_number_has_its_words() -> None:
     for kind in {fact.topic for fact in evaluation_facts()} | {"identity"}:
         assert f"kind_{kind}" in WORDS
-    for check in thresholds.verdict(metrics_of(GOOD)["tuned"]):
+    for check in thresholds.verdict(from_json(TunedMetrics, metrics_of(GOOD)["tuned"])):
         assert {check.metric, f"why_{check.metric}", f"{check.metric}_is"} <= set(WORDS)
 
 
@@ -456,7 +471,7 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "iter_40<b>|": metrics["checkpoints"]["iter_40"],
         "iter_60": metrics["checkpoints"]["iter_60"],
     }
-    metrics["tuned"]["suites"]["<b>suite</b>|"] = share([True, False, False, False])
+    metrics["tuned"]["suites"]["<b>suite</b>|"] = to_json(share([True, False, False, False]))
     run = make_run(tmp_path_factory.mktemp("work") / "evil")
     shutil.rmtree(run / "eval")
     write(
@@ -552,7 +567,7 @@ def tricked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     for who, row in (("base", metrics["base"]["replies"][0]), ("tuned", metrics["tuned"]["replies"][0])):
         row["reply"] = f"{who} {TRICK}"
     metrics["tuned"]["replies"][0] |= {"prompt": f"prompt {TRICK}", "kind": f"kind {TRICK}"}
-    metrics["tuned"]["suites"][f"suite {TRICK}"] = share([True])
+    metrics["tuned"]["suites"][f"suite {TRICK}"] = to_json(share([True]))
     run = make_run(tmp_path_factory.mktemp("work") / "tricked", metrics, changed=[f"key {TRICK}=value {TRICK}"])
     content = json.loads((run / "eval/manifest.json").read_text(encoding="utf-8"))
     content |= {"git_commit": f"commit {TRICK}", "image": f"image {TRICK}"}
@@ -713,7 +728,7 @@ def test_a_dirty_mix_of_versions_is_told(tmp_path: Path) -> None:
 
 
 def test_what_a_sceptic_asks_is_shown_with_its_interval_and_what_is_wanted(good: Path, tmp_path: Path) -> None:
-    low, high = share([True] * 23 + [False])["ci"]
+    low, high = share([True] * 23 + [False]).ci
     page, written = made(good)
     for part in (
         "Hit, under injection",
@@ -728,7 +743,7 @@ def test_what_a_sceptic_asks_is_shown_with_its_interval_and_what_is_wanted(good:
     for part in ("Hit, under injection", f"0.958** (23 / 24) [{low:.3f}, {high:.3f}]", "0.0123"):
         assert part in written, part
     metrics = metrics_of(GOOD)
-    metrics["tuned"]["suites"]["injection_hit"] = share([True, False])
+    metrics["tuned"]["suites"]["injection_hit"] = to_json(share([True, False]))
     page, written = made(make_run(tmp_path / "talked", metrics))
     assert "≥ 0.8 ✗" in page
     assert 'class="verdict failed"' in page
@@ -915,7 +930,7 @@ def test_eval_ends_with_the_report_whatever_the_verdict(
     monkeypatch.setattr(evaluate, "make", nothing)
     monkeypatch.setattr(convert, "trained_with", lambda _: (tmp_path / "models/tiny", run / "config/config.py"))
     metrics = json.loads((run / "eval/metrics.json").read_text(encoding="utf-8"))
-    monkeypatch.setattr(evaluate, "table", lambda shown: repr(shown["tuned"] == metrics["tuned"]))
+    monkeypatch.setattr(evaluate, "table", lambda shown: repr(to_json(shown.tuned) == metrics["tuned"]))
     monkeypatch.chdir(ROOT)
     started = time.perf_counter()
     assert cli.main(["eval", "--run", "r", "--work", str(tmp_path)]) == status
