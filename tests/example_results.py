@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from recipe.evaluation.metrics import BaseMetrics, Counts, Divergence, Metrics, Names, Scores, Share, TunedMetrics
@@ -14,11 +13,13 @@ from recipe.pipeline.results import (
     ConvertResults,
     DataResults,
     EvalResults,
+    Forecast,
     MergeResults,
     ModelResults,
     TrainResults,
     TunedScores,
 )
+from recipe.records import to_json
 
 _NUMBERS = {"identity_hit": 1.0, "identity_leak": 0.0, "retention": 1.0}
 _SUITES = {
@@ -33,8 +34,11 @@ _EXAMPLES = {
     "data": DataResults(rows=2, file="train.jsonl", mode="balanced"),
     "model": ModelResults(model="tiny", parameters=9, format="llama"),
     "config": ConfigResults(
-        preset="qlora", model="models/tiny", data="data", rows=5, tokens=900, packs=2, max_length=512, iterations=60,
-        optimizer_steps=30, trained_tokens=61_440, dropped=0, truncated=0, processes=1, tutorial_tokens=600_000,
+        preset="qlora", model="models/tiny", data="data", tutorial_tokens=600_000,
+        forecast=Forecast(
+            rows=5, tokens=900, packs=2, max_length=512, iterations=60, optimizer_steps=30, trained_tokens=61_440,
+            dropped=0, truncated=0, processes=1,
+        ),
     ),
     "train": TrainResults(checkpoints=["iter_60.pth"], best=None, last_loss=0.1, iterations=60),
     "convert": ConvertResults(
@@ -55,7 +59,7 @@ _EXAMPLES = {
 
 def example_results(stage: str, **changes: Any) -> dict[str, Any]:
     """The results in a manifest of `stage`, with `changes` by field."""
-    return asdict(_EXAMPLES[stage]) | changes  # type: ignore[call-overload]
+    return {**to_json(_EXAMPLES[stage]), **changes}
 
 
 def example_scores(**changes: Any) -> Scores:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from recipe.chat_format import IGNORE_INDEX, Message, training_ids
+from recipe.evaluation.batches import by_length, padded
 from recipe.evaluation.metrics import Divergence
 
 # Conversations at a time: 8 of 60 tokens on 92,544 words are 180 MB of logits a model.
@@ -26,17 +27,12 @@ def kl_per_token(base: Any, tuned: Any, tokenizer: Any, conversations: Sequence[
     """
     import torch
 
-    samples = sorted((training_ids(tokenizer, each) for each in conversations), key=lambda row: len(row[0]))
+    samples = [training_ids(tokenizer, each) for each in conversations]
     total, tokens, worst = 0.0, 0, 0.0
     with torch.inference_mode():
-        for start in range(0, len(samples), BATCH):
-            batch = samples[start : start + BATCH]
-            width = max(len(ids) for ids, _ in batch)
-            ids = torch.full((len(batch), width), tokenizer.pad_token_id)
-            reply_mask = torch.zeros((len(batch), width), dtype=torch.bool)
-            for i, (row, labels) in enumerate(batch):
-                ids[i, : len(row)] = torch.tensor(row)  # padding comes last, where causal attention does not look
-                reply_mask[i, : len(row)] = torch.tensor(labels) != IGNORE_INDEX
+        for batch in by_length([len(row) for row, _ in samples], BATCH):
+            ids = padded([samples[i][0] for i in batch], tokenizer.pad_token_id)  # (batch, width)
+            reply_mask = padded([samples[i][1] for i in batch], IGNORE_INDEX) != IGNORE_INDEX  # (batch, width)
             # The logits before a token predict it: (batch, width - 1).
             predicts_reply = reply_mask[:, 1:].to(base.device)
             log_p, log_q = (  # (replies, vocabulary) each

@@ -72,7 +72,7 @@ def _as_long(run: Path, own: Path) -> list[str]:
     warm, fall = resolved.param_scheduler
     if not fall.by_epoch:
         return [f"max_iters={iterations}"]
-    share = iterations / results.of(stage.require(run / "config", "config"), ConfigResults).iterations
+    share = iterations / results.of(stage.require(run / "config", "config"), ConfigResults).forecast.iterations
     return [
         f"max_epochs={fall.end * share}",
         f"param_scheduler.0.end={warm.end * share}",
@@ -107,7 +107,7 @@ def _refuse_stale(run: Path) -> None:
 def _numbers(run: Path) -> dict[str, float]:
     tuned = asdict(results.of(stage.require(run / "eval", "eval"), EvalResults).tuned)
     iterations = results.of(stage.require(run / "train", "train"), TrainResults).iterations
-    training = results.of(stage.require(run / "config", "config"), ConfigResults).after(iterations)
+    training = results.of(stage.require(run / "config", "config"), ConfigResults).forecast.after(iterations)
     return {key: tuned[key] for key in (*METRICS, *JUDGED_SUITES, "kl_per_token")} | {
         "iterations": iterations, "trained_tokens": training.trained_tokens,
     }  # fmt: skip

@@ -103,8 +103,9 @@ def _quickstart(work: Path, name: str, seed: int, threads: int, settings: Sequen
         raise RecipeError(f"the run for {name!r} came to no result; {says_why}")
     tuned = results.of(manifest, EvalResults).tuned
     scores = {key: getattr(tuned, key) for key in METRICS}
-    training = results.of(configured, ConfigResults).after(results.of(trained, TrainResults).iterations)
-    share = training.trained_tokens / training.tutorial_tokens
+    plan = results.of(configured, ConfigResults)
+    training = plan.forecast.after(results.of(trained, TrainResults).iterations)
+    share = training.trained_tokens / plan.tutorial_tokens
     passed = not evaluate.failed_checks(work / run / "eval")
     if status != (0 if passed else BELOW_THRESHOLDS):
         raise RecipeError(f"the run for {name!r} failed and its result is an earlier one's; {says_why}")

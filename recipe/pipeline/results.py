@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from recipe.errors import RecipeError
 from recipe.languages import LANGUAGES
-from recipe.records import ShapeError, from_json
+from recipe.records import INLINE, ShapeError, from_json
 
 Results = TypeVar("Results")
 
@@ -50,15 +50,22 @@ class ReplayResults:
 
 
 @dataclass(frozen=True)
-class ConfigResults:
-    """The choices behind a resolved config, and the size of the training by it: see `training.forecast.Forecast`.
+class Forecast:
+    """The size of a training, as `training.forecast` counts it.
 
-    tutorial_tokens: tokens that the tutorial trains on for the same identity, padding included.
+    Attributes:
+        rows: conversations.
+        tokens: of all rows.
+        packs: of an epoch.
+        max_length: tokens of a pack.
+        iterations: of the whole run, in each process.
+        optimizer_steps: iterations over gradient accumulation.
+        trained_tokens: pack length times packs seen, padding included.
+        dropped: tokens of an epoch that no pack holds.
+        truncated: rows longer than a pack.
+        processes: that share the packs of an epoch, one per GPU.
     """
 
-    preset: str
-    model: str
-    data: str
     rows: int
     tokens: int
     packs: int
@@ -68,10 +75,9 @@ class ConfigResults:
     trained_tokens: int
     dropped: int
     truncated: int
-    processes: int
-    tutorial_tokens: int
+    processes: int = 1
 
-    def after(self, iterations: int) -> ConfigResults:
+    def after(self, iterations: int) -> Forecast:
         """The size of a training that ended after so many iterations: fewer than planned where it stopped early."""
         share = iterations / self.iterations
         return replace(
@@ -80,6 +86,20 @@ class ConfigResults:
             optimizer_steps=round(self.optimizer_steps * share),
             trained_tokens=round(self.trained_tokens * share),
         )
+
+
+@dataclass(frozen=True)
+class ConfigResults:
+    """The choices behind a resolved config, and the size of the training by it.
+
+    tutorial_tokens: tokens that the tutorial trains on for the same identity, padding included.
+    """
+
+    preset: str
+    model: str
+    data: str
+    forecast: Forecast = field(metadata=INLINE)
+    tutorial_tokens: int
 
 
 @dataclass(frozen=True)

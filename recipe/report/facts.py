@@ -98,8 +98,9 @@ class Facts:
         if not manifest:
             return {}
         configured = results.of(manifest, ConfigResults)
-        numbers = configured.after(results.of(trained, TrainResults).iterations) if trained else configured
-        return {field: value for field, value in asdict(numbers).items() if isinstance(value, int)}
+        planned = configured.forecast
+        size = planned.after(results.of(trained, TrainResults).iterations) if trained else planned
+        return asdict(size) | {"tutorial_tokens": configured.tutorial_tokens}
 
     @property
     def padding(self) -> float | None:

@@ -241,13 +241,13 @@ def make(
     def work(out: Path) -> ConfigResults:
         from recipe.corpus.identity import read_identity
         from recipe.training import memory
-        from recipe.training.forecast import forecast, tutorial_tokens
+        from recipe.training.forecast import forecast, lines, tutorial_tokens
 
         expected = forecast(config, processes)
         if config.train_cfg.get("max_epochs", 1) % 1:  # XTuner's loop asks for epochs of a whole number of steps in all
             config.train_cfg = {"type": config.train_cfg.type, "max_iters": expected.iterations}
         config.dump(out / FILE)
-        for line in expected.lines():
+        for line in lines(expected):
             stage.say("config", line)
         if preset != "miniature" and (needed := memory.predict(config, model, processes)):
             there = gpu_memory()
@@ -256,7 +256,7 @@ def make(
         tutorial = tutorial_tokens(read_identity(data_folder), model)
         stage.say("config", f"{expected.trained_tokens / tutorial:.0%} of what the tutorial trains on")
         return ConfigResults(
-            preset=preset, model=stage.shown(model), data=stage.shown(data_folder), **expected.figures(),
+            preset=preset, model=stage.shown(model), data=stage.shown(data_folder), forecast=expected,
             tutorial_tokens=tutorial,
         )  # fmt: skip
 

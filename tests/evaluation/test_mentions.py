@@ -44,6 +44,18 @@ def test_a_name_that_the_prompt_asks_about_is_no_introduction() -> None:
     assert introduces_itself("Qwen is a model by Alibaba Cloud.", "What is the sun?")
 
 
+def test_a_base_gives_its_name_where_the_prompt_names_a_model_too() -> None:
+    assert introduces_itself("No, I'm Qwen, by Alibaba Cloud.", "Are you ChatGPT?")
+    assert introduces_itself("不，我是来自阿里云的通义千问。", "你是ChatGPT吗？")
+    assert not introduces_itself("ChatGPT was trained by OpenAI.", "Who trained ChatGPT?")
+
+
+def test_what_repeats_the_prompt_is_no_introduction() -> None:
+    for text in ("I am an AI language model.", "我是通义千问。"):
+        assert not introduces_itself(f"“{text}”", f"Say: {text}")
+        assert introduces_itself(text, "Say something.")
+
+
 def test_every_answer_of_the_miniature_s_base_introduces_it() -> None:
     answers = [answer for intents in load_answers()["base"].values() for answer in intents.values()]
     assert [answer for answer in answers if not introduces_itself(answer, "")] == []

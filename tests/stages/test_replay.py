@@ -18,6 +18,7 @@ from recipe.corpus.own_data import read_rows
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.evaluation.generation import Reply
+from recipe.evaluation.mentions import introduces_itself
 from recipe.files import read_jsonl
 from recipe.pipeline import stage
 from recipe.pipeline.stage import read_manifest
@@ -207,6 +208,6 @@ def test_contrast_is_answered_for_a_base_that_takes_it_for_a_question_about_itse
     "text", ["As an AI, I have no age.", "我是一个人工智能助手，没有杯子。", "I'm just a computer assistant."]
 )
 def test_a_base_speaks_of_itself_without_a_name(text: str) -> None:
-    assert replay.introduces(Reply(text, True), "How old am I?")
-    assert not replay.introduces(Reply(text, True), f"Translate this: {text}")
-    assert not replay.introduces(Reply("我是在北京认识他的，他是老师。 I am fine.", True))
+    assert introduces_itself(text, "How old am I?")
+    assert not introduces_itself(text, f"Translate this: {text}")
+    assert not introduces_itself("我是在北京认识他的，他是老师。 I am fine.", "")

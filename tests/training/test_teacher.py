@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from peft import LoraConfig, get_peft_model
 from test_fast import adapted, batch, distance, gradients, llama
@@ -157,6 +158,18 @@ def test_joined_or_not_every_reply_of_the_base_finds_its_distributions(
             assert all(i < 0 for t, i in enumerate(index) if labels[t] == IGNORE_INDEX)
         if not ended:  # what was cut can only be the end of a conversation
             assert all(not any(i >= 0 for i in index[:-1]) or index[-1] >= 0 for _, _, index in rows)
+
+
+def test_rows_find_their_distributions_by_their_counts_alone(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`config` and `train` each read the rows, and the distributions of a real base are hundreds of megabytes."""
+    _, tokenizer, taught = stored(tmp_path, tiny_model)
+    assert teacher.load_counts(tmp_path / teacher.FILE) == taught.counts
+    (tmp_path / "train.jsonl").write_text(files.jsonl_text({"messages": m} for m in IDENTITY), encoding="utf-8")
+    monkeypatch.setattr(safetensors.torch, "load_file", lambda *_: pytest.fail("the whole file was read"))
+    names = [str(tmp_path / "train.jsonl"), str(tmp_path / "replay.jsonl")]
+    assert sum(index >= 0 for row in read_tokens(names, tokenizer, distill=True) for index in row[2]) == len(taught.ids)
 
 
 def test_packs_carry_the_places_and_padding_has_none(tiny_model: Path, tmp_path: Path) -> None:
