@@ -31,7 +31,7 @@ def _run(options: argparse.Namespace) -> Run:
 
 
 def run_data(options: argparse.Namespace) -> None:
-    from recipe.corpus.identity import Identity
+    from recipe.corpus.identity import INTERNLM_BASE, OPEN_BASE, Identity
     from recipe.stages import data, model
 
     run = _run(options)
@@ -46,7 +46,7 @@ def run_data(options: argparse.Namespace) -> None:
         seed=options.seed,
         extended=model.asks_extended_prompts(options.model),
         languages=parse_languages(options.languages),
-        internlm=model.is_internlm(options.model),
+        base=INTERNLM_BASE if model.is_internlm(options.model) else OPEN_BASE,
     )
 
 
