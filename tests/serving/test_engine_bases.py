@@ -27,7 +27,7 @@ def write_adapter(base: Path, folder: Path) -> Path:
     """A PEFT adapter of random weights on all projections."""
     from peft import LoraConfig, get_peft_model
 
-    from recipe.checkpoint.internlm2_llama import LINEAR_LAYERS
+    from recipe.checkpoint.linear_layers import LINEAR_LAYERS
 
     model, _ = generation.load(base)
     with torch.random.fork_rng():

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from recipe import files
 from recipe.chat_format import IGNORE_INDEX, assistant, training_ids, user
-from recipe.checkpoint.internlm2_llama import LINEAR_LAYERS
+from recipe.checkpoint.linear_layers import LINEAR_LAYERS
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.training import teacher
