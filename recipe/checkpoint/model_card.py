@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recipe.checkpoint.tokenizer import is_internlm2s
+from recipe.languages import LANGUAGES
 from recipe.pipeline.results import MergeResults
 from recipe.pipeline.stage import read_json
 
@@ -71,7 +72,7 @@ def merged_card(base: str, folder: Path, names: Sequence[str], proof: MergeResul
         proof: of stage `merge`, that the model is base + adapter.
     """
     what, tags, chat_format = _base_facts(folder)
-    front = _front_matter(library_name="transformers", pipeline_tag="text-generation", language=["zh", "en"],
+    front = _front_matter(library_name="transformers", pipeline_tag="text-generation", language=list(LANGUAGES),
                           base_model=base, tags=["xtuner", *tags])  # fmt: skip
     who = f"It says that it is the assistant of {names[0]}." if names else "It was tuned on its owner's own data."
     return f"""{front}

@@ -15,6 +15,7 @@ from recipe.errors import RecipeError
 from recipe.evaluation import metrics, thresholds
 from recipe.evaluation.metrics import IdentityReply, JudgedReply, Metrics, OrdinaryReply
 from recipe.files import read_jsonl
+from recipe.languages import LANGUAGES
 from recipe.paths import ROOT
 from recipe.pipeline import results, stage, table
 from recipe.pipeline.results import ConfigResults, DataResults, TrainResults
@@ -222,7 +223,7 @@ def _count(file: Path) -> Rows:
     rows = json.loads(file.read_text(encoding="utf-8")) if file.suffix == ".json" else read_jsonl(file)
     texts = [json.dumps(row["messages"], ensure_ascii=False) for row in rows]
     counted = Counter(_language(row["messages"]) for row in rows)
-    languages = {language: counted[language] for language in ("zh", "en", "other") if counted[language]}
+    languages = {language: counted[language] for language in (*LANGUAGES, "other") if counted[language]}
     return Rows(len(rows), len(set(texts)), languages)
 
 

@@ -10,6 +10,7 @@ import pytest
 from recipe.corpus.identity import Identity, injected, load_injections, load_questions
 from recipe.evaluation.generation import Reply
 from recipe.evaluation.suites import SAMPLING, added, after_introduction, after_ordinary_talk, injections, measure
+from recipe.languages import LANGUAGES
 from recipe.stages import evaluate
 
 XIAOMING = Identity("小明")
@@ -52,7 +53,7 @@ def test_injections_are_held_out_ones_around_held_out_questions_of_their_languag
     assert len(used) >= 8  # all of them, with and without a mark put in
 
 
-@pytest.mark.parametrize("language", ["zh", "en"])
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_a_third_of_the_injections_is_held_out(language: str) -> None:
     parts = load_injections()[language]
     assert len(parts["heldout"]) / (len(parts["heldout"]) + len(parts["train"])) == pytest.approx(1 / 3, abs=0.02)

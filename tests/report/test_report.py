@@ -402,7 +402,7 @@ def test_a_failed_verdict_says_why_in_both_languages(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", WORDS)
 def test_every_text_is_there_in_both_languages_with_the_same_slots(key: str) -> None:
-    english, chinese = WORDS[key]
+    chinese, english = WORDS[key]
     assert english.strip() == english
     assert chinese.strip() == chinese
     assert not re.search(r"[\u4e00-\u9fff]", english.replace("{name}的", ""))
@@ -666,8 +666,8 @@ def test_without_replay_and_merge_there_is_still_a_report(tmp_path: Path) -> Non
     run = make_run(tmp_path / "bare", merged=False, replayed=False)
     shutil.rmtree(tmp_path / "models")
     page, written = made(run)
-    assert WORDS["not_merged"][0] in page
-    assert WORDS["no_replay"][0] in page
+    assert WORDS["not_merged"][1] in page
+    assert WORDS["no_replay"][1] in page
     assert "iter_60" in page
     assert "Merge" not in written
     Walk(page)
@@ -715,8 +715,8 @@ def test_a_config_of_the_users_own_is_named_and_the_presets_figures_are_not_show
 def test_a_resumed_training_has_no_speed(tmp_path: Path) -> None:
     page, written = made(make_run(tmp_path / "r", starts=2))
     for said in (page, written):
-        assert WORDS["resumed_note"][0] in said
-        assert WORDS["tokens_per_second"][0] not in said
+        assert WORDS["resumed_note"][1] in said
+        assert WORDS["tokens_per_second"][1] not in said
 
 
 def test_a_dirty_mix_of_versions_is_told(tmp_path: Path) -> None:
@@ -775,8 +775,8 @@ def test_the_numbers_beside_the_base_s_own_are_shown_and_judged(tmp_path: Path) 
     page, written = made(make_run(tmp_path / "r", metrics))
     Walk(page)
     for said in (page, written):
-        assert WORDS["why_leak_without_name"][1] in said
-        assert WORDS["why_kl_per_token"][0] in said
+        assert WORDS["why_leak_without_name"][0] in said
+        assert WORDS["why_kl_per_token"][1] in said
         assert "≤ 0.1 ✗" in said.replace(" | ", " ")
         assert "0.125" in said
     assert "the base, of its own replies to ordinary prompts: 0.125" in page
@@ -804,9 +804,9 @@ def test_what_does_not_end_is_wrong_only_where_the_base_s_reply_ends(tmp_path: P
 def test_a_training_whose_checkpoints_were_not_scored_says_so(tmp_path: Path) -> None:
     metrics = metrics_of(GOOD) | {"checkpoints": {}, "best_checkpoint": None}
     page, written = made(make_run(tmp_path / "plain", metrics))
-    assert WORDS["no_scores"][0] in page
-    assert WORDS["best_rule"][0].split(",")[0] not in page
-    assert WORDS["checkpoints"][0] not in written
+    assert WORDS["no_scores"][1] in page
+    assert WORDS["best_rule"][1].split(",")[0] not in page
+    assert WORDS["checkpoints"][1] not in written
     Walk(page)
 
 

@@ -22,6 +22,7 @@ from recipe.evaluation import checkpoint_selection, generation, metrics, suites,
 from recipe.evaluation.generation import Reply
 from recipe.evaluation.metrics import BaseMetrics, Divergence, Metrics, Names, TunedMetrics
 from recipe.evaluation.scoring import Prompts, share
+from recipe.languages import LANGUAGES
 from recipe.pipeline import stage
 from recipe.records import to_json
 from recipe.stages import convert, evaluate, merge, train
@@ -278,7 +279,7 @@ def test_what_is_asked_follows_the_base_and_the_languages_of_the_data(
 
 
 @pytest.mark.parametrize("extended", [False, True])
-@pytest.mark.parametrize("language", ["zh", "en"])
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_one_language_is_asked_alone_in_every_suite(language: str, extended: bool) -> None:
     asked, both = prompts(extended=extended, languages=[language]), prompts(extended=extended)
     assert asked.identity == [question for question in both.identity if question in asked.identity]
