@@ -174,10 +174,10 @@ def leaks(prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], ide
         identity: whose name counts.
     """
     ambiguous_names = ambiguous(identity, base)
-    asked = [question for _, question in prompts.facts]
-    ordinary = "\n".join([*asked, *(reply.text for reply in base)]).casefold()
+    questions = [question for _, question in prompts.facts]
+    ordinary = "\n".join([*questions, *(reply.text for reply in base)]).casefold()
     counted, named, without_name = [], [], []
-    for prompt, reply, untuned in zip(asked, replies, base[len(prompts.identity) :], strict=True):
+    for prompt, reply, untuned in zip(questions, replies, base[len(prompts.identity) :], strict=True):
         counts = not introduces_itself(untuned.text, prompt)
         says = says_name(reply, prompt, identity, ambiguous_names)
         hints = not says and signs(reply.text, prompt, untuned.text, identity, ordinary)

@@ -262,7 +262,7 @@ def make(
 
     resolved = hashlib.sha256(config.pretty_text.encode()).hexdigest()  # follows every preset and override
     chosen = {"preset": preset, "set": list(settings), "seed": seed, "gpu": gpu, "resolved": resolved} | {
-        "processes": processes  # of what is said about the file, and of where in an epoch it ends
+        "processes": processes  # of the forecast, and of where in an epoch the training ends
     }
     return stage.run("config", folder, inputs=inputs, settings=chosen, work=work)
 

@@ -88,12 +88,12 @@ def make(
 
 
 def _measure(
-    asked: Prompts, model: Path, tuned_folder: Path, identity: Identity
+    held_out: Prompts, model: Path, tuned_folder: Path, identity: Identity
 ) -> tuple[int, BaseMetrics, TunedMetrics]:
     """Ask base and tuned model everything.
 
     Args:
-        asked: the prompts.
+        held_out: the prompts.
         model: folder of the base.
         tuned_folder: of the tuned model: merged, or an adapter.
         identity: whose name counts.
@@ -104,13 +104,13 @@ def _measure(
     Raises:
         RecipeError: the base ends no reply, or knows no fact.
     """
-    split = len(asked.identity)
+    split = len(held_out.identity)
     loaded, tokenizer = generation.load(model)
-    base, room = _base_replies(asked, loaded, tokenizer, identity)
-    base_scores, base_judged = score(asked, base, base, identity)
+    base, room = _base_replies(held_out, loaded, tokenizer, identity)
+    base_scores, base_judged = score(held_out, base, base, identity)
     ended = [
         [*conversation, assistant(reply.text)]
-        for conversation, reply in zip(asked.conversations()[split:], base[split:], strict=True)
+        for conversation, reply in zip(held_out.conversations()[split:], base[split:], strict=True)
         if reply.stopped
     ]
     if not ended:
@@ -122,10 +122,10 @@ def _measure(
     is_adapter = (tuned_folder / "adapter_config.json").is_file()
     tuned, tokenizer = generation.load(*((model, tuned_folder) if is_adapter else (tuned_folder,)))
     ask = _asker(tuned, tokenizer, "tuned", identity, room)
-    replies = _greedy(asked, ask)
+    replies = _greedy(held_out, ask)
     tuned_metrics = TunedMetrics(
-        *score(asked, replies, base, identity),
-        suites=suites.measure(asked, replies, base, identity, ask),
+        *score(held_out, replies, base, identity),
+        suites=suites.measure(held_out, replies, base, identity, ask),
         divergence=divergence.kl_per_token(loaded, tuned, tokenizer, ended),
     )
     return room, BaseMetrics(base_scores, base_judged, tuned_metrics.suites["broken"].base), tuned_metrics
@@ -143,24 +143,24 @@ def _asker(loaded: Any, tokenizer: Any, who: str, identity: Identity, room: int)
     return ask
 
 
-def _greedy(asked: Prompts, ask: suites.Ask) -> list[Reply]:
+def _greedy(held_out: Prompts, ask: suites.Ask) -> list[Reply]:
     """The replies to all prompts. The two kinds are apart, because a batch takes as long as its longest reply, and only
     the first kind holds long names."""
-    conversations, split = asked.conversations(), len(asked.identity)
+    conversations, split = held_out.conversations(), len(held_out.identity)
     return [*ask(conversations[:split], "identity"), *ask(conversations[split:], "facts")]
 
 
-def _base_replies(asked: Prompts, loaded: Any, tokenizer: Any, identity: Identity) -> tuple[list[Reply], int]:
+def _base_replies(held_out: Prompts, loaded: Any, tokenizer: Any, identity: Identity) -> tuple[list[Reply], int]:
     """The base's replies to all prompts, and the room of every reply, in tokens: as long as the base talks.
 
     Replies that were cut are asked again with more room. It is kept if enough of them end there.
     """
-    replies = _greedy(asked, _asker(loaded, tokenizer, "base", identity, MAX_NEW_TOKENS))
+    replies = _greedy(held_out, _asker(loaded, tokenizer, "base", identity, MAX_NEW_TOKENS))
     cut = [i for i, reply in enumerate(replies) if not reply.stopped]
-    enough, split = WORTH_MORE_ROOM * len(asked.facts), len(asked.identity)
+    enough, split = WORTH_MORE_ROOM * len(held_out.facts), len(held_out.identity)
     if sum(i >= split for i in cut) < enough:
         return replies, MAX_NEW_TOKENS
-    conversations = asked.conversations()
+    conversations = held_out.conversations()
     ask = _asker(loaded, tokenizer, "base", identity, MORE_NEW_TOKENS)
     longer = dict(zip(cut, ask([conversations[i] for i in cut], "with more room"), strict=True))
     if sum(reply.stopped for i, reply in longer.items() if i >= split) < enough:

@@ -214,7 +214,7 @@ def indices(labels: Sequence[int], start: int, skip: int, count: int) -> list[in
     """
     result, seen = [], 0
     for label in labels:
-        known = label != IGNORE_INDEX and skip <= seen < skip + count
-        result.append(start + seen - skip if known else -1)
+        in_teacher = label != IGNORE_INDEX and skip <= seen < skip + count
+        result.append(start + seen - skip if in_teacher else -1)
         seen += label != IGNORE_INDEX
     return result
