@@ -171,7 +171,7 @@ def test_the_hook_asks_what_the_data_folder_says(
 
 
 def test_real_models_are_chosen_by_enough_and_nothing_twice() -> None:
-    asked = checkpoint_selection.prompts(extended=True)
-    questions = [question for _, question in asked.facts]
-    assert len(set(asked.identity)) == len(asked.identity) >= 150
+    selection = checkpoint_selection.prompts(extended=True)
+    questions = [question for _, question in selection.facts]
+    assert len(set(selection.identity)) == len(selection.identity) >= 150
     assert len(set(questions)) == len(questions) >= 300

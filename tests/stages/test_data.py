@@ -73,8 +73,8 @@ def test_the_seed_decides_all(tmp_path: Path) -> None:
     files = {folder: (tmp_path / folder / "train.jsonl").read_bytes() for folder in "abc"}
     assert files["a"] == files["b"] != files["c"]
     train = {q for intents in load_questions().values() for parts in intents.values() for q in parts["train"]}
-    asked = [sorted(set(openings(tmp_path / folder)) & train) for folder in "ac"]
-    assert asked[0] == asked[1] == sorted(train)
+    questions = [sorted(set(openings(tmp_path / folder)) & train) for folder in "ac"]
+    assert questions[0] == questions[1] == sorted(train)
 
 
 @pytest.mark.parametrize(("mode", "name"), [*(("balanced", name) for name in NAMES), ("tutorial", "O’Brien")])

@@ -119,13 +119,13 @@ def test_a_training_that_was_not_scored_has_no_line_of_checkpoints() -> None:
 
 
 def test_prompts_hold_no_question_of_the_training_and_no_empty_part() -> None:
-    asked = prompts()
+    held_out = prompts()
     trained = {q for intents in load_questions().values() for parts in intents.values() for q in parts["train"]}
-    assert len(asked.identity) >= 40
-    assert not set(asked.identity) & trained
-    assert sum(fact.expect is not None for fact, _ in asked.facts) >= 100
-    assert all(question in fact.questions for fact, question in asked.facts)
-    assert len(asked.conversations()) == len(asked.identity) + len(asked.facts)
+    assert len(held_out.identity) >= 40
+    assert not set(held_out.identity) & trained
+    assert sum(fact.expect is not None for fact, _ in held_out.facts) >= 100
+    assert all(question in fact.questions for fact, question in held_out.facts)
+    assert len(held_out.conversations()) == len(held_out.identity) + len(held_out.facts)
 
 
 def data_folder(folder: Path, questions: list[str], mode: str = "own", **noted: Any) -> Path:
@@ -148,7 +148,7 @@ class Voices:
         self.logits = {name: self.listen(*generation.load(tiny_model, adapter)) for name, adapter in adapters.items()}
         self.hits = {"base": 0, "iter_2": 2, "iter_4": 4}  # of the four questions who it is
         self.base = BASE
-        self.asked: list[str] = []
+        self.held_out: list[str] = []
         self.chosen: list[dict[str, Any]] = []  # which prompts eval asked for
 
     def prompts(self, **chosen: Any) -> Prompts:
@@ -166,11 +166,11 @@ class Voices:
     def answer(self, model: Any, tokenizer: Any, conversations: Any, **settings: Any) -> list[Reply]:
         heard = self.listen(model, tokenizer)
         (name,) = (name for name, logits in self.logits.items() if torch.allclose(heard, logits, atol=1e-4))
-        if name not in self.asked:
-            self.asked.append(name)
+        if name not in self.held_out:
+            self.held_out.append(name)
         texts = ["我是小明的小助手。"] * self.hits[name] + self.base[self.hits[name] :]
-        said = dict(zip((c[0]["content"] for c in ASKED.conversations()), texts, strict=True))
-        return replies(*(said[conversation[-1]["content"]] for conversation in conversations))
+        reply_to = dict(zip((c[0]["content"] for c in ASKED.conversations()), texts, strict=True))
+        return replies(*(reply_to[conversation[-1]["content"]] for conversation in conversations))
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def voices(tiny_model: Path, early_adapter: Path, adapter_folder: Path, monkeypa
     voices = Voices(tiny_model, {"base": None, "iter_2": early_adapter, "iter_4": adapter_folder})
     monkeypatch.setattr(generation, "answer", voices.answer)
     monkeypatch.setattr(evaluate, "prompts", voices.prompts)
-    monkeypatch.setattr(suites, "injections", lambda asked: asked.conversations()[: len(asked.identity)])
+    monkeypatch.setattr(suites, "injections", lambda held_out: held_out.conversations()[: len(held_out.identity)])
     return voices
 
 
@@ -210,7 +210,7 @@ def test_base_and_tuned_are_judged_by_their_own_replies(
     make_eval: Callable[..., dict[str, Any]], voices: Voices, adapter_folder: Path
 ) -> None:
     content = make_eval(adapter_folder, ["介绍一下你自己"])
-    assert voices.asked == ["base", "iter_4"]
+    assert voices.held_out == ["base", "iter_4"]
     assert content["base"]["identity_hit"] == 0.0
     assert content["tuned"]["identity_hit"] == 1.0
     assert content["tuned"]["kl_per_token"] > 0
@@ -281,21 +281,21 @@ def test_what_is_asked_follows_the_base_and_the_languages_of_the_data(
 @pytest.mark.parametrize("extended", [False, True])
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_one_language_is_asked_alone_in_every_suite(language: str, extended: bool) -> None:
-    asked, both = prompts(extended=extended, languages=[language]), prompts(extended=extended)
-    assert asked.identity == [question for question in both.identity if question in asked.identity]
-    assert {fact.language for fact, _ in asked.facts} == {language}
-    base = [Reply(f"{i}", True) for i in range(len(asked.conversations()))]
-    conversations = suites.injections(asked) + suites.after_ordinary_talk(asked, base)
-    conversations += suites.after_introduction(asked, base)
+    held_out, both = prompts(extended=extended, languages=[language]), prompts(extended=extended)
+    assert held_out.identity == [question for question in both.identity if question in held_out.identity]
+    assert {fact.language for fact, _ in held_out.facts} == {language}
+    base = [Reply(f"{i}", True) for i in range(len(held_out.conversations()))]
+    conversations = suites.injections(held_out) + suites.after_ordinary_talk(held_out, base)
+    conversations += suites.after_introduction(held_out, base)
     texts = [turn["content"] for turns in conversations for turn in turns if turn["role"] == "user"]
     assert any(re.search("[\u4e00-\u9fff]", text) for text in texts) == (language == "zh")
-    assert len(texts) > 4 * len(asked.identity)
+    assert len(texts) > 4 * len(held_out.identity)
 
 
 def test_enough_is_asked_of_real_models_and_nothing_twice() -> None:
-    asked = prompts(extended=True)
-    questions = [question for _, question in asked.facts]
-    assert len(set(asked.identity)) == len(asked.identity) >= 150
+    held_out = prompts(extended=True)
+    questions = [question for _, question in held_out.facts]
+    assert len(set(held_out.identity)) == len(held_out.identity) >= 150
     assert len(set(questions)) == len(questions) >= 350
 
 

@@ -214,11 +214,11 @@ GOOD = Forecast(
     ],
 )
 def test_a_user_is_warned_of_what_gets_lost(change: dict[str, int], warnings: list[str]) -> None:
-    first, *rest = lines(dataclasses.replace(GOOD, **change))
+    first, *others = lines(dataclasses.replace(GOOD, **change))
     assert "10 rows" in first
     assert "2 packs" in first
-    assert len(rest) == len(warnings)
-    for line, warning in zip(rest, warnings, strict=True):
+    assert len(others) == len(warnings)
+    for line, warning in zip(others, warnings, strict=True):
         assert line.startswith("warning: ")
         assert warning in line
 
