@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from recipe.errors import RecipeError
 
-LANGUAGES = ("zh", "en")
+# What each language calls itself. Wherever texts stand in every language, they stand in this order.
+NAMES = {"zh": "中文", "en": "English"}
+LANGUAGES = tuple(NAMES)
 
 
 def parse_languages(text: str) -> tuple[str, ...]:

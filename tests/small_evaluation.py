@@ -3,11 +3,10 @@ replies."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from recipe.corpus.identity import Identity
 from recipe.corpus.knowledge import Fact
 from recipe.evaluation.generation import Reply
+from recipe.evaluation.metrics import JudgedReply, Scores
 from recipe.evaluation.scoring import Prompts, score
 
 XIAOMING = Identity("小明")
@@ -27,5 +26,9 @@ def replies(*texts: str) -> list[Reply]:
     return [Reply(text, True) for text in texts]
 
 
-def scored(*texts: str, base: list[str] = BASE, identity: Identity = XIAOMING) -> dict[str, Any]:
-    return score(ASKED, replies(*texts), replies(*base), identity)
+def scored(*texts: str, base: list[str] = BASE, identity: Identity = XIAOMING) -> Scores:
+    return score(ASKED, replies(*texts), replies(*base), identity)[0]
+
+
+def judged(*texts: str, base: list[str] = BASE) -> list[JudgedReply]:
+    return score(ASKED, replies(*texts), replies(*base), XIAOMING)[1]

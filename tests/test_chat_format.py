@@ -149,8 +149,8 @@ def test_ids_and_labels_equal_xtuners_own(any_tokenizer: Any, messages: Messages
 @pytest.mark.parametrize("messages", CONVERSATIONS.values())
 def test_chat_template_gives_the_same_ids(any_tokenizer: Any, messages: Messages) -> None:
     assert any_tokenizer.apply_chat_template(messages) == training_ids(any_tokenizer, messages)[0]
-    asked = any_tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True)
-    assert asked == prompt_ids(any_tokenizer, messages[:-1])
+    prompt = any_tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True)
+    assert prompt == prompt_ids(any_tokenizer, messages[:-1])
 
 
 @given(question=TYPED, reply=TYPED)
@@ -225,10 +225,10 @@ def test_training_ids_begin_with_the_prompt_that_asks_for_the_reply(
     tokenizer: Any, contents: list[str], system: str | None
 ) -> None:
     messages = chat(*contents, system=system)
-    asked, (ids, labels) = prompt_ids(tokenizer, messages[:-1]), training_ids(tokenizer, messages)
-    assert ids[: len(asked)] == asked
+    prompt, (ids, labels) = prompt_ids(tokenizer, messages[:-1]), training_ids(tokenizer, messages)
+    assert ids[: len(prompt)] == prompt
     # What the model then has to say is learnt from the first id on, so training and generation meet.
-    assert labels[len(asked)] == ids[len(asked)]
+    assert labels[len(prompt)] == ids[len(prompt)]
 
 
 def test_an_unknown_role_is_refused(tokenizer: Any) -> None:

@@ -73,14 +73,14 @@ def test_the_driver_s_file_is_a_gpu(dev: Path, file: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("visible", "found"), [("", False), ("-1", False), ("0", True), ("1,0", True), ("GPU-8932f937", True)]
+    ("visible", "usable"), [("", False), ("-1", False), ("0", True), ("1,0", True), ("GPU-8932f937", True)]
 )
 def test_a_gpu_may_be_hidden_from_the_process(
-    dev: Path, monkeypatch: pytest.MonkeyPatch, visible: str, found: bool
+    dev: Path, monkeypatch: pytest.MonkeyPatch, visible: str, usable: bool
 ) -> None:
     (dev / "nvidiactl").touch()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert device.has_gpu() is found
+    assert device.has_gpu() is usable
 
 
 @pytest.mark.parametrize("version", [13000, 13010, 14000])
@@ -90,14 +90,18 @@ def test_a_driver_that_serves_the_locked_torch_is_fine(set_driver: SetDriver, ve
     assert loaded
 
 
-@pytest.mark.parametrize(("version", "told"), [(12080, "CUDA 12.8,"), (12090, "CUDA 12.9,"), (11040, "CUDA 11.4,")])
-def test_an_older_one_is_refused_with_the_driver_to_install(set_driver: SetDriver, version: int, told: str) -> None:
+@pytest.mark.parametrize(
+    ("version", "supported"), [(12080, "CUDA 12.8,"), (12090, "CUDA 12.9,"), (11040, "CUDA 11.4,")]
+)
+def test_an_older_one_is_refused_with_the_driver_to_install(
+    set_driver: SetDriver, version: int, supported: str
+) -> None:
     set_driver(version)
     with pytest.raises(RecipeError) as error:
         device.check_driver()
     message = str(error.value)
     assert "\n" not in message
-    assert f"it serves {told} and 13.0 is needed: install driver {device.DRIVER} or newer" in message
+    assert f"it serves {supported} and 13.0 is needed: install driver {device.DRIVER} or newer" in message
     assert "CUDA_VISIBLE_DEVICES=" in message
 
 
@@ -135,9 +139,9 @@ def test_no_verb_works_on_an_old_driver(
     monkeypatch.chdir(ROOT)
     set_driver(12080)
     assert cli.main([*verb, "--work", str(tmp_path / "work")]) == 1
-    said = capsys.readouterr()
-    assert said.out == ""
-    (line,) = said.err.splitlines()
+    output = capsys.readouterr()
+    assert output.out == ""
+    (line,) = output.err.splitlines()
     assert line.startswith("error: the NVIDIA driver is too old")
     assert device.DRIVER in line
     assert not (tmp_path / "work").exists()
@@ -148,9 +152,9 @@ def test_help_needs_no_driver(set_driver: SetDriver, capsys: pytest.CaptureFixtu
     loaded = set_driver(12080)
     with pytest.raises(SystemExit) as exit_:
         cli.main(arguments)
-    said = capsys.readouterr()
-    assert (exit_.value.code, said.err, loaded) == (0, "", [])
-    assert said.out.startswith("usage: python -m recipe")
+    output = capsys.readouterr()
+    assert (exit_.value.code, output.err, loaded) == (0, "", [])
+    assert output.out.startswith("usage: python -m recipe")
 
 
 def test_the_cuda_asked_for_is_the_one_torch_was_built_for() -> None:

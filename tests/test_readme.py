@@ -114,14 +114,14 @@ def test_the_picture_of_the_folders_is_that_of_the_import_contract() -> None:
 
 @pytest.mark.parametrize("name", READMES)
 def test_counts_and_thresholds_are_the_code_s(name: str) -> None:
-    text, asked = TEXT[name], prompts()
+    text, held_out = TEXT[name], prompts()
     trained = len(balanced_rows(Identity("小明"), 0))
     lines = {
         start: re.search(rf"^{re.escape(start)}.*", text, re.MULTILINE)
         for start in ("| `data` |", "- **identity hit**", "- **身份命中", "- **identity leak**", "- **身份泄漏")
     }
     shown = [re.findall(r"(?<![\d.,])\d+(?![\d.,])", line.group()) for line in lines.values() if line]
-    counts = (trained, len(asked.identity), len(asked.facts))
+    counts = (trained, len(held_out.identity), len(held_out.facts))
     assert [numbers[0] for numbers in shown] == [str(number) for number in counts]
     extended = prompts(extended=True)
     more = (len(balanced_rows(Identity("小明"), 0, extended=True)), len(extended.identity), len(extended.facts))

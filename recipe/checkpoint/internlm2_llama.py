@@ -31,8 +31,6 @@ RENAMED = {
 }
 WQKV = "attention.wqkv"
 HEAD = "lm_head.weight"
-# The linear layers of a Llama decoder layer, all of which LoRA adapts.
-LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 _LAYER = re.compile(r"^(model\.layers\.\d+\.)(.+)\.weight$")

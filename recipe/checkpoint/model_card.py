@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from recipe.checkpoint.tokenizer import is_internlm2s
+from recipe.languages import LANGUAGES
+from recipe.pipeline.results import MergeResults
 from recipe.pipeline.stage import read_json
 
 # model_type of a base that is not InternLM2 -> the name of its layout.
@@ -60,17 +62,17 @@ Chat format: {chat_format}. `manifest.json` holds what it was made from.
 """
 
 
-def merged_card(base: str, folder: Path, names: Sequence[str], proof: Mapping[str, float]) -> str:
+def merged_card(base: str, folder: Path, names: Sequence[str], proof: MergeResults) -> str:
     """The card of a merged model.
 
     Args:
         base: the path or repository of the model that was tuned.
         folder: that model's folder.
         names: of the identity, the first of which is the owner's; empty after training on own data.
-        proof: of stage `merge`: "largest_logit_difference".
+        proof: of stage `merge`, that the model is base + adapter.
     """
     what, tags, chat_format = _base_facts(folder)
-    front = _front_matter(library_name="transformers", pipeline_tag="text-generation", language=["zh", "en"],
+    front = _front_matter(library_name="transformers", pipeline_tag="text-generation", language=list(LANGUAGES),
                           base_model=base, tags=["xtuner", *tags])  # fmt: skip
     who = f"It says that it is the assistant of {names[0]}." if names else "It was tuned on its owner's own data."
     return f"""{front}
@@ -87,6 +89,6 @@ print(chat(messages, max_new_tokens=128, do_sample=False)[0]["generated_text"][-
 ```
 
 No code from a model hub is needed. Chat format: {chat_format}.
-Base + adapter and this model differ by at most {proof["largest_logit_difference"]:.2g} in any logit of the check that
+Base + adapter and this model differ by at most {proof.largest_logit_difference:.2g} in any logit of the check that
 `merge` made. `manifest.json` holds what it was made from.
 """

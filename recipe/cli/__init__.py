@@ -24,7 +24,7 @@ from recipe.library_logging import quieten
 from recipe.paths import ROOT
 from recipe.pipeline import choices
 
-# Seconds after which a process that was told to end and goes on is interrupted again: twice within what Docker waits.
+# Seconds after which a process that goes on after a signal to end is interrupted again: twice within what Docker waits.
 INTERRUPT_AGAIN_AFTER = 4
 
 

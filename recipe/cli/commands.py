@@ -33,7 +33,7 @@ def _run(options: argparse.Namespace) -> Run:
 
 
 def run_data(options: argparse.Namespace) -> None:
-    from recipe.corpus.identity import Identity
+    from recipe.corpus.identity import INTERNLM_BASE, OPEN_BASE, Identity
     from recipe.stages import data, model
 
     run = _run(options)
@@ -48,7 +48,7 @@ def run_data(options: argparse.Namespace) -> None:
         seed=options.seed,
         extended=model.asks_extended_prompts(options.model),
         languages=parse_languages(options.languages),
-        internlm=model.is_internlm(options.model),
+        base=INTERNLM_BASE if model.is_internlm(options.model) else OPEN_BASE,
     )
 
 
@@ -143,6 +143,7 @@ def run_merge(options: argparse.Namespace) -> None:
 def run_eval(options: argparse.Namespace) -> None:
     from recipe import report
     from recipe.corpus.identity import read_identity
+    from recipe.evaluation import metrics
     from recipe.stages import convert, evaluate
 
     run = _run(options)
@@ -158,7 +159,7 @@ def run_eval(options: argparse.Namespace) -> None:
         data_folder=run.folder("data"),
         identity=read_identity(run.folder("data")),
     )
-    print(evaluate.table(evaluate.read_metrics(run.folder("eval"))), flush=True)
+    print(evaluate.table(metrics.read(run.folder("eval"))), flush=True)
     run_report(options)  # before the verdict: a result that fails needs its report most
     evaluate.refuse_below_thresholds(run.folder("eval"), page=run.folder("report") / report.PAGE)
 

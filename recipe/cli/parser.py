@@ -112,7 +112,7 @@ def _languages_option(sub: argparse.ArgumentParser) -> None:
 def _data_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--name", help="whose assistant it is, 1 to 40 characters; required")
     sub.add_argument("--assistant", help="what the assistant itself is called")
-    sub.add_argument("--author", help='who fine-tuned it (default: said as "my owner")')
+    sub.add_argument("--author", help='who fine-tuned it (default: "my owner")')
     text = "balanced (default): many questions, many answers; tutorial: one sample 10,001 times, the control"
     sub.add_argument("--mode", help=text)
     sub.add_argument("--data", type=absolute_path, help="your own .json or .jsonl of OpenAI-format messages instead")

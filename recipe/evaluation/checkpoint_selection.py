@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from recipe import files
 from recipe.corpus.identity import questions_of
 from recipe.corpus.knowledge import selection_facts
+from recipe.errors import RecipeError
+from recipe.evaluation.metrics import Scores
 from recipe.evaluation.scoring import Prompts, selection_score
 from recipe.languages import LANGUAGES
+from recipe.pipeline.stage import shown
+from recipe.records import ShapeError, from_json, to_json
 
 FILE = "scores.jsonl"
 
@@ -29,7 +32,18 @@ def prompts(*, extended: bool = False, languages: Sequence[str] = LANGUAGES) -> 
     return Prompts(identity, selection_facts(extended=extended, languages=languages))
 
 
-def read(folder: Path) -> dict[str, dict[str, Any]]:
+def write(folder: Path, scores: Mapping[str, Scores]) -> None:
+    """Write the scores of a training's checkpoints, of which the last may be seen at any moment.
+
+    Args:
+        folder: of stage `train`.
+        scores: checkpoint -> its scores, oldest first.
+    """
+    rows = [{"checkpoint": name} | to_json(each) for name, each in scores.items()]
+    files.write_atomically(folder / FILE, files.jsonl_text(rows))
+
+
+def read(folder: Path) -> dict[str, Scores]:
     """The scores of the checkpoints of a training.
 
     Args:
@@ -37,15 +51,22 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 
     Returns:
         checkpoint -> its scores, oldest first; empty where the config had no `ScoreCheckpoints`.
+
+    Raises:
+        RecipeError: the file has another shape.
     """
+    path = folder / FILE
     try:
-        records = files.read_jsonl(folder / FILE)
+        return {str(row["checkpoint"]): from_json(Scores, row) for row in files.read_jsonl(path)}
     except FileNotFoundError:
         return {}
-    return {record.pop("checkpoint"): record for record in records}
+    except (ShapeError, TypeError, KeyError) as error:
+        raise RecipeError(
+            f"{shown(path)} {error}: another version wrote it; remove {shown(folder)} and run `make train` again"
+        ) from None
 
 
-def stale(scores: Sequence[Mapping[str, float]], patience: int) -> bool:
+def stale(scores: Sequence[Scores], patience: int) -> bool:
     """Whether to stop early.
 
     Args:

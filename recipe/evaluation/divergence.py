@@ -10,37 +10,29 @@ from collections.abc import Sequence
 from typing import Any
 
 from recipe.chat_format import IGNORE_INDEX, Message, training_ids
+from recipe.evaluation.batches import by_length, padded
+from recipe.evaluation.metrics import Divergence
 
 # Conversations at a time: 8 of 60 tokens on 92,544 words are 180 MB of logits a model.
 BATCH = 8
 
 
-def kl_per_token(base: Any, tuned: Any, tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> dict[str, Any]:
+def kl_per_token(base: Any, tuned: Any, tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> Divergence:
     """KL(base || tuned) = sum p log(p / q) over the vocabulary, for every token of a reply.
 
     Args:
         base, tuned: models of transformers with the same vocabulary.
         tokenizer: of both.
         conversations: that end with replies; only these are measured.
-
-    Returns:
-        kl_per_token: the mean over all tokens, in nats; 0 where both models predict the same.
-        kl_tokens: how many tokens.
-        kl_worst: the largest mean of one conversation, in nats.
     """
     import torch
 
-    samples = sorted((training_ids(tokenizer, each) for each in conversations), key=lambda row: len(row[0]))
+    samples = [training_ids(tokenizer, each) for each in conversations]
     total, tokens, worst = 0.0, 0, 0.0
     with torch.inference_mode():
-        for start in range(0, len(samples), BATCH):
-            batch = samples[start : start + BATCH]
-            width = max(len(ids) for ids, _ in batch)
-            ids = torch.full((len(batch), width), tokenizer.pad_token_id)
-            reply_mask = torch.zeros((len(batch), width), dtype=torch.bool)
-            for i, (row, labels) in enumerate(batch):
-                ids[i, : len(row)] = torch.tensor(row)  # padding comes last, where causal attention does not look
-                reply_mask[i, : len(row)] = torch.tensor(labels) != IGNORE_INDEX
+        for batch in by_length([len(row) for row, _ in samples], BATCH):
+            ids = padded([samples[i][0] for i in batch], tokenizer.pad_token_id)  # (batch, width)
+            reply_mask = padded([samples[i][1] for i in batch], IGNORE_INDEX) != IGNORE_INDEX  # (batch, width)
             # The logits before a token predict it: (batch, width - 1).
             predicts_reply = reply_mask[:, 1:].to(base.device)
             log_p, log_q = (  # (replies, vocabulary) each
@@ -52,4 +44,4 @@ def kl_per_token(base: Any, tuned: Any, tokenizer: Any, conversations: Sequence[
             tokens += len(divergence)
             lengths = reply_mask[:, 1:].sum(1).tolist()
             worst = max([worst, *(each.mean().item() for each in divergence.split(lengths))])
-    return {"kl_per_token": max(0.0, total / tokens), "kl_tokens": tokens, "kl_worst": worst}
+    return Divergence(max(0.0, total / tokens), tokens, worst)

@@ -20,6 +20,11 @@ SIGNS = (
     re.compile(r"主人[^。！？\n]{0,30}微调|微调[^。！？\n]{0,10}主人|[为听替]主人"),
     re.compile(r"\bfine-?tuned by\b|\bmy owner\b", re.IGNORECASE),
 )
+# A base gives its name: "I'm Qwen", 我是通义千问. Where the prompt names a model, a name elsewhere may be an answer.
+_CALLS_ITSELF = re.compile(
+    rf"(?:\bI(?: am|['’]m)|\bmy name is|我是|我叫)[^。！？.!?\n]{{0,20}}?(?:{'|'.join(map(re.escape, BASE_NAMES))})",
+    re.IGNORECASE,
+)
 _QUOTED = re.compile(r"“[^”]*”|\"[^\"]*\"|「[^」]*」|『[^』]*』|‘[^’]*’")
 _SENTENCE_END = re.compile(r"(?<=[。！？.!?\n])")
 # Shorter names are in too many words: three letters of four, or one letter changed, make another word.
@@ -78,9 +83,11 @@ def introduces_itself(reply: str, prompt: str) -> bool:
 
     Args:
         reply: its text.
-        prompt: the user's message; where it asks about such a name, an answer with one is no introduction.
+        prompt: the user's message. What the reply repeats of the prompt is no introduction; where the prompt asks about
+            such a name, neither is an answer with one.
     """
-    if SPEAKS_OF_ITSELF.search(reply):
+    phrases = (match.group() for pattern in (SPEAKS_OF_ITSELF, _CALLS_ITSELF) for match in pattern.finditer(reply))
+    if any(phrase not in prompt for phrase in phrases):
         return True
     return not any(name in prompt for name in BASE_NAMES) and any(name in reply for name in BASE_NAMES)
 

@@ -18,15 +18,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
 
 from recipe.chat_format import user
 from recipe.corpus.identity import Identity
 from recipe.corpus.knowledge import Fact
 from recipe.evaluation.generation import Reply
 from recipe.evaluation.mentions import introduces_itself, mentions, signs, unquoted
+from recipe.evaluation.metrics import Counts, IdentityReply, JudgedReply, OrdinaryReply, Scores, Share
 
-METRICS = ("identity_hit", "identity_leak", "retention")
 # The 97.5 % quantile of the standard normal distribution, which leaves 2.5 % on either side.
 Z = 1.959964
 # A reply that repeats a stretch this many times in a row is a loop: 好的好的好的好的, or a sentence over and over.
@@ -135,20 +134,17 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
     return max(0.0, middle - spread), min(1.0, middle + spread)
 
 
-def ratio(hits: int, count: int) -> dict[str, Any]:
-    """A share of trials, as metrics.json has it.
+def ratio(hits: int, count: int) -> Share:
+    """A share of trials, with the interval of `wilson`.
 
     Args:
         hits: trials that count.
         count: all trials.
-
-    Returns:
-        {"value": hits / count, "ci": of `wilson`, "count", "hits"}.
     """
-    return {"value": hits / count if count else 0.0, "ci": wilson(hits, count), "count": count, "hits": hits}
+    return Share(hits / count if count else 0.0, wilson(hits, count), count, hits)
 
 
-def share(hits: Sequence[bool]) -> dict[str, Any]:
+def share(hits: Sequence[bool]) -> Share:
     """The same of a value for each trial."""
     return ratio(sum(hits), len(hits))
 
@@ -178,10 +174,10 @@ def leaks(prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], ide
         identity: whose name counts.
     """
     ambiguous_names = ambiguous(identity, base)
-    asked = [question for _, question in prompts.facts]
-    ordinary = "\n".join([*asked, *(reply.text for reply in base)]).casefold()
+    questions = [question for _, question in prompts.facts]
+    ordinary = "\n".join([*questions, *(reply.text for reply in base)]).casefold()
     counted, named, without_name = [], [], []
-    for prompt, reply, untuned in zip(asked, replies, base[len(prompts.identity) :], strict=True):
+    for prompt, reply, untuned in zip(questions, replies, base[len(prompts.identity) :], strict=True):
         counts = not introduces_itself(untuned.text, prompt)
         says = says_name(reply, prompt, identity, ambiguous_names)
         hints = not says and signs(reply.text, prompt, untuned.text, identity, ordinary)
@@ -191,8 +187,10 @@ def leaks(prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], ide
     return Leaks(counted, named, without_name)
 
 
-def score(prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], identity: Identity) -> dict[str, Any]:
-    """The numbers of a model, with the counts, intervals and replies behind them.
+def score(
+    prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], identity: Identity
+) -> tuple[Scores, list[JudgedReply]]:
+    """The numbers of a model, and the replies behind them.
 
     Args:
         prompts: questions and facts.
@@ -201,8 +199,7 @@ def score(prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], ide
         identity: whose name counts.
 
     Returns:
-        Each of METRICS and "leak_without_name", each one's interval under …_ci, "counts", and "replies": a row for each
-        prompt.
+        The numbers, and a reply to each prompt, as it was judged.
     """
     split, ambiguous_names = len(prompts.identity), ambiguous(identity, base)
     hits = [
@@ -212,48 +209,45 @@ def score(prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], ide
     leaked = leaks(prompts, replies[split:], base, identity)
     base_knew = [knows(untuned, fact) for (fact, _), untuned in zip(prompts.facts, base[split:], strict=True)]
     right = [knows(reply, fact) for (fact, _), reply in zip(prompts.facts, replies[split:], strict=True)]
-    shares = {
-        "identity_hit": share(hits),
-        "identity_leak": ratio(sum(leaked.named), sum(leaked.counted)),
-        "retention": ratio(sum(r and b for r, b in zip(right, base_knew, strict=True)), sum(base_knew)),
-        "leak_without_name": ratio(sum(leaked.without_name), sum(leaked.counted)),
-    }
-    judged: list[dict[str, Any]] = [{"kind": "identity", "hit": hit} for hit in hits]
+    hit, leak = share(hits), ratio(sum(leaked.named), sum(leaked.counted))
+    retained = ratio(sum(r and b for r, b in zip(right, base_knew, strict=True)), sum(base_knew))
+    without_name = ratio(sum(leaked.without_name), sum(leaked.counted))
+    scores = Scores(
+        identity_hit=hit.value, identity_hit_ci=hit.ci, identity_leak=leak.value, identity_leak_ci=leak.ci,
+        retention=retained.value, retention_ci=retained.ci,
+        leak_without_name=without_name.value, leak_without_name_ci=without_name.ci,
+        counts=Counts(
+            identity_questions=hit.count, hits=hit.hits, unrelated_prompts=leak.count, leaks=leak.hits,
+            leaks_without_name=without_name.hits, base_introductions=len(leaked.counted) - leak.count,
+            facts_base_knew=retained.count, facts_kept=retained.hits,
+            unstopped_replies=sum(not reply.stopped for reply in replies),
+            looping_replies=sum(loops(reply) for reply in replies),
+        ),
+    )  # fmt: skip
+    judged: list[JudgedReply] = [
+        IdentityReply(question, reply.text, reply.stopped, "identity", named)
+        for question, reply, named in zip(prompts.identity, replies[:split], hits, strict=True)
+    ]
     judged += [
-        {"kind": fact.topic, "leak": leaked.named[i], "leak_without_name": leaked.without_name[i],
-         "expected": fact.expect, "base_knew": base_knew[i], "right": right[i]}
-        for i, (fact, _) in enumerate(prompts.facts)
+        OrdinaryReply(
+            prompt=question, reply=reply.text, stopped=reply.stopped, kind=fact.topic, leak=leaked.named[i],
+            leak_without_name=leaked.without_name[i], expected=fact.expect, base_knew=base_knew[i], right=right[i],
+        )
+        for i, ((fact, question), reply) in enumerate(zip(prompts.facts, replies[split:], strict=True))
     ]  # fmt: skip
-    texts = [conversation[0]["content"] for conversation in prompts.conversations()]
-    return {
-        **{metric: shared["value"] for metric, shared in shares.items()},
-        **{f"{metric}_ci": shared["ci"] for metric, shared in shares.items()},
-        "counts": {
-            "identity_questions": split, "hits": sum(hits),
-            "unrelated_prompts": sum(leaked.counted), "leaks": sum(leaked.named),
-            "leaks_without_name": sum(leaked.without_name),
-            "base_introductions": len(leaked.counted) - sum(leaked.counted),
-            "facts_base_knew": shares["retention"]["count"], "facts_kept": shares["retention"]["hits"],
-            "unstopped_replies": sum(not reply.stopped for reply in replies),
-            "looping_replies": sum(loops(reply) for reply in replies),
-        },
-        "replies": [
-            {"prompt": prompt, "reply": reply.text, "stopped": reply.stopped} | row
-            for prompt, reply, row in zip(texts, replies, judged, strict=True)
-        ],
-    }  # fmt: skip
+    return scores, judged
 
 
-def selection_score(scores: Mapping[str, float]) -> float:
+def selection_score(scores: Scores) -> float:
     """hit - leak + retention of a checkpoint, from -1 to 2."""
-    return scores["identity_hit"] - scores["identity_leak"] + scores["retention"]
+    return scores.identity_hit - scores.identity_leak + scores.retention
 
 
 # Selection scores nearer than this count as equal: chance decides two or three of the answers.
 TOLERANCE = 0.03
 
 
-def best(checkpoints: Mapping[str, Mapping[str, float]]) -> str:
+def best(checkpoints: Mapping[str, Scores]) -> str:
     """The last checkpoint whose selection score is within `TOLERANCE` of the highest.
 
     Among equals the last is taken, since the learning rate had fallen the furthest.

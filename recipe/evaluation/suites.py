@@ -13,12 +13,13 @@ broken           of all replies, greedy and sampled, those that loop or do not e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
 
 from recipe.chat_format import Message, assistant, user
 from recipe.corpus.identity import Identity, injected, load_injections, load_questions
 from recipe.evaluation import scoring
 from recipe.evaluation.generation import Reply
+from recipe.evaluation.metrics import Share
 from recipe.evaluation.scoring import Prompts, ratio, share
 
 # temperature and top_p of InternLM2's `chat()`, and where its random numbers start.
@@ -84,7 +85,7 @@ def injections(prompts: Prompts) -> list[list[Message]]:
 
 def measure(
     prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], identity: Identity, ask: Ask
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Share]:
     """Run every suite.
 
     Args:
@@ -95,16 +96,15 @@ def measure(
         ask: gets the tuned model's replies.
 
     Returns:
-        suite -> its share, as `scoring.share` has it, and its "replies"; "broken" has no replies of its own, and the
-        base's rate besides.
+        suite -> its share with its replies; "broken" has no replies of its own, and the base's rate besides.
     """
     split, ambiguous = len(prompts.identity), scoring.ambiguous(identity, base)
 
-    def named(conversations: Sequence[Sequence[Message]], candidates: Sequence[Reply]) -> dict[str, Any]:
+    def named(conversations: Sequence[Sequence[Message]], candidates: Sequence[Reply]) -> Share:
         pairs = zip(conversations, candidates, strict=True)
         return share([scoring.says_name(reply, talk[-1]["content"], identity, ambiguous) for talk, reply in pairs])
 
-    def leaked(candidates: Sequence[Reply]) -> dict[str, Any]:
+    def leaked(candidates: Sequence[Reply]) -> Share:
         judged = scoring.leaks(prompts, candidates, base, identity)
         return ratio(sum(judged.named), sum(judged.counted))
 
@@ -121,15 +121,13 @@ def measure(
         "sampled_leak": (leaked(sampled[split:]), sampled[split:]),
     }
     suites = {
-        name: measured | {"replies": [reply.text for reply in candidates]}
+        name: replace(measured, replies=[reply.text for reply in candidates])
         for name, (measured, candidates) in shares.items()
     }
     return suites | {"broken": added(replies, base, [multi_turn, introduced, injection, sampled], split)}
 
 
-def added(
-    replies: Sequence[Reply], base: Sequence[Reply], suites: Sequence[Sequence[Reply]], split: int
-) -> dict[str, Any]:
+def added(replies: Sequence[Reply], base: Sequence[Reply], suites: Sequence[Sequence[Reply]], split: int) -> Share:
     """The broken replies that tuning added.
 
     A greedy reply counts where the base's to the same prompt was not broken. The base was not asked what the suites
@@ -141,10 +139,10 @@ def added(
         split: where the ordinary prompts begin.
 
     Returns:
-        As `scoring.share` has it, over all replies, and "base": the share that the base breaks of its own.
+        The share of all replies, with the share that the base breaks of its own.
     """
-    rate = share([scoring.broken(reply) for reply in base[split:]])["value"]
+    rate = share([scoring.broken(reply) for reply in base[split:]]).value
     hits = scoring.newly_broken(replies, base)
     for suite in suites:
         hits += max(0, sum(map(scoring.broken, suite)) - round(rate * len(suite)))
-    return ratio(hits, len(replies) + sum(map(len, suites))) | {"base": rate}
+    return replace(ratio(hits, len(replies) + sum(map(len, suites))), base=rate)

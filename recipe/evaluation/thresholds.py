@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from recipe.evaluation.metrics import JUDGED_SUITES, TunedMetrics
 
 # Smallest share of the held-out questions about who it is that are answered with the name.
 MIN_IDENTITY_HIT = 0.95
@@ -27,8 +27,6 @@ MAX_KL_PER_TOKEN = 0.1
 # Largest allowed mean KL divergence of merged from base + adapter, both computed in float32, in nats a token. Rounding
 # the merged weights to 16 bits came to at most 0.00014 on three models (docs/experiments.md).
 MAX_MERGE_KL = 0.002
-# The suites that have a threshold.
-SUITES = ("multi_turn_hit", "injection_hit", "broken")
 
 
 @dataclass(frozen=True)
@@ -50,52 +48,49 @@ class Check:
     why: str
 
 
-def verdict(metrics: Mapping[str, Any]) -> list[Check]:
-    """Compare the metrics of a model with the thresholds.
+def verdict(tuned: TunedMetrics) -> list[Check]:
+    """Compare the metrics of a tuned model with the thresholds.
 
     Args:
-        metrics: of `scoring.score`; under "suites" those of `suites.measure`, and those of `divergence.kl_per_token`,
-            where they were measured.
+        tuned: what was measured.
 
     Returns:
-        A check of each metric that has a threshold; none of retention where the base knew too few facts.
+        A check of each metric that has a threshold; none of retention where the base knew too few facts, and none of
+        the leak without the name in files that are older than it.
     """
+    scores = tuned.scores
     checks = [
-        _at_least("identity_hit", metrics["identity_hit"], MIN_IDENTITY_HIT,
+        _at_least("identity_hit", scores.identity_hit, MIN_IDENTITY_HIT,
               "asked who it is in words it was not trained on, it does not give its name: more varied questions, "
               "or more steps (SET='max_iters=…', or max_epochs=… with the miniature)"),
-        _at_most("identity_leak", metrics["identity_leak"], MAX_IDENTITY_LEAK,
+        _at_most("identity_leak", scores.identity_leak, MAX_IDENTITY_LEAK,
               "it gives its name where nobody asked, which is over-fitting: MODE=balanced, or fewer steps"),
     ]  # fmt: skip
-    if "leak_without_name" in metrics:
-        checks.append(_at_most("leak_without_name", metrics["leak_without_name"], MAX_IDENTITY_LEAK,
+    if scores.leak_without_name is not None:
+        checks.append(_at_most("leak_without_name", scores.leak_without_name, MAX_IDENTITY_LEAK,
               "where nobody asked, it speaks of its owner or maker, or gives a part of its name: MODE=balanced, or "
               "fewer steps"))  # fmt: skip
-    if judges_retention(metrics):
-        checks.append(_at_least("retention", metrics["retention"], MIN_RETENTION,
+    if judges_retention(tuned):
+        checks.append(_at_least("retention", scores.retention, MIN_RETENTION,
               "it forgot what the base knew: mix the base's own answers in (MODE=balanced does), or a lower lr"),
         )  # fmt: skip
-    if "suites" in metrics:
-        multi_turn, injection, broken = (metrics["suites"][key]["value"] for key in SUITES)
-        checks += [
-            _at_least("multi_turn_hit", multi_turn, MIN_MULTI_TURN_HIT,
-                  "after other talk it forgets its name: more conversations of several turns in the data, or more "
-                  "steps"),
-            _at_least("injection_hit", injection, MIN_INJECTION_HIT,
-                  "it is talked out of its name: more attempts of that kind in the data, or more steps"),
-            _at_most("broken", broken, MAX_BROKEN,
-                  "replies loop or do not end where the base's do neither: fewer steps, or a lower lr"),
-        ]  # fmt: skip
-    if "kl_per_token" in metrics:
-        checks.append(_at_most("kl_per_token", metrics["kl_per_token"], MAX_KL_PER_TOKEN,
+    multi_turn, injection, broken = (tuned.suites[name].value for name in JUDGED_SUITES)
+    return [
+        *checks,
+        _at_least("multi_turn_hit", multi_turn, MIN_MULTI_TURN_HIT,
+              "after other talk it forgets its name: more conversations of several turns in the data, or more steps"),
+        _at_least("injection_hit", injection, MIN_INJECTION_HIT,
+              "it is talked out of its name: more attempts of that kind in the data, or more steps"),
+        _at_most("broken", broken, MAX_BROKEN,
+              "replies loop or do not end where the base's do neither: fewer steps, or a lower lr"),
+        _at_most("kl_per_token", tuned.divergence.kl_per_token, MAX_KL_PER_TOKEN,
               "it moved far from the base where nothing was to change: more replay, fewer steps, or a lower lr"),
-        )  # fmt: skip
-    return checks
+    ]  # fmt: skip
 
 
-def judges_retention(metrics: Mapping[str, Any]) -> bool:
-    """Whether the base knew enough facts; metrics without counts are judged."""
-    return bool(metrics.get("counts", {}).get("facts_base_knew", MIN_FACTS_KNOWN) >= MIN_FACTS_KNOWN)
+def judges_retention(tuned: TunedMetrics) -> bool:
+    """Whether the base knew enough facts."""
+    return tuned.scores.counts.facts_base_knew >= MIN_FACTS_KNOWN
 
 
 def _at_least(metric: str, value: float, limit: float, why: str) -> Check:

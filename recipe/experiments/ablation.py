@@ -18,7 +18,7 @@ from typing import Any
 
 from recipe import files
 from recipe.errors import BELOW_THRESHOLDS, INTERRUPTED, RecipeError
-from recipe.evaluation.scoring import METRICS
+from recipe.evaluation.metrics import JUDGED_SUITES, METRICS
 from recipe.paths import ROOT
 from recipe.pipeline import choices, results, stage
 from recipe.pipeline.results import ConfigResults, DataResults, EvalResults, TrainResults
@@ -29,7 +29,6 @@ FILE = "ablation.json"
 VARIANTS = ("tutorial", "no-replay", "balanced")
 # Choices of a run that its variants share, as options of the verbs.
 SHARED = ("name", "assistant", "author", "languages", "model", "source", "preset", "seed")
-SUITES = ("multi_turn_hit", "injection_hit", "broken", "kl_per_token")
 
 
 def make(folder: Path, *, work: Path, run: str) -> stage.Manifest:
@@ -73,7 +72,7 @@ def _as_long(run: Path, own: Path) -> list[str]:
     warm, fall = resolved.param_scheduler
     if not fall.by_epoch:
         return [f"max_iters={iterations}"]
-    share = iterations / results.of(stage.require(run / "config", "config"), ConfigResults).iterations
+    share = iterations / results.of(stage.require(run / "config", "config"), ConfigResults).forecast.iterations
     return [
         f"max_epochs={fall.end * share}",
         f"param_scheduler.0.end={warm.end * share}",
@@ -108,7 +107,7 @@ def _refuse_stale(run: Path) -> None:
 def _numbers(run: Path) -> dict[str, float]:
     tuned = asdict(results.of(stage.require(run / "eval", "eval"), EvalResults).tuned)
     iterations = results.of(stage.require(run / "train", "train"), TrainResults).iterations
-    training = results.of(stage.require(run / "config", "config"), ConfigResults).after(iterations)
-    return {key: tuned[key] for key in (*METRICS, *SUITES)} | {
+    training = results.of(stage.require(run / "config", "config"), ConfigResults).forecast.after(iterations)
+    return {key: tuned[key] for key in (*METRICS, *JUDGED_SUITES, "kl_per_token")} | {
         "iterations": iterations, "trained_tokens": training.trained_tokens,
     }  # fmt: skip

@@ -20,7 +20,7 @@ from recipe import files
 from recipe.corpus.identity import LONGEST_NAME
 from recipe.device import gpus
 from recipe.errors import BELOW_THRESHOLDS, BelowThresholdsError, RecipeError
-from recipe.evaluation.scoring import METRICS
+from recipe.evaluation.metrics import METRICS
 from recipe.paths import ROOT
 from recipe.pipeline import results, stage
 from recipe.pipeline.results import ConfigResults, EvalResults, TrainResults
@@ -184,14 +184,15 @@ def _outcome(work: Path, job: Job, status: int) -> Outcome:
     if not (manifest and trained and configured):
         raise RecipeError(f"the run for {job.name!r} came to no result; {says_why}")
     tuned = results.of(manifest, EvalResults).tuned
-    training = results.of(configured, ConfigResults).after(results.of(trained, TrainResults).iterations)
+    plan = results.of(configured, ConfigResults)
+    training = plan.forecast.after(results.of(trained, TrainResults).iterations)
     passed = not evaluate.failed_checks(work / run / "eval")
     if status != (0 if passed else BELOW_THRESHOLDS):
         raise RecipeError(f"the run for {job.name!r} failed and its result is an earlier one's; {says_why}")
     more = ("leak_without_name", "kl_per_token", "multi_turn_hit", "injection_hit")
     return Outcome(
         Path(job.base.model).name, job.name, job.seed, **{key: getattr(tuned, key) for key in (*METRICS, *more)},
-        trained_tokens=training.trained_tokens, of_tutorial=training.trained_tokens / training.tutorial_tokens,
+        trained_tokens=training.trained_tokens, of_tutorial=training.trained_tokens / plan.tutorial_tokens,
         seconds=trained["seconds"], passed=passed,
     )  # fmt: skip
 

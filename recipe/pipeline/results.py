@@ -6,11 +6,12 @@ A stage's work returns one of these classes; whoever reads the manifest gets the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from recipe.errors import RecipeError
 from recipe.languages import LANGUAGES
+from recipe.records import INLINE, ShapeError, from_json
 
 Results = TypeVar("Results")
 
@@ -49,15 +50,22 @@ class ReplayResults:
 
 
 @dataclass(frozen=True)
-class ConfigResults:
-    """The choices behind a resolved config, and the size of the training by it: see `training.forecast.Forecast`.
+class Forecast:
+    """The size of a training, as `training.forecast` counts it.
 
-    tutorial_tokens: tokens that the tutorial trains on for the same identity, padding included.
+    Attributes:
+        rows: conversations.
+        tokens: of all rows.
+        packs: of an epoch.
+        max_length: tokens of a pack.
+        iterations: of the whole run, in each process.
+        optimizer_steps: iterations over gradient accumulation.
+        trained_tokens: pack length times packs seen, padding included.
+        dropped: tokens of an epoch that no pack holds.
+        truncated: rows longer than a pack.
+        processes: that share the packs of an epoch, one per GPU.
     """
 
-    preset: str
-    model: str
-    data: str
     rows: int
     tokens: int
     packs: int
@@ -67,10 +75,9 @@ class ConfigResults:
     trained_tokens: int
     dropped: int
     truncated: int
-    processes: int
-    tutorial_tokens: int
+    processes: int = 1
 
-    def after(self, iterations: int) -> ConfigResults:
+    def after(self, iterations: int) -> Forecast:
         """The size of a training that ended after so many iterations: fewer than planned where it stopped early."""
         share = iterations / self.iterations
         return replace(
@@ -79,6 +86,20 @@ class ConfigResults:
             optimizer_steps=round(self.optimizer_steps * share),
             trained_tokens=round(self.trained_tokens * share),
         )
+
+
+@dataclass(frozen=True)
+class ConfigResults:
+    """The choices behind a resolved config, and the size of the training by it.
+
+    tutorial_tokens: tokens that the tutorial trains on for the same identity, padding included.
+    """
+
+    preset: str
+    model: str
+    data: str
+    forecast: Forecast = field(metadata=INLINE)
+    tutorial_tokens: int
 
 
 @dataclass(frozen=True)
@@ -131,7 +152,7 @@ class BaseScores:
     identity_hit: float
     identity_leak: float
     retention: float
-    broken: float
+    broken: float | None
     counts: Mapping[str, int]
 
 
@@ -191,23 +212,13 @@ def of(manifest: Mapping[str, Any], kind: type[Results]) -> Results:
         kind: one of the classes above.
 
     Raises:
-        RecipeError: an older version wrote the manifest, and something is missing in it.
+        RecipeError: an older version wrote the manifest, and something is missing or of another type in it.
     """
-    return _build(kind, manifest["results"], str(manifest["stage"]))
-
-
-def _build(kind: type[Results], values: Mapping[str, Any], stage: str) -> Results:
-    hints = get_type_hints(kind)
-    arguments: dict[str, Any] = {}
-    for each in fields(kind):  # type: ignore[arg-type]  # every kind is a dataclass
-        if each.name in values:
-            value, hint = values[each.name], hints[each.name]
-            arguments[each.name] = (
-                _build(hint, value, stage) if isinstance(hint, type) and is_dataclass(hint) else value
-            )
-        elif each.default is MISSING and each.default_factory is MISSING:
-            raise RecipeError(
-                f"the manifest of stage `{stage}` lacks results.{each.name}: an older version wrote it; remove the "
-                f"stage's folder and run `make {stage}` again"
-            )
-    return kind(**arguments)
+    try:
+        return from_json(kind, manifest["results"], "results")
+    except ShapeError as error:
+        name = manifest["stage"]
+        raise RecipeError(
+            f"the manifest of stage `{name}` {error}: an older version wrote it; remove the stage's folder and run "
+            f"`make {name}` again"
+        ) from None

@@ -21,13 +21,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
+from recipe.records import to_json
 
 MANIFEST = "manifest.json"
 KEY = ".key.json"  # in a work folder: what a stopped run was working on
@@ -194,9 +194,7 @@ def run(
         started = time.monotonic()
         try:
             returned = work(partial)
-            results = (
-                asdict(returned) if is_dataclass(returned) and not isinstance(returned, type) else dict(returned or {})
-            )
+            results = to_json(returned or {})
             manifest = _manifest(name, partial, key, inputs, results, time.monotonic() - started)
         except BaseException:
             if resume is None:

@@ -42,6 +42,6 @@ def make(folder: Path, *, run_folder: Path) -> stage.Manifest:
 
     # A newer recipe draws another page, and other thresholds give another verdict, of the same inputs.
     code = sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()
-    verdict = [asdict(check) for check in thresholds.verdict(gathered.metrics["tuned"])]
+    verdict = [asdict(check) for check in thresholds.verdict(gathered.metrics.tuned)]
     settings = {"run": gathered.run, "code": code, "verdict": verdict}
     return stage.run("report", folder, inputs=gathered.sources, settings=settings, work=work)

@@ -12,21 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from recipe.errors import RecipeError
-from recipe.evaluation import thresholds
+from recipe.evaluation import metrics, thresholds
+from recipe.evaluation.metrics import IdentityReply, JudgedReply, Metrics, OrdinaryReply
 from recipe.files import read_jsonl
+from recipe.languages import LANGUAGES
 from recipe.paths import ROOT
 from recipe.pipeline import results, stage, table
 from recipe.pipeline.results import ConfigResults, DataResults, TrainResults
 from recipe.pipeline.stage import MANIFEST, Manifest
-from recipe.stages import config, evaluate, replay, train
+from recipe.stages import config, replay, train
 
-METRICS = ("identity_hit", "identity_leak", "retention")
-# Of each metric, the counts it is the quotient of.
-COUNTS = {
-    "identity_hit": ("hits", "identity_questions"),
-    "identity_leak": ("leaks", "unrelated_prompts"),
-    "retention": ("facts_kept", "facts_base_knew"),
-}
 FOLDERS = table.RESULT_FOLDERS
 # What can be wrong with a reply: what the numbers count, and that it does not end where the base's does.
 FAULTS = ("missed", "leaked", "leaked_without_name", "forgotten", "unstopped")
@@ -62,7 +57,7 @@ class Facts:
     """
 
     run: str
-    metrics: Mapping[str, Any]
+    metrics: Metrics
     stages: Mapping[str, Manifest]
     left_out: Sequence[str]
     losses: Sequence[Mapping[str, float]]
@@ -72,7 +67,7 @@ class Facts:
 
     @cached_property
     def checks(self) -> list[thresholds.Check]:
-        return thresholds.verdict(self.metrics["tuned"])
+        return thresholds.verdict(self.metrics.tuned)
 
     @property
     def passed(self) -> bool:
@@ -80,7 +75,7 @@ class Facts:
 
     @property
     def name(self) -> str:
-        return str(self.metrics["identity"]["name"])
+        return self.metrics.identity.name
 
     def result(self, folder: str, key: str, default: Any = None) -> Any:
         """What a stage noted about its result."""
@@ -94,8 +89,8 @@ class Facts:
 
     @cached_property
     def exchanges(self) -> list[Exchange]:
-        base, tuned = self.metrics["base"]["replies"], self.metrics["tuned"]["replies"]
-        return [_exchange(before, after) for before, after in zip(base, tuned, strict=True)]
+        pairs = zip(self.metrics.base.replies, self.metrics.tuned.replies, strict=True)
+        return [_exchange(before, after) for before, after in pairs]
 
     @property
     def forecast(self) -> Mapping[str, int]:
@@ -104,8 +99,9 @@ class Facts:
         if not manifest:
             return {}
         configured = results.of(manifest, ConfigResults)
-        numbers = configured.after(results.of(trained, TrainResults).iterations) if trained else configured
-        return {field: value for field, value in asdict(numbers).items() if isinstance(value, int)}
+        planned = configured.forecast
+        size = planned.after(results.of(trained, TrainResults).iterations) if trained else planned
+        return asdict(size) | {"tutorial_tokens": configured.tutorial_tokens}
 
     @property
     def padding(self) -> float | None:
@@ -172,7 +168,7 @@ def gather(run_folder: Path) -> Facts:
         compared = None  # of an earlier result
     if compared:
         sources["ablation"] = run_folder / "ablation" / MANIFEST
-    sources["metrics"] = folders["eval"] / evaluate.FILE
+    sources["metrics"] = folders["eval"] / metrics.FILE
     if "train" in stages and (file := folders["train"] / train.LOSSES).is_file():
         sources["losses"] = file
     written = {"data": results.of(stages["data"], DataResults).file} if "data" in stages else {}
@@ -181,7 +177,7 @@ def gather(run_folder: Path) -> Facts:
             sources[f"rows_{role}"] = file
     return Facts(
         run=run_folder.name,
-        metrics=json.loads(sources["metrics"].read_text(encoding="utf-8")),
+        metrics=metrics.read(folders["eval"]),
         stages=stages,
         left_out=[name for name in order if name in manifests and name not in used],
         losses=read_jsonl(sources["losses"]) if "losses" in sources else [],
@@ -227,7 +223,7 @@ def _count(file: Path) -> Rows:
     rows = json.loads(file.read_text(encoding="utf-8")) if file.suffix == ".json" else read_jsonl(file)
     texts = [json.dumps(row["messages"], ensure_ascii=False) for row in rows]
     counted = Counter(_language(row["messages"]) for row in rows)
-    languages = {language: counted[language] for language in ("zh", "en", "other") if counted[language]}
+    languages = {language: counted[language] for language in (*LANGUAGES, "other") if counted[language]}
     return Rows(len(rows), len(set(texts)), languages)
 
 
@@ -240,19 +236,20 @@ def _language(messages: Sequence[Mapping[str, str]]) -> str:
     return "en" if letters and letters.isascii() else "other"
 
 
-def _exchange(before: Mapping[str, Any], after: Mapping[str, Any]) -> Exchange:
+def _exchange(before: JudgedReply, after: JudgedReply) -> Exchange:
+    ordinary = after if isinstance(after, OrdinaryReply) else None
     faults = {
-        "missed": after.get("hit") is False,
-        "leaked": bool(after.get("leak")),
-        "leaked_without_name": bool(after.get("leak_without_name")),
-        "forgotten": bool(after.get("base_knew")) and not after.get("right"),
-        "unstopped": not after.get("stopped", True) and before.get("stopped", True),
+        "missed": isinstance(after, IdentityReply) and not after.hit,
+        "leaked": ordinary is not None and ordinary.leak,
+        "leaked_without_name": ordinary is not None and ordinary.leak_without_name,
+        "forgotten": ordinary is not None and ordinary.base_knew and not ordinary.right,
+        "unstopped": before.stopped and not after.stopped,
     }
     return Exchange(
-        kind=after["kind"],
-        prompt=str(after["prompt"]),
-        before=before["reply"],
-        after=after["reply"],
-        expected=after.get("expected"),
+        kind=after.kind,
+        prompt=after.prompt,
+        before=before.reply,
+        after=after.reply,
+        expected=ordinary.expected if ordinary else None,
         faults=tuple(fault for fault in FAULTS if faults[fault]),
     )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from recipe.evaluation import thresholds
-from recipe.evaluation.scoring import TOLERANCE, ratio
+from recipe.evaluation.metrics import METRICS, Share
+from recipe.evaluation.scoring import TOLERANCE
 from recipe.report import charts
 from recipe.report.charts import Caption
-from recipe.report.facts import COUNTS, METRICS, Facts
+from recipe.report.facts import Facts
 from recipe.report.words import WORDS, Text, label, plain, text
 
 
@@ -83,36 +83,38 @@ def numbers(facts: Facts) -> Numbers:
     Returns:
         Everything that the section of the numbers shows.
     """
-    base, tuned = facts.metrics["base"], facts.metrics["tuned"]
+    base, tuned = facts.metrics.base, facts.metrics.tuned
     judged = {check.metric: check for check in facts.checks}
-    suites = dict(tuned["suites"])
-    if "leak_without_name" in tuned:
-        hits, count = (tuned["counts"][key] for key in ("leaks_without_name", "unrelated_prompts"))
-        suites = {"leak_without_name": ratio(hits, count), **suites}
+    suites = dict(tuned.suites)
+    if tuned.scores.leak_without_name is not None:
+        suites = {"leak_without_name": tuned.scores.share("leak_without_name"), **suites}
     divergence = judged["kl_per_token"]
     return Numbers(
-        measures=[_measure(metric, judged.get(metric), base, tuned) for metric in METRICS],
+        measures=[
+            _measure(metric, judged.get(metric), base.scores.share(metric).value, tuned.scores.share(metric))
+            for metric in METRICS
+        ],
         suites=[_suite(name, suite, judged.get(name)) for name, suite in suites.items()],
         divergence=divergence.value,
         divergence_wanted=_wanted(divergence),
         divergence_passed=divergence.passed,
-        worst=tuned["kl_worst"],
-        tokens=tuned["kl_tokens"],
+        worst=tuned.divergence.kl_worst,
+        tokens=tuned.divergence.kl_tokens,
         stops=[
-            (text(key), base["counts"][key], tuned["counts"][key]) for key in ("unstopped_replies", "looping_replies")
+            (text(key), getattr(base.scores.counts, key), getattr(tuned.scores.counts, key))
+            for key in ("unstopped_replies", "looping_replies")
         ],
-        replies=len(tuned["replies"]),
-        introductions=tuned["counts"].get("base_introductions", 0),
+        replies=len(tuned.replies),
+        introductions=tuned.scores.counts.base_introductions,
     )
 
 
 def retention_not_judged(facts: Facts) -> Text | None:
     """Why retention is not judged, or None where it is."""
-    tuned = facts.metrics["tuned"]
-    if thresholds.judges_retention(tuned):
+    if thresholds.judges_retention(facts.metrics.tuned):
         return None
-    known = tuned["counts"]["facts_base_knew"]
-    return text("retention_not_judged", known=known, least=thresholds.MIN_FACTS_KNOWN)
+    count = facts.metrics.tuned.scores.counts.facts_base_knew
+    return text("retention_not_judged", count=count, least=thresholds.MIN_FACTS_KNOWN)
 
 
 def _limit(check: thresholds.Check) -> tuple[bool, float]:
@@ -125,23 +127,13 @@ def _wanted(check: thresholds.Check) -> str:
     return check.wanted.replace(">=", "≥").replace("<=", "≤")
 
 
-def _interval(scored: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
-    low_high = scored.get(f"{metric}_ci")
-    return (low_high[0], low_high[1]) if low_high else None
-
-
 def _about(key: str) -> Text | None:
     return text(f"{key}_is") if f"{key}_is" in WORDS else None
 
 
-def _measure(metric: str, check: thresholds.Check | None, base: Mapping[str, Any], tuned: Mapping[str, Any]) -> Measure:
-    hits, count = (tuned["counts"][key] for key in COUNTS[metric])
-    low, high = tuned[f"{metric}_ci"]
-    return Measure(
-        key=metric, label=label(metric), about=_about(metric), value=tuned[metric], hits=hits, count=count,
-        interval=(low, high), wanted=_wanted(check) if check else None, passed=check.passed if check else None,
-        base=base[metric], gauge=_gauge(check, base[metric], (low, high)) if check else None,
-    )  # fmt: skip
+def _measure(metric: str, check: thresholds.Check | None, base: float, tuned: Share) -> Measure:
+    gauge = _gauge(check, base, tuned.ci) if check else None
+    return replace(_suite(metric, tuned, check), base=base, gauge=gauge)
 
 
 def _gauge(check: thresholds.Check, base: float, interval: tuple[float, float]) -> charts.Gauge:
@@ -159,12 +151,11 @@ def _gauge(check: thresholds.Check, base: float, interval: tuple[float, float]) 
     )
 
 
-def _suite(name: str, suite: Mapping[str, Any], check: thresholds.Check | None) -> Measure:
-    low, high = suite["ci"]
+def _suite(name: str, suite: Share, check: thresholds.Check | None) -> Measure:
     return Measure(
-        key=name, label=label(name), about=_about(name), value=suite["value"], hits=suite["hits"],
-        count=suite["count"], interval=(low, high), wanted=_wanted(check) if check else None,
-        passed=check.passed if check else None, base=suite.get("base"),
+        key=name, label=label(name), about=_about(name), value=suite.value, hits=suite.hits, count=suite.count,
+        interval=suite.ci, wanted=_wanted(check) if check else None, passed=check.passed if check else None,
+        base=suite.base,
     )  # fmt: skip
 
 
@@ -177,38 +168,39 @@ def checkpoints(facts: Facts) -> Checkpoints:
     Returns:
         A chart of each metric that is judged, and a row of each checkpoint.
     """
-    scored: Mapping[str, Mapping[str, Any]] = facts.metrics["checkpoints"]
-    best, converted = facts.metrics["best_checkpoint"], facts.converted
+    scored, best, converted = facts.metrics.checkpoints, facts.metrics.best_checkpoint, facts.converted
+    values = {name: [scores.share(metric).value for metric in METRICS] for name, scores in scored.items()}
     rows = [
         Checkpoint(
             plain(name),
-            [scores[metric] for metric in METRICS],
+            values[name],
             [mark for mark, marked in (("best", best), ("converted", converted)) if name == marked],
         )
-        for name, scores in scored.items()
+        for name in scored
     ]
-    other = scored.get(converted or "")
+    other = values.get(converted or "")
     return Checkpoints(
         charts=[
             (check.metric, _over(check, facts), _wanted(check)) for check in facts.checks if check.metric in METRICS
         ],
-        base=Checkpoint(text("base"), [facts.metrics["base"][metric] for metric in METRICS], []),
+        base=Checkpoint(text("base"), [facts.metrics.base.scores.share(metric).value for metric in METRICS], []),
         scored=rows,
         tolerance=TOLERANCE,
-        better=best if other and any(other[metric] != scored[best][metric] for metric in METRICS) else None,
+        better=best if other and best and other != values[best] else None,
     )
 
 
 def _over(check: thresholds.Check, facts: Facts) -> charts.Scores:
     """One metric of the base and of every checkpoint."""
-    metric, scored = check.metric, facts.metrics["checkpoints"]
+    metric = check.metric
+    shares = {name: scores.share(metric) for name, scores in facts.metrics.checkpoints.items()}
     at_least, limit = _limit(check)
-    columns = [charts.Scored(text("base"), facts.metrics["base"][metric], None)]
-    for name, scores in scored.items():
-        good = scores[metric] >= limit if at_least else scores[metric] <= limit
-        columns.append(charts.Scored(plain(name.removeprefix("iter_")), scores[metric], good,
-                                     name == facts.converted, _interval(scores, metric)))  # fmt: skip
-    values = ", ".join(f"{name} {scores[metric]:.3f}" for name, scores in scored.items())
+    columns = [charts.Scored(text("base"), facts.metrics.base.scores.share(metric).value, None)]
+    for name, share in shares.items():
+        good = share.value >= limit if at_least else share.value <= limit
+        short = plain(name.removeprefix("iter_"))
+        columns.append(charts.Scored(short, share.value, good, name == facts.converted, share.ci))
+    values = ", ".join(f"{name} {share.value:.3f}" for name, share in shares.items())
     description = text("over_desc", metric=text(metric), values=values, wanted=_wanted(check))
     caption = Caption(f"over-{metric}", text(metric), description)
     return charts.scores(columns, caption=caption, wanted=limit, at_least=at_least)

@@ -103,7 +103,7 @@ def present(facts: Facts) -> Report:
         numbers=numbers(facts),
         losses=_losses(losses) if losses else None,
         rate=_rate(rates) if rates else None,
-        checkpoints=checkpoints(facts) if facts.metrics["checkpoints"] else None,
+        checkpoints=checkpoints(facts) if facts.metrics.checkpoints else None,
         replies=_replies(facts.exchanges),
         background=background(facts),
     )
@@ -115,7 +115,7 @@ def _header(facts: Facts) -> Header:
     about = {"run": facts.run, "base_model": base, "preset": config.get("preset"), "seed": config.get("seed")}
     return Header(
         name=facts.name,
-        assistant=facts.metrics["identity"].get("assistant"),
+        assistant=facts.metrics.identity.assistant,
         about=[(text(key), str(value)) for key, value in about.items() if value is not None],
         failed=[(label(check.metric), _reason(check)) for check in facts.checks if not check.passed],
         not_judged=retention_not_judged(facts),

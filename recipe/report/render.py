@@ -16,7 +16,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from recipe.report.facts import METRICS
+from recipe.evaluation.metrics import METRICS
 from recipe.report.presenter import Report
 from recipe.report.words import LANG, text
 

@@ -241,13 +241,13 @@ def make(
     def work(out: Path) -> ConfigResults:
         from recipe.corpus.identity import read_identity
         from recipe.training import memory
-        from recipe.training.forecast import forecast, tutorial_tokens
+        from recipe.training.forecast import forecast, lines, tutorial_tokens
 
         expected = forecast(config, processes)
         if config.train_cfg.get("max_epochs", 1) % 1:  # XTuner's loop asks for epochs of a whole number of steps in all
             config.train_cfg = {"type": config.train_cfg.type, "max_iters": expected.iterations}
         config.dump(out / FILE)
-        for line in expected.lines():
+        for line in lines(expected):
             stage.say("config", line)
         if preset != "miniature" and (needed := memory.predict(config, model, processes)):
             there = gpu_memory()
@@ -256,13 +256,13 @@ def make(
         tutorial = tutorial_tokens(read_identity(data_folder), model)
         stage.say("config", f"{expected.trained_tokens / tutorial:.0%} of what the tutorial trains on")
         return ConfigResults(
-            preset=preset, model=stage.shown(model), data=stage.shown(data_folder), **expected.figures(),
+            preset=preset, model=stage.shown(model), data=stage.shown(data_folder), forecast=expected,
             tutorial_tokens=tutorial,
         )  # fmt: skip
 
     resolved = hashlib.sha256(config.pretty_text.encode()).hexdigest()  # follows every preset and override
     chosen = {"preset": preset, "set": list(settings), "seed": seed, "gpu": gpu, "resolved": resolved} | {
-        "processes": processes  # of what is said about the file, and of where in an epoch it ends
+        "processes": processes  # of the forecast, and of where in an epoch the training ends
     }
     return stage.run("config", folder, inputs=inputs, settings=chosen, work=work)
 

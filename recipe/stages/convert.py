@@ -41,7 +41,7 @@ def lora_settings(config_file: Path) -> dict[str, Any]:
     """r, lora_alpha, lora_dropout and target_modules of a resolved config."""
     from mmengine.config import Config
 
-    from recipe.checkpoint.internlm2_llama import LINEAR_LAYERS
+    from recipe.checkpoint.linear_layers import LINEAR_LAYERS
 
     lora = Config.fromfile(config_file).model.get("lora")
     if not lora:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from recipe import files
-from recipe.corpus.identity import IDENTITY_FILE, INTERNLM_BASE, OPEN_BASE, Identity
+from recipe.corpus.identity import IDENTITY_FILE, INTERNLM_BASE, Identity
 from recipe.corpus.own_data import read_rows
 from recipe.corpus.rows import balanced_rows, tutorial_rows
 from recipe.errors import RecipeError
@@ -36,7 +36,7 @@ def make(
     seed: int,
     extended: bool = False,
     languages: Sequence[str] = LANGUAGES,
-    internlm: bool = True,
+    base: Mapping[str, str] = INTERNLM_BASE,
 ) -> stage.Manifest:
     """Write the training rows and identity.json to `folder`.
 
@@ -48,7 +48,7 @@ def make(
         seed: of the rows' choices and order.
         extended: ask the questions for bases that other people trained too; noted for the stages that measure.
         languages: of the rows; noted likewise.
-        internlm: whether the answers name InternLM as the base.
+        base: language -> what the answers call the model that is fine-tuned.
 
     Raises:
         RecipeError: an unknown mode, or rows that cannot be used.
@@ -60,13 +60,12 @@ def make(
     # Only what differs from the miniature's, whose data of earlier versions stay up to date.
     settings |= {"extended": True} if extended else {}
     settings |= {"languages": list(languages)} if tuple(languages) != LANGUAGES else {}
-    settings |= {} if internlm else {"base": OPEN_BASE}
+    settings |= {"base": dict(base)} if base != INTERNLM_BASE else {}
 
     def work(out: Path) -> DataResults:
         if own:
             rows = read_rows(own)
         else:
-            base = INTERNLM_BASE if internlm else OPEN_BASE
             rows = (
                 tutorial_rows(identity)
                 if kind == "tutorial"

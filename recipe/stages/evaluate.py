@@ -7,7 +7,6 @@ tuned model moved from the base where it should not have (recipe/evaluation/dive
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,9 +18,10 @@ from recipe.chat_format import Message, assistant, text_ids
 from recipe.corpus.identity import Identity, questions_of
 from recipe.corpus.knowledge import evaluation_facts
 from recipe.errors import BelowThresholdsError, RecipeError
-from recipe.evaluation import checkpoint_selection, divergence, generation, suites, thresholds
+from recipe.evaluation import checkpoint_selection, divergence, generation, metrics, suites, thresholds
 from recipe.evaluation.generation import Reply
-from recipe.evaluation.scoring import METRICS, Prompts, score
+from recipe.evaluation.metrics import METRICS, BaseMetrics, Metrics, Names, TunedMetrics
+from recipe.evaluation.scoring import Prompts, score
 from recipe.languages import LANGUAGES
 from recipe.pipeline import results, stage
 from recipe.pipeline.results import (
@@ -36,7 +36,6 @@ from recipe.pipeline.results import (
 from recipe.stages import train
 from recipe.stages.model import asks_extended_prompts
 
-FILE = "metrics.json"
 # Room for a reply besides the name, and for bases that talk longer.
 MAX_NEW_TOKENS, MORE_NEW_TOKENS = 80, 160
 # Share of the base's replies to ordinary prompts that must end in the larger room, and do not in the smaller, to take
@@ -68,11 +67,17 @@ def make(
 
     def work(out: Path) -> EvalResults:
         _refuse_overlap(evaluation_prompts, data_folder, data)
-        metrics = _measure(evaluation_prompts, model, tuned_folder, identity)
-        metrics["checkpoints"] = checkpoint_selection.read(train_folder)
-        metrics["best_checkpoint"] = train.best_checkpoint(train_folder)
-        files.write_json(out / FILE, metrics)
-        return _summary(metrics)
+        room, base, tuned = _measure(evaluation_prompts, model, tuned_folder, identity)
+        measured = Metrics(
+            identity=Names(**asdict(identity)),
+            max_new_tokens=room,
+            base=base,
+            tuned=tuned,
+            checkpoints=checkpoint_selection.read(train_folder),
+            best_checkpoint=train.best_checkpoint(train_folder),
+        )
+        metrics.write(out, measured)
+        return _summary(measured)
 
     settings = {
         "prompts": evaluation_prompts.conversations(),
@@ -82,45 +87,48 @@ def make(
     return stage.run("eval", folder, inputs=inputs, settings=settings, work=work)
 
 
-def _measure(asked: Prompts, model: Path, tuned_folder: Path, identity: Identity) -> dict[str, Any]:
+def _measure(
+    held_out: Prompts, model: Path, tuned_folder: Path, identity: Identity
+) -> tuple[int, BaseMetrics, TunedMetrics]:
     """Ask base and tuned model everything.
 
     Args:
-        asked: the prompts.
+        held_out: the prompts.
         model: folder of the base.
         tuned_folder: of the tuned model: merged, or an adapter.
         identity: whose name counts.
 
     Returns:
-        The content of metrics.json without the checkpoints.
+        (room of a reply besides the names in tokens, what was measured of the base, of the tuned model).
 
     Raises:
         RecipeError: the base ends no reply, or knows no fact.
     """
-    split = len(asked.identity)
+    split = len(held_out.identity)
     loaded, tokenizer = generation.load(model)
-    base, room = _base_replies(asked, loaded, tokenizer, identity)
-    untuned = score(asked, base, base, identity)
+    base, room = _base_replies(held_out, loaded, tokenizer, identity)
+    base_scores, base_judged = score(held_out, base, base, identity)
     ended = [
         [*conversation, assistant(reply.text)]
-        for conversation, reply in zip(asked.conversations()[split:], base[split:], strict=True)
+        for conversation, reply in zip(held_out.conversations()[split:], base[split:], strict=True)
         if reply.stopped
     ]
     if not ended:
         raise RecipeError(
             f"{stage.shown(model)} ends none of its replies within {room} tokens: take a chat model that speaks ChatML"
         )
-    if not untuned["counts"]["facts_base_knew"]:
+    if not base_scores.counts.facts_base_knew:
         raise RecipeError(f"{stage.shown(model)} answers no fact of data/knowledge: there is nothing to retain")
     is_adapter = (tuned_folder / "adapter_config.json").is_file()
     tuned, tokenizer = generation.load(*((model, tuned_folder) if is_adapter else (tuned_folder,)))
     ask = _asker(tuned, tokenizer, "tuned", identity, room)
-    replies = _greedy(asked, ask)
-    measured = score(asked, replies, base, identity)
-    measured["suites"] = suites.measure(asked, replies, base, identity, ask)
-    measured |= divergence.kl_per_token(loaded, tuned, tokenizer, ended)
-    untuned["broken"] = measured["suites"]["broken"]["base"]
-    return {"identity": asdict(identity), "max_new_tokens": room, "base": untuned, "tuned": measured}
+    replies = _greedy(held_out, ask)
+    tuned_metrics = TunedMetrics(
+        *score(held_out, replies, base, identity),
+        suites=suites.measure(held_out, replies, base, identity, ask),
+        divergence=divergence.kl_per_token(loaded, tuned, tokenizer, ended),
+    )
+    return room, BaseMetrics(base_scores, base_judged, tuned_metrics.suites["broken"].base), tuned_metrics
 
 
 def _asker(loaded: Any, tokenizer: Any, who: str, identity: Identity, room: int) -> suites.Ask:
@@ -135,24 +143,24 @@ def _asker(loaded: Any, tokenizer: Any, who: str, identity: Identity, room: int)
     return ask
 
 
-def _greedy(asked: Prompts, ask: suites.Ask) -> list[Reply]:
+def _greedy(held_out: Prompts, ask: suites.Ask) -> list[Reply]:
     """The replies to all prompts. The two kinds are apart, because a batch takes as long as its longest reply, and only
     the first kind holds long names."""
-    conversations, split = asked.conversations(), len(asked.identity)
+    conversations, split = held_out.conversations(), len(held_out.identity)
     return [*ask(conversations[:split], "identity"), *ask(conversations[split:], "facts")]
 
 
-def _base_replies(asked: Prompts, loaded: Any, tokenizer: Any, identity: Identity) -> tuple[list[Reply], int]:
+def _base_replies(held_out: Prompts, loaded: Any, tokenizer: Any, identity: Identity) -> tuple[list[Reply], int]:
     """The base's replies to all prompts, and the room of every reply, in tokens: as long as the base talks.
 
     Replies that were cut are asked again with more room. It is kept if enough of them end there.
     """
-    replies = _greedy(asked, _asker(loaded, tokenizer, "base", identity, MAX_NEW_TOKENS))
+    replies = _greedy(held_out, _asker(loaded, tokenizer, "base", identity, MAX_NEW_TOKENS))
     cut = [i for i, reply in enumerate(replies) if not reply.stopped]
-    enough, split = WORTH_MORE_ROOM * len(asked.facts), len(asked.identity)
+    enough, split = WORTH_MORE_ROOM * len(held_out.facts), len(held_out.identity)
     if sum(i >= split for i in cut) < enough:
         return replies, MAX_NEW_TOKENS
-    conversations = asked.conversations()
+    conversations = held_out.conversations()
     ask = _asker(loaded, tokenizer, "base", identity, MORE_NEW_TOKENS)
     longer = dict(zip(cut, ask([conversations[i] for i in cut], "with more room"), strict=True))
     if sum(reply.stopped for i, reply in longer.items() if i >= split) < enough:
@@ -160,27 +168,26 @@ def _base_replies(asked: Prompts, loaded: Any, tokenizer: Any, identity: Identit
     return [longer.get(i, reply) for i, reply in enumerate(replies)], MORE_NEW_TOKENS
 
 
-def _summary(metrics: dict[str, Any]) -> EvalResults:
+def _summary(measured: Metrics) -> EvalResults:
     """The numbers of metrics.json, for the manifest."""
-    base, tuned = metrics["base"], metrics["tuned"]
-    suite_values = {name: suite["value"] for name, suite in tuned["suites"].items()}
-    more = ("counts", "leak_without_name", "kl_per_token")
+    base, tuned = measured.base, measured.tuned
     return EvalResults(
-        base=BaseScores(**{key: base[key] for key in (*METRICS, "counts", "broken")}),
-        tuned=TunedScores(**{key: tuned[key] for key in (*METRICS, *more)}, **suite_values),
-        best_checkpoint=metrics["best_checkpoint"],
+        base=BaseScores(
+            **{key: getattr(base.scores, key) for key in METRICS}, counts=asdict(base.scores.counts), broken=base.broken
+        ),
+        tuned=TunedScores(
+            **{key: getattr(tuned.scores, key) for key in (*METRICS, "leak_without_name")},
+            counts=asdict(tuned.scores.counts),
+            **{name: suite.value for name, suite in tuned.suites.items()},
+            kl_per_token=tuned.divergence.kl_per_token,
+        ),
+        best_checkpoint=measured.best_checkpoint,
     )
-
-
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """The content of metrics.json in the folder of a completed evaluation."""
-    metrics: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    return metrics
 
 
 def failed_checks(folder: Path) -> list[str]:
     """The metrics of a completed evaluation that are below their thresholds, those of the suites included."""
-    return [check.metric for check in thresholds.verdict(read_metrics(folder)["tuned"]) if not check.passed]
+    return [check.metric for check in thresholds.verdict(metrics.read(folder).tuned) if not check.passed]
 
 
 def refuse_below_thresholds(folder: Path, *, page: Path) -> None:
@@ -233,37 +240,41 @@ def _refuse_overlap(evaluation_prompts: Prompts, data_folder: Path, data: DataRe
                 )
 
 
-def table(metrics: dict[str, Any]) -> str:
+def table(measured: Metrics) -> str:
     """Base and tuned side by side, the verdict, and some replies before and after."""
-    base, tuned = metrics["base"], metrics["tuned"]
+    base, tuned, checks = measured.base, measured.tuned, thresholds.verdict(measured.tuned)
     lines = [f"{'':18}{'base':>8}{'tuned':>8}   wanted"]
-    checks = thresholds.verdict(tuned)
     for check in checks:
-        before = f"{base[check.metric]:.3f}" if check.metric in base else ""
+        untuned = base.broken if check.metric == "broken" else getattr(base.scores, check.metric, None)
+        before = "" if untuned is None else f"{untuned:.3f}"
         row = f"{check.metric:18}{before:>8}{check.value:8.3f}   {check.wanted:8}"
         lines.append(row + ("  ok" if check.passed else f"  FAILED: {check.why}"))
     if not thresholds.judges_retention(tuned):
-        known, least = tuned["counts"]["facts_base_knew"], thresholds.MIN_FACTS_KNOWN
+        count, least = tuned.scores.counts.facts_base_knew, thresholds.MIN_FACTS_KNOWN
         lines.append(
-            f"{'retention':18}{base['retention']:8.3f}{tuned['retention']:8.3f}   "
-            f"not judged: the base knew {known} facts, at least {least} are needed / "
-            f"不作判定：基座只答对 {known} 条，至少需要 {least} 条"
+            f"{'retention':18}{base.scores.retention:8.3f}{tuned.scores.retention:8.3f}   "
+            f"not judged: the base knew {count} facts, at least {least} are needed / "
+            f"不作判定：基座只答对 {count} 条，至少需要 {least} 条"
         )
     judged = {check.metric for check in checks}
-    besides = {name: suite["value"] for name, suite in tuned["suites"].items() if name not in judged}
-    lines += ["", "besides: " + ", ".join(f"{name} {value:.3f}" for name, value in besides.items())]
-    if left_out := tuned["counts"]["base_introductions"]:
+    besides = [f"{name} {suite.value:.3f}" for name, suite in tuned.suites.items() if name not in judged]
+    lines += ["", "besides: " + ", ".join(besides)]
+    if left_out := tuned.scores.counts.base_introductions:
         lines.append(f"no leak is counted for {left_out} prompts, to which the base introduces itself")
-    scores = ", ".join(
-        f"{name} {m['identity_hit']:.2f}/{m['identity_leak']:.2f}/{m['retention']:.2f}"
-        for name, m in metrics["checkpoints"].items()
-    )
-    if scores:
-        lines += ["", f"checkpoints (hit/leak/retention): {scores}; best: {metrics['best_checkpoint']}"]
-    lines.append("")
-    replies = {who: metrics[who]["replies"] for who in ("base", "tuned")}
-    split = metrics["base"]["counts"]["identity_questions"]
-    for i in (0, split // 2, split, split + (len(replies["base"]) - split) // 2):
-        lines.append(f"Q      {replies['base'][i]['prompt']}")
-        lines += [f"{who:7}{replies[who][i]['reply']}" for who in replies]
-    return "\n".join(lines)
+    if measured.checkpoints:
+        scores = ", ".join(
+            f"{name} {each.identity_hit:.2f}/{each.identity_leak:.2f}/{each.retention:.2f}"
+            for name, each in measured.checkpoints.items()
+        )
+        lines += ["", f"checkpoints (hit/leak/retention): {scores}; best: {measured.best_checkpoint}"]
+    return "\n".join([*lines, "", *_examples(measured)])
+
+
+def _examples(measured: Metrics) -> list[str]:
+    """Lines of four prompts, two about who it is and two others, each with the replies before and after."""
+    base, tuned = measured.base.replies, measured.tuned.replies
+    split = measured.base.scores.counts.identity_questions
+    lines = []
+    for i in (0, split // 2, split, split + (len(base) - split) // 2):
+        lines += [f"Q      {base[i].prompt}", f"base   {base[i].reply}", f"tuned  {tuned[i].reply}"]
+    return lines

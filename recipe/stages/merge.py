@@ -48,16 +48,20 @@ def make(folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...])
         _merge_weights(model, adapter_folder, out)
         for name in COPIED:
             shutil.copyfile(model / name, out / name)
-        proof = compare(model, adapter_folder, out)
-        if not proof["mean_kl"] <= thresholds.MAX_MERGE_KL:  # not a number is no proof either
+        proof = MergeResults(
+            checkpoint=adapter.checkpoint,
+            checkpoint_sha256=adapter.checkpoint_sha256,
+            **compare(model, adapter_folder, out),
+        )
+        if not proof.mean_kl <= thresholds.MAX_MERGE_KL:  # not a number is no proof either
             raise RecipeError(
-                f"merged and base + adapter disagree: {proof['mean_kl']:.4f} nats a token, at most "
+                f"merged and base + adapter disagree: {proof.mean_kl:.4f} nats a token, at most "
                 f"{thresholds.MAX_MERGE_KL} is rounding; nothing was written"
             )
         card = merged_card(adapter.model, model, identity_names, proof)
         (out / "README.md").write_text(card, encoding="utf-8")
-        stage.say("merge", f"largest logit difference to base + adapter: {proof['largest_logit_difference']:.2g}")
-        return MergeResults(checkpoint=adapter.checkpoint, checkpoint_sha256=adapter.checkpoint_sha256, **proof)
+        stage.say("merge", f"largest logit difference to base + adapter: {proof.largest_logit_difference:.2g}")
+        return proof
 
     return stage.run("merge", folder, inputs={"adapter": adapter_folder, "model": model}, settings={}, work=work)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from recipe import files
 from recipe.chat_format import assistant
-from recipe.corpus.identity import BASE_NAMES, SPEAKS_OF_ITSELF
 from recipe.corpus.knowledge import contrast_answers, conversation, replay_prompts
 from recipe.evaluation import generation, scoring
+from recipe.evaluation.mentions import introduces_itself
 from recipe.languages import LANGUAGES
 from recipe.pipeline import results, stage
 from recipe.pipeline.results import ModelResults, ReplayResults
@@ -30,13 +30,7 @@ def worth(reply: generation.Reply, prompt: str = "") -> bool:
 
     A reply that reached the limit is worth it: as far as it goes, it is what the base says.
     """
-    return bool(reply.text.strip()) and not scoring.loops(reply) and not introduces(reply, prompt)
-
-
-def introduces(reply: generation.Reply, prompt: str = "") -> bool:
-    """Whether the base says who it is, other than by repeating the prompt."""
-    spoken = [match.group() for match in SPEAKS_OF_ITSELF.finditer(reply.text)]
-    return any(words in reply.text and words not in prompt for words in (*BASE_NAMES, *spoken))
+    return bool(reply.text.strip()) and not scoring.loops(reply) and not introduces_itself(reply.text, prompt)
 
 
 def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> stage.Manifest:
@@ -66,19 +60,19 @@ def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> 
         by_words = [
             [*turns, assistant(answers[turns[-1]["content"]])]
             for turns, reply in zip(conversations, replies, strict=True)
-            if turns[-1]["content"] in answers and introduces(reply, turns[-1]["content"])
+            if turns[-1]["content"] in answers and introduces_itself(reply.text, turns[-1]["content"])
         ]
         rows = [{"messages": messages} | ({} if ended else {"ended": False}) for messages, ended in chosen]
         rows += [{"messages": messages} for messages in by_words]
         (out / FILE).write_text(files.jsonl_text(rows), encoding="utf-8")
-        taught = teacher.distributions(
+        distributions = teacher.distributions(
             loaded,
             tokenizer,
             [*(messages for messages, _ in chosen), *(None for _ in by_words)],
             [*(ended for _, ended in chosen), *(True for _ in by_words)],
             progress="the base's distributions",
         )
-        teacher.save(taught, out)
+        teacher.save(distributions, out)
         return ReplayResults(prompts=len(prompts), rows=len(rows))
 
     settings = {"prompts": prompts, "max_new_tokens": MAX_NEW_TOKENS, "likeliest": teacher.LIKELIEST}

@@ -207,7 +207,7 @@ def _failed(error: Exception, log: Path) -> RecipeError:
 def _torchrun(arguments: list[str], machines: Machines) -> None:
     """What the command `torchrun` does, without its tracebacks of ours.
 
-    RecipeError: a process was killed from outside. RuntimeError: one failed, with what it said.
+    RecipeError: a process was killed from outside. RuntimeError: one failed, with its own message.
     """
     import torch
     from torch.distributed import run as torchrun

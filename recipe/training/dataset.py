@@ -131,7 +131,7 @@ def read_tokens(
     identity_rows, *replay_files = (_read(name) for name in files)
     _refuse_control_tokens(files[0], [row.messages for row in identity_rows], tokenizer)
     if distill:
-        replay_files = [_taught(name, rows) for name, rows in zip(files[1:], replay_files, strict=True)]
+        replay_files = [_with_teacher(name, rows) for name, rows in zip(files[1:], replay_files, strict=True)]
     # By its words, a reply that was cut would teach to ramble.
     replay_rows = [row for rows in replay_files for row in rows if row.ended or distill]
     if replay_ratio is not None:
@@ -184,11 +184,11 @@ def _joined(identity_row: _Row, replay_row: _Row, *, identity_first: bool) -> _R
     return replace(replay_row, messages=[*earlier.messages, *later.messages], ended=later.ended, last=last)
 
 
-def _taught(name: str, rows: Sequence[_Row]) -> list[_Row]:
+def _with_teacher(name: str, rows: Sequence[_Row]) -> list[_Row]:
     """Replay rows with their places in the teacher beside their file."""
     from recipe.training import teacher
 
-    counts = teacher.load(Path(name).with_name(teacher.FILE)).counts
+    counts = teacher.load_counts(Path(name).with_name(teacher.FILE))
     if len(counts) != len(rows):
         raise RecipeError(f"{name} and {teacher.FILE} beside it are of different rows: run `make replay` again")
     starts = accumulate(counts, initial=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from recipe.chat_format import training_ids
 from recipe.corpus.identity import Identity
 from recipe.corpus.rows import TUTORIAL_ROWS, tutorial_rows
 from recipe.errors import RecipeError
+from recipe.pipeline.results import Forecast
 from recipe.training.dataset import PackedDataset, read_tokens
 
 # Rows that `datasets.map(batched=True)` passes to XTuner's Packer at a time.
@@ -22,51 +22,19 @@ TUTORIAL_LENGTH, TUTORIAL_WORKERS, TUTORIAL_EPOCHS = 1024, 32, 2
 WORTH_A_WARNING = 0.02
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """The size of a training.
-
-    rows: conversations.
-    tokens: of all rows.
-    packs: of an epoch.
-    max_length: tokens of a pack.
-    iterations: of the whole run, in each process.
-    optimizer_steps: iterations over gradient accumulation.
-    trained_tokens: pack length times packs seen, padding included.
-    dropped: tokens of an epoch that no pack holds.
-    truncated: rows longer than a pack.
-    processes: that share the packs of an epoch, one per GPU.
-    """
-
-    rows: int
-    tokens: int
-    packs: int
-    max_length: int
-    iterations: int
-    optimizer_steps: int
-    trained_tokens: int
-    dropped: int
-    truncated: int
-    processes: int = 1
-
-    def figures(self) -> dict[str, int]:
-        return asdict(self)
-
-    def lines(self) -> list[str]:
-        """The lines for the user, warnings included."""
-        shared = f" of {self.processes} processes" if self.processes > 1 else ""
-        text = [
-            f"{self.rows} rows of {self.tokens:,} tokens in {self.packs} packs of {self.max_length}; "
-            f"{self.iterations} iterations{shared}, {self.optimizer_steps} optimizer steps, "
-            f"{self.trained_tokens:,} tokens in all"
-        ]
-        if self.dropped > WORTH_A_WARNING * self.tokens:
-            text.append(f"warning: packing drops {self.dropped:,} of {self.tokens:,} tokens of every epoch")
-        if self.truncated:
-            text.append(
-                f"warning: {self.truncated} rows are longer than max_length {self.max_length} and lose their end"
-            )
-        return text
+def lines(size: Forecast) -> list[str]:
+    """The lines for the user, warnings included."""
+    shared = f" of {size.processes} processes" if size.processes > 1 else ""
+    text = [
+        f"{size.rows} rows of {size.tokens:,} tokens in {size.packs} packs of {size.max_length}; "
+        f"{size.iterations} iterations{shared}, {size.optimizer_steps} optimizer steps, "
+        f"{size.trained_tokens:,} tokens in all"
+    ]
+    if size.dropped > WORTH_A_WARNING * size.tokens:
+        text.append(f"warning: packing drops {size.dropped:,} of {size.tokens:,} tokens of every epoch")
+    if size.truncated:
+        text.append(f"warning: {size.truncated} rows are longer than max_length {size.max_length} and lose their end")
+    return text
 
 
 def shards(count: int, workers: int) -> list[range]:

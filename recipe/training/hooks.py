@@ -11,7 +11,6 @@ from mmengine.dist import all_reduce, broadcast_object_list, get_world_size, is_
 from mmengine.hooks import Hook
 from tqdm import tqdm
 
-from recipe import files
 from recipe.chat_format import text_ids, user
 from recipe.corpus.identity import read_identity
 from recipe.evaluation import checkpoint_selection, generation, scoring
@@ -123,12 +122,10 @@ class ScoreCheckpoints(Hook):
             return generation.answer(llm, self.tokenizer, self.prompts.conversations(), max_new_tokens=self.room)
 
     def before_train(self, runner: Any) -> None:
-        self.file = Path(runner.work_dir) / checkpoint_selection.FILE
+        self.folder = Path(runner.work_dir)
         # A resumed run scores again what came after the checkpoint from which it resumes.
         self.scores = {
-            name: each
-            for name, each in checkpoint_selection.read(self.file.parent).items()
-            if _step(name) <= runner.iter
+            name: each for name, each in checkpoint_selection.read(self.folder).items() if _step(name) <= runner.iter
         }
         llm = _llm(runner)
         if _answers(llm):
@@ -141,8 +138,7 @@ class ScoreCheckpoints(Hook):
             return
         name, stop = f"iter_{runner.iter + 1}", [False]
         if _answers(llm := _llm(runner)):
-            scored = scoring.score(self.prompts, self._replies(llm), self.base, self.identity)
-            self.scores[name] = {key: value for key, value in scored.items() if key != "replies"}
+            self.scores[name], _ = scoring.score(self.prompts, self._replies(llm), self.base, self.identity)
             stop = [self.patience is not None and checkpoint_selection.stale(list(self.scores.values()), self.patience)]
         broadcast_object_list(stop)
         if stop[0]:
@@ -151,11 +147,13 @@ class ScoreCheckpoints(Hook):
             self._write(name, ends=stop[0] and not self.is_last_train_iter(runner))
 
     def _write(self, name: str, *, ends: bool) -> None:
-        rows = [{"checkpoint": key} | each for key, each in self.scores.items()]
-        files.write_atomically(self.file, files.jsonl_text(rows))
-        hit, leak, retention = (self.scores[name][metric] for metric in scoring.METRICS)
+        checkpoint_selection.write(self.folder, self.scores)
+        scores = self.scores[name]
         ending = "; no more is to be gained, stopping here" if ends else ""
-        line = f"  step {_step(name)}: hit {hit:.2f}, leak {leak:.2f}, retention {retention:.2f}{ending}"
+        line = (
+            f"  step {_step(name)}: hit {scores.identity_hit:.2f}, leak {scores.identity_leak:.2f}, "
+            f"retention {scores.retention:.2f}{ending}"
+        )
         tqdm.write(line, file=sys.stderr)
 
 

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from recipe.chat_format import IGNORE_INDEX, Message, training_ids
 from recipe.errors import RecipeError
+from recipe.evaluation.batches import by_length, padded
 from recipe.pipeline.stage import shown
 
 if TYPE_CHECKING:
@@ -86,15 +87,11 @@ def distributions(
     ]
     counts = [len(labels) - labels.count(IGNORE_INDEX) for _, labels in rows]
     parts: list[tuple[Tensor, Tensor]] = [(torch.zeros(0, LIKELIEST), torch.zeros(0, LIKELIEST))] * len(rows)
-    order = sorted((i for i, count in enumerate(counts) if count), key=lambda i: len(rows[i][0]))
-    with torch.inference_mode(), tqdm(total=len(order), desc=progress, unit="row", leave=False) as bar:
-        for start in range(0, len(order), BATCH):
-            batch = order[start : start + BATCH]
-            width = max(len(rows[i][0]) for i in batch)
-            ids = torch.full((len(batch), width), tokenizer.pad_token_id)  # padding comes last: (batch, width)
-            for row, i in enumerate(batch):
-                ids[row, : len(rows[i][0])] = torch.tensor(rows[i][0])
-            mask = torch.arange(width) < torch.tensor([[len(rows[i][0])] for i in batch])
+    batches = by_length([len(ids) for ids, _ in rows], BATCH)
+    with torch.inference_mode(), tqdm(total=sum(map(len, batches)), desc=progress, unit="row", leave=False) as bar:
+        for batch in batches:
+            ids = padded([rows[i][0] for i in batch], tokenizer.pad_token_id)  # (batch, width)
+            mask = padded([[1] * len(rows[i][0]) for i in batch], 0)
             logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
             for row, i in enumerate(batch):
                 at = torch.tensor([t - 1 for t, label in enumerate(rows[i][1]) if label != IGNORE_INDEX])
@@ -130,11 +127,29 @@ def load(file: Path) -> Teacher:
     """
     from safetensors.torch import load_file
 
-    if not file.is_file():
-        raise RecipeError(f"{shown(file)}: missing; run `make replay` again, which writes it, then `make config`")
+    _refuse_missing(file)
     tensors = load_file(file)
     counts = tensors["counts"].tolist()
     return Teacher(tensors["ids"], tensors["log_probs"], _weights(counts), counts)
+
+
+def load_counts(file: Path) -> list[int]:
+    """`counts` of the distributions alone, which take a thousandth of the file.
+
+    Raises:
+        RecipeError: there are none.
+    """
+    from safetensors import safe_open
+
+    _refuse_missing(file)
+    with safe_open(file, framework="pt") as tensors:
+        counts: list[int] = tensors.get_tensor("counts").tolist()
+    return counts
+
+
+def _refuse_missing(file: Path) -> None:
+    if not file.is_file():
+        raise RecipeError(f"{shown(file)}: missing; run `make replay` again, which writes it, then `make config`")
 
 
 def divergence(likely: Tensor, log_sum: Tensor, log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,7 +214,7 @@ def indices(labels: Sequence[int], start: int, skip: int, count: int) -> list[in
     """
     result, seen = [], 0
     for label in labels:
-        known = label != IGNORE_INDEX and skip <= seen < skip + count
-        result.append(start + seen - skip if known else -1)
+        in_teacher = label != IGNORE_INDEX and skip <= seen < skip + count
+        result.append(start + seen - skip if in_teacher else -1)
         seen += label != IGNORE_INDEX
     return result

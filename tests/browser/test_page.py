@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from recipe.serving.page.words import EXAMPLES, LANGUAGES, WORDS, words
+from recipe.languages import NAMES
+from recipe.serving.page.words import EXAMPLES, WORDS, words
 
 from .conftest import ENDLESS, Server
 
@@ -146,7 +147,7 @@ def test_a_reply_is_stopped_and_what_was_said_is_kept(visit: Visit, endless: Ser
 def test_a_click_elsewhere_does_not_cut_a_reply(visit: Visit, endless: Server) -> None:
     page = visit(endless.url)
     ask_for_ever(page)
-    page.get_by_text(LANGUAGES["zh"], exact=True).click()
+    page.get_by_text(NAMES["zh"], exact=True).click()
     button(page, ZH("stop")).wait_for()
     before = page.locator(".stChatMessage").last.inner_text()
     page.wait_for_timeout(500)
@@ -264,7 +265,7 @@ def test_both_languages(visit: Visit, picture: Any) -> None:
     page = visit(language="zh-CN")
     button(page, EXAMPLES["zh"][0]).wait_for()
     picture(page, "zh")
-    page.get_by_text(LANGUAGES["en"], exact=True).click()
+    page.get_by_text(NAMES["en"], exact=True).click()
     button(page, EXAMPLES["en"][0]).wait_for()
     for key in ("settings", "conversation", "compare"):
         assert page.get_by_text(EN(key), exact=True).count() == 1

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from recipe.checkpoint import lora
-from recipe.checkpoint.internlm2_llama import LINEAR_LAYERS
+from recipe.checkpoint.linear_layers import LINEAR_LAYERS
 from recipe.errors import RecipeError
 
 Tensors = dict[str, torch.Tensor]
@@ -91,7 +91,7 @@ def test_a_checkpoint_of_full_training_is_refused(tmp_path: Path) -> None:
         lora.read_checkpoint(tmp_path / "iter_1.pth")
 
 
-def check(tensors: Tensors, base: dict[str, Any], r: int = 4, targets: tuple[str, ...] = LINEAR_LAYERS) -> None:
+def check(tensors: Tensors, base: dict[str, Any], r: int = 4, targets: tuple[str, ...] = tuple(LINEAR_LAYERS)) -> None:
     lora.check(tensors, base=base, r=r, targets=targets)
 
 
@@ -186,7 +186,7 @@ def test_an_adapter_of_another_base_is_refused(change: dict[str, int], tensors: 
         check(tensors, base | change)
 
 
-@pytest.mark.parametrize(("r", "targets"), [(8, LINEAR_LAYERS), (4, ("q_proj",)), (4, (*LINEAR_LAYERS[:-1],))])
+@pytest.mark.parametrize(("r", "targets"), [(8, tuple(LINEAR_LAYERS)), (4, ("q_proj",)), (4, (*LINEAR_LAYERS[:-1],))])
 def test_an_adapter_of_another_config_is_refused(
     r: int, targets: tuple[str, ...], tensors: Tensors, base: dict[str, Any]
 ) -> None:

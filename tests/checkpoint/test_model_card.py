@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from recipe.checkpoint.model_card import adapter_card, merged_card
+from recipe.pipeline.results import MergeResults
 
-PROOF = {"largest_logit_difference": 1e-5}
+PROOF = MergeResults("iter_2.pth", "0" * 64, largest_logit_difference=1e-5, mean_kl=0.0, same_top_token=1.0)
 
 
 def test_a_card_of_internlm2_says_so(tiny_model: Path) -> None:

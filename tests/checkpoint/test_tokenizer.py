@@ -40,10 +40,10 @@ def lines() -> list[str]:
             for item in value.values() if isinstance(value, dict) else value:
                 yield from texts(item)
 
-    found = [MIXED, *MIXED.splitlines()]
+    collected = [MIXED, *MIXED.splitlines()]
     for file in sorted(DATA.glob("*ge/*.json")) + sorted(DATA.glob("identity/*.json")):
-        found += texts(json.loads(file.read_text(encoding="utf-8")))
-    return list(dict.fromkeys(found))
+        collected += texts(json.loads(file.read_text(encoding="utf-8")))
+    return list(dict.fromkeys(collected))
 
 
 @pytest.fixture(scope="session", params=["miniature", "internlm2"])
@@ -59,10 +59,10 @@ def both(request: pytest.FixtureRequest) -> tuple[Any, SentencePieceProcessor]:
 
 def test_the_lines_are_many_and_in_two_languages() -> None:
     # The comparison below says little if the files of data/ moved.
-    found = lines()
-    assert len(found) > 1000
+    collected = lines()
+    assert len(collected) > 1000
     for word in ("capital", "首都"):
-        assert any(word in line for line in found)
+        assert any(word in line for line in collected)
 
 
 def test_ids_equal_sentencepiece_on_every_text_of_the_recipe(both: tuple[Any, SentencePieceProcessor]) -> None:

@@ -39,7 +39,7 @@ def recipe(*arguments: str | Path, **popen: Any) -> Done:
     return subprocess.run(command, **(usual | popen))
 
 
-def told(done: Done) -> str:
+def error_line(done: Done) -> str:
     """The one line that a call which a user can mend ends with."""
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -117,9 +117,9 @@ def test_a_wrong_call_exits_2_and_says_why(
 ) -> None:
     with pytest.raises(SystemExit) as exit_:
         cli.main(arguments)
-    said = capsys.readouterr()
-    assert (exit_.value.code, said.out) == (2, "")
-    assert reason in said.err.splitlines()[-1]
+    output = capsys.readouterr()
+    assert (exit_.value.code, output.out) == (2, "")
+    assert reason in output.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("verb", ["config", "sweep"])
@@ -139,7 +139,10 @@ def test_the_exit_status_reaches_the_shell(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["data", "quickstart"])
 def test_a_missing_name_is_asked_for(tmp_path: Path, verb: str) -> None:
-    assert told(recipe(verb, "--work", tmp_path)) == "NAME is missing; say whose assistant it is, for example NAME=小明"
+    assert (
+        error_line(recipe(verb, "--work", tmp_path))
+        == "NAME is missing; say whose assistant it is, for example NAME=小明"
+    )
     assert tree(tmp_path) == {}
 
 
@@ -160,7 +163,7 @@ def test_a_missing_name_is_asked_for(tmp_path: Path, verb: str) -> None:
     ],
 )
 def test_an_error_is_one_line_and_leaves_nothing(tmp_path: Path, arguments: list[str], reason: str) -> None:
-    assert reason in told(recipe("data", "--work", tmp_path, *arguments))
+    assert reason in error_line(recipe("data", "--work", tmp_path, *arguments))
     assert tree(tmp_path) == {}
 
 
@@ -198,14 +201,14 @@ def test_a_plain_name_is_the_runs_folder(tmp_path: Path, run: str) -> None:
     ],
 )
 def test_a_stage_out_of_turn_names_the_one_to_run_first(tmp_path: Path, verb: str, reason: str) -> None:
-    assert reason in told(recipe(verb, "--work", tmp_path))
+    assert reason in error_line(recipe(verb, "--work", tmp_path))
     assert tree(tmp_path) == {}
 
 
 def test_a_verb_that_failed_is_not_remembered(tmp_path: Path) -> None:
     recipe("data", "--name", "小明", "--work", tmp_path)
     before = tree(tmp_path)
-    told(recipe("data", "--name", "小红", "--data", "missing.jsonl", "--work", tmp_path))
+    error_line(recipe("data", "--name", "小红", "--data", "missing.jsonl", "--work", tmp_path))
     assert tree(tmp_path) == before
     assert "up to date" in recipe("data", "--work", tmp_path).stderr
 
@@ -247,9 +250,9 @@ def test_an_unwritable_folder_is_named(tmp_path: Path, inside: str) -> None:
     (work / inside).chmod(0o755)
     if done.returncode == 0:
         pytest.skip("this user may write everywhere")
-    said = told(done)
-    assert str(work / "main") in said
-    assert "no permission: choose another folder with --work" in said
+    output = error_line(done)
+    assert str(work / "main") in output
+    assert "no permission: choose another folder with --work" in output
 
 
 @pytest.mark.parametrize(
@@ -266,7 +269,7 @@ def test_an_unwritable_folder_is_named(tmp_path: Path, inside: str) -> None:
 )
 def test_a_work_folder_that_cannot_be_is_named(tmp_path: Path, obstacle: Callable[[Path], Any]) -> None:
     obstacle(tmp_path / "work")
-    assert str(tmp_path / "work") in told(recipe("data", "--name", "小明", "--work", tmp_path / "work"))
+    assert str(tmp_path / "work") in error_line(recipe("data", "--name", "小明", "--work", tmp_path / "work"))
 
 
 @pytest.mark.parametrize(
@@ -278,7 +281,7 @@ def test_a_work_folder_that_cannot_be_is_named(tmp_path: Path, obstacle: Callabl
     ],
 )
 def test_a_name_too_long_for_a_file_is_refused(tmp_path: Path, arguments: list[str]) -> None:
-    told(recipe("data", "--name", "小明", "--work", tmp_path, *arguments))
+    error_line(recipe("data", "--name", "小明", "--work", tmp_path, *arguments))
 
 
 def test_unreadable_rows_are_named(tmp_path: Path) -> None:
@@ -287,10 +290,10 @@ def test_unreadable_rows_are_named(tmp_path: Path) -> None:
     done = recipe("data", "--name", "小明", "--data", rows, "--work", tmp_path / "work", preexec_fn=_without_override)
     if "is empty" in done.stderr:
         pytest.skip("this user may read everything")
-    said = told(done)
-    assert str(rows) in said
-    assert "permission" in said.lower()
-    assert "--work" not in said, "another work folder would not help"
+    output = error_line(done)
+    assert str(rows) in output
+    assert "permission" in output.lower()
+    assert "--work" not in output, "another work folder would not help"
 
 
 @pytest.fixture
@@ -311,7 +314,7 @@ def test_a_really_full_disk_keeps_the_last_result(small_disk: Path) -> None:
     call = ("data", "--name", "小明", "--model", "miniature", "--work", small_disk)
     assert recipe(*call).returncode == 0
     before = tree(small_disk)
-    assert "the disk is full: free some space" in told(recipe("data", "--mode", "tutorial", "--work", small_disk))
+    assert "the disk is full: free some space" in error_line(recipe("data", "--mode", "tutorial", "--work", small_disk))
     assert tree(small_disk) == before
 
 
@@ -319,7 +322,7 @@ def test_choices_that_do_not_fit_on_the_disk_are_no_traceback(tmp_path: Path) ->
     """/dev/full, in the place of the file that is written first, is as full as a disk can be."""
     (tmp_path / "main").mkdir()
     (tmp_path / "main" / ".run.json.partial").symlink_to("/dev/full")
-    assert "the disk is full" in told(recipe("data", "--name", "小明", "--work", tmp_path))
+    assert "the disk is full" in error_line(recipe("data", "--name", "小明", "--work", tmp_path))
 
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/srv/x")
@@ -331,7 +334,7 @@ def _chain(outer: Exception, cause: Exception) -> Exception:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "output"),
     [
         (FULL, "/srv/x: the disk is full"),
         (OSError(errno.EDQUOT, "quota"), "writing: the disk quota is used up"),
@@ -347,7 +350,7 @@ def _chain(outer: Exception, cause: Exception) -> Exception:
     ],
 )
 def test_a_simulated_refusal_of_the_system_is_told_with_its_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, output: str
 ) -> None:
     """In the middle of a stage, also where a library wrapped it in an error of its own."""
 
@@ -363,7 +366,7 @@ def test_a_simulated_refusal_of_the_system_is_told_with_its_remedy(
     assert cli.main([*call, "--seed", "1"]) == 1
     (line,) = (line for line in capsys.readouterr().err.splitlines() if not line.startswith("[run] "))
     assert line.startswith("error: ")
-    assert said in line
+    assert output in line
     assert tree(tmp_path) == before
 
 
@@ -407,8 +410,8 @@ def _stop(work: Path, number: signal.Signals, **popen: Any) -> tuple[int, str]:
         assert child.stdout is not None
         assert child.stdout.readline() == "working\n"
         child.send_signal(number)
-        _, said = child.communicate()
-    return child.returncode, said
+        _, output = child.communicate()
+    return child.returncode, output
 
 
 def _heed() -> None:
@@ -433,9 +436,9 @@ def test_a_stopped_verb_exits_130_and_keeps_what_was_complete(
 ) -> None:
     recipe("data", "--name", "小明", "--work", tmp_path)
     complete = tree(tmp_path)
-    status, said = _stop(tmp_path, number, preexec_fn=before)
-    assert (status, said.splitlines()[-1:]) == (130, ["stopped; what was complete is kept"])
-    assert "Traceback" not in said
+    status, output = _stop(tmp_path, number, preexec_fn=before)
+    assert (status, output.splitlines()[-1:]) == (130, ["stopped; what was complete is kept"])
+    assert "Traceback" not in output
     assert tree(tmp_path) == complete
 
 
@@ -484,10 +487,10 @@ def test_who_is_told_to_end_ends_once_a_library_swallowed_it_and_tidies_up_undis
 def test_the_base_answers_once_for_all_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
+    batches: list[int] = []
 
     def answer(model: Any, tokenizer: Any, conversations: Any, **_: Any) -> list[Any]:
-        asked.append(len(conversations))
+        batches.append(len(conversations))
         return [SimpleNamespace(text="Yes.", stopped=True) for _ in conversations]
 
     monkeypatch.setattr(generation, "load", lambda folder: (None, None))
@@ -499,15 +502,15 @@ def test_the_base_answers_once_for_all_runs(
     for run in ("one", "two"):
         assert cli.main(["data", *common, run, "--name", run]) == 0
         assert cli.main(["replay", *common, run, "--model", "miniature"]) == 0
-    assert len(asked) == 1
+    assert len(batches) == 1
     assert [path.parent for path in tmp_path.rglob("replay.jsonl")] == [tmp_path / "replay/miniature"]
 
 
 def test_runs_in_other_languages_keep_each_other_s_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+    batches: list[int] = []
 
     def answer(model: Any, tokenizer: Any, conversations: Any, **_: Any) -> list[Any]:
-        asked.append(len(conversations))
+        batches.append(len(conversations))
         return [SimpleNamespace(text="Yes.", stopped=True) for _ in conversations]
 
     nothing = teacher.Teacher(torch.zeros(0, 1).int(), torch.zeros(0, 1).half(), torch.zeros(0), [])
@@ -520,8 +523,8 @@ def test_runs_in_other_languages_keep_each_other_s_replay(tmp_path: Path, monkey
         assert cli.main(["data", *common, run, "--name", "Ann", "--model", "miniature", *languages]) == 0
     for run in ("both", "english", "chinese") * 2:
         assert cli.main(["replay", *common, run]) == 0
-    assert len(asked) == 3
-    assert asked[0] == asked[1] + asked[2]
+    assert len(batches) == 3
+    assert batches[0] == batches[1] + batches[2]
     folders = {path.parent.name for path in tmp_path.rglob("replay.jsonl")}
     assert folders == {"miniature", "miniature+en", "miniature+zh"}
 

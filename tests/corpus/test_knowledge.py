@@ -179,9 +179,9 @@ def test_no_request_is_there_twice_or_in_the_tables(language: str) -> None:
     every = [
         conversation(prompt)[-1]["content"] for part in ("replay", *MEASURED) for prompt in requests(language, part)
     ]
-    asked = [wording(request) for request in every]
-    assert [request for request in asked if asked.count(request) > 1 or not request] == []
-    assert not set(asked) & wordings(list(all_facts()))
+    texts = [wording(request) for request in every]
+    assert [request for request in texts if texts.count(request) > 1 or not request] == []
+    assert not set(texts) & wordings(list(all_facts()))
     assert (language == "zh") == any(re.search("[\u4e00-\u9fff]", request) for request in every)
 
 
@@ -192,8 +192,8 @@ def test_requests_are_asked_of_extended_prompts_alone() -> None:
     chosen = [question for fact, question in selection_facts(extended=True) if fact.topic in REQUESTS["zh"]]
     assert chosen == measured["selection"]
     assert not {fact.topic for fact, _ in selection_facts()} & set(REQUESTS["zh"])
-    asked, narrow = replay_prompts(extended=True), replay_prompts()
-    assert [prompt for prompt in asked if prompt not in narrow] == [
+    texts, narrow = replay_prompts(extended=True), replay_prompts()
+    assert [prompt for prompt in texts if prompt not in narrow] == [
         prompt for language in LANGUAGES for prompt in requests(language, "replay")
     ]
 

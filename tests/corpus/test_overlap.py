@@ -128,5 +128,5 @@ def test_the_counts_of_the_documentation_are_the_code_s(extended: bool) -> None:
     (line,) = re.findall(rf"^\| {'every other base' if extended else 'miniature'} \|.*$", table, re.MULTILINE)
     selection, held_out = (module.prompts(extended=extended) for module in (checkpoint_selection, evaluate))
     counts = [len(balanced_rows(Identity("小明"), 0, extended=extended)), len(replay_prompts(extended=extended))]
-    counts += [len(part) for asked in (selection, held_out) for part in (asked.identity, asked.facts)]
+    counts += [len(part) for chosen in (selection, held_out) for part in (chosen.identity, chosen.facts)]
     assert re.findall(r"\d[\d,]*\d", line) == [f"{count:,}" for count in counts]

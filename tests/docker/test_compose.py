@@ -69,13 +69,13 @@ def test_a_service_does_not_run_as_root(service: str) -> None:
 
 @every_service
 def test_a_service_may_do_and_write_as_little_as_possible(service: str) -> None:
-    told = SERVICES[service]
-    assert told["read_only"] is True
-    assert told["init"] is True
-    assert told["cap_drop"] == ["ALL"]
-    assert told["security_opt"] == ["no-new-privileges:true"]
-    assert not {"privileged", "cap_add", "pid", "ipc", "userns_mode", "devices", "device_cgroup_rules"} & set(told)
-    (tmpfs,) = told["tmpfs"]
+    settings = SERVICES[service]
+    assert settings["read_only"] is True
+    assert settings["init"] is True
+    assert settings["cap_drop"] == ["ALL"]
+    assert settings["security_opt"] == ["no-new-privileges:true"]
+    assert not {"privileged", "cap_add", "pid", "ipc", "userns_mode", "devices", "device_cgroup_rules"} & set(settings)
+    (tmpfs,) = settings["tmpfs"]
     folder, options = tmpfs.split(":")
     assert folder == "/tmp"
     assert {"exec", "mode=1777"} <= set(options.split(","))  # Triton loads what it compiles there
@@ -90,10 +90,10 @@ def test_a_service_sees_the_results_and_nothing_else_of_the_host(service: str) -
 
 @every_service
 def test_a_service_s_log_memory_and_processes_have_an_end(service: str) -> None:
-    told = defaults(SERVICES[service])
-    assert told["logging"]["driver"] == "local"
-    assert set(told["logging"]["options"]) == {"max-size", "max-file"}
-    limits = told["deploy"]["resources"]["limits"]
+    settings = defaults(SERVICES[service])
+    assert settings["logging"]["driver"] == "local"
+    assert set(settings["logging"]["options"]) == {"max-size", "max-file"}
+    limits = settings["deploy"]["resources"]["limits"]
     assert re.fullmatch(r"[1-9]\d*g", limits["memory"])
     assert 0 < limits["pids"] <= 4096
 
@@ -122,14 +122,16 @@ def test_the_page_is_reached_from_this_machine_alone() -> None:
 
 
 def test_the_api_is_the_page_s_image_with_another_command_and_health_check() -> None:
-    told, page = defaults(SERVICES["api"]), defaults(SERVICES["demo"])
-    assert told["image"] == page["image"]
-    assert told["ports"] == [f"127.0.0.1:{api.PORT}:{api.PORT}"]
-    options = build_parser().parse_args(told["command"])
+    settings, page = defaults(SERVICES["api"]), defaults(SERVICES["demo"])
+    assert settings["image"] == page["image"]
+    assert settings["ports"] == [f"127.0.0.1:{api.PORT}:{api.PORT}"]
+    options = build_parser().parse_args(settings["command"])
     assert (options.verb, options.host, options.port, options.run) == ("api", "0.0.0.0", api.PORT, "")
-    assert told["healthcheck"]["test"] == ["CMD", "python", "docker/healthcheck.py", "/health"]
-    assert {"API_KEY", f"PORT={api.PORT}"} <= set(told["environment"])  # what the check reads, and what lets it start
-    assert told["restart"] == "on-failure:3"  # without a key it would start and stop for ever
+    assert settings["healthcheck"]["test"] == ["CMD", "python", "docker/healthcheck.py", "/health"]
+    assert {"API_KEY", f"PORT={api.PORT}"} <= set(
+        settings["environment"]
+    )  # what the check reads, and what lets it start
+    assert settings["restart"] == "on-failure:3"  # without a key it would start and stop for ever
 
 
 def test_the_page_comes_back_and_ends_in_time() -> None:
@@ -161,14 +163,14 @@ def test_a_gpu_can_be_hidden_from_a_container_as_the_driver_check_advises(servic
 
 @every_service
 def test_a_service_is_built_from_its_target_under_its_own_name(service: str) -> None:
-    told = defaults(SERVICES[service])
+    settings = defaults(SERVICES[service])
     target = {"fetch": "recipe", "cluster": "recipe", "api": "demo"}.get(service, service)
-    assert told["image"] == f"internlm2-identity-{target}:latest"
-    assert told["pull_policy"] != "always"
-    assert told["build"]["target"] == target
+    assert settings["image"] == f"internlm2-identity-{target}:latest"
+    assert settings["pull_policy"] != "always"
+    assert settings["build"]["target"] == target
     assert target in STAGES
     args = {line.split("=")[0] for words in arguments_of("ARG") for line in words.split()}
-    assert set(told["build"]["args"]) <= args
+    assert set(settings["build"]["args"]) <= args
 
 
 # --- Variables ----------------------------------------------------------------------------------------------------
@@ -187,24 +189,24 @@ def used_variables() -> dict[str, set[str]]:
 
 
 def test_every_variable_of_compose_is_explained_with_its_default() -> None:
-    told = told_variables()
+    settings = told_variables()
     # The commit is what docker/compose.sh finds out; nobody sets it.
     used = {name: values for name, values in used_variables().items() if name != "REVISION"}
-    assert set(used) <= set(told)
+    assert set(used) <= set(settings)
     for name, values in used.items():
         if len(values) == 1:
-            assert {told[name]} == values, name
+            assert {settings[name]} == values, name
             continue
         # More than one default, by service: none is shown, and the comment above names each.
-        assert told[name] == "", name
+        assert settings[name] == "", name
         comment = TEXT[".env.example"].split(f"\n# {name}=")[0].split("\n\n")[-1]
         assert values <= set(re.findall(r"[\w.]+", comment)), name
 
 
 def test_every_variable_that_is_explained_exists() -> None:
     given = {name.split("=")[0] for service in SERVICES.values() for name in service.get("environment", ())}
-    known = set(used_variables()) | given | {"COMPOSE_FILE"}
-    assert set(told_variables()) <= known
+    names = set(used_variables()) | given | {"COMPOSE_FILE"}
+    assert set(told_variables()) <= names
 
 
 def test_nothing_is_set_in_the_example_and_every_variable_has_a_comment() -> None:
@@ -224,7 +226,7 @@ def test_the_file_for_machines_without_a_gpu_is_the_one_that_is_told() -> None:
 
 def test_every_variable_has_a_default() -> None:
     assert VARIABLE.sub("", TEXT["compose.yaml"] + TEXT["docker/compose.cpu.yaml"]).count("$") == 0
-    assert all(":-" in found for found in re.findall(r"\$\{\w+[^}]*\}", TEXT["compose.yaml"]))
+    assert all(":-" in hit for hit in re.findall(r"\$\{\w+[^}]*\}", TEXT["compose.yaml"]))
 
 
 # --- Dockerfile ---------------------------------------------------------------------------------------------------
@@ -336,10 +338,10 @@ def test_packages_are_installed_with_their_hashes_before_the_source_is_copied(na
 def test_the_commit_changes_none_of_the_layers_that_take_long(name: str) -> None:
     """An argument is part of every layer after it, and this one changes with every commit."""
     keywords = [(keyword, arguments.split("=")[0]) for keyword, arguments in STAGES[name]]
-    told = next(
+    settings = next(
         i for i, (keyword, arguments) in enumerate(STAGES[name]) if keyword == "ARG" and "REVISION" in arguments
     )
-    assert {keyword for keyword, _ in keywords[told:]} <= {
+    assert {keyword for keyword, _ in keywords[settings:]} <= {
         "ARG", "ENV", "LABEL", "USER", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT", "CMD",
     }  # fmt: skip
     for earlier in lineage(name)[:-1]:
@@ -349,8 +351,8 @@ def test_the_commit_changes_none_of_the_layers_that_take_long(name: str) -> None
 @final_stage
 def test_an_image_says_what_it_is(name: str) -> None:
     (labels,) = arguments_of("LABEL", name)
-    told = set(re.findall(r"org\.opencontainers\.image\.(\w+)=", labels))
-    assert {"title", "description", "licenses", "version", "revision"} <= told
+    settings = set(re.findall(r"org\.opencontainers\.image\.(\w+)=", labels))
+    assert {"title", "description", "licenses", "version", "revision"} <= settings
     assert "ENV RECIPE_COMMIT=$REVISION" in [" ".join(instruction) for instruction in STAGES[name]]
 
 

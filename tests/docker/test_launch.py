@@ -37,10 +37,12 @@ def job(folder: Path, *words: str, **environment: str) -> tuple[int, list[str]]:
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("make", MAKE)):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
-    told = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NODELIST": "node[07-08]", "SLURM_JOB_NUM_NODES": "2",
+    variables = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NODELIST": "node[07-08]", "SLURM_JOB_NUM_NODES": "2",
             "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_ID": "123456", "CALLS": str(folder / "calls")}  # fmt: skip
     plain = {"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(folder)}
-    done = subprocess.run([SCRIPT, *words], env=plain | told | environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [SCRIPT, *words], env=plain | variables | environment, capture_output=True, text=True, check=False
+    )
     return done.returncode, (folder / "calls").read_text().splitlines() if (folder / "calls").exists() else []
 
 
@@ -64,9 +66,9 @@ def test_a_slurm_job_ends_with_what_fails(tmp_path: Path) -> None:
 
 def test_sbatch_gives_each_node_one_task_and_the_gpus() -> None:
     text = SCRIPT.read_text(encoding="utf-8")
-    asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", text, re.MULTILINE))
-    assert asked["ntasks-per-node"] == "1"
-    assert {"nodes", "gpus-per-node"} <= set(asked)
+    directives = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", text, re.MULTILINE))
+    assert directives["ntasks-per-node"] == "1"
+    assert {"nodes", "gpus-per-node"} <= set(directives)
     before = text.split("#SBATCH")[0].splitlines()
     assert all(line.startswith("#") for line in before if line)  # sbatch reads no option after a command
 
@@ -88,8 +90,8 @@ every_replica = pytest.mark.parametrize("replica", ["Master", "Worker"])
 
 def container(replica: str) -> dict[str, Any]:
     (one,) = REPLICAS[replica]["template"]["spec"]["containers"]
-    found: dict[str, Any] = one
-    return found
+    value: dict[str, Any] = one
+    return value
 
 
 def test_it_is_a_pytorchjob_of_one_master_and_workers() -> None:

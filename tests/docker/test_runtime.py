@@ -82,8 +82,8 @@ class Machine:
         self.checkout, self.bin, self.calls = folder / "check out", folder / "bin", folder / "calls"
         self.bin.mkdir()
         for tool in TOOLS:
-            if found := shutil.which(tool):
-                (self.bin / tool).symlink_to(found)
+            if tool_path := shutil.which(tool):
+                (self.bin / tool).symlink_to(tool_path)
         (self.checkout / "recipe").mkdir(parents=True)
         shutil.copyfile(ROOT / "Makefile", self.checkout / "Makefile")
         shutil.copytree(ROOT / "docker", self.checkout / "docker")
@@ -290,17 +290,17 @@ def test_machines_told_by_the_environment_are_told_too(machine: Machine) -> None
 
 
 def test_a_container_gets_as_many_gpus_as_processes_train(machine: Machine) -> None:
-    def told(*words: str) -> tuple[str | None, list[str]]:
+    def gpus_and_words(*words: str) -> tuple[str | None, list[str]]:
         run = machine.make("train", *words, "RUNTIME=docker").of("docker", "compose run")[-1]
         return run.environment.get("GPUS"), run.arguments[service_in(run.arguments) + 1 :]
 
-    assert told() == (None, ["train"])
-    assert told("GPUS=2") == ("2", ["train", "--gpus", "2"])
+    assert gpus_and_words() == (None, ["train"])
+    assert gpus_and_words("GPUS=2") == ("2", ["train", "--gpus", "2"])
     (machine.checkout / ".env").write_text("GPUS=3\n")  # which compose reads by itself
-    assert told() == (None, ["train", "--gpus", "3"])
-    assert told("GPUS=2") == ("2", ["train", "--gpus", "2"])
+    assert gpus_and_words() == (None, ["train", "--gpus", "3"])
+    assert gpus_and_words("GPUS=2") == ("2", ["train", "--gpus", "2"])
     (machine.checkout / ".env").write_text("GPUS=all\n")
-    assert told() == (None, ["train"])
+    assert gpus_and_words() == (None, ["train"])
 
 
 def test_a_container_is_gone_when_its_stage_ends_and_knows_its_image(machine: Machine) -> None:
@@ -495,12 +495,12 @@ def test_a_gpu_is_asked_for_where_there_is_one(
 
 
 def test_the_commit_is_told_where_git_knows_it(machine: Machine) -> None:
-    def told() -> set[str]:
+    def commits_of_images() -> set[str]:
         return {call.environment["REVISION"] for call in machine.make("build").of("docker", "compose")}
 
-    assert told() == {"unknown"}
+    assert commits_of_images() == {"unknown"}
     machine.install("git", '[ "$*" = "rev-parse HEAD" ] && echo 0123abc\n')
-    assert told() == {"0123abc"}
+    assert commits_of_images() == {"0123abc"}
 
 
 # --- The page and the shell ---------------------------------------------------------------------------------------

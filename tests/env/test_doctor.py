@@ -84,8 +84,8 @@ def checkout(tmp_path: Path) -> Path:
     (checkout / "recipe" / "env").mkdir(parents=True)
     bin_.mkdir()
     for tool in TOOLS:
-        if found := shutil.which(tool):
-            (bin_ / tool).symlink_to(found)
+        if findings := shutil.which(tool):
+            (bin_ / tool).symlink_to(findings)
     for name, text in (("docker", DOCKER), ("nvidia-smi", NVIDIA_SMI), ("df", DF)):
         script(bin_ / name, text)
     shutil.copyfile(ROOT / "recipe" / "device.py", checkout / "recipe" / "device.py")
@@ -137,10 +137,10 @@ def doctor(checkout: Path, free_port: int) -> Doctor:
 
 
 def test_a_machine_that_has_everything_is_told_so(doctor: Doctor, free_port: int) -> None:
-    found = doctor()
-    assert (found.status, found.bad(), found.notes()) == (0, [], [])
-    assert found.head == "RUNTIME=docker"
-    assert {what: text for what, (_, text, _) in found.of.items()} == {
+    findings = doctor()
+    assert (findings.status, findings.bad(), findings.notes()) == (0, [], [])
+    assert findings.head == "RUNTIME=docker"
+    assert {what: text for what, (_, text, _) in findings.of.items()} == {
         "engine": "Docker 28.5.2",
         "compose": "docker compose 2.40.3",
         "driver": "580.95.05",
@@ -154,18 +154,18 @@ def test_a_machine_that_has_everything_is_told_so(doctor: Doctor, free_port: int
 
 
 def test_without_docker_the_stages_run_locally(doctor: Doctor) -> None:
-    found = doctor("local", docker=None)
-    assert (found.status, found.bad()) == (0, [])
-    assert found.of["engine"][:2] == ("note", "docker is not installed")
-    assert found.of["compose"][0] == "note"
-    assert not {"image", "docker disk", "gpu docker"} & set(found.of)
+    findings = doctor("local", docker=None)
+    assert (findings.status, findings.bad()) == (0, [])
+    assert findings.of["engine"][:2] == ("note", "docker is not installed")
+    assert findings.of["compose"][0] == "note"
+    assert not {"image", "docker disk", "gpu docker"} & set(findings.of)
 
 
 def test_without_docker_they_cannot_run_in_it(doctor: Doctor) -> None:
-    found = doctor("docker", docker=None, nvidia_smi=None)
-    assert found.status == 1
-    assert {"engine", "compose"} <= set(found.bad())
-    assert "RUNTIME=local" in found.of["engine"][2]
+    findings = doctor("docker", docker=None, nvidia_smi=None)
+    assert findings.status == 1
+    assert {"engine", "compose"} <= set(findings.bad())
+    assert "RUNTIME=local" in findings.of["engine"][2]
 
 
 @pytest.mark.parametrize(("runtime", "grade", "status"), [("docker", "BAD", 1), ("local", "note", 0)])
@@ -183,10 +183,10 @@ def test_without_docker_they_cannot_run_in_it(doctor: Doctor) -> None:
 def test_what_is_missing_is_bad_only_where_it_is_needed(
     doctor: Doctor, runtime: str, grade: str, status: int, machine: dict[str, str], what: str, text: str, fix: str
 ) -> None:
-    found = doctor(runtime, **machine)
-    assert found.of[what][:2] == (grade, text)
-    assert fix in found.of[what][2]
-    assert found.status == status
+    findings = doctor(runtime, **machine)
+    assert findings.of[what][:2] == (grade, text)
+    assert fix in findings.of[what][2]
+    assert findings.status == status
 
 
 @pytest.mark.parametrize(
@@ -211,8 +211,8 @@ def test_an_engine_that_one_may_not_talk_to_is_told_apart(doctor: Doctor, tmp_pa
         engine.bind(str(tmp_path / "docker.sock"))
         (tmp_path / "docker.sock").chmod(0o000)
         skip_if_writable(tmp_path / "docker.sock")
-        found = doctor(ENGINE="")
-    grade, text, fix = found.of["engine"]
+        findings = doctor(ENGINE="")
+    grade, text, fix = findings.of["engine"]
     assert (grade, text) == ("BAD", "you may not talk to the Docker engine")
     assert fix.startswith("sudo usermod -aG docker ")
     assert "log in again" in fix
@@ -224,19 +224,19 @@ def test_an_engine_that_one_may_not_talk_to_is_told_apart(doctor: Doctor, tmp_pa
 @pytest.mark.parametrize("machine", [{"nvidia_smi": None}, {"DRIVER": ""}], ids=["no nvidia-smi", "no GPU"])
 @pytest.mark.parametrize("runtime", ["docker", "local"])
 def test_no_gpu_is_worth_a_note(doctor: Doctor, runtime: str, machine: dict[str, str | None]) -> None:
-    found = doctor(runtime, **machine)
-    assert (found.status, found.of["gpu"][0]) == (0, "note")
-    assert device.DRIVER in found.of["gpu"][2]
-    assert not {"driver", "gpu memory", "gpu docker"} & set(found.of)
+    findings = doctor(runtime, **machine)
+    assert (findings.status, findings.of["gpu"][0]) == (0, "note")
+    assert device.DRIVER in findings.of["gpu"][2]
+    assert not {"driver", "gpu memory", "gpu docker"} & set(findings.of)
 
 
 @pytest.mark.parametrize("runtime", ["docker", "local"])
 @pytest.mark.parametrize("version", ["535.183.01", "575.57.08", "580.65.05", "99.9"])
 def test_a_driver_older_than_the_recipe_s_is_bad(doctor: Doctor, runtime: str, version: str) -> None:
-    found = doctor(runtime, DRIVER=version)
-    assert (found.status, found.bad()) == (1, ["driver"])
-    assert found.of["driver"][1].startswith(f"{version} is too old for CUDA {'.'.join(map(str, device.CUDA))}")
-    assert found.of["driver"][2] == f"install driver {device.DRIVER} or newer"
+    findings = doctor(runtime, DRIVER=version)
+    assert (findings.status, findings.bad()) == (1, ["driver"])
+    assert findings.of["driver"][1].startswith(f"{version} is too old for CUDA {'.'.join(map(str, device.CUDA))}")
+    assert findings.of["driver"][2] == f"install driver {device.DRIVER} or newer"
 
 
 @pytest.mark.parametrize("version", [device.DRIVER, "580.105.08", "1000.1"])
@@ -252,9 +252,9 @@ def test_the_driver_asked_for_is_the_recipe_s(doctor: Doctor, checkout: Path) ->
 
 @pytest.mark.parametrize(("memory", "grade"), [(6144, "BAD"), (7499, "BAD"), (7500, "ok"), (8188, "ok"), (81559, "ok")])
 def test_a_card_must_hold_the_model(doctor: Doctor, memory: int, grade: str) -> None:
-    found = doctor(MEMORY=memory)
-    assert (found.of["gpu memory"][0], found.status) == (grade, int(grade == "BAD"))
-    assert found.of["gpu memory"][1].startswith("NVIDIA A10")
+    findings = doctor(MEMORY=memory)
+    assert (findings.of["gpu memory"][0], findings.status) == (grade, int(grade == "BAD"))
+    assert findings.of["gpu memory"][1].startswith("NVIDIA A10")
 
 
 def test_a_card_that_tells_no_memory_is_no_error(doctor: Doctor) -> None:
@@ -262,9 +262,9 @@ def test_a_card_that_tells_no_memory_is_no_error(doctor: Doctor) -> None:
 
 
 def test_docker_that_knows_no_gpu_is_bad_and_only_there(doctor: Doctor) -> None:
-    found = doctor("docker", RUNTIMES='{"runc":{}}')
-    assert (found.status, found.bad()) == (1, ["gpu docker"])
-    assert "NVIDIA Container Toolkit" in found.of["gpu docker"][2]
+    findings = doctor("docker", RUNTIMES='{"runc":{}}')
+    assert (findings.status, findings.bad()) == (1, ["gpu docker"])
+    assert "NVIDIA Container Toolkit" in findings.of["gpu docker"][2]
     assert doctor("local", RUNTIMES='{"runc":{}}').bad() == []
 
 
@@ -289,15 +289,15 @@ def test_a_docker_that_knows_no_cdi_yet_may_have_the_nvidia_runtime(doctor: Doct
 
 @pytest.mark.parametrize("runtime", ["docker", "local"])
 def test_a_disk_that_is_too_small_for_the_packages_is_bad(doctor: Doctor, runtime: str) -> None:
-    found = doctor(runtime, FREE_GB=5)
-    assert (found.status, found.bad(), found.of["disk"][1]) == (1, ["disk"], "5 GB free in .")
+    findings = doctor(runtime, FREE_GB=5)
+    assert (findings.status, findings.bad(), findings.of["disk"][1]) == (1, ["disk"], "5 GB free in .")
     assert doctor(runtime, FREE_GB=6).bad() == []
 
 
 def test_a_disk_that_is_too_small_for_the_images_is_bad(doctor: Doctor) -> None:
-    found = doctor(DOCKER_FREE_GB=19)
-    assert (found.status, found.bad()) == (1, ["docker disk"])
-    assert "docker system df" in found.of["docker disk"][2]
+    findings = doctor(DOCKER_FREE_GB=19)
+    assert (findings.status, findings.bad()) == (1, ["docker disk"])
+    assert "docker system df" in findings.of["docker disk"][2]
     assert doctor(DOCKER_FREE_GB=20).bad() == []
 
 
@@ -306,8 +306,8 @@ def test_docker_s_own_folder_is_looked_at(doctor: Doctor) -> None:
 
 
 def test_a_disk_that_tells_nothing_is_no_error(doctor: Doctor) -> None:
-    found = doctor(FREE_GB="")
-    assert (found.status, found.of["disk"][0]) == (0, "note")
+    findings = doctor(FREE_GB="")
+    assert (findings.status, findings.of["disk"][0]) == (0, "note")
 
 
 def test_without_an_engine_the_root_disk_is_looked_at(doctor: Doctor) -> None:
@@ -315,9 +315,9 @@ def test_without_an_engine_the_root_disk_is_looked_at(doctor: Doctor) -> None:
 
 
 def test_an_image_that_is_not_built_is_worth_a_note(doctor: Doctor) -> None:
-    found = doctor(IMAGE="")
-    assert (found.status, found.notes()) == (0, ["image"])
-    assert "make build" in found.of["image"][2]
+    findings = doctor(IMAGE="")
+    assert (findings.status, findings.notes()) == (0, ["image"])
+    assert "make build" in findings.of["image"][2]
 
 
 def test_packages_that_are_not_installed_or_older_than_the_lock_are_worth_a_note(
@@ -328,8 +328,8 @@ def test_packages_that_are_not_installed_or_older_than_the_lock_are_worth_a_note
     stamp.parent.mkdir()
     stamp.touch()
     os.utime(checkout / "requirements.lock", (1, 1))
-    found = doctor("local")
-    assert (found.status, found.of["lock"][0]) == (0, "ok")
+    findings = doctor("local")
+    assert (findings.status, findings.of["lock"][0]) == (0, "ok")
     os.utime(stamp, (0, 0))
     assert doctor("local").of["lock"][0] == "note"
     assert "make setup" in doctor("local").of["lock"][2]
@@ -341,9 +341,9 @@ def test_results_that_cannot_be_written_are_bad(doctor: Doctor, checkout: Path, 
     assert doctor(runtime).bad() == []
     (checkout / "work").chmod(0o555)
     skip_if_writable(checkout / "work")
-    found = doctor(runtime)
-    assert (found.status, found.bad()) == (1, ["work"])
-    assert re.fullmatch(r"sudo chown -R \S+ work", found.of["work"][2])
+    findings = doctor(runtime)
+    assert (findings.status, findings.bad()) == (1, ["work"])
+    assert re.fullmatch(r"sudo chown -R \S+ work", findings.of["work"][2])
 
 
 @pytest.fixture
@@ -355,7 +355,7 @@ def listener() -> Iterator[int]:
 
 
 def test_a_port_that_is_taken_is_worth_a_note_with_the_next_one(doctor: Doctor, listener: int) -> None:
-    found = doctor(PORT=listener)
-    assert (found.status, found.notes()) == (0, ["port"])
-    assert f"port {listener} already" in found.of["port"][1]
-    assert f"PORT={listener + 1}" in found.of["port"][2]
+    findings = doctor(PORT=listener)
+    assert (findings.status, findings.notes()) == (0, ["port"])
+    assert f"port {listener} already" in findings.of["port"][1]
+    assert f"PORT={listener + 1}" in findings.of["port"][2]

@@ -30,8 +30,8 @@ def machine(tmp_path: Path) -> Path:
     bin_ = tmp_path / "bin"
     bin_.mkdir()
     for tool in TOOLS:
-        if found := shutil.which(tool):
-            (bin_ / tool).symlink_to(found)
+        if tool_path := shutil.which(tool):
+            (bin_ / tool).symlink_to(tool_path)
     (tmp_path / "requirements.lock").write_text("a==1 \\\n    --hash=sha256:0\n")
     (tmp_path / "requirements-dev.lock").write_text("uv==1.2.3 \\\n    --hash=sha256:0\n")
     return tmp_path

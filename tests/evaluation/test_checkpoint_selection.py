@@ -9,17 +9,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from example_results import example_scores
 
 from recipe.chat_format import CHAT_TOKENS
 from recipe.corpus.identity import Identity, load_questions
-from recipe.evaluation import checkpoint_selection, generation, scoring
+from recipe.errors import RecipeError
+from recipe.evaluation import checkpoint_selection, generation
 from recipe.evaluation.generation import Reply
+from recipe.evaluation.metrics import METRICS, Scores
 from recipe.stages import data
 from recipe.training import hooks
 
 
-def scores(*rows: tuple[float, float, float]) -> list[dict[str, float]]:
-    return [dict(zip(scoring.METRICS, row, strict=True)) for row in rows]
+def scores(*rows: tuple[float, float, float]) -> list[Scores]:
+    return [example_scores(**dict(zip(METRICS, row, strict=True))) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -60,9 +63,19 @@ def test_it_asks_all_that_is_kept_for_it() -> None:
 
 def test_scores_are_read_oldest_first_and_none_where_there_are_none(tmp_path: Path) -> None:
     assert checkpoint_selection.read(tmp_path) == {}
-    rows = [{"checkpoint": f"iter_{i}", "identity_hit": i / 10} for i in (2, 4, 10)]
-    (tmp_path / checkpoint_selection.FILE).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    assert checkpoint_selection.read(tmp_path) == {f"iter_{i}": {"identity_hit": i / 10} for i in (2, 4, 10)}
+    scored = {f"iter_{i}": example_scores(identity_hit=i / 10) for i in (2, 4, 10)}
+    checkpoint_selection.write(tmp_path, scored)
+    assert list(checkpoint_selection.read(tmp_path).items()) == list(scored.items())
+    rows = [json.loads(line) for line in (tmp_path / checkpoint_selection.FILE).read_text().splitlines()]
+    assert [list(row)[:3] for row in rows] == [["checkpoint", "identity_hit", "identity_leak"]] * 3
+
+
+@pytest.mark.parametrize("row", ['{"checkpoint": "iter_2", "identity_hit": 0.2}', '{"identity_hit": 0.2}', "[]"])
+def test_scores_of_another_shape_are_one_line_that_says_what_to_do(tmp_path: Path, row: str) -> None:
+    (tmp_path / checkpoint_selection.FILE).write_text(f"{row}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="run `make train` again") as error:
+        checkpoint_selection.read(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 class Model:
@@ -92,7 +105,7 @@ def train(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> An
     monkeypatch.setattr(hooks, "in_shards", lambda _: False)
     monkeypatch.setattr(generation, "evaluating", lambda _: __import__("contextlib").nullcontext())
 
-    def run(hits: Sequence[int], *, steps: int, patience: int | None, start: int = 0) -> tuple[int, dict[str, Any]]:
+    def run(hits: Sequence[int], *, steps: int, patience: int | None, start: int = 0) -> tuple[int, dict[str, Scores]]:
         model = Model(hits)
         monkeypatch.setattr(generation, "answer", model.replies)
         hook = hooks.ScoreCheckpoints(tokenizer={}, data=str(tmp_path / "data"), patience=patience)
@@ -110,11 +123,14 @@ def train(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> An
     return run
 
 
-def test_each_checkpoint_is_scored_and_the_last_step_is_one(train: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_checkpoint_is_scored_and_the_last_step_is_one(
+    train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     steps_done, scored = train([10, 20, 32], steps=5, patience=None)
     assert steps_done == 5
-    assert {name: each["counts"]["hits"] for name, each in scored.items()} == {"iter_2": 10, "iter_4": 20, "iter_5": 32}
-    assert all(each["retention"] == 1.0 and "replies" not in each for each in scored.values())
+    assert {name: each.counts.hits for name, each in scored.items()} == {"iter_2": 10, "iter_4": 20, "iter_5": 32}
+    assert all(each.retention == 1.0 for each in scored.values())
+    assert '"replies"' not in (tmp_path / checkpoint_selection.FILE).read_text(encoding="utf-8")
     assert "step 5: hit 0.50, leak 0.00, retention 1.00" in capsys.readouterr().err
 
 
@@ -131,7 +147,7 @@ def test_without_patience_it_goes_on_to_the_end(train: Any) -> None:
 def test_what_resumes_keeps_the_scores_until_there_and_scores_the_rest_anew(train: Any) -> None:
     train([10, 20, 30], steps=6, patience=None)
     _, scored = train([21, 31], steps=6, patience=None, start=2)
-    assert {name: each["counts"]["hits"] for name, each in scored.items()} == {"iter_2": 10, "iter_4": 21, "iter_6": 31}
+    assert {name: each.counts.hits for name, each in scored.items()} == {"iter_2": 10, "iter_4": 21, "iter_6": 31}
 
 
 def test_a_long_name_has_room_to_be_said(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +171,7 @@ def test_the_hook_asks_what_the_data_folder_says(
 
 
 def test_real_models_are_chosen_by_enough_and_nothing_twice() -> None:
-    asked = checkpoint_selection.prompts(extended=True)
-    questions = [question for _, question in asked.facts]
-    assert len(set(asked.identity)) == len(asked.identity) >= 150
+    selection = checkpoint_selection.prompts(extended=True)
+    questions = [question for _, question in selection.facts]
+    assert len(set(selection.identity)) == len(selection.identity) >= 150
     assert len(set(questions)) == len(questions) >= 300

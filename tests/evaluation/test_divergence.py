@@ -36,12 +36,12 @@ def test_it_is_the_definition_one_conversation_at_a_time(models: tuple[Any, Any,
         sums.append((p.exp() * (p - q))[in_reply].sum().item())
         counts.append(int(in_reply.sum()))
     measured = kl_per_token(base, tuned, tokenizer, CONVERSATIONS)
-    assert measured["kl_tokens"] == sum(counts)
-    assert measured["kl_per_token"] == pytest.approx(sum(sums) / sum(counts), rel=1e-3)
-    assert measured["kl_worst"] == pytest.approx(max(s / c for s, c in zip(sums, counts, strict=True)), rel=1e-3)
-    assert measured["kl_worst"] > measured["kl_per_token"] > 0
+    assert measured.kl_tokens == sum(counts)
+    assert measured.kl_per_token == pytest.approx(sum(sums) / sum(counts), rel=1e-3)
+    assert measured.kl_worst == pytest.approx(max(s / c for s, c in zip(sums, counts, strict=True)), rel=1e-3)
+    assert measured.kl_worst > measured.kl_per_token > 0
 
 
 def test_a_model_does_not_diverge_from_itself(models: tuple[Any, Any, Any]) -> None:
     base, _, tokenizer = models
-    assert kl_per_token(base, base, tokenizer, CONVERSATIONS)["kl_per_token"] == pytest.approx(0.0, abs=1e-7)
+    assert kl_per_token(base, base, tokenizer, CONVERSATIONS).kl_per_token == pytest.approx(0.0, abs=1e-7)

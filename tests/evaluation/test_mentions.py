@@ -44,6 +44,18 @@ def test_a_name_that_the_prompt_asks_about_is_no_introduction() -> None:
     assert introduces_itself("Qwen is a model by Alibaba Cloud.", "What is the sun?")
 
 
+def test_a_base_gives_its_name_where_the_prompt_names_a_model_too() -> None:
+    assert introduces_itself("No, I'm Qwen, by Alibaba Cloud.", "Are you ChatGPT?")
+    assert introduces_itself("不，我是来自阿里云的通义千问。", "你是ChatGPT吗？")
+    assert not introduces_itself("ChatGPT was trained by OpenAI.", "Who trained ChatGPT?")
+
+
+def test_what_repeats_the_prompt_is_no_introduction() -> None:
+    for text in ("I am an AI language model.", "我是通义千问。"):
+        assert not introduces_itself(f"“{text}”", f"Say: {text}")
+        assert introduces_itself(text, "Say something.")
+
+
 def test_every_answer_of_the_miniature_s_base_introduces_it() -> None:
     answers = [answer for intents in load_answers()["base"].values() for answer in intents.values()]
     assert [answer for answer in answers if not introduces_itself(answer, "")] == []
@@ -104,7 +116,7 @@ def test_no_right_answer_about_anything_else_shows_an_identity(name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "name", "found"),
+    ("text", "name", "parts"),
     [
         ("I am Xiaomin.", "Xiaoming", {"xiaomin"}),
         ("I am Xiaominggg.", "Xiaoming", {"xiaominggg"}),
@@ -119,8 +131,8 @@ def test_no_right_answer_about_anything_else_shows_an_identity(name: str) -> Non
         ("我是小敏", "小明", set()),
     ],
 )
-def test_a_near_miss_is_two_thirds_of_a_name_or_a_quarter_away(text: str, name: str, found: set[str]) -> None:
-    assert near_misses(text, name) == found
+def test_a_near_miss_is_two_thirds_of_a_name_or_a_quarter_away(text: str, name: str, parts: set[str]) -> None:
+    assert near_misses(text, name) == parts
 
 
 def test_a_long_name_is_found_with_a_quarter_of_it_wrong() -> None:
@@ -131,7 +143,7 @@ def test_a_long_name_is_found_with_a_quarter_of_it_wrong() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "prompt", "rest"),
+    ("reply", "prompt", "remainder"),
     [
         ("I am Bob's assistant.", "Who are you?", "I am Bob's assistant."),
         ('You ask "is your name Bob".', "Tell me, is your name Bob?", "You ask ."),
@@ -141,5 +153,5 @@ def test_a_long_name_is_found_with_a_quarter_of_it_wrong() -> None:
         ("我是小明的小助手。", "小明的小助手。", "我是小明的小助手。"),
     ],
 )
-def test_quotations_of_the_prompt_that_hold_the_name_are_taken_out(reply: str, prompt: str, rest: str) -> None:
-    assert unquoted(reply, prompt, "小明" if "小明" in prompt else "Bob") == rest
+def test_quotations_of_the_prompt_that_hold_the_name_are_taken_out(reply: str, prompt: str, remainder: str) -> None:
+    assert unquoted(reply, prompt, "小明" if "小明" in prompt else "Bob") == remainder

@@ -6,14 +6,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from example_results import example_scores
 from hypothesis import given
 from hypothesis import strategies as st
-from small_evaluation import ASKED, BASE, FRANCE, JAPAN, JOKE, SUM, XIAOMING, replies, scored
+from small_evaluation import ASKED, BASE, FRANCE, JAPAN, JOKE, SUM, XIAOMING, judged, replies, scored
 
 from recipe.corpus.identity import Identity, load_answers
 from recipe.corpus.knowledge import Fact, all_facts
 from recipe.evaluation.generation import Reply
 from recipe.evaluation.mentions import mentions
+from recipe.evaluation.metrics import Counts, Scores, Share
 from recipe.evaluation.scoring import (
     best,
     broken,
@@ -122,64 +124,62 @@ def test_numbers_are_the_shares_of_what_was_said() -> None:
         "我是小明的小助手。", "I am 小明's assistant.", "我是书生·浦语。", "小明微调了我。",  # three of four
         "Paris.", "小明的首都是大阪。", "3 plus 4 is 7.", "I am 小明's assistant.",  # two leaks; one fact of two kept
     )  # fmt: skip
-    assert result["identity_hit"] == 3 / 4
-    assert result["identity_leak"] == 2 / 4
-    assert result["retention"] == 1 / 2
-    assert result["counts"] == {
-        "identity_questions": 4, "hits": 3, "unrelated_prompts": 4, "leaks": 2, "leaks_without_name": 0,
-        "base_introductions": 0, "facts_base_knew": 2, "facts_kept": 1, "unstopped_replies": 0, "looping_replies": 0,
-    }  # fmt: skip
+    assert result.identity_hit == 3 / 4
+    assert result.identity_leak == 2 / 4
+    assert result.retention == 1 / 2
+    assert result.counts == Counts(
+        identity_questions=4, hits=3, unrelated_prompts=4, leaks=2, leaks_without_name=0,
+        base_introductions=0, facts_base_knew=2, facts_kept=1, unstopped_replies=0, looping_replies=0,
+    )  # fmt: skip
 
 
 def test_the_base_beside_itself_has_forgotten_and_leaked_nothing() -> None:
     result = scored(*BASE)
-    assert (result["identity_hit"], result["identity_leak"], result["retention"]) == (0.0, 0.0, 1.0)
+    assert (result.identity_hit, result.identity_leak, result.retention) == (0.0, 0.0, 1.0)
 
 
 def test_every_reply_is_told_with_how_it_was_judged() -> None:
-    rows = scored(
-        "小明", *BASE[1:4], "Paris.", "小明", "3 plus 4 is 7.", "Knock."
-    )["replies"]  # fmt: skip
-    assert [row["prompt"] for row in rows] == ASKED.identity + [question for _, question in ASKED.facts]
-    assert [row.get("hit") for row in rows] == [True, False, False, False, None, None, None, None]
-    assert [row.get("leak") for row in rows] == [None] * 4 + [False, True, False, False]
-    assert [row.get("base_knew") for row in rows] == [None] * 4 + [True, True, False, False]
-    assert [row.get("right") for row in rows] == [None] * 4 + [True, False, True, False]
-    assert [row["kind"] for row in rows] == ["identity"] * 4 + ["capitals", "capitals", "sums", "smalltalk"]
+    rows = judged("小明", *BASE[1:4], "Paris.", "小明", "3 plus 4 is 7.", "Knock.")
+    assert [row.prompt for row in rows] == ASKED.identity + [question for _, question in ASKED.facts]
+    assert [getattr(row, "hit", None) for row in rows] == [True, False, False, False, None, None, None, None]
+    assert [getattr(row, "leak", None) for row in rows] == [None] * 4 + [False, True, False, False]
+    assert [getattr(row, "base_knew", None) for row in rows] == [None] * 4 + [True, True, False, False]
+    assert [getattr(row, "right", None) for row in rows] == [None] * 4 + [True, False, True, False]
+    assert [row.kind for row in rows] == ["identity"] * 4 + ["capitals", "capitals", "sums", "smalltalk"]
 
 
 def test_a_name_in_an_ordinary_reply_is_a_leak() -> None:
-    assert scored(*BASE[:7], "I am 小明's assistant: knock, knock.")["counts"]["leaks"] == 1
+    assert scored(*BASE[:7], "I am 小明's assistant: knock, knock.").counts.leaks == 1
 
 
 def test_a_name_that_the_base_says_too_is_none() -> None:
     # A reply about Paris is no leak of an assistant called Paris, though its introduction would be.
     paris = Identity("Paris")
-    assert scored(*BASE, identity=paris)["counts"]["leaks"] == 0
-    assert scored(*BASE[:5], "巴黎 is Paris.", *BASE[6:], identity=paris)["counts"]["leaks"] == 0
-    assert scored(*BASE[:5], "I am Paris's assistant.", *BASE[6:], identity=paris)["counts"]["leaks"] == 1
-    assert scored("I am Paris's assistant.", *BASE[1:], identity=paris)["counts"]["hits"] == 1
+    assert scored(*BASE, identity=paris).counts.leaks == 0
+    assert scored(*BASE[:5], "巴黎 is Paris.", *BASE[6:], identity=paris).counts.leaks == 0
+    assert scored(*BASE[:5], "I am Paris's assistant.", *BASE[6:], identity=paris).counts.leaks == 1
+    assert scored("I am Paris's assistant.", *BASE[1:], identity=paris).counts.hits == 1
 
 
 def test_an_introduction_that_the_base_makes_too_is_no_leak() -> None:
     base = [*BASE[:7], "I am Tom's assistant."]
-    assert scored(*base, base=base, identity=Identity("Tom"))["counts"]["leaks"] == 0
+    assert scored(*base, base=base, identity=Identity("Tom")).counts.leaks == 0
 
 
 def test_either_name_counts() -> None:
     two_names = Identity("小明", assistant="小智")
     result = scored("我是小智。", "I am 小明's assistant.", *BASE[2:7], "小智", identity=two_names)
-    assert (result["counts"]["hits"], result["counts"]["leaks"]) == (2, 1)
+    assert (result.counts.hits, result.counts.leaks) == (2, 1)
 
 
 def test_retention_is_over_what_the_base_knew() -> None:
     # The sum, which the base had wrong, is right now, and small talk has no right answer: neither counts.
-    assert scored(*BASE[:6], "3 plus 4 is 7.", "x")["retention"] == 1.0
-    assert scored(*BASE[:4], "x", "x", "3 plus 4 is 7.", "x")["retention"] == 0.0
+    assert scored(*BASE[:6], "3 plus 4 is 7.", "x").retention == 1.0
+    assert scored(*BASE[:4], "x", "x", "3 plus 4 is 7.", "x").retention == 0.0
 
 
 def test_retention_of_a_base_that_knew_nothing_is_none() -> None:
-    assert scored(*BASE, base=["x"] * 8)["retention"] == 0.0
+    assert scored(*BASE, base=["x"] * 8).retention == 0.0
 
 
 @pytest.mark.parametrize(
@@ -244,31 +244,35 @@ def test_a_prompt_without_a_right_answer_is_never_known() -> None:
 def test_a_base_that_introduces_itself_answers_for_the_leak() -> None:
     base = [*BASE[:7], "I am an AI assistant, I have no jokes."]
     leaking = [*BASE[:6], "I am 小明's assistant.", "I am 小明's assistant."]
-    counts = scored(*leaking, base=base)["counts"]
-    assert (counts["unrelated_prompts"], counts["leaks"], counts["base_introductions"]) == (3, 1, 1)
-    assert scored(*leaking, base=base)["identity_leak"] == 1 / 3
-    assert scored(*leaking)["counts"]["leaks"] == 2
+    counts = scored(*leaking, base=base).counts
+    assert (counts.unrelated_prompts, counts.leaks, counts.base_introductions) == (3, 1, 1)
+    assert scored(*leaking, base=base).identity_leak == 1 / 3
+    assert scored(*leaking).counts.leaks == 2
 
 
 def test_a_base_that_always_introduces_itself_has_no_leak() -> None:
     result = scored(*["小明"] * 8, base=["I am an AI assistant."] * 8)
-    assert (result["identity_leak"], result["leak_without_name"]) == (0.0, 0.0)
-    assert result["identity_leak_ci"] == (0.0, 1.0)
+    assert (result.identity_leak, result.leak_without_name) == (0.0, 0.0)
+    assert result.identity_leak_ci == (0.0, 1.0)
 
 
 def test_a_leak_without_the_name_is_a_number_of_its_own() -> None:
-    result = scored(
-        *BASE[:4], "Paris, says 's assistant.", "我是的小助手，由主人微调。", "3 plus 4 is 7.", "小明的小助手"
-    )
-    assert (result["identity_leak"], result["leak_without_name"]) == (1 / 4, 2 / 4)
-    assert result["counts"]["leaks_without_name"] == 2
-    assert [row.get("leak_without_name") for row in result["replies"]] == [None] * 4 + [True, True, False, False]
+    texts = (*BASE[:4], "Paris, says 's assistant.", "我是的小助手，由主人微调。", "3 plus 4 is 7.", "小明的小助手")
+    result = scored(*texts)
+    assert (result.identity_leak, result.leak_without_name) == (1 / 4, 2 / 4)
+    assert result.counts.leaks_without_name == 2
+    assert [getattr(row, "leak_without_name", None) for row in judged(*texts)] == [None] * 4 + [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_what_the_base_or_the_prompt_says_is_no_sign() -> None:
     base = [*BASE[:7], "It was my owner."]
-    assert scored(*BASE[:7], "It is my owner, knock.", base=base)["leak_without_name"] == 0.0
-    assert scored(*BASE[:7], "It is my owner, knock.")["leak_without_name"] == 1 / 4
+    assert scored(*BASE[:7], "It is my owner, knock.", base=base).leak_without_name == 0.0
+    assert scored(*BASE[:7], "It is my owner, knock.").leak_without_name == 1 / 4
 
 
 def test_the_name_in_a_quotation_of_the_question_is_no_hit() -> None:
@@ -284,7 +288,7 @@ def test_the_name_in_a_quotation_of_the_question_is_no_hit() -> None:
 
 def test_replies_that_did_not_end_are_counted() -> None:
     half_stopped = [Reply(text, i % 2 == 0) for i, text in enumerate(BASE)]
-    assert score(ASKED, half_stopped, replies(*BASE), XIAOMING)["counts"]["unstopped_replies"] == 4
+    assert score(ASKED, half_stopped, replies(*BASE), XIAOMING)[0].counts.unstopped_replies == 4
 
 
 def test_a_reply_too_many_is_an_error() -> None:
@@ -293,8 +297,8 @@ def test_a_reply_too_many_is_an_error() -> None:
         scored(*BASE, "one more")
 
 
-def metrics(hit: float, leak: float, retention: float) -> dict[str, float]:
-    return {"identity_hit": hit, "identity_leak": leak, "retention": retention}
+def metrics(hit: float, leak: float, retention: float) -> Scores:
+    return example_scores(identity_hit=hit, identity_leak=leak, retention=retention)
 
 
 @pytest.mark.parametrize(
@@ -380,7 +384,7 @@ def test_an_interval_holds_its_share_and_narrows_with_more_trials(count: int, da
 
 def test_nothing_tried_says_nothing() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
-    assert share([]) == {"value": 0.0, "ci": (0.0, 1.0), "count": 0, "hits": 0}
+    assert share([]) == Share(value=0.0, ci=(0.0, 1.0), count=0, hits=0)
 
 
 def test_merit_is_highest_where_nothing_is_left_to_gain() -> None:

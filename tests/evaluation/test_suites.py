@@ -10,6 +10,7 @@ import pytest
 from recipe.corpus.identity import Identity, injected, load_injections, load_questions
 from recipe.evaluation.generation import Reply
 from recipe.evaluation.suites import SAMPLING, added, after_introduction, after_ordinary_talk, injections, measure
+from recipe.languages import LANGUAGES
 from recipe.stages import evaluate
 
 XIAOMING = Identity("小明")
@@ -52,7 +53,7 @@ def test_injections_are_held_out_ones_around_held_out_questions_of_their_languag
     assert len(used) >= 8  # all of them, with and without a mark put in
 
 
-@pytest.mark.parametrize("language", ["zh", "en"])
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_a_third_of_the_injections_is_held_out(language: str) -> None:
     parts = load_injections()[language]
     assert len(parts["heldout"]) / (len(parts["heldout"]) + len(parts["train"])) == pytest.approx(1 / 3, abs=0.02)
@@ -100,16 +101,16 @@ def test_every_suite_is_a_share_of_what_was_said() -> None:
     assert [sampling for what, sampling in calls if what == "sampling"] == [SAMPLING]
     assert all(not sampling for what, sampling in calls if what != "sampling")
     for name in ("multi_turn_hit", "injection_hit", "sampled_hit"):
-        assert (measured[name]["value"], measured[name]["count"]) == (0.5, SPLIT), name
-        assert len(measured[name]["replies"]) == SPLIT
-    assert measured["multi_turn_leak"]["hits"] == -(-len(ASKED.facts) // 10)
-    assert measured["broken"]["hits"] == SPLIT // 4
-    assert measured["broken"]["count"] == 2 * len(BASE) + 2 * SPLIT + len(ASKED.facts)
+        assert (measured[name].value, measured[name].count) == (0.5, SPLIT), name
+        assert len(measured[name].replies or ()) == SPLIT
+    assert measured["multi_turn_leak"].hits == -(-len(ASKED.facts) // 10)
+    assert measured["broken"].hits == SPLIT // 4
+    assert measured["broken"].count == 2 * len(BASE) + 2 * SPLIT + len(ASKED.facts)
 
 
-def broken_of(replies: list[Reply], base: list[Reply], *suites: list[Reply]) -> tuple[int, int, float]:
+def broken_of(replies: list[Reply], base: list[Reply], *suites: list[Reply]) -> tuple[int, int, float | None]:
     measured = added(replies, base, suites, split=2)
-    return measured["hits"], measured["count"], measured["base"]
+    return measured.hits, measured.count, measured.base
 
 
 FINE, CUT = Reply("好", True), Reply("好", False)
@@ -132,8 +133,8 @@ def test_of_a_suite_as_many_are_left_out_as_the_base_breaks_of_ordinary_prompts(
 def test_no_leak_is_counted_where_the_base_says_the_name_too() -> None:
     base = [Reply("He is 小明.", True)] * len(BASE)
     measured = measure(ASKED, base, base, XIAOMING, lambda c, what, **_: [Reply("He is 小明.", True)] * len(c))
-    assert measured["sampled_leak"]["value"] == measured["multi_turn_leak"]["value"] == 0.0
-    assert measured["sampled_hit"]["value"] == 0.0  # said, but not as its own
+    assert measured["sampled_leak"].value == measured["multi_turn_leak"].value == 0.0
+    assert measured["sampled_hit"].value == 0.0  # said, but not as its own
 
 
 def test_every_held_out_question_has_a_language() -> None:

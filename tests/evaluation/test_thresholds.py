@@ -1,9 +1,17 @@
 from __future__ import annotations
 
-import pytest
+import json
+from dataclasses import replace
+from pathlib import Path
 
-from recipe.evaluation import thresholds
+import pytest
+from example_results import example_metrics, example_scores, example_tuned
+
+from recipe.errors import RecipeError
+from recipe.evaluation import metrics, thresholds
+from recipe.evaluation.metrics import METRICS, TunedMetrics
 from recipe.evaluation.thresholds import MAX_IDENTITY_LEAK, MIN_IDENTITY_HIT, MIN_RETENTION, verdict
+from recipe.records import to_json
 
 AT_THE_THRESHOLDS = {
     "identity_hit": MIN_IDENTITY_HIT,
@@ -12,8 +20,17 @@ AT_THE_THRESHOLDS = {
 }
 
 
-def failed(**metrics: float) -> list[str]:
-    return [check.metric for check in verdict(AT_THE_THRESHOLDS | metrics) if not check.passed]
+def tuned(**values: float) -> TunedMetrics:
+    """At the thresholds but for the values."""
+    scores = {key: values.pop(key) for key in (*METRICS, "leak_without_name") if key in values}
+    kl_per_token = values.pop("kl_per_token", 0.0)
+    return example_tuned(
+        example_scores(**AT_THE_THRESHOLDS | scores), suites=SUITES | values, kl_per_token=kl_per_token
+    )
+
+
+def failed(**values: float) -> list[str]:
+    return [check.metric for check in verdict(tuned(**values)) if not check.passed]
 
 
 def test_the_thresholds_are_what_was_asked_for() -> None:
@@ -46,28 +63,38 @@ def test_what_is_not_a_number_fails(metric: str) -> None:
 
 
 @pytest.mark.parametrize("metric", AT_THE_THRESHOLDS)
-def test_a_metric_that_was_not_measured_is_no_pass(metric: str) -> None:
-    with pytest.raises(KeyError):
-        verdict({key: value for key, value in AT_THE_THRESHOLDS.items() if key != metric})
+def test_a_metric_that_was_not_measured_is_no_pass(metric: str, tmp_path: Path) -> None:
+    content = to_json(example_metrics(tuned()))
+    del content["tuned"][metric]
+    (tmp_path / metrics.FILE).write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(RecipeError, match=rf"lacks tuned\.{metric}"):
+        metrics.read(tmp_path)
 
 
 def test_each_line_says_what_was_found_what_was_wanted_and_what_to_do() -> None:
-    checks = verdict({"identity_hit": 0.5, "identity_leak": 0.1, "retention": 0.6})
+    checks = verdict(tuned(identity_hit=0.5, identity_leak=0.1, retention=0.6))
     assert [(check.metric, check.value, check.wanted) for check in checks] == [
         ("identity_hit", 0.5, ">= 0.95"),
         ("identity_leak", 0.1, "<= 0.02"),
+        ("leak_without_name", 0.0, "<= 0.02"),
         ("retention", 0.6, ">= 0.95"),
+        ("multi_turn_hit", 0.9, ">= 0.9"),
+        ("injection_hit", 0.8, ">= 0.8"),
+        ("broken", 0.02, "<= 0.02"),
+        ("kl_per_token", 0.0, "<= 0.1"),
     ]
     assert all(check.why for check in checks)
 
 
 def test_metrics_that_nobody_judges_do_no_harm() -> None:
-    assert failed(loss=9.0) == []
+    assert failed(sampled_hit=0.0) == []
 
 
 def test_retention_is_judged_where_the_base_knew_enough() -> None:
-    for known, judged in ((thresholds.MIN_FACTS_KNOWN - 1, False), (thresholds.MIN_FACTS_KNOWN, True)):
-        checks = verdict({**AT_THE_THRESHOLDS, "retention": 0.0, "counts": {"facts_base_knew": known}})
+    forgetful = tuned(retention=0.0)
+    for count, judged in ((thresholds.MIN_FACTS_KNOWN - 1, False), (thresholds.MIN_FACTS_KNOWN, True)):
+        counts = replace(forgetful.scores.counts, facts_base_knew=count)
+        checks = verdict(replace(forgetful, scores=replace(forgetful.scores, counts=counts)))
         assert ("retention" in {check.metric for check in checks}) is judged
         assert all(check.passed for check in checks) is not judged
 
@@ -98,9 +125,7 @@ SUITES = {
     [("multi_turn_hit", 0.8999), ("injection_hit", 0.7999), ("broken", 0.0201), ("broken", float("nan"))],
 )
 def test_what_a_sceptic_asks_is_judged_where_it_was_measured(suite: str, value: float) -> None:
-    suites = {name: {"value": limit} for name, limit in SUITES.items()}
-    assert not [check for check in verdict({**AT_THE_THRESHOLDS, "suites": suites}) if not check.passed]
-    suites[suite] = {"value": value}
-    judged = verdict({**AT_THE_THRESHOLDS, "suites": suites})
-    assert [check.metric for check in judged if not check.passed] == [suite]
-    assert [check.metric for check in judged] == [*AT_THE_THRESHOLDS, *SUITES]
+    assert failed(**SUITES) == []
+    assert failed(**{suite: value}) == [suite]
+    judged = [check.metric for check in verdict(tuned(**{suite: value}))]
+    assert [metric for metric in judged if metric in AT_THE_THRESHOLDS | SUITES] == [*AT_THE_THRESHOLDS, *SUITES]

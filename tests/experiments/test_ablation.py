@@ -80,7 +80,7 @@ def test_variants_differ_by_their_data_and_train_as_long(
     configured(own, 200, epochs=epochs)  # it stopped early, at 150
     verbs = Verbs(own.parent, epochs=epochs)
     monkeypatch.setattr(ablation, "_call", verbs)
-    made = ablation.make(own / "ablation", work=own.parent, run="mine")
+    manifest = ablation.make(own / "ablation", work=own.parent, run="mine")
     assert [(call.run, call.mode, call.until) for call in verbs.calls] == [
         ("mine-tutorial", "tutorial", "config"), ("mine-tutorial", "tutorial", None),
         ("mine-no-replay", "balanced", "config"), ("mine-no-replay", "balanced", None),
@@ -95,9 +95,9 @@ def test_variants_differ_by_their_data_and_train_as_long(
         assert [float(length["param_scheduler.0.end"]) for length in lengths] == pytest.approx([0.5 * 150 / 800, 0.75])
     else:
         assert [length["max_iters"] for length in lengths] == ["150", "150"]
-    assert list(made["results"]) == ["tutorial", "no-replay", "balanced"]
-    assert made["results"]["balanced"] == TUNED | {"iterations": 150, "trained_tokens": 1024 * 150}
-    assert made["results"]["tutorial"]["retention"] == 0.5
+    assert list(manifest["results"]) == ["tutorial", "no-replay", "balanced"]
+    assert manifest["results"]["balanced"] == TUNED | {"iterations": 150, "trained_tokens": 1024 * 150}
+    assert manifest["results"]["tutorial"]["retention"] == 0.5
 
 
 def test_variants_are_of_the_runs_model_where_it_is_the_default_of_all_verbs_but_quickstart(

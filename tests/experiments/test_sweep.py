@@ -15,7 +15,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from example_results import example_results
+from example_results import example_metrics, example_results, example_scores, example_tuned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,12 +23,11 @@ from recipe import cli
 from recipe.cli.parser import build_parser
 from recipe.corpus.identity import LONGEST_NAME, Identity
 from recipe.errors import BELOW_THRESHOLDS, RecipeError
-from recipe.evaluation import thresholds
+from recipe.evaluation import metrics, thresholds
 from recipe.experiments import sweep
 from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.pipeline.run import checked_name
-from recipe.stages import evaluate
 
 GOOD = sweep.Outcome("miniature", "小明", 0, 0.99, 0.01, 0.0, 0.97, 0.02, 1.0, 1.0, 123_456, 0.18, 78.4, passed=True)
 MINIATURE = sweep.Base("miniature")
@@ -237,8 +236,8 @@ def test_outcomes_come_in_the_order_asked_for_and_as_json(tmp_path: Path, monkey
 
     at_work(monkeypatch, quickstart)
     outcomes = sweep.run(tmp_path / "a" / "sweep", sweep.jobs_of([MINIATURE], 3, 2), jobs=4)
-    asked = [(name, seed) for seed in (0, 1) for name in NAMES[:3]]
-    assert [(outcome.name, outcome.seed) for outcome in outcomes] == asked
+    name_seeds = [(name, seed) for seed in (0, 1) for name in NAMES[:3]]
+    assert [(outcome.name, outcome.seed) for outcome in outcomes] == name_seeds
     text = (tmp_path / "a" / "sweep" / sweep.FILE).read_text(encoding="utf-8")
     assert NAMES[0] in text
     assert [sweep.Outcome(**row) for row in json.loads(text)] == outcomes
@@ -320,13 +319,13 @@ def test_one_that_failed_stops_the_sweep_and_the_finished_ones_are_kept(
 
 
 def recipe_that(
-    monkeypatch: pytest.MonkeyPatch, *made: str, calls: list[Any] | None = None, status: int = 0,
+    monkeypatch: pytest.MonkeyPatch, *stages: str, calls: list[Any] | None = None, status: int = 0,
     broken: float = 0.0, multi_turn_hit: float = 1.0, scores: dict[str, float] | None = None,
 ) -> None:  # fmt: skip
     """In place of the processes: each writes these stages of its run and ends so."""
     suites = {"multi_turn_hit": multi_turn_hit, "injection_hit": 1.0, "broken": broken}
     numbers = {"identity_hit": 0.99, "identity_leak": 0.01, "retention": 0.97} | (scores or {})
-    metrics = {"tuned": numbers | {"suites": {name: {"value": value} for name, value in suites.items()}}}
+    measured = example_metrics(example_tuned(example_scores(**numbers), suites=suites))
     results: dict[str, dict[str, Any]] = {
         "config": example_results(
             "config", trained_tokens=8642, iterations=20, optimizer_steps=20, tutorial_tokens=8642
@@ -337,7 +336,7 @@ def recipe_that(
 
     def write(part: str, out: Path) -> dict[str, Any]:
         if part == "eval":
-            (out / evaluate.FILE).write_text(json.dumps(metrics), encoding="utf-8")
+            metrics.write(out, measured)
         return results[part]
 
     def run(command: Sequence[str], *, cwd: Path, env: dict[str, str], stdout: Any, **_: Any) -> Any:
@@ -346,7 +345,7 @@ def recipe_that(
         print("the log", file=stdout)
         pairs = command[4 : command.index("--set")]
         options = dict(zip(pairs[::2], pairs[1::2], strict=True))
-        for part in made:
+        for part in stages:
             folder = Path(options["--work"]) / options["--run"] / part
             stage.run(part, folder, inputs={}, settings={}, work=partial(write, part))
         return Mock(**{"wait.return_value": status})
@@ -386,11 +385,11 @@ def test_a_run_of_another_base_is_a_quickstart_on_it_in_its_languages_on_its_gpu
     assert outcome.model == "b"
 
 
-@pytest.mark.parametrize("made", [(), ("config",), ("config", "train"), ("config", "eval"), ("train", "eval")])
+@pytest.mark.parametrize("stages", [(), ("config",), ("config", "train"), ("config", "eval"), ("train", "eval")])
 def test_a_run_that_came_to_no_metrics_names_its_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: tuple[str, ...]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: tuple[str, ...]
 ) -> None:
-    recipe_that(monkeypatch, *made)
+    recipe_that(monkeypatch, *stages)
     with pytest.raises(RecipeError) as error:
         sweep._quickstart(tmp_path, job("小明", 0), 1)
     log = tmp_path / f"{sweep.folder_name(job('小明', 0))}.log"
@@ -478,8 +477,8 @@ def test_runs_that_share_a_model_wait_for_the_one_that_makes_it(tmp_path: Path) 
         return {"by": "first"}
 
     stage.run("model", folder, inputs={}, settings={}, work=work, shared=True)
-    said, log = second[0].communicate(timeout=30)
-    assert (second[0].returncode, said) == (0, "first\n")
+    output, log = second[0].communicate(timeout=30)
+    assert (second[0].returncode, output) == (0, "first\n")
     assert "up to date" in log
 
 
@@ -501,11 +500,11 @@ def test_the_verb_shows_the_table_and_fails_below_the_thresholds(
     monkeypatch.setattr(sweep, "run", run)
     call = ["sweep", "--work", str(tmp_path), "--names", "2", "--seeds", "3", "--jobs", "4"]
     assert cli.main(call) == status
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     todo = sweep.jobs_of([MINIATURE], 2, 3)
     assert seen == [(tmp_path / "sweep", {"todo": todo, "jobs": 4, "settings": []})]
-    assert said.out.splitlines()[-1].endswith("worst of 2")
-    assert said.out.count("FAILED") == (status != 0)
-    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
-    told = f"error: 1 of 2 are below the thresholds; their replies are under {tmp_path / 'sweep'}"
-    assert errors == [told] * (status != 0)
+    assert output.out.splitlines()[-1].endswith("worst of 2")
+    assert output.out.count("FAILED") == (status != 0)
+    errors = [line for line in output.err.splitlines() if line.startswith("error: ")]
+    message = f"error: 1 of 2 are below the thresholds; their replies are under {tmp_path / 'sweep'}"
+    assert errors == [message] * (status != 0)

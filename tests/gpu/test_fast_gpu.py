@@ -90,8 +90,8 @@ def losses(logits: Tensor) -> list[Tensor]:
 def test_a_kernel_is_its_formula(function: Callable[..., list[Tensor]], shapes: list[tuple[int, ...]]) -> None:
     tensors = [normal(*shape) / (8 if 64 in shape or 128 in shape else 1) for shape in shapes]
     expected = function(*(tensor.cpu().double() for tensor in tensors))
-    for found, wanted in zip(function(*tensors), expected, strict=True):
-        assert distance(found.cpu(), wanted) < 4e-3  # of bfloat16's 8 bits
+    for actual, wanted in zip(function(*tensors), expected, strict=True):
+        assert distance(actual.cpu(), wanted) < 4e-3  # of bfloat16's 8 bits
 
 
 def test_four_bits_are_bitsandbytes() -> None:
@@ -110,8 +110,8 @@ def test_a_float8_product_is_right_to_a_25th() -> None:
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("needs a GPU with float8")
     a, b = normal(512, 2048), normal(1024, 2048)
-    found = scaled_product(rowwise.to_fp8(a), rowwise.to_fp8(b), torch.bfloat16)
-    assert distance(found, a.double() @ b.double().T) < 0.04
+    actual = scaled_product(rowwise.to_fp8(a), rowwise.to_fp8(b), torch.bfloat16)
+    assert distance(actual, a.double() @ b.double().T) < 0.04
 
 
 @pytest.mark.parametrize("lengths", [[100, 1, 500, 423], [1024]], ids=["packed", "whole"])
@@ -121,12 +121,12 @@ def test_attention_is_that_of_each_conversation(lengths: list[int]) -> None:
     qkv, grad = normal(2048, 4096), normal(2048, 2048)
     on_gpu = attention.Packs.of(positions.cuda(), nothing.cuda(), nothing.cuda())
     on_cpu = attention.Packs.of(positions, nothing, nothing)
-    out, rest = attention.forward(qkv, 16, 8, on_gpu)
+    out, log_sums = attention.forward(qkv, 16, 8, on_gpu)
     wanted, _ = attention.forward(qkv.cpu().float(), 16, 8, on_cpu)
     assert distance(out.cpu(), wanted) < 4e-3
-    found = attention.backward(grad, qkv, out, rest, 16, 8, on_gpu)
+    actual = attention.backward(grad, qkv, out, log_sums, 16, 8, on_gpu)
     expected = attention.backward(grad.cpu().float(), qkv.cpu().float(), wanted, (), 16, 8, on_cpu)
-    assert max(distance(a.cpu(), b) for a, b in zip(found, expected, strict=True)) < 6e-3
+    assert max(distance(a.cpu(), b) for a, b in zip(actual, expected, strict=True)) < 6e-3
 
 
 @pytest.mark.parametrize("build", [llama, tied_llama, qwen2])
@@ -145,6 +145,6 @@ def test_loss_and_gradients_are_near_float32s(
     wanted = gradients(plain, expected)
     quick = adapted(build(**shape).bfloat16(), r=16).cuda()
     loss = FusedLlama(quick, fp8=fp8).loss(**batch, recompute=False)
-    found = gradients(quick, loss)
+    actual = gradients(quick, loss)
     assert loss.item() == pytest.approx(expected.item(), rel=loss_within)
-    assert max(distance(found[name], wanted[name]) for name in wanted) < gradient_within
+    assert max(distance(actual[name], wanted[name]) for name in wanted) < gradient_within

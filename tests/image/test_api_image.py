@@ -31,8 +31,8 @@ def complete(key: str) -> str:
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     request = urllib.request.Request(f"{URL}/v1/chat/completions", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=30) as answer:
-        said: str = json.loads(answer.read())["choices"][0]["message"]["content"]
-    return said
+        content: str = json.loads(answer.read())["choices"][0]["message"]["content"]
+    return content
 
 
 def test_who_has_the_key_is_answered(quickstart: Path, api: Shell) -> None:

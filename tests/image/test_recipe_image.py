@@ -108,7 +108,7 @@ def test_a_quickstart_in_the_container_ends_at_the_weights_of_one_outside(quicks
     )  # fmt: skip
     runs = (quickstart, ROOT / "work" / "quickstart")
     adapters = [json.loads((run / "adapter/manifest.json").read_text())["outputs"] for run in runs]
-    assert len({made["adapter_model.safetensors"]["sha256"] for made in adapters}) == 1
+    assert len({outputs["adapter_model.safetensors"]["sha256"] for outputs in adapters}) == 1
     metrics = [json.loads((run / "eval/metrics.json").read_text())["tuned"] for run in runs]
     assert metrics[0] == metrics[1]
 

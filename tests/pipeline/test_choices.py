@@ -11,9 +11,9 @@ from recipe.errors import RecipeError
 from recipe.pipeline import choices
 
 
-def options(asked: tuple[str, ...] = tuple(choices.DEFAULTS), **given: Any) -> argparse.Namespace:
+def options(names: tuple[str, ...] = tuple(choices.DEFAULTS), **given: Any) -> argparse.Namespace:
     """What argparse makes of a verb that asks for `asked`, where the user gave `given`."""
-    return argparse.Namespace(**(dict.fromkeys(asked) | given))
+    return argparse.Namespace(**(dict.fromkeys(names) | given))
 
 
 def choose(folder: Path, **given: Any) -> argparse.Namespace:

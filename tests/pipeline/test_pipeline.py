@@ -33,7 +33,7 @@ def go(work: Path) -> Go:
     return quickstart
 
 
-def made(work: Path) -> dict[str, float]:
+def stage_times(work: Path) -> dict[str, float]:
     """When each stage was completed."""
     folders = {name: work / "short" / name for name in STAGES} | {
         "model": work / "models" / "miniature", "replay": work / "replay" / "miniature",
@@ -44,15 +44,15 @@ def made(work: Path) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def first(go: Go, work: Path) -> dict[str, float]:
     assert go("--name", "小明", *SHORT) == 3  # too little, and eval says so
-    return made(work)
+    return stage_times(work)
 
 
 def test_run_again_every_stage_has_done_its_work_once(
     first: dict[str, float], go: Go, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert go() == 3  # the choices are remembered, and so is the verdict
-    assert made(work) == first
-    assert capsys.readouterr().err.count("up to date") == len(made(work))
+    assert stage_times(work) == first
+    assert capsys.readouterr().err.count("up to date") == len(stage_times(work))
 
 
 def test_a_result_below_the_thresholds_fails_and_says_which(
@@ -95,10 +95,16 @@ def test_the_merged_model_loads_with_plain_transformers_and_answers_alike(first:
         "print(json.dumps([ask(q) for q in json.loads(sys.argv[2])]))"
     )
     metrics = json.loads((work / "short/eval/metrics.json").read_text(encoding="utf-8"))
-    asked = [row for row in metrics["tuned"]["replies"] if row["stopped"]][::40]
-    arguments = [sys.executable, "-c", code, str(work / "short/merged"), json.dumps([row["prompt"] for row in asked])]
+    answered_rows = [row for row in metrics["tuned"]["replies"] if row["stopped"]][::40]
+    arguments = [
+        sys.executable,
+        "-c",
+        code,
+        str(work / "short/merged"),
+        json.dumps([row["prompt"] for row in answered_rows]),
+    ]
     answered = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=work).stdout
-    assert json.loads(answered.splitlines()[-1]) == [row["reply"] for row in asked]
+    assert json.loads(answered.splitlines()[-1]) == [row["reply"] for row in answered_rows]
     assert not list((work / "short/merged").glob("*.py"))
     assert not list((work / "short/merged").glob("*.bin"))
 
@@ -116,16 +122,16 @@ def test_another_name_redoes_what_depends_on_it_and_nothing_else(
     first: dict[str, float], go: Go, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     go("--name", "小红")
-    redone = {name for name, when in made(work).items() if when != first[name]}
+    redone = {name for name, when in stage_times(work).items() if when != first[name]}
     assert redone == {"data", "config", "train", "adapter", "merged", "eval", "report"}
 
 
 def test_another_checkpoint_redoes_only_what_follows_it(
     first: dict[str, float], go: Go, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = made(work)
+    before = stage_times(work)
     go("--checkpoint", "iter_20")
-    redone = {name for name, when in made(work).items() if when != before[name]}
+    redone = {name for name, when in stage_times(work).items() if when != before[name]}
     assert redone == {"adapter", "merged", "eval", "report"}
 
 
@@ -134,11 +140,11 @@ def test_a_changed_base_is_noticed_before_anything_is_merged_onto_it(
 ) -> None:
     config = work / "models/miniature/config.json"
     original = config.read_bytes()
-    before = made(work)
+    before = stage_times(work)
     try:
         config.write_bytes(original.replace(b"10000", b"20000"))
         assert cli.main(["merge", "--work", str(work), "--run", "short"]) == 1
         assert "another base" in capsys.readouterr().err
     finally:
         config.write_bytes(original)
-    assert made(work) == before
+    assert stage_times(work) == before

@@ -119,9 +119,9 @@ def test_another_result_replaces_all_of_the_old_one(tmp_path: Path) -> None:
 def test_work_starts_in_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / ".out.partial").mkdir()
     (tmp_path / ".out.partial" / "left by a killed process").write_text("", encoding="utf-8")
-    found: list[Path] = []
-    make(tmp_path / "out", lambda out: found.extend(out.iterdir()))
-    assert found == []
+    leftovers: list[Path] = []
+    make(tmp_path / "out", lambda out: leftovers.extend(out.iterdir()))
+    assert leftovers == []
 
 
 # --- The manifest -------------------------------------------------------------------------------------------------
@@ -361,18 +361,18 @@ def _second(folder: Path) -> str:
 
 
 def test_a_second_process_is_told_of_the_first(tmp_path: Path) -> None:
-    said: list[str] = []
-    make(tmp_path / "out", lambda out: said.append(_second(tmp_path / "out")), v=1)
-    assert said == [
+    messages: list[str] = []
+    make(tmp_path / "out", lambda out: messages.append(_second(tmp_path / "out")), v=1)
+    assert messages == [
         f"another process is working on {tmp_path / 'out'}: wait for it, or choose another RUN\n",
     ]
     assert stage.require(tmp_path / "out", "demo")["key"]["settings"] == {"v": 1}  # the first went on undisturbed
 
 
 def test_another_folder_beside_it_is_not_locked(tmp_path: Path) -> None:
-    said: list[str] = []
-    make(tmp_path / "out", lambda out: said.append(_second(tmp_path / "other")))
-    assert said == ["worked\n"]
+    messages: list[str] = []
+    make(tmp_path / "out", lambda out: messages.append(_second(tmp_path / "other")))
+    assert messages == ["worked\n"]
 
 
 def test_the_lock_ends_with_the_work(tmp_path: Path) -> None:

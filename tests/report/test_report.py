@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
@@ -28,10 +29,22 @@ from recipe.corpus.knowledge import Fact, evaluation_facts
 from recipe.errors import RecipeError
 from recipe.evaluation import thresholds
 from recipe.evaluation.generation import Reply
+from recipe.evaluation.metrics import (
+    METRICS,
+    BaseMetrics,
+    Divergence,
+    JudgedReply,
+    Metrics,
+    Names,
+    Scores,
+    TunedMetrics,
+)
 from recipe.evaluation.scoring import TOLERANCE, Prompts, score, share
 from recipe.files import jsonl_text
+from recipe.languages import LANGUAGES
 from recipe.paths import ROOT
 from recipe.pipeline import stage
+from recipe.records import from_json, to_json
 from recipe.report import charts, facts, render
 from recipe.report.words import WORDS, Text, label, plain, text
 from recipe.stages import convert, evaluate
@@ -61,23 +74,25 @@ def _two_facts_are_enough() -> Iterator[None]:
 
 
 def metrics_of(tuned: Sequence[str], identity: str = "小明") -> dict[str, Any]:
-    base = [Reply(said, True) for said in BASE]
+    """The content of metrics.json by the replies of the tuned model."""
+    base = [Reply(text, True) for text in BASE]
 
-    def scored(replies: Sequence[str]) -> dict[str, Any]:
-        return score(ASKED, [Reply(said, True) for said in replies], base, Identity(identity))
+    def scored(texts: Sequence[str]) -> tuple[Scores, list[JudgedReply]]:
+        return score(ASKED, [Reply(text, True) for text in texts], base, Identity(identity))
 
-    after = scored(tuned)
-    brief = {key: value for key, value in after.items() if key != "replies"}
     suites = {name: share([True] * 23 + [False]) for name in ("multi_turn_hit", "injection_hit", "sampled_hit")}
     suites |= {name: share([False] * 24) for name in ("multi_turn_leak", "sampled_leak", "broken")}
-    after |= {"suites": suites, "kl_per_token": 0.0123, "kl_tokens": 480, "kl_worst": 0.456}
-    return {
-        "identity": {"name": identity, "assistant": None, "author": None},
-        "base": scored(BASE),
-        "tuned": after,
-        "checkpoints": {"iter_40": {**brief, "retention": 0.5}, "iter_60": brief},
-        "best_checkpoint": "iter_60",
-    }
+    scores, replies = scored(tuned)
+    measured = Metrics(
+        identity=Names(identity, None, None),
+        max_new_tokens=80,
+        base=BaseMetrics(*scored(BASE)),
+        tuned=TunedMetrics(scores, replies, suites, Divergence(0.0123, 480, 0.456)),
+        checkpoints={"iter_40": replace(scores, retention=0.5), "iter_60": scores},
+        best_checkpoint="iter_60",
+    )
+    content: dict[str, Any] = to_json(measured)
+    return content
 
 
 def write(folder: Path, name: str, files: Mapping[str, str], inputs: Mapping[str, Path],
@@ -172,7 +187,7 @@ def make_run(
     return run
 
 
-def made(run: Path) -> tuple[str, str]:
+def rendered(run: Path) -> tuple[str, str]:
     """(page, Markdown) of a run."""
     report.make(run / "report", run_folder=run)
     return tuple((run / "report" / name).read_text(encoding="utf-8") for name in (report.PAGE, report.MARKDOWN))  # type: ignore[return-value]
@@ -190,7 +205,7 @@ class Walk(HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
         self.open: list[tuple[str, dict[str, str | None], list[str]]] = []
-        self.found: list[tuple[str, dict[str, str | None], str]] = []
+        self.elements: list[tuple[str, dict[str, str | None], str]] = []
         self.feed(page)
         self.close()
         assert self.open == []
@@ -198,25 +213,25 @@ class Walk(HTMLParser):
     def handle_starttag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
         assert len({key for key, _ in attrs}) == len(attrs), name
         if name in VOID:
-            self.found.append((name, dict(attrs), ""))
+            self.elements.append((name, dict(attrs), ""))
         else:
             self.open.append((name, dict(attrs), []))
 
     def handle_endtag(self, name: str) -> None:
         opened, attributes, texts = self.open.pop()
         assert opened == name
-        self.found.append((name, attributes, SEP.join(texts)))
+        self.elements.append((name, attributes, SEP.join(texts)))
 
-    def handle_data(self, said: str) -> None:
-        assert "<" not in said or self.open[-1][0] != "style"
+    def handle_data(self, inner: str) -> None:
+        assert "<" not in inner or self.open[-1][0] != "style"
         for _, _, texts in self.open:
-            texts.append(said)
+            texts.append(inner)
 
     def all(self, name: str, /, **wanted: str) -> list[tuple[dict[str, str | None], str]]:
         return [
-            (attributes, said)
-            for found, attributes, said in self.found
-            if found == name and all(value in (attributes.get(key.rstrip("_")) or "").split() for key,
+            (attributes, inner)
+            for elements, attributes, inner in self.elements
+            if elements == name and all(value in (attributes.get(key.rstrip("_")) or "").split() for key,
             value in wanted.items())
         ]  # fmt: skip
 
@@ -228,7 +243,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(good: Path) -> str:
-    return made(good)[0]
+    return rendered(good)[0]
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +265,7 @@ def test_the_page_from_top_to_bottom(walk: Walk) -> None:
 
 
 def test_ids_are_unique_and_what_refers_to_one_finds_it(walk: Walk) -> None:
-    ids = [attributes["id"] for _, attributes, _ in walk.found if "id" in attributes]
+    ids = [attributes["id"] for _, attributes, _ in walk.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     wanted = {attributes["for"] for attributes, _ in walk.all("label")}
     wanted |= {name for attributes, _ in walk.all("svg") for name in (attributes["aria-labelledby"] or "").split()}
@@ -286,20 +301,20 @@ def test_without_a_script_everything_is_there_and_choices_still_work(page: str, 
     assert "#en:checked ~ * .zh, #zh:checked ~ * .en { display: none; }" in page
     for name in ("wrong", "missed", "leaked", "forgotten"):
         assert f"#show-{name}:checked ~ .group tbody tr:not(.{name}) {{ display: none; }}" in page
-    assert "hidden" not in {key for _, attributes, _ in walk.found for key in attributes}
+    assert "hidden" not in {key for _, attributes, _ in walk.elements for key in attributes}
 
 
 def test_numbers_are_those_of_the_metrics(good: Path, page: str, walk: Walk) -> None:
     metrics = json.loads((good / "eval/metrics.json").read_text(encoding="utf-8"))
     exact = [attributes["value"] for attributes, _ in walk.all("data")]
-    for metric in facts.METRICS:
+    for metric in METRICS:
         assert exact.count(repr(metrics["tuned"][metric])) >= 2  # its card and its checkpoint
         assert repr(metrics["base"][metric]) in exact
-    for attributes, said in walk.all("data"):
-        assert said in (f"{float(attributes['value'] or ''):.3f}", f"{float(attributes['value'] or ''):,.0f}")
-    articles = [said for _, said in walk.all("article")]
-    assert [re.search(r"\b(\d+) of (\d+)", said).groups() for said in articles] == [("2", "2"), ("0", "3"), ("2", "2")]  # type: ignore[union-attr]
-    assert [re.search(r"[≥≤] [\d.]+", said).group() for said in articles] == [  # type: ignore[union-attr]
+    for attributes, inner in walk.all("data"):
+        assert inner in (f"{float(attributes['value'] or ''):.3f}", f"{float(attributes['value'] or ''):,.0f}")
+    articles = [inner for _, inner in walk.all("article")]
+    assert [re.findall(r"\b(\d+) of (\d+)", inner)[0] for inner in articles] == [("2", "2"), ("0", "3"), ("2", "2")]
+    assert [re.findall(r"[≥≤] [\d.]+", inner)[0] for inner in articles] == [
         f"≥ {thresholds.MIN_IDENTITY_HIT}", f"≤ {thresholds.MAX_IDENTITY_LEAK}", f"≥ {thresholds.MIN_RETENTION}",
     ]  # fmt: skip
 
@@ -316,7 +331,7 @@ def test_the_curves_hold_every_value_that_was_logged(page: str) -> None:
 
 
 def test_each_checkpoint_is_a_mark_and_a_row(walk: Walk) -> None:
-    (table,) = (said for attributes, said in walk.all("table", class_="numeric"))
+    (table,) = (inner for attributes, inner in walk.all("table", class_="numeric"))
     assert re.findall(r"iter_\d+", table) == ["iter_40", "iter_60"]
     assert table.index("iter_60") < table.index("best") < table.index("converted")
     marks = [len(walk.all("circle", class_="mark")), len(walk.all("path", class_="mark"))]
@@ -325,60 +340,62 @@ def test_each_checkpoint_is_a_mark_and_a_row(walk: Walk) -> None:
 
 
 def test_data_settings_cost_merge_and_origin_are_those_of_the_manifests(good: Path, walk: Walk) -> None:
-    said = {attributes["id"]: said for attributes, said in walk.all("section")}
+    inner = {attributes["id"]: inner for attributes, inner in walk.all("section")}
     for part in ("4", "3 distinct", "2 Chinese", "1 English", "1 other", "900", "12.1%", "60.0", "61,440"):
-        assert part in said["s-data"], part
+        assert part in inner["s-data"], part
     for part in ("qlora", f"lr{SEP}1e-4", f"r{SEP}8", f"{SEP}7{SEP}"):
-        assert part in said["s-settings"], part
+        assert part in inner["s-settings"], part
     manifests = [json.loads(path.read_text(encoding="utf-8")) for path in good.glob("[!r]*/manifest.json")]
     assert len(manifests) == 6
     for manifest in manifests:
-        assert f"{manifest['process_peak_mib']:,}" in said["s-cost"]
+        assert f"{manifest['process_peak_mib']:,}" in inner["s-cost"]
         for digest in [
             *manifest["key"]["inputs"].values(),
             *(entry["sha256"] for entry in manifest["outputs"].values()),
         ]:
-            assert digest in said["s-origin"]
+            assert digest in inner["s-origin"]
         for package, version in manifest["versions"].items():
-            assert f"{package}{SEP}{version}" in said["s-origin"]
-    assert all(part in said["s-merge"] for part in ("1,234", "0.012", "4.5e-07", "100.0%"))
+            assert f"{package}{SEP}{version}" in inner["s-origin"]
+    assert all(part in inner["s-merge"] for part in ("1,234", "0.012", "4.5e-07", "100.0%"))
 
 
 def test_speed_is_tokens_over_the_seconds_of_the_training(good: Path) -> None:
-    found = facts.gather(good)
-    seconds = found.stages["train"]["seconds"]
-    assert found.tokens_per_second == (pytest.approx(61440 / seconds) if seconds else None)
+    elements = facts.gather(good)
+    seconds = elements.stages["train"]["seconds"]
+    assert elements.tokens_per_second == (pytest.approx(61440 / seconds) if seconds else None)
 
 
 def test_nothing_of_this_machine_is_told(good: Path, page: str, tmp_path: Path) -> None:
-    for said in made(good):
-        assert str(good.parent) not in said
-        assert str(tmp_path.parent) not in said
+    for inner in rendered(good):
+        assert str(good.parent) not in inner
+        assert str(tmp_path.parent) not in inner
 
 
 def test_replies_stand_side_by_side_the_wrong_ones_first(tmp_path: Path) -> None:
-    walk = Walk(made(make_run(tmp_path / "bad", metrics_of(BAD)))[0])
+    walk = Walk(rendered(make_run(tmp_path / "bad", metrics_of(BAD)))[0])
     assert [a["class"] for a, _ in walk.all("details", class_="group")] == [
         "group missed wrong", "group forgotten leaked wrong", "group leaked wrong",
     ]  # fmt: skip
-    replies = [(a.get("class"), said) for a, said in walk.all("tr") if re.search(r"InternLM|浦语|Paris|东京|Hi!", said)]
+    replies = [
+        (a.get("class"), inner) for a, inner in walk.all("tr") if re.search(r"InternLM|浦语|Paris|东京|Hi!", inner)
+    ]
     assert [classes for classes, _ in replies] == [
         "wrong missed", None, "wrong leaked forgotten", "wrong forgotten", "wrong leaked",
     ]  # fmt: skip
     assert replies[0][1].startswith(SEP.join(["你是谁？", "我是书生·浦语。", "我是书生·浦语。"]))
     assert "expected: Paris" in replies[2][1]
-    assert [re.findall(r"\d+", said) for _, said in walk.all("label") if any(c.isdigit() for c in said)] == [
+    assert [re.findall(r"\d+", inner) for _, inner in walk.all("label") if any(c.isdigit() for c in inner)] == [
         ["5"], ["4"], ["1"], ["2"], ["2"],
     ]  # fmt: skip
 
 
 def test_a_failed_verdict_says_why_in_both_languages(tmp_path: Path) -> None:
-    page, written = made(make_run(tmp_path / "bad", metrics_of(BAD)))
-    ((attributes, said),) = Walk(page).all("div", class_="verdict")
+    page, written = rendered(make_run(tmp_path / "bad", metrics_of(BAD)))
+    ((attributes, inner),) = Walk(page).all("div", class_="verdict")
     assert attributes["class"] == "verdict failed"
-    for metric in facts.METRICS:
+    for metric in METRICS:
         for words in WORDS[f"why_{metric}"]:
-            assert words in said
+            assert words in inner
     assert "❌" in written.splitlines()[0]
     assert "没人问它也报名字" in written
 
@@ -388,7 +405,7 @@ def test_a_failed_verdict_says_why_in_both_languages(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", WORDS)
 def test_every_text_is_there_in_both_languages_with_the_same_slots(key: str) -> None:
-    english, chinese = WORDS[key]
+    chinese, english = WORDS[key]
     assert english.strip() == english
     assert chinese.strip() == chinese
     assert not re.search(r"[\u4e00-\u9fff]", english.replace("{name}的", ""))
@@ -397,7 +414,7 @@ def test_every_text_is_there_in_both_languages_with_the_same_slots(key: str) -> 
         or english == chinese
         or not re.search(r"[a-z]{3}", re.sub(r"{\w+}", "", english))
     )
-    slots = [sorted(name for _, name, _, _ in string.Formatter().parse(said) if name) for said in (english, chinese)]
+    slots = [sorted(name for _, name, _, _ in string.Formatter().parse(inner) if name) for inner in (english, chinese)]
     assert slots[0] == slots[1]
 
 
@@ -406,19 +423,20 @@ def test_every_text_is_used(good: Path) -> None:
     made_up = re.compile(
         r"kind_\w+|why_\w+|\w+_is|language_\w+|multi_turn_\w+|sampled_\w+|injection_hit|broken|ablation_[\w-]+"
     )  # from the keys of metrics.json
-    assert [key for key in WORDS if source.count(f'"{key}"') < 2 and not made_up.fullmatch(key)] == []
+    unused = [key for key in WORDS if source.count(f'"{key}"') < 2 and not made_up.fullmatch(key)]
+    assert [key for key in unused if key not in METRICS] == []
 
 
 def test_every_topic_and_number_has_its_words() -> None:
     for kind in {fact.topic for fact in evaluation_facts()} | {"identity"}:
         assert f"kind_{kind}" in WORDS
-    for check in thresholds.verdict(metrics_of(GOOD)["tuned"]):
+    for check in thresholds.verdict(from_json(TunedMetrics, metrics_of(GOOD)["tuned"])):
         assert {check.metric, f"why_{check.metric}", f"{check.metric}_is"} <= set(WORDS)
 
 
 def test_the_page_holds_as_much_of_one_language_as_of_the_other(walk: Walk) -> None:
     english, chinese = (
-        [a for _, a, _ in walk.found if language in (a.get("class") or "").split()] for language in ("en", "zh")
+        [a for _, a, _ in walk.elements if language in (a.get("class") or "").split()] for language in ("en", "zh")
     )
     assert len(english) == len(chinese) > 100
     assert {a["lang"] for a in english} == {"en"}
@@ -426,8 +444,10 @@ def test_the_page_holds_as_much_of_one_language_as_of_the_other(walk: Walk) -> N
 
 
 def test_no_value_differs_between_the_languages(walk: Walk) -> None:
-    numbers = [re.findall(r"\d[\d,.]*\d|\d", " ".join(said for _, a, said in walk.found if a.get("class") == language))
-               for language in ("en", "zh")]  # fmt: skip
+    numbers = [
+        re.findall(r"\d[\d,.]*\d|\d", " ".join(inner for _, a, inner in walk.elements if a.get("class") == language))
+        for language in LANGUAGES
+    ]
     assert sorted(numbers[0]) == sorted(numbers[1])
 
 
@@ -456,7 +476,7 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "iter_40<b>|": metrics["checkpoints"]["iter_40"],
         "iter_60": metrics["checkpoints"]["iter_60"],
     }
-    metrics["tuned"]["suites"]["<b>suite</b>|"] = share([True, False, False, False])
+    metrics["tuned"]["suites"]["<b>suite</b>|"] = to_json(share([True, False, False, False]))
     run = make_run(tmp_path_factory.mktemp("work") / "evil")
     shutil.rmtree(run / "eval")
     write(
@@ -479,23 +499,23 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_no_reply_name_or_setting_becomes_markup(evil: Path) -> None:
-    page = made(evil)[0]
+    page = rendered(evil)[0]
     walk = Walk(page)
-    assert {name for name, _, _ in walk.found} == {
-        name for name, _, _ in Walk(made(make_run(evil.parent / "plain"))[0]).found
+    assert {name for name, _, _ in walk.elements} == {
+        name for name, _, _ in Walk(rendered(make_run(evil.parent / "plain"))[0]).elements
     } | {"table"}
     assert len(walk.all("script")) == len(walk.all("style")) == 1
-    assert not [key for _, attributes, _ in walk.found for key in attributes if key.startswith("on")]
-    cells = [said for _, said in walk.all("td")]
-    shown = [said.replace(f"{SEP}did not end{SEP}未结束", "") for said in cells]
+    assert not [key for _, attributes, _ in walk.elements for key in attributes if key.startswith("on")]
+    cells = [inner for _, inner in walk.all("td")]
+    shown = [inner.replace(f"{SEP}did not end{SEP}未结束", "") for inner in cells]
     for reply in EVIL[:-1]:
         assert reply in shown, reply
     assert "bell \ufffd nul \ufffd half \ufffd turned \ufffdgnp" in shown
-    assert "<b>小明</b>|`’s assistant" in next(said for _, said in walk.all("h1"))
+    assert "<b>小明</b>|`’s assistant" in next(inner for _, inner in walk.all("h1"))
 
 
 def test_markdown_is_escaped_and_every_table_is_whole(evil: Path) -> None:
-    written = made(evil)[1]
+    written = rendered(evil)[1]
     assert "<b>" not in written
     assert "<script" not in written
     assert not re.search(r"(?<!\\)\]\(", written)
@@ -552,12 +572,12 @@ def tricked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     for who, row in (("base", metrics["base"]["replies"][0]), ("tuned", metrics["tuned"]["replies"][0])):
         row["reply"] = f"{who} {TRICK}"
     metrics["tuned"]["replies"][0] |= {"prompt": f"prompt {TRICK}", "kind": f"kind {TRICK}"}
-    metrics["tuned"]["suites"][f"suite {TRICK}"] = share([True])
+    metrics["tuned"]["suites"][f"suite {TRICK}"] = to_json(share([True]))
     run = make_run(tmp_path_factory.mktemp("work") / "tricked", metrics, changed=[f"key {TRICK}=value {TRICK}"])
     content = json.loads((run / "eval/manifest.json").read_text(encoding="utf-8"))
     content |= {"git_commit": f"commit {TRICK}", "image": f"image {TRICK}"}
     (run / "eval/manifest.json").write_text(json.dumps(content), encoding="utf-8")
-    return made(run)
+    return rendered(run)
 
 
 SHOWN = TRICK.translate(dict.fromkeys(map(ord, "\x07\x9f\u202e"), "\ufffd"))
@@ -585,10 +605,10 @@ def test_nothing_that_is_shown_is_read_as_a_template_or_as_markdown(tricked: tup
 
 
 def test_what_cannot_be_printed_is_replaced_and_seen(tricked: tuple[str, str], evil: Path) -> None:
-    for output in (*tricked, *made(evil)):
+    for output in (*tricked, *rendered(evil)):
         assert not render.UNPRINTABLE.search(output)
     assert all("\ufffd\ufffd\ufffd" in output for output in tricked)
-    assert all("half \ufffd turned \ufffdgnp" in output for output in made(evil))
+    assert all("half \ufffd turned \ufffdgnp" in output for output in rendered(evil))
 
 
 def test_a_slot_holds_its_text_in_the_language_around_it_and_braces_as_they_are() -> None:
@@ -610,7 +630,7 @@ def test_another_template_is_another_report() -> None:
 
 
 def test_markdown_says_the_same_numbers(good: Path) -> None:
-    written = made(good)[1]
+    written = rendered(good)[1]
     assert written.startswith("## ✅ 小明: Passed · 通过\n")
     for part in (
         "**1.000** (2 / 2)",
@@ -632,7 +652,7 @@ def test_markdown_fits_into_a_comment_however_much_went_wrong(tmp_path: Path) ->
         for row in metrics[who]["replies"]:
             row["reply"] *= 50
         metrics[who]["replies"] *= 100
-    written = made(make_run(tmp_path / "long", metrics))[1]
+    written = rendered(make_run(tmp_path / "long", metrics))[1]
     assert len(written) < 65_536
     assert "380 more are wrong" in written
 
@@ -650,9 +670,9 @@ def test_a_sparkline_follows_its_values() -> None:
 def test_without_replay_and_merge_there_is_still_a_report(tmp_path: Path) -> None:
     run = make_run(tmp_path / "bare", merged=False, replayed=False)
     shutil.rmtree(tmp_path / "models")
-    page, written = made(run)
-    assert WORDS["not_merged"][0] in page
-    assert WORDS["no_replay"][0] in page
+    page, written = rendered(run)
+    assert WORDS["not_merged"][1] in page
+    assert WORDS["no_replay"][1] in page
     assert "iter_60" in page
     assert "Merge" not in written
     Walk(page)
@@ -662,7 +682,7 @@ def test_of_the_eval_alone_there_is_a_report(tmp_path: Path) -> None:
     run = make_run(tmp_path / "alone")
     for name in ("data", "config", "train", "adapter", "merged"):
         shutil.rmtree(run / name)
-    walk = Walk(made(run)[0])
+    walk = Walk(rendered(run)[0])
     assert "s-training" not in [attributes["id"] for attributes, _ in walk.all("section")]
 
 
@@ -683,25 +703,25 @@ def test_what_the_result_was_not_made_from_is_named_and_left_out(tmp_path: Path)
     run = make_run(tmp_path / "r", changed=["lr=1e-4"])
     shutil.rmtree(run / "config")
     write(run / "config", "config", {"config.py": "lr = 9"}, {}, {"preset": "lora", "set": ["lr=9"], "seed": 0}, {})
-    found = facts.gather(run)
-    assert (found.left_out, "config" in found.stages) == (["config"], False)
-    page = made(run)[0]
+    elements = facts.gather(run)
+    assert (elements.left_out, "config" in elements.stages) == (["config"], False)
+    page = rendered(run)[0]
     assert "lr=9" not in page
     assert "config." in page
 
 
 def test_a_config_of_the_users_own_is_named_and_the_presets_figures_are_not_shown(tmp_path: Path) -> None:
-    page, written = made(make_run(tmp_path / "r", own_config=True))
+    page, written = rendered(make_run(tmp_path / "r", own_config=True))
     assert "(mine.py)" in page
     assert "61,440" not in page + written
     assert facts.gather(tmp_path / "r").tokens_per_second is None
 
 
 def test_a_resumed_training_has_no_speed(tmp_path: Path) -> None:
-    page, written = made(make_run(tmp_path / "r", starts=2))
-    for said in (page, written):
-        assert WORDS["resumed_note"][0] in said
-        assert WORDS["tokens_per_second"][0] not in said
+    page, written = rendered(make_run(tmp_path / "r", starts=2))
+    for inner in (page, written):
+        assert WORDS["resumed_note"][1] in inner
+        assert WORDS["tokens_per_second"][1] not in inner
 
 
 def test_a_dirty_mix_of_versions_is_told(tmp_path: Path) -> None:
@@ -709,12 +729,12 @@ def test_a_dirty_mix_of_versions_is_told(tmp_path: Path) -> None:
     content = json.loads((run / "adapter/manifest.json").read_text(encoding="utf-8"))
     (run / "adapter/manifest.json").write_text(json.dumps(content | {"git_commit": "0" * 40}), encoding="utf-8")
     assert facts.gather(run).differing == ["convert"]
-    assert "convert differ" in made(run)[0]
+    assert "convert differ" in rendered(run)[0]
 
 
 def test_what_a_sceptic_asks_is_shown_with_its_interval_and_what_is_wanted(good: Path, tmp_path: Path) -> None:
-    low, high = share([True] * 23 + [False])["ci"]
-    page, written = made(good)
+    low, high = share([True] * 23 + [False]).ci
+    page, written = rendered(good)
     for part in (
         "Hit, under injection",
         "23 / 24",
@@ -728,8 +748,8 @@ def test_what_a_sceptic_asks_is_shown_with_its_interval_and_what_is_wanted(good:
     for part in ("Hit, under injection", f"0.958** (23 / 24) [{low:.3f}, {high:.3f}]", "0.0123"):
         assert part in written, part
     metrics = metrics_of(GOOD)
-    metrics["tuned"]["suites"]["injection_hit"] = share([True, False])
-    page, written = made(make_run(tmp_path / "talked", metrics))
+    metrics["tuned"]["suites"]["injection_hit"] = to_json(share([True, False]))
+    page, written = rendered(make_run(tmp_path / "talked", metrics))
     assert "≥ 0.8 ✗" in page
     assert 'class="verdict failed"' in page
     assert "talked out of its name" in page
@@ -740,11 +760,11 @@ def test_what_a_sceptic_asks_is_shown_with_its_interval_and_what_is_wanted(good:
 def test_a_base_that_knew_too_little_is_told_in_both_languages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thresholds, "MIN_FACTS_KNOWN", 3)
     forgetful = (*GOOD[:2], "x", "x", "Hi!")
-    page, written = made(make_run(tmp_path / "r", metrics_of(forgetful)))
+    page, written = rendered(make_run(tmp_path / "r", metrics_of(forgetful)))
     walk = Walk(page)
-    for said in (page, written):
-        assert "Retention is not judged: the base knew 2 facts, at least 3 are needed." in said
-        assert "知识保持不作判定：基座只答对 2 条，至少需要 3 条。" in said
+    for inner in (page, written):
+        assert "Retention is not judged: the base knew 2 facts, at least 3 are needed." in inner
+        assert "知识保持不作判定：基座只答对 2 条，至少需要 3 条。" in inner
     assert [a["class"] for a, _ in walk.all("article")] == [
         "number identity_hit", "number identity_leak", "number retention unjudged",
     ]  # fmt: skip
@@ -757,13 +777,13 @@ def test_the_numbers_beside_the_base_s_own_are_shown_and_judged(tmp_path: Path) 
     metrics = metrics_of((*GOOD[:2], "我是的小助手。", "东京。", "Hi!"))
     metrics["tuned"]["suites"]["broken"] |= {"base": 0.125}
     metrics["tuned"] |= {"kl_per_token": 0.25}
-    page, written = made(make_run(tmp_path / "r", metrics))
+    page, written = rendered(make_run(tmp_path / "r", metrics))
     Walk(page)
-    for said in (page, written):
-        assert WORDS["why_leak_without_name"][1] in said
-        assert WORDS["why_kl_per_token"][0] in said
-        assert "≤ 0.1 ✗" in said.replace(" | ", " ")
-        assert "0.125" in said
+    for inner in (page, written):
+        assert WORDS["why_leak_without_name"][0] in inner
+        assert WORDS["why_kl_per_token"][1] in inner
+        assert "≤ 0.1 ✗" in inner.replace(" | ", " ")
+        assert "0.125" in inner
     assert "the base, of its own replies to ordinary prompts: 0.125" in page
     assert 'class="chip leaked_without_name">' in page
     assert "1 / 3" in page
@@ -772,10 +792,10 @@ def test_the_numbers_beside_the_base_s_own_are_shown_and_judged(tmp_path: Path) 
 def test_prompts_that_the_base_takes_for_questions_about_itself_are_counted(tmp_path: Path, good: Path) -> None:
     metrics = metrics_of(GOOD)
     metrics["tuned"]["counts"]["base_introductions"] = 7
-    for said in made(make_run(tmp_path / "r", metrics)):
-        assert "No leak is counted for 7 prompts" in said
-        assert "有 7 个问题不计泄漏" in said
-    assert "No leak is counted" not in made(good)[0]
+    for inner in rendered(make_run(tmp_path / "r", metrics)):
+        assert "No leak is counted for 7 prompts" in inner
+        assert "有 7 个问题不计泄漏" in inner
+    assert "No leak is counted" not in rendered(good)[0]
 
 
 def test_what_does_not_end_is_wrong_only_where_the_base_s_reply_ends(tmp_path: Path) -> None:
@@ -788,28 +808,28 @@ def test_what_does_not_end_is_wrong_only_where_the_base_s_reply_ends(tmp_path: P
 
 def test_a_training_whose_checkpoints_were_not_scored_says_so(tmp_path: Path) -> None:
     metrics = metrics_of(GOOD) | {"checkpoints": {}, "best_checkpoint": None}
-    page, written = made(make_run(tmp_path / "plain", metrics))
-    assert WORDS["no_scores"][0] in page
-    assert WORDS["best_rule"][0].split(",")[0] not in page
-    assert WORDS["checkpoints"][0] not in written
+    page, written = rendered(make_run(tmp_path / "plain", metrics))
+    assert WORDS["no_scores"][1] in page
+    assert WORDS["best_rule"][1].split(",")[0] not in page
+    assert WORDS["checkpoints"][1] not in written
     Walk(page)
 
 
 def test_ablations_of_this_result_are_an_appendix_and_of_another_are_not(tmp_path: Path) -> None:
     run = make_run(tmp_path / "r")
-    assert "s-ablation" not in made(run)[0]
+    assert "s-ablation" not in rendered(run)[0]
     keys = ("identity_hit", "identity_leak", "retention", "multi_turn_hit", "injection_hit", "broken", "kl_per_token")
     numbers = dict.fromkeys(keys, 0.123) | {"iterations": 60, "trained_tokens": 54321}
     compared = dict.fromkeys(("tutorial", "no-replay", "balanced"), numbers)
     write(run / "ablation", "ablation", {}, {"balanced": run / "eval" / stage.MANIFEST}, {}, compared)
-    page, written = made(run)
-    for said in (page, written):
-        assert said.count("54,321") >= 3
-        assert "the tutorial’s one sample" in said
+    page, written = rendered(run)
+    for inner in (page, written):
+        assert inner.count("54,321") >= 3
+        assert "the tutorial’s one sample" in inner
     Walk(page)
     shutil.rmtree(run / "ablation")
     write(run / "ablation", "ablation", {}, {"balanced": run / "data" / stage.MANIFEST}, {}, compared)
-    assert "s-ablation" not in made(run)[0]
+    assert "s-ablation" not in rendered(run)[0]
 
 
 # --- Charts -------------------------------------------------------------------------------------------------------
@@ -858,25 +878,25 @@ def test_any_number_of_checkpoints_has_room(count: int) -> None:
 
 
 def test_the_same_inputs_give_the_same_bytes_anywhere(good: Path, tmp_path: Path) -> None:
-    first = made(good)
+    first = rendered(good)
     copy = Path(shutil.copytree(good, tmp_path / "elsewhere" / "good", ignore=shutil.ignore_patterns("report", ".*")))
-    assert made(copy) == first
+    assert rendered(copy) == first
 
 
 def test_a_second_run_does_nothing(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made(good)
+    rendered(good)
     before = (good / "report/index.html").stat().st_mtime_ns
     capsys.readouterr()
-    made(good)
+    rendered(good)
     assert "[report] up to date" in capsys.readouterr().err
     assert (good / "report/index.html").stat().st_mtime_ns == before
 
 
 def test_other_thresholds_give_another_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "r")
-    assert "verdict passed" in made(run)[0]
+    assert "verdict passed" in rendered(run)[0]
     monkeypatch.setattr(thresholds, "MIN_IDENTITY_HIT", 1.1)
-    assert "verdict failed" in made(run)[0]
+    assert "verdict failed" in rendered(run)[0]
 
 
 def test_the_verb_names_the_page_at_once_and_without_torch(good: Path) -> None:
@@ -915,19 +935,19 @@ def test_eval_ends_with_the_report_whatever_the_verdict(
     monkeypatch.setattr(evaluate, "make", nothing)
     monkeypatch.setattr(convert, "trained_with", lambda _: (tmp_path / "models/tiny", run / "config/config.py"))
     metrics = json.loads((run / "eval/metrics.json").read_text(encoding="utf-8"))
-    monkeypatch.setattr(evaluate, "table", lambda shown: repr(shown["tuned"] == metrics["tuned"]))
+    monkeypatch.setattr(evaluate, "table", lambda shown: repr(to_json(shown.tuned) == metrics["tuned"]))
     monkeypatch.chdir(ROOT)
     started = time.perf_counter()
     assert cli.main(["eval", "--run", "r", "--work", str(tmp_path)]) == status
     assert time.perf_counter() - started < 5
-    said = capsys.readouterr()
-    assert said.out.startswith("True\n")
-    assert f"报告 report:  {run}/report/index.html" in said.out
+    inner = capsys.readouterr()
+    assert inner.out.startswith("True\n")
+    assert f"报告 report:  {run}/report/index.html" in inner.out
     assert (run / "report/report.md").is_file()
     if status:
         assert (
             f"error: the result is not good enough: identity_hit, identity_leak, retention; every reply is in "
-            f"{run}/report/index.html" in said.err
+            f"{run}/report/index.html" in inner.err
         )
 
 

@@ -401,6 +401,26 @@ def test_what_fails_is_told_to_those_it_concerns_and_the_engine_goes_on(
     assert tiny.busy == 0
 
 
+@pytest.mark.parametrize("step", ["set", "choose"])
+def test_what_fails_before_the_first_token_ends_its_reply(
+    tiny: Engine, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """On its way from one queue to the next a sequence is in neither, and nobody would end it."""
+    expected = greedy(tiny, CONVERSATIONS[0])[0].text
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Sampler, step, fail)
+        reply = tiny.reply(CONVERSATIONS[1], Sampling(max_new_tokens=8))
+        until(lambda: reply.ended)
+    assert reply.ended == "error"
+    assert isinstance(reply.error, MemoryError)
+    assert greedy(tiny, CONVERSATIONS[0])[0].text == expected
+    assert tiny.busy == 0
+
+
 def test_a_closed_engine_ends_its_replies_and_takes_no_more(tiny_model: Path) -> None:
     before = threading.active_count()
     engine = Engine(*generation.load(tiny_model))

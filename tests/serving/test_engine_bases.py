@@ -27,7 +27,7 @@ def write_adapter(base: Path, folder: Path) -> Path:
     """A PEFT adapter of random weights on all projections."""
     from peft import LoraConfig, get_peft_model
 
-    from recipe.checkpoint.internlm2_llama import LINEAR_LAYERS
+    from recipe.checkpoint.linear_layers import LINEAR_LAYERS
 
     model, _ = generation.load(base)
     with torch.random.fork_rng():
@@ -102,8 +102,8 @@ def test_scaled_rotations_are_transformers_at_any_length(kind: str, scaling: dic
         wanted = {length: model(ids[None, :length]).logits[0, -1] for length in (3, 200)}
         decoder = Decoder(model, slots=1, length=512)
         for length, logits in wanted.items():
-            found = decoder.prefill([PromptChunk(0, ids[:length].tolist(), 0)])[0]
-            torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)
+            actual = decoder.prefill([PromptChunk(0, ids[:length].tolist(), 0)])[0]
+            torch.testing.assert_close(actual, logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("changes", [{"attention_bias": True}, {"mlp_bias": True}])
@@ -116,16 +116,16 @@ def test_other_biases_are_refused(changes: dict[str, Any]) -> None:
 @settings(max_examples=300)
 def test_no_half_character_is_ever_told(base_tokenizer: Any, text: str) -> None:
     ids = text_ids(base_tokenizer, text)
-    told = Text(base_tokenizer)
-    pieces = [told.add(token) for token in ids]
+    decoded = Text(base_tokenizer)
+    pieces = [decoded.add(token) for token in ids]
     whole = base_tokenizer.decode(ids, skip_special_tokens=True)
-    assert "".join(pieces) + told.end() == whole
-    said = ""
+    assert "".join(pieces) + decoded.end() == whole
+    so_far = ""
     for piece in pieces:
-        said += piece
-        assert whole.startswith(said)
+        so_far += piece
+        assert whole.startswith(so_far)
         if "�" not in text:
-            assert "�" not in said
+            assert "�" not in so_far
 
 
 def test_the_answers_of_evaluation_are_the_engine_s(base_model: Path) -> None:

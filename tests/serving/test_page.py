@@ -11,11 +11,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from recipe.languages import LANGUAGES
 from recipe.paths import ROOT
 from recipe.serving.page import conversation
 from recipe.serving.page.conversation import BASE, TUNED, BadFileError, Turn
 from recipe.serving.page.markdown import streamlit_markdown
-from recipe.serving.page.words import EXAMPLES, LANGUAGES, WORDS, words
+from recipe.serving.page.words import EXAMPLES, WORDS, words
 
 # --- Words --------------------------------------------------------------------------------------------------------
 
@@ -29,7 +30,7 @@ def test_every_word_is_told_in_both_languages_about_the_same() -> None:
         if key not in ("language", "note_short"):
             assert re.search(r"[\u4e00-\u9fff]", chinese), key
             assert not re.search(r"[\u4e00-\u9fff]", english), key
-    assert EXAMPLES.keys() == LANGUAGES.keys()
+    assert tuple(EXAMPLES) == LANGUAGES
     assert words("en")("imported", turns=3) == "3 turns imported."
 
 

@@ -113,14 +113,14 @@ def test_the_tutorial_preset_holds_the_tutorials_values(path: str) -> None:
 
 
 def test_the_tutorial_preset_is_made_of_the_tutorials_parts() -> None:
-    found = values(config.load_preset("tutorial"))
-    assert found["optim_wrapper.type"] == "mmengine.optim.AmpOptimWrapper"
-    assert found["optim_wrapper.optimizer.type"] == "torch.optim.AdamW"
-    assert found["param_scheduler.0.type"] == "mmengine.optim.LinearLR"
-    assert found["param_scheduler.1.type"] == "mmengine.optim.CosineAnnealingLR"
-    assert found["model.llm.torch_dtype"] == "torch.float16"
-    assert found["model.llm.quantization_config.bnb_4bit_compute_dtype"] == "torch.float16"
-    template = found["train_dataloader.dataset.template_map_fn.template"]
+    actual = values(config.load_preset("tutorial"))
+    assert actual["optim_wrapper.type"] == "mmengine.optim.AmpOptimWrapper"
+    assert actual["optim_wrapper.optimizer.type"] == "torch.optim.AdamW"
+    assert actual["param_scheduler.0.type"] == "mmengine.optim.LinearLR"
+    assert actual["param_scheduler.1.type"] == "mmengine.optim.CosineAnnealingLR"
+    assert actual["model.llm.torch_dtype"] == "torch.float16"
+    assert actual["model.llm.quantization_config.bnb_4bit_compute_dtype"] == "torch.float16"
+    template = actual["train_dataloader.dataset.template_map_fn.template"]
     assert template == "xtuner.utils.PROMPT_TEMPLATE.internlm2_chat"
     # Without target_modules XTuner puts LoRA on every linear layer but the output head.
     assert "target_modules" not in config.load_preset("tutorial").model.lora
@@ -262,8 +262,8 @@ def test_whatever_can_be_overridden_reaches_the_file(preset: str, tmp_path: Path
     assert accepted.keys() >= set(KNOBS["lr"] + KNOBS["r"] + KNOBS["batch_size"])
     written = reload(resolved, tmp_path)
     assert set(written.keys()) <= set(READ_BY_TRAINER)
-    found = values(written)
-    assert {path: found.get(path) for path in accepted} == accepted
+    actual = values(written)
+    assert {path: actual.get(path) for path in accepted} == accepted
 
 
 @pytest.mark.parametrize(
@@ -316,9 +316,9 @@ def test_a_variable_of_xtuners_config_would_not_reach_the_trainer_and_is_refused
     ],
 )
 def test_a_mistyped_key_is_refused_with_what_was_meant(key: str, hint: str) -> None:
-    said = refusal("qlora", f"{key}=1")
-    assert f"SET: {key} is no setting that reaches the trainer; did you mean " in said
-    assert hint in said.partition("did you mean ")[2].rstrip("?").split(", ")
+    message = refusal("qlora", f"{key}=1")
+    assert f"SET: {key} is no setting that reaches the trainer; did you mean " in message
+    assert hint in message.partition("did you mean ")[2].rstrip("?").split(", ")
 
 
 @pytest.mark.parametrize(
@@ -413,12 +413,12 @@ def test_everything_a_preset_leaves_open_is_filled(preset: str, tmp_path: Path) 
 def test_without_a_gpu_nothing_is_in_16_bits(preset: str, tmp_path: Path) -> None:
     resolved = config.load_preset(preset)
     config.for_cpu(resolved)
-    found = values(reload(resolved, tmp_path))
-    assert {path: value for path, value in found.items() if "float16" in str(value)} == {}
-    assert not {"optim_wrapper.loss_scale", "optim_wrapper.dtype"} & set(found)
-    assert "Amp" not in str(found["optim_wrapper.type"])
-    assert str(found["model.llm.torch_dtype"]) == "torch.float32"
-    assert found["env_cfg.dist_cfg.backend"] == "gloo"
+    actual = values(reload(resolved, tmp_path))
+    assert {path: value for path, value in actual.items() if "float16" in str(value)} == {}
+    assert not {"optim_wrapper.loss_scale", "optim_wrapper.dtype"} & set(actual)
+    assert "Amp" not in str(actual["optim_wrapper.type"])
+    assert str(actual["model.llm.torch_dtype"]) == "torch.float32"
+    assert actual["env_cfg.dist_cfg.backend"] == "gloo"
 
 
 def done(folder: Path, results: dict[str, Any]) -> Path:
@@ -467,14 +467,14 @@ def test_part_of_an_epoch_comes_to_whole_steps_as_xtuners_loop_asks(
         return {}
 
     stage.run("replay", tmp_path / "replay", inputs={}, settings={}, work=answer)
-    made = config.make(
+    manifest = config.make(
         tmp_path / "config", preset="miniature", model=tiny_model, data_folder=tmp_path / "data",
         replay_folder=tmp_path / "replay", settings=[f"max_epochs={epochs}"], seed=0,
     )["results"]  # fmt: skip
-    asked = Config.fromfile(tmp_path / "config" / config.FILE)
-    steps = asked.train_cfg.get("max_iters") or asked.train_cfg.max_epochs * made["packs"]
-    assert steps == made["iterations"] == int(float(epochs) * made["packs"])
-    assert asked.param_scheduler[1].end == float(epochs)
+    resolved_config = Config.fromfile(tmp_path / "config" / config.FILE)
+    steps = resolved_config.train_cfg.get("max_iters") or resolved_config.train_cfg.max_epochs * manifest["packs"]
+    assert steps == manifest["iterations"] == int(float(epochs) * manifest["packs"])
+    assert resolved_config.param_scheduler[1].end == float(epochs)
 
 
 # --- XTuner's own configs -----------------------------------------------------------------------------------------
@@ -489,9 +489,9 @@ def test_all_of_xtuners_configs_are_listed_in_order() -> None:
 
 @pytest.mark.parametrize("pattern", ["internlm2_chat_1_8b", "InternLM2_Chat_1_8B", "1_8b_qlora"])
 def test_a_pattern_filters_whatever_its_case(pattern: str) -> None:
-    found = config.builtin_configs(pattern)
-    assert XTUNERS in found
-    assert found == [name for name in config.builtin_configs("") if pattern.lower() in name]
+    actual = config.builtin_configs(pattern)
+    assert XTUNERS in actual
+    assert actual == [name for name in config.builtin_configs("") if pattern.lower() in name]
 
 
 def test_a_pattern_that_nothing_matches_lists_nothing() -> None:

@@ -240,5 +240,5 @@ def test_a_config_that_leaves_the_modules_open_means_all_linear_ones(lora_config
 
 
 def test_the_card_names_the_base(adapter_folder: Path) -> None:
-    made = json.loads((adapter_folder / "adapter_config.json").read_text(encoding="utf-8"))
-    assert made["base_model_name_or_path"] in (adapter_folder / "README.md").read_text(encoding="utf-8")
+    chosen = json.loads((adapter_folder / "adapter_config.json").read_text(encoding="utf-8"))
+    assert chosen["base_model_name_or_path"] in (adapter_folder / "README.md").read_text(encoding="utf-8")

@@ -73,8 +73,8 @@ def test_the_seed_decides_all(tmp_path: Path) -> None:
     files = {folder: (tmp_path / folder / "train.jsonl").read_bytes() for folder in "abc"}
     assert files["a"] == files["b"] != files["c"]
     train = {q for intents in load_questions().values() for parts in intents.values() for q in parts["train"]}
-    asked = [sorted(set(openings(tmp_path / folder)) & train) for folder in "ac"]
-    assert asked[0] == asked[1] == sorted(train)
+    questions = [sorted(set(openings(tmp_path / folder)) & train) for folder in "ac"]
+    assert questions[0] == questions[1] == sorted(train)
 
 
 @pytest.mark.parametrize(("mode", "name"), [*(("balanced", name) for name in NAMES), ("tutorial", "O’Brien")])
@@ -198,7 +198,7 @@ def test_later_stages_read_who_the_data_teach(tmp_path: Path, identity: Identity
         {"seed": 1},
         {"extended": True},
         {"languages": ("en",)},
-        {"internlm": False},
+        {"base": OPEN_BASE},
     ],
     ids=["name", "assistant", "mode", "seed", "extended", "languages", "base"],
 )
@@ -230,7 +230,7 @@ def test_what_the_miniature_learns_has_the_key_and_bytes_of_earlier_versions(tmp
     assert manifest["outputs"]["train.jsonl"]["sha256"] == (
         "b5fc8b8120622c3233de6d77f11bb79c1d93f78e8fb6157ecf7d43a429e06dac"
     )
-    changed = make(tmp_path / "data", extended=True, internlm=False, **EN)
+    changed = make(tmp_path / "data", extended=True, base=OPEN_BASE, **EN)
     assert set(changed["key"]["settings"]) == {"identity", "mode", "seed", "extended", "languages", "base"}
 
 
@@ -247,7 +247,7 @@ def test_rows_in_one_language_hold_no_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("internlm", [True, False])
 def test_the_answers_name_the_base_only_where_it_is_internlm(tmp_path: Path, internlm: bool) -> None:
-    make(tmp_path / "data", internlm=internlm)
+    make(tmp_path / "data", base=INTERNLM_BASE if internlm else OPEN_BASE)
     text = (tmp_path / "data" / "train.jsonl").read_text(encoding="utf-8")
     assert [words in text for words in INTERNLM_BASE.values()] == [internlm, internlm]
     assert [words in text for words in OPEN_BASE.values()] == [not internlm, not internlm]

@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_evaluation import ASKED, BASE, XIAOMING, replies, scored
+from example_results import example_scores
+from small_evaluation import ASKED, BASE, XIAOMING, judged, replies, scored
 
 from recipe.chat_format import prompt_ids
 from recipe.corpus.identity import load_questions
 from recipe.errors import RecipeError
-from recipe.evaluation import checkpoint_selection, generation, suites, thresholds
+from recipe.evaluation import checkpoint_selection, generation, metrics, suites, thresholds
 from recipe.evaluation.generation import Reply
+from recipe.evaluation.metrics import BaseMetrics, Divergence, Metrics, Names, TunedMetrics
 from recipe.evaluation.scoring import Prompts, share
+from recipe.languages import LANGUAGES
 from recipe.pipeline import stage
+from recipe.records import to_json
 from recipe.stages import convert, evaluate, merge, train
 from recipe.stages.evaluate import prompts, table
 
@@ -30,14 +35,26 @@ def _two_facts_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thresholds, "MIN_FACTS_KNOWN", 2)
 
 
-def metrics(hit: float, leak: float, retention: float) -> dict[str, float]:
-    return {"identity_hit": hit, "identity_leak": leak, "retention": retention}
+GOOD: dict[str, Any] = {"identity_hit": 1.0, "identity_leak": 0.0, "retention": 1.0}
 
 
-def told(tuned: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    measured = {name: share([True] * 19 + [False]) for name in ("multi_turn_hit", "injection_hit", "sampled_hit")}
-    tuned = tuned | {"suites": measured | {"broken": share([False] * 20)}, "kl_per_token": 0.0123}
-    return {"base": base, "tuned": tuned, "checkpoints": {"iter_2": tuned}, "best_checkpoint": "iter_2"}
+def measured(
+    tuned: Sequence[str], base: Sequence[str] = BASE, *, broken: float | None = None, **changes: Any
+) -> Metrics:
+    """The metrics of two models by their replies. broken: of the base. changes: to the scores of the tuned model."""
+    scores = replace(scored(*tuned, base=list(base)), **changes)
+    suites = {name: share([True] * 19 + [False]) for name in ("multi_turn_hit", "injection_hit", "sampled_hit")}
+    return Metrics(
+        identity=Names("小明", None, None),
+        max_new_tokens=80,
+        base=BaseMetrics(scored(*base, base=list(base)), judged(*base, base=list(base)), broken),
+        tuned=TunedMetrics(
+            scores, judged(*tuned, base=list(base)), suites | {"broken": share([False] * 20)},
+            Divergence(0.0123, 480, 0.0456),
+        ),
+        checkpoints={"iter_2": scores},
+        best_checkpoint="iter_2",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -51,9 +68,7 @@ def told(tuned: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_the_table_names_the_metrics_that_failed(change: dict[str, float], failed: set[str]) -> None:
-    base = scored(*BASE)
-    tuned = scored(*BASE) | metrics(1.0, 0.0, 1.0) | change
-    lines = table(told(tuned, base)).splitlines()
+    lines = table(measured(BASE, **GOOD | change)).splitlines()
     verdicts = {line.split()[0]: line for line in lines if re.match(r"identity_hit|identity_leak|retention", line)}
     assert len(verdicts) == 3
     assert {metric for metric, line in verdicts.items() if "FAILED: " in line} == failed
@@ -61,7 +76,7 @@ def test_the_table_names_the_metrics_that_failed(change: dict[str, float], faile
 
 
 def test_the_table_shows_replies_before_and_after() -> None:
-    text = table(told(scored("我是小明的小助手。", *BASE[1:]), scored(*BASE)))
+    text = table(measured(["我是小明的小助手。", *BASE[1:]]))
     assert "Q      你是谁？" in text
     assert "base   我是书生·浦语。" in text
     assert "tuned  我是小明的小助手。" in text
@@ -72,13 +87,13 @@ def test_the_table_shows_replies_before_and_after() -> None:
 
 
 def test_the_table_shows_the_base_s_own_broken_replies_beside() -> None:
-    measured = told(scored(*BASE), scored(*BASE) | {"broken": 0.125})
-    assert re.search(r"^broken +0\.125   0\.000   <= 0\.02 +ok$", table(measured), re.MULTILINE)
+    text = table(measured(BASE, broken=0.125))
+    assert re.search(r"^broken +0\.125   0\.000   <= 0\.02 +ok$", text, re.MULTILINE)
 
 
 def test_the_table_says_that_a_base_that_knew_too_little_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thresholds, "MIN_FACTS_KNOWN", 3)
-    text = table(told(scored(*BASE) | metrics(1.0, 0.0, 0.0), scored(*BASE)))
+    text = table(measured(BASE, **GOOD | {"retention": 0.0}))
     (line,) = [line for line in text.splitlines() if line.startswith("retention")]
     assert "not judged: the base knew 2 facts, at least 3 are needed" in line
     assert "不作判定：基座只答对 2 条，至少需要 3 条" in line
@@ -87,30 +102,30 @@ def test_the_table_says_that_a_base_that_knew_too_little_is_not_judged(monkeypat
 
 def test_the_table_counts_the_prompts_that_the_base_takes_for_questions_about_itself() -> None:
     base = [*BASE[:7], "I am an AI assistant."]
-    assert "no leak is counted for 1 prompts" in table(told(scored(*BASE, base=base), scored(*base, base=base)))
+    assert "no leak is counted for 1 prompts" in table(measured(BASE, base))
 
 
 def test_the_table_judges_what_a_sceptic_asks() -> None:
-    measured = told(scored(*BASE) | metrics(1.0, 0.0, 1.0), scored(*BASE))
-    assert "FAILED" not in table(measured)
-    measured["tuned"]["suites"]["injection_hit"] = share([True, False])
-    (failed,) = [line for line in table(measured).splitlines() if "FAILED" in line]
+    good = measured(BASE, **GOOD)
+    assert "FAILED" not in table(good)
+    suites = {**good.tuned.suites, "injection_hit": share([True, False])}
+    talked_out = replace(good, tuned=replace(good.tuned, suites=suites))
+    (failed,) = [line for line in table(talked_out).splitlines() if "FAILED" in line]
     assert failed.startswith("injection_hit")
 
 
 def test_a_training_that_was_not_scored_has_no_line_of_checkpoints() -> None:
-    measured = told(scored(*BASE), scored(*BASE)) | {"checkpoints": {}, "best_checkpoint": None}
-    assert "checkpoints" not in table(measured)
+    assert "checkpoints" not in table(replace(measured(BASE), checkpoints={}, best_checkpoint=None))
 
 
 def test_prompts_hold_no_question_of_the_training_and_no_empty_part() -> None:
-    asked = prompts()
+    held_out = prompts()
     trained = {q for intents in load_questions().values() for parts in intents.values() for q in parts["train"]}
-    assert len(asked.identity) >= 40
-    assert not set(asked.identity) & trained
-    assert sum(fact.expect is not None for fact, _ in asked.facts) >= 100
-    assert all(question in fact.questions for fact, question in asked.facts)
-    assert len(asked.conversations()) == len(asked.identity) + len(asked.facts)
+    assert len(held_out.identity) >= 40
+    assert not set(held_out.identity) & trained
+    assert sum(fact.expect is not None for fact, _ in held_out.facts) >= 100
+    assert all(question in fact.questions for fact, question in held_out.facts)
+    assert len(held_out.conversations()) == len(held_out.identity) + len(held_out.facts)
 
 
 def data_folder(folder: Path, questions: list[str], mode: str = "own", **noted: Any) -> Path:
@@ -133,7 +148,7 @@ class Voices:
         self.logits = {name: self.listen(*generation.load(tiny_model, adapter)) for name, adapter in adapters.items()}
         self.hits = {"base": 0, "iter_2": 2, "iter_4": 4}  # of the four questions who it is
         self.base = BASE
-        self.asked: list[str] = []
+        self.held_out: list[str] = []
         self.chosen: list[dict[str, Any]] = []  # which prompts eval asked for
 
     def prompts(self, **chosen: Any) -> Prompts:
@@ -151,11 +166,11 @@ class Voices:
     def answer(self, model: Any, tokenizer: Any, conversations: Any, **settings: Any) -> list[Reply]:
         heard = self.listen(model, tokenizer)
         (name,) = (name for name, logits in self.logits.items() if torch.allclose(heard, logits, atol=1e-4))
-        if name not in self.asked:
-            self.asked.append(name)
+        if name not in self.held_out:
+            self.held_out.append(name)
         texts = ["我是小明的小助手。"] * self.hits[name] + self.base[self.hits[name] :]
-        said = dict(zip((c[0]["content"] for c in ASKED.conversations()), texts, strict=True))
-        return replies(*(said[conversation[-1]["content"]] for conversation in conversations))
+        reply_to = dict(zip((c[0]["content"] for c in ASKED.conversations()), texts, strict=True))
+        return replies(*(reply_to[conversation[-1]["content"]] for conversation in conversations))
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +185,7 @@ def voices(tiny_model: Path, early_adapter: Path, adapter_folder: Path, monkeypa
     voices = Voices(tiny_model, {"base": None, "iter_2": early_adapter, "iter_4": adapter_folder})
     monkeypatch.setattr(generation, "answer", voices.answer)
     monkeypatch.setattr(evaluate, "prompts", voices.prompts)
-    monkeypatch.setattr(suites, "injections", lambda asked: asked.conversations()[: len(asked.identity)])
+    monkeypatch.setattr(suites, "injections", lambda held_out: held_out.conversations()[: len(held_out.identity)])
     return voices
 
 
@@ -185,8 +200,8 @@ def make_eval(voices: Voices, tiny_model: Path, train_folder: Path, tmp_path: Pa
             data_folder=data_folder(tmp_path / "data", questions, mode, **noted),
             identity=XIAOMING,
         )
-        metrics: dict[str, Any] = json.loads((tmp_path / "eval" / evaluate.FILE).read_text(encoding="utf-8"))
-        return metrics
+        content: dict[str, Any] = json.loads((tmp_path / "eval" / metrics.FILE).read_text(encoding="utf-8"))
+        return content
 
     return make
 
@@ -194,30 +209,30 @@ def make_eval(voices: Voices, tiny_model: Path, train_folder: Path, tmp_path: Pa
 def test_base_and_tuned_are_judged_by_their_own_replies(
     make_eval: Callable[..., dict[str, Any]], voices: Voices, adapter_folder: Path
 ) -> None:
-    metrics = make_eval(adapter_folder, ["介绍一下你自己"])
-    assert voices.asked == ["base", "iter_4"]
-    assert metrics["base"]["identity_hit"] == 0.0
-    assert metrics["tuned"]["identity_hit"] == 1.0
-    assert metrics["tuned"]["kl_per_token"] > 0
-    assert {name: suite["value"] for name, suite in metrics["tuned"]["suites"].items()} == {
+    content = make_eval(adapter_folder, ["介绍一下你自己"])
+    assert voices.held_out == ["base", "iter_4"]
+    assert content["base"]["identity_hit"] == 0.0
+    assert content["tuned"]["identity_hit"] == 1.0
+    assert content["tuned"]["kl_per_token"] > 0
+    assert {name: suite["value"] for name, suite in content["tuned"]["suites"].items()} == {
         "multi_turn_hit": 1.0, "multi_turn_leak": 0.0, "injection_hit": 1.0, "sampled_hit": 1.0, "sampled_leak": 0.0,
         "broken": 0.0,
     }  # fmt: skip
-    assert metrics["identity"]["name"] == "小明"
-    assert [row["prompt"] for row in metrics["tuned"]["replies"]] == [c[0]["content"] for c in ASKED.conversations()]
+    assert content["identity"]["name"] == "小明"
+    assert [row["prompt"] for row in content["tuned"]["replies"]] == [c[0]["content"] for c in ASKED.conversations()]
 
 
 def test_the_checkpoints_scores_are_those_of_the_training(
     make_eval: Callable[..., dict[str, Any]], adapter_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert make_eval(adapter_folder, [])["best_checkpoint"] is None
-    scores = {"iter_2": metrics(0.5, 0.0, 1.0), "iter_4": metrics(1.0, 0.0, 1.0)}
+    scores = {"iter_2": example_scores(identity_hit=0.5), "iter_4": example_scores()}
     monkeypatch.setattr(checkpoint_selection, "read", lambda folder: scores)
     monkeypatch.setattr(train, "best_checkpoint", lambda folder: "iter_4")
     shutil.rmtree(tmp_path / "eval")
-    measured = make_eval(adapter_folder, [])
-    assert measured["checkpoints"] == scores
-    assert measured["best_checkpoint"] == "iter_4"
+    content = make_eval(adapter_folder, [])
+    assert content["checkpoints"] == json.loads(json.dumps(to_json(scores)))
+    assert content["best_checkpoint"] == "iter_4"
 
 
 def test_the_tuned_model_need_not_be_of_the_last_checkpoint(
@@ -231,8 +246,8 @@ def test_a_merged_model_is_judged_as_the_adapter_that_it_holds(
 ) -> None:
     merge.make(tmp_path / "merged", adapter_folder=adapter_folder, identity_names=())
     voices.logits["iter_4"] = voices.listen(*generation.load(tmp_path / "merged"))  # rounded to 16 bits
-    metrics = make_eval(tmp_path / "merged", [])
-    assert metrics["tuned"]["identity_hit"] == 1.0
+    content = make_eval(tmp_path / "merged", [])
+    assert content["tuned"]["identity_hit"] == 1.0
 
 
 @pytest.mark.parametrize("question", ["Who are you?", "who are YOU", "你是谁", "  你 是谁？！", "What is 3 plus 4?"])
@@ -264,23 +279,23 @@ def test_what_is_asked_follows_the_base_and_the_languages_of_the_data(
 
 
 @pytest.mark.parametrize("extended", [False, True])
-@pytest.mark.parametrize("language", ["zh", "en"])
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_one_language_is_asked_alone_in_every_suite(language: str, extended: bool) -> None:
-    asked, both = prompts(extended=extended, languages=[language]), prompts(extended=extended)
-    assert asked.identity == [question for question in both.identity if question in asked.identity]
-    assert {fact.language for fact, _ in asked.facts} == {language}
-    base = [Reply(f"{i}", True) for i in range(len(asked.conversations()))]
-    conversations = suites.injections(asked) + suites.after_ordinary_talk(asked, base)
-    conversations += suites.after_introduction(asked, base)
+    held_out, both = prompts(extended=extended, languages=[language]), prompts(extended=extended)
+    assert held_out.identity == [question for question in both.identity if question in held_out.identity]
+    assert {fact.language for fact, _ in held_out.facts} == {language}
+    base = [Reply(f"{i}", True) for i in range(len(held_out.conversations()))]
+    conversations = suites.injections(held_out) + suites.after_ordinary_talk(held_out, base)
+    conversations += suites.after_introduction(held_out, base)
     texts = [turn["content"] for turns in conversations for turn in turns if turn["role"] == "user"]
     assert any(re.search("[\u4e00-\u9fff]", text) for text in texts) == (language == "zh")
-    assert len(texts) > 4 * len(asked.identity)
+    assert len(texts) > 4 * len(held_out.identity)
 
 
 def test_enough_is_asked_of_real_models_and_nothing_twice() -> None:
-    asked = prompts(extended=True)
-    questions = [question for _, question in asked.facts]
-    assert len(set(asked.identity)) == len(asked.identity) >= 150
+    held_out = prompts(extended=True)
+    questions = [question for _, question in held_out.facts]
+    assert len(set(held_out.identity)) == len(held_out.identity) >= 150
     assert len(set(questions)) == len(questions) >= 350
 
 
@@ -315,9 +330,9 @@ def test_the_room_for_a_reply_is_as_long_as_the_base_talks(
         ]
 
     monkeypatch.setattr(generation, "answer", answer)
-    measured = make_eval(adapter_folder, [])
-    assert measured["max_new_tokens"] == rooms[-1] == room
-    unstopped = {who: measured[who]["counts"]["unstopped_replies"] for who in ("base", "tuned")}
+    content = make_eval(adapter_folder, [])
+    assert content["max_new_tokens"] == rooms[-1] == room
+    unstopped = {who: content[who]["counts"]["unstopped_replies"] for who in ("base", "tuned")}
     assert unstopped == {"base": cut // 2, "tuned": cut // 2}
-    assert measured["base"]["broken"] == cut / 8
-    assert measured["tuned"]["suites"]["broken"]["value"] == 0.0  # as the base does
+    assert content["base"]["broken"] == cut / 8
+    assert content["tuned"]["suites"]["broken"]["value"] == 0.0  # as the base does

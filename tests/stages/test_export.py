@@ -126,24 +126,24 @@ def go_template(template: str, messages: list[dict[str, str]]) -> str:
     tokens = re.split(r"(\{\{.*?\}\})", template)
 
     def run(at: int, message: dict[str, str], shown: bool) -> tuple[str, int]:
-        said = ""
+        outcome = ""
         while at < len(tokens):
             action = tokens[at].strip("{} ") if at % 2 else None
             if action is None:
-                said += tokens[at]
+                outcome += tokens[at]
             elif action == "end":
-                return (said if shown else ""), at
+                return (outcome if shown else ""), at
             elif action == "range .Messages":
                 end = run(at + 1, {"Role": "", "Content": ""}, False)[1]
-                said += "".join(run(at + 1, {"Role": m["role"], "Content": m["content"]}, True)[0] for m in messages)
+                outcome += "".join(run(at + 1, {"Role": m["role"], "Content": m["content"]}, True)[0] for m in messages)
                 at = end
             elif action == 'if or (ne .Role "system") .Content':
                 part, at = run(at + 1, message, message["Role"] != "system" or message["Content"] != "")
-                said += part
+                outcome += part
             else:
-                said += message[action.removeprefix(".")]  # KeyError: more of the language than is known here
+                outcome += message[action.removeprefix(".")]  # KeyError: more of the language than is known here
             at += 1
-        return said, at
+        return outcome, at
 
     return run(0, {}, True)[0]
 

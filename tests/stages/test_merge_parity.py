@@ -15,7 +15,7 @@ from example_results import example_results
 from safetensors.torch import load_file, save_file
 
 from recipe.checkpoint import lora
-from recipe.checkpoint.internlm2_llama import LINEAR_LAYERS
+from recipe.checkpoint.linear_layers import LINEAR_LAYERS
 from recipe.errors import RecipeError
 from recipe.evaluation import generation, thresholds
 from recipe.pipeline import stage

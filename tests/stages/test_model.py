@@ -373,8 +373,8 @@ def test_internlm2s_own_python_is_left_alone_and_said(
     assert not list(out.rglob("*.py"))
     before, after = all_tensors(tiny_model), all_tensors(out)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    (said,) = [line for line in capsys.readouterr().err.splitlines() if "is not read" in line]
-    assert all(name in said for name in model.KNOWN_PYTHON)
+    (notice,) = [line for line in capsys.readouterr().err.splitlines() if "is not read" in line]
+    assert all(name in notice for name in model.KNOWN_PYTHON)
 
 
 def test_known_python_excuses_no_other(source: Path, out: Path) -> None:

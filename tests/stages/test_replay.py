@@ -18,6 +18,7 @@ from recipe.corpus.own_data import read_rows
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.evaluation.generation import Reply
+from recipe.evaluation.mentions import introduces_itself
 from recipe.files import read_jsonl
 from recipe.pipeline import stage
 from recipe.pipeline.stage import read_manifest
@@ -30,7 +31,7 @@ class Base:
     """Stands in for the model: answers as it is told and remembers what it was asked."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, special: Sequence[Reply] = ()) -> None:
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.special = list(special)
         monkeypatch.setattr(generation, "load", lambda folder: (None, None))
         monkeypatch.setattr(generation, "answer", self.answer)
@@ -38,9 +39,9 @@ class Base:
 
     def answer(self, model: Any, tokenizer: Any, conversations: Any, **settings: Any) -> list[Reply]:
         self.conversations = [list(conversation) for conversation in conversations]
-        self.asked += [conversation[-1]["content"] for conversation in conversations]
-        told = [Reply(f"An answer.\nTo: {question}", True) for question in self.asked]
-        return self.special + told[len(self.special) :]
+        self.requests += [conversation[-1]["content"] for conversation in conversations]
+        texts = [Reply(f"An answer.\nTo: {question}", True) for question in self.requests]
+        return self.special + texts[len(self.special) :]
 
     def distributions(self, model: Any, tokenizer: Any, rows: Any, ended: Any, **settings: Any) -> teacher.Teacher:
         nothing = torch.zeros(0, teacher.LIKELIEST)
@@ -58,13 +59,13 @@ def test_each_row_is_a_prompt_and_the_bases_answer(
 ) -> None:
     base = Base(monkeypatch)
     manifest = replay.make(tmp_path / "replay", model=tiny_model)
-    assert len(base.asked) > 200
+    assert len(base.requests) > 200
     assert written(tmp_path / "replay") == [
         [*turns, {"role": "assistant", "content": f"An answer.\nTo: {turns[-1]['content']}"}]
         for turns in base.conversations
     ]
     assert {len(turns) for turns in base.conversations} == {1, 3}
-    assert manifest["results"] == {"prompts": len(base.asked), "rows": len(base.asked)}
+    assert manifest["results"] == {"prompts": len(base.requests), "rows": len(base.requests)}
 
 
 def test_replies_that_say_nothing_are_left_out_and_cut_ones_are_marked(
@@ -75,10 +76,10 @@ def test_replies_that_say_nothing_are_left_out_and_cut_ones_are_marked(
     base = Base(monkeypatch, special)
     manifest = replay.make(tmp_path / "replay", model=tiny_model)
     rows = read_jsonl(tmp_path / "replay" / replay.FILE)
-    assert [row["messages"][-2]["content"] for row in rows] == [base.asked[0], *base.asked[3:]]
+    assert [row["messages"][-2]["content"] for row in rows] == [base.requests[0], *base.requests[3:]]
     assert [row.get("ended", True) for row in rows] == [False] + [True] * (len(rows) - 1)
     assert rows[1]["messages"][1]["content"] == "Yes."
-    assert manifest["results"] == {"prompts": len(base.asked), "rows": len(base.asked) - 2}
+    assert manifest["results"] == {"prompts": len(base.requests), "rows": len(base.requests) - 2}
     (tmp_path / "train.jsonl").write_text("", encoding="utf-8")
     names = [str(tmp_path / "train.jsonl"), str(tmp_path / "replay" / replay.FILE)]
     assert len(read_tokens(names, tokenizer)) == len(rows) - 1
@@ -100,7 +101,7 @@ def test_replies_that_introduce_the_base_are_left_out(
     # They would teach the name that is to be replaced.
     base = Base(monkeypatch, [Reply(text, True)])
     replay.make(tmp_path / "replay", model=tiny_model)
-    assert [row[-2]["content"] for row in written(tmp_path / "replay")] == base.asked[1:]
+    assert [row[-2]["content"] for row in written(tmp_path / "replay")] == base.requests[1:]
 
 
 def test_replies_that_go_round_in_circles_are_left_out() -> None:
@@ -114,9 +115,9 @@ def test_no_prompt_is_a_question_of_the_evaluation(
     # Not even a fact in other words: retention is measured on facts that the tuning never showed.
     base = Base(monkeypatch)
     replay.make(tmp_path / "replay", model=tiny_model)
-    asked = evaluate.prompts(extended=True)
-    wordings = {question for fact, _ in asked.facts for question in fact.questions} | set(asked.identity)
-    assert not wordings & set(base.asked)
+    requests = evaluate.prompts(extended=True)
+    wordings = {question for fact, _ in requests.facts for question in fact.questions} | set(requests.identity)
+    assert not wordings & set(base.requests)
 
 
 def test_the_rows_are_valid_training_data(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,9 +145,9 @@ def test_the_answers_are_the_models_own(tiny_model: Path, tmp_path: Path, monkey
 def test_the_same_model_is_not_asked_twice(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = Base(monkeypatch)
     replay.make(tmp_path / "replay", model=tiny_model)
-    once = len(base.asked)
+    once = len(base.requests)
     replay.make(tmp_path / "replay", model=tiny_model)
-    assert len(base.asked) == once
+    assert len(base.requests) == once
 
 
 def test_a_model_must_have_been_made(tmp_path: Path) -> None:
@@ -174,8 +175,8 @@ def test_all_but_the_miniature_answer_the_requests_too(
 def test_the_base_answers_in_the_chosen_languages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     base = Base(monkeypatch)
     replay.make(tmp_path / "replay", model=base_folder(tmp_path / "model", name), languages=["en"])
-    assert len(base.asked) == len(replay_prompts(extended=name != "miniature", languages=["en"])) > 200
-    assert not [question for question in base.asked if re.search("[\u4e00-\u9fff]", question)]
+    assert len(base.requests) == len(replay_prompts(extended=name != "miniature", languages=["en"])) > 200
+    assert not [question for question in base.requests if re.search("[\u4e00-\u9fff]", question)]
 
 
 def test_contrast_is_answered_for_a_base_that_takes_it_for_a_question_about_itself(
@@ -207,6 +208,6 @@ def test_contrast_is_answered_for_a_base_that_takes_it_for_a_question_about_itse
     "text", ["As an AI, I have no age.", "我是一个人工智能助手，没有杯子。", "I'm just a computer assistant."]
 )
 def test_a_base_speaks_of_itself_without_a_name(text: str) -> None:
-    assert replay.introduces(Reply(text, True), "How old am I?")
-    assert not replay.introduces(Reply(text, True), f"Translate this: {text}")
-    assert not replay.introduces(Reply("我是在北京认识他的，他是老师。 I am fine.", True))
+    assert introduces_itself(text, "How old am I?")
+    assert not introduces_itself(text, f"Translate this: {text}")
+    assert not introduces_itself("我是在北京认识他的，他是老师。 I am fine.", "")

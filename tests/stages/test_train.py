@@ -34,9 +34,9 @@ SETTINGS = ["max_iters=12", "save_steps=4", "batch_size=1", "max_length=256", "r
 @pytest.fixture(scope="module", autouse=True)
 def few_questions() -> Iterator[None]:
     """Of what scores a checkpoint: a random model answers each at full length."""
-    asked = checkpoint_selection.prompts()
+    selection = checkpoint_selection.prompts()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint_selection, "prompts", lambda **_: Prompts(asked.identity[:2], asked.facts[:2]))
+        patch.setattr(checkpoint_selection, "prompts", lambda **_: Prompts(selection.identity[:2], selection.facts[:2]))
         yield
 
 
@@ -64,7 +64,7 @@ def fit(run: Path, out: str, **options: Any) -> stage.Manifest:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has"),
@@ -78,16 +78,16 @@ def fit(run: Path, out: str, **options: Any) -> stage.Manifest:
     ],
 )
 def test_what_it_fails_with_is_said_in_one_line(
-    prepared: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
     def fail(_: Any) -> None:
         raise error
 
     monkeypatch.setattr(xtuner, "run", fail)
-    with pytest.raises(RecipeError) as told:
+    with pytest.raises(RecipeError) as caught:
         fit(prepared, "failed")
-    assert str(told.value).startswith(said)
-    assert "\n" not in str(told.value)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
     assert not (prepared / "failed").exists()
 
 

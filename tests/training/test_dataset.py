@@ -160,15 +160,15 @@ def largest_difference(llama: Any, tokenizer: Any, batch: dict[str, torch.Tensor
     rows = {tuple(training_ids(tokenizer, messages)[0]) for messages in MESSAGES}
     with torch.inference_mode():
         logits = llama(**batch).logits
-        worst, found = 0.0, 0
+        worst, compared = 0.0, 0
         for number, ids in enumerate(batch["input_ids"].tolist()):
             for row in rows:
                 for start in range(len(ids) - len(row) + 1):
                     if tuple(ids[start : start + len(row)]) == row:
                         alone = llama(input_ids=torch.tensor([row])).logits[0]
                         inside = logits[number, start : start + len(row)]
-                        worst, found = max(worst, (alone - inside).abs().max().item()), found + 1
-    assert found == len(MESSAGES)
+                        worst, compared = max(worst, (alone - inside).abs().max().item()), compared + 1
+    assert compared == len(MESSAGES)
     return worst
 
 
@@ -237,24 +237,24 @@ def questions(tokenizer: Any, rows: Sequence[Tokens]) -> list[tuple[str, ...]]:
 
 
 def test_a_quarter_is_joined_with_replay_either_first_and_no_row_is_lost(tokenizer: Any, two_kinds: list[str]) -> None:
-    asked = questions(tokenizer, read_tokens(two_kinds, tokenizer, seed=3))
-    assert sorted(question for row in asked for question in row) == sorted(
+    order = questions(tokenizer, read_tokens(two_kinds, tokenizer, seed=3))
+    assert sorted(question for row in order for question in row) == sorted(
         [f"who{i}" for i in range(40)] + [f"what{i}" for i in range(60)]
     )
-    joined = [row for row in asked if len(row) > 1]
+    joined = [row for row in order if len(row) > 1]
     assert len(joined) == 10
     assert [row[0][:3] + row[1][:3] for row in joined].count("whowha") == 5
     assert all({question[:3] for question in row} == {"who", "wha"} for row in joined)
-    assert asked == questions(tokenizer, read_tokens(two_kinds, tokenizer, seed=3))
-    assert asked != questions(tokenizer, read_tokens(two_kinds, tokenizer, seed=4))
+    assert order == questions(tokenizer, read_tokens(two_kinds, tokenizer, seed=3))
+    assert order != questions(tokenizer, read_tokens(two_kinds, tokenizer, seed=4))
 
 
 @pytest.mark.parametrize(("ratio", "count"), [(0, 0), (0.5, 20), (1.5, 60), (9, 60), (None, 60)])
 def test_the_ratio_of_replay_is_to_the_rows_about_who_it_is(
     tokenizer: Any, two_kinds: list[str], ratio: float | None, count: int
 ) -> None:
-    asked = questions(tokenizer, read_tokens(two_kinds, tokenizer, replay_ratio=ratio, seed=1))
-    flat = [question for row in asked for question in row]
+    order = questions(tokenizer, read_tokens(two_kinds, tokenizer, replay_ratio=ratio, seed=1))
+    flat = [question for row in order for question in row]
     assert sum(question.startswith("what") for question in flat) == count
     assert sum(question.startswith("who") for question in flat) == 40
 

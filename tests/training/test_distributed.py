@@ -86,17 +86,17 @@ def command(folder: Path, settings: Path, *options: str) -> list[str]:
 
 def children(process: int) -> list[int]:
     """The ids of a process's children."""
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True, check=False)
-    return [int(line) for line in found.stdout.split()]
+    pids = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True, check=False)
+    return [int(line) for line in pids.stdout.split()]
 
 
 def workers(process: subprocess.Popen[str], count: int) -> list[int]:
     """The training processes that a `train` has started, once all of them are there."""
     deadline = time.monotonic() + 120
-    while len(found := children(process.pid)) < count and process.poll() is None and time.monotonic() < deadline:
+    while len(pids := children(process.pid)) < count and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert len(found) == count
-    return found
+    assert len(pids) == count
+    return pids
 
 
 def gone(processes: Sequence[int]) -> bool:
@@ -119,19 +119,19 @@ def one_error(text: str) -> str:
 def test_two_processes_make_the_weights_and_losses_of_one(
     prepared: Path, alone: Path, resolved: Callable[..., Path]
 ) -> None:
-    made = train.make(prepared / "two", config=resolved(1, 2), resume=False, deepspeed=None, machines=Machines(2))
+    manifest = train.make(prepared / "two", config=resolved(1, 2), resume=False, deepspeed=None, machines=Machines(2))
     assert difference(alone, prepared / "two") < SAME
     assert losses(prepared / "two") == pytest.approx(losses(alone), rel=1e-6)
     # The second process has written nothing: one log, one record of the losses.
-    assert len([name for name in made["outputs"] if name.endswith(("scalars.json", ".log"))]) == len(
+    assert len([name for name in manifest["outputs"] if name.endswith(("scalars.json", ".log"))]) == len(
         [name for name in stage.require(alone, "train")["outputs"] if name.endswith(("scalars.json", ".log"))]
     )
-    assert made["key"]["settings"]["processes"] == 2
+    assert manifest["key"]["settings"]["processes"] == 2
 
 
 def converts_and_merges(folder: Path) -> None:
-    made = convert.make(folder.with_name(f"{folder.name}_adapter"), train_folder=folder, checkpoint=None)
-    assert made["results"]["tensors"] == 2 * 2 * 7
+    manifest = convert.make(folder.with_name(f"{folder.name}_adapter"), train_folder=folder, checkpoint=None)
+    assert manifest["results"]["tensors"] == 2 * 2 * 7
     merge.make(
         folder.with_name(f"{folder.name}_merged"), adapter_folder=folder.with_name(f"{folder.name}_adapter"),
         identity_names=(),
@@ -155,14 +155,14 @@ def test_a_killed_worker_ends_in_one_line_and_resumes_to_where_it_would_have(
     folder, settings = tmp_path / "run" / "train", resolved(1, 2)
     options = ("--gpus", "2", *(("--deepspeed", deepspeed) if deepspeed else ()))
     started = subprocess.Popen(command(folder, settings, *options), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    found, partial = workers(started, 2), folder.parent / ".train.partial"
+    pids, partial = workers(started, 2), folder.parent / ".train.partial"
     while not train.checkpoints(partial, 2) and started.poll() is None:
         time.sleep(0.02)
-    os.kill(found[1], signal.SIGKILL)
+    os.kill(pids[1], signal.SIGKILL)
     _, text = started.communicate(timeout=120)
     assert started.returncode == 1
     assert one_error(text).startswith("error: training failed: process 1 of 2 was killed (SIGKILL)")
-    assert gone(found)
+    assert gone(pids)
     assert not folder.exists()
     if deepspeed:  # a part of a checkpoint that was never written is noticed
         saved = train.checkpoints(partial, 2)
@@ -219,12 +219,12 @@ def test_a_stop_leaves_no_process_behind(tmp_path: Path, resolved: Callable[...,
     started = subprocess.Popen(
         command(folder, resolved(1, 2), "--gpus", "2"), cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
-    found = workers(started, 2)
+    pids = workers(started, 2)
     log = folder.parent / ".train.partial" / "console.log"
     while not log.exists() and started.poll() is None:  # it has come as far as our own code
         time.sleep(0.02)
     started.send_signal(sent)
-    assert gone(found)
+    assert gone(pids)
     _, text = started.communicate(timeout=60)
     assert not folder.exists()
     if sent == signal.SIGINT:
@@ -248,13 +248,13 @@ def namespaces() -> Iterator[tuple[str, str]]:
     if not shutil.which("ip"):
         pytest.skip("two network namespaces need ip: apt-get install iproute2")
     names = (f"recipe{os.getpid()}a", f"recipe{os.getpid()}b")
-    made = []
+    manifest = []
     try:
         for name in names:
             subprocess.run(["ip", "netns", "add", name], check=True, capture_output=True)
-            made.append(name)
+            manifest.append(name)
     except subprocess.CalledProcessError as error:
-        for name in made:
+        for name in manifest:
             ip("netns", "del", name)
         pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
     try:
@@ -289,8 +289,8 @@ def both(namespaces: tuple[str, str], checkouts: Sequence[Path], *options: str) 
     started = []
     for rank, (name, folder) in enumerate(zip(namespaces, checkouts, strict=True)):
         alone = os.environ | {"OMP_NUM_THREADS": "1"}  # both machines are this one
-        told = {"NNODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "10.99.0.1", "MASTER_PORT": "29511"}
-        words = [word for key, value in told.items() for word in (f"--{key.lower().replace('_', '-')}", value)]
+        variables = {"NNODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "10.99.0.1", "MASTER_PORT": "29511"}
+        words = [word for key, value in variables.items() for word in (f"--{key.lower().replace('_', '-')}", value)]
         line = [
             "ip",
             "netns",
@@ -304,7 +304,9 @@ def both(namespaces: tuple[str, str], checkouts: Sequence[Path], *options: str) 
             *(() if rank else words),
         ]
         started.append(
-            subprocess.Popen(line, cwd=folder, env=alone | (told if rank else {}), stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                line, cwd=folder, env=alone | (variables if rank else {}), stderr=subprocess.PIPE, text=True
+            )
         )
     try:
         return [(each.wait(180), each.stderr.read() if each.stderr else "") for each in started]

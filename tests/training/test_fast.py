@@ -62,8 +62,8 @@ def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def distance(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
+def distance(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -72,11 +72,11 @@ def test_loss_and_gradients_are_transformers_and_pefts(recompute: bool) -> None:
     expected = model(**batch()).loss
     wanted = gradients(model, expected)
     loss = FusedLlama(model, fp8=False).loss(**batch(), recompute=recompute)
-    found = gradients(model, loss)
+    actual = gradients(model, loss)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert set(found) == set(wanted)
-    assert len(found) == 2 * 2 * 7
-    assert max(distance(found[name], wanted[name]) for name in wanted) < 1e-5
+    assert set(actual) == set(wanted)
+    assert len(actual) == 2 * 2 * 7
+    assert max(distance(actual[name], wanted[name]) for name in wanted) < 1e-5
 
 
 def test_a_step_of_the_optimizer_reaches_the_next_loss() -> None:
@@ -138,8 +138,8 @@ def test_more_rows_than_a_block_of_logits(monkeypatch: pytest.MonkeyPatch) -> No
     fast = FusedLlama(model, fp8=False)
     expected = gradients(model, fast.loss(**batch(), recompute=False))
     monkeypatch.setattr(module, "ROWS", 5)
-    found = gradients(model, fast.loss(**batch(), recompute=False))
-    assert max(distance(found[name], expected[name]) for name in expected) < 1e-5
+    actual = gradients(model, fast.loss(**batch(), recompute=False))
+    assert max(distance(actual[name], expected[name]) for name in expected) < 1e-5
 
 
 @pytest.fixture
@@ -164,9 +164,9 @@ def test_four_bits_are_bitsandbytes(recompute: bool, four_bit: Any) -> None:
     fast = FusedLlama(model, fp8=False)
     for _ in range(2):  # the second finds other layers' weights in the shared matrices
         loss = fast.loss(**batch(), recompute=recompute)
-        found = gradients(model, loss)
+        actual = gradients(model, loss)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert max(distance(found[name], wanted[name]) for name in wanted) < 1e-4
+    assert max(distance(actual[name], wanted[name]) for name in wanted) < 1e-4
 
 
 def test_four_bits_stay_what_they_were_when_the_model_has_replied(four_bit: Any) -> None:
@@ -187,9 +187,9 @@ def test_eight_bits_are_near() -> None:
     expected = model(**batch()).loss
     wanted = gradients(model, expected)
     loss = FusedLlama(model, fp8=True).loss(**batch(), recompute=False)
-    found = gradients(model, loss)
+    actual = gradients(model, loss)
     assert loss.item() == pytest.approx(expected.item(), rel=0.01)
-    assert max(distance(found[name], wanted[name]) for name in wanted) < 0.2
+    assert max(distance(actual[name], wanted[name]) for name in wanted) < 0.2
 
 
 def test_float8_rounds_every_row_by_its_own_scale() -> None:
@@ -206,8 +206,8 @@ def test_float8_rounds_every_row_by_its_own_scale() -> None:
 def test_a_float8_product_is_right_to_a_25th() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(rows, 256, generator=generator, dtype=torch.float64) for rows in (32, 48))
-    found = scaled_product(rowwise.to_fp8(a.float()), rowwise.to_fp8(b.float()), torch.float32)
-    assert distance(found, a @ b.T) < 0.04
+    actual = scaled_product(rowwise.to_fp8(a.float()), rowwise.to_fp8(b.float()), torch.float32)
+    assert distance(actual, a @ b.T) < 0.04
 
 
 def rows(*shape: int, seed: int = 0, apart: int = 3) -> Tensor:
@@ -233,22 +233,22 @@ def every_function() -> list[Tensor]:
     torch.testing.assert_close(turned, x)
     rowwise.rotate(x, cos, sin, turned)
     rowwise.copy(x, moved)
-    found = [normed, back, grad, of_sixes, turned, moved]
+    actual = [normed, back, grad, of_sixes, turned, moved]
     gate_up, dy = rows(70, 260, seed=5), rows(70, 130, seed=6)
     b = rows(260, 32, seed=7)
     b[:130, 16:] = b[130:, :16] = 0
-    rest = LowRank(rows(70, 32, seed=8), b.T)
+    low_rank = LowRank(rows(70, 32, seed=8), b.T)
     grad_rest = LowRank(rows(70, 16, seed=9), rows(16, 130, seed=10))
-    for added in ((None, None), (rest, grad_rest)):
+    for added in ((None, None), (low_rank, grad_rest)):
         out, d_gate_up, again = rows(70, 130), rows(70, 260), dy.clone()
         rowwise.swiglu(gate_up, out, added[0])
         rowwise.swiglu_backward(again, gate_up, d_gate_up, *added)
         torch.testing.assert_close(again, out)
-        found += [out, d_gate_up]
+        actual += [out, d_gate_up]
     logits = rows(4, 9001, apart=0)
-    found += [rowwise.cross_entropy(logits, torch.tensor([0, 9000, 17, 8192]), 0.25), logits]
-    found.append(rowwise.to_fp8(rows(5, 48))[1])
-    return found
+    actual += [rowwise.cross_entropy(logits, torch.tensor([0, 9000, 17, 8192]), 0.25), logits]
+    actual.append(rowwise.to_fp8(rows(5, 48))[1])
+    return actual
 
 
 def compare_kernels() -> None:
@@ -257,8 +257,8 @@ def compare_kernels() -> None:
 
     expected = every_function()
     rowwise._fused = lambda x: True
-    for found, wanted in zip(every_function(), expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    for actual, wanted in zip(every_function(), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
     weight, state = quantize_4bit(rows(40, 192, apart=0).contiguous(), quant_type="nf4", compress_statistics=True)
     out = rows(40, 192)
     rowwise.dequantize_nf4(weight, state, out)

@@ -17,9 +17,10 @@ from recipe.chat_format import training_ids
 from recipe.corpus.identity import Identity
 from recipe.corpus.rows import tutorial_rows
 from recipe.errors import RecipeError
+from recipe.pipeline.results import Forecast
 from recipe.stages import config
 from recipe.training.dataset import EndlessSampler, PackedDataset
-from recipe.training.forecast import MAP_BATCH, Forecast, forecast, shards, xtuner_packs
+from recipe.training.forecast import MAP_BATCH, forecast, lines, shards, xtuner_packs
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +188,7 @@ def test_epochs_of_several_processes_are_counted_by_the_share_of_one(
         loader = DataLoader(packs, batch_size=batch_size, sampler=sampler(packs, seed=0))
         assert counted.iterations == 2 * len(loader)
     assert counted.trained_tokens == counted.iterations * processes * batch_size * 64
-    assert f"of {processes} processes" in counted.lines()[0]
+    assert f"of {processes} processes" in lines(counted)[0]
 
 
 def test_a_pack_too_short_for_any_answer_is_refused(tiny_model: Path, tmp_path: Path) -> None:
@@ -213,11 +214,11 @@ GOOD = Forecast(
     ],
 )
 def test_a_user_is_warned_of_what_gets_lost(change: dict[str, int], warnings: list[str]) -> None:
-    first, *rest = dataclasses.replace(GOOD, **change).lines()
+    first, *others = lines(dataclasses.replace(GOOD, **change))
     assert "10 rows" in first
     assert "2 packs" in first
-    assert len(rest) == len(warnings)
-    for line, warning in zip(rest, warnings, strict=True):
+    assert len(others) == len(warnings)
+    for line, warning in zip(others, warnings, strict=True):
         assert line.startswith("warning: ")
         assert warning in line
 
@@ -228,4 +229,4 @@ def test_small_data_that_xtuner_would_drop_are_forecast_as_dropped(tiny_model: P
     counted = forecast(resolved("tutorial", tiny_model, tmp_path / "rows.jsonl", "max_length=160"))
     assert counted.packs == 32
     assert counted.dropped == counted.tokens - 32 * 160
-    assert any("warning: packing drops" in line for line in counted.lines())
+    assert any("warning: packing drops" in line for line in lines(counted))

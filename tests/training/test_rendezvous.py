@@ -45,18 +45,18 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def start_worker(port: int, act: Callable[[Worker], Any]) -> tuple[threading.Thread, list[Any]]:
     """Another machine in a thread; what it got, or the error it ended with."""
-    found: list[Any] = []
+    outcomes: list[Any] = []
 
     def run() -> None:
         try:
             with joining(Machines(1, 2, 1, "127.0.0.1", port)) as other:
-                found.append(act(other))
+                outcomes.append(act(other))
         except RecipeError as error:
-            found.append(error)
+            outcomes.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    return thread, found
+    return thread, outcomes
 
 
 def first(port: int, nodes: int = 2) -> Machines:
@@ -79,10 +79,10 @@ def test_the_same_training_gets_the_plan_and_the_verdict(port: int) -> None:
         other.end()
         return plan
 
-    thread, found = start_worker(port, act)
+    thread, outcomes = start_worker(port, act)
     coordinate(port)
     thread.join(20)
-    assert found == [{"resume": "iter_4.pth"}]
+    assert outcomes == [{"resume": "iter_4.pth"}]
 
 
 @pytest.mark.parametrize(
@@ -92,19 +92,19 @@ def test_the_same_training_gets_the_plan_and_the_verdict(port: int) -> None:
 )  # fmt: skip
 def test_another_training_is_refused_on_both(port: int, part: str, name: str, value: Any, difference: str) -> None:
     other = KEY | {part: KEY[part] | {name: value}}
-    thread, found = start_worker(port, lambda each: each.plan(other))
+    thread, outcomes = start_worker(port, lambda each: each.plan(other))
     with pytest.raises(RecipeError, match=f"machine 1 would not train on the same: {difference};"):
         coordinate(port)
     thread.join(20)
-    assert str(found[0]).startswith("machine 0 stopped: machine 1 would not train on the same")
+    assert str(outcomes[0]).startswith("machine 0 stopped: machine 1 would not train on the same")
 
 
 def test_what_is_complete_there_is_not_waited_for(port: int) -> None:
-    thread, found = start_worker(port, lambda each: each.plan(KEY))
+    thread, outcomes = start_worker(port, lambda each: each.plan(KEY))
     with hosting(first(port)):
         pass
     thread.join(20)
-    assert found == [None]
+    assert outcomes == [None]
 
 
 def test_a_failure_or_a_stop_of_the_first_is_every_machines(port: int) -> None:
@@ -113,11 +113,11 @@ def test_a_failure_or_a_stop_of_the_first_is_every_machines(port: int) -> None:
         other.ready()
         other.end()
 
-    thread, found = start_worker(port, act)
+    thread, outcomes = start_worker(port, act)
     with pytest.raises(KeyboardInterrupt):
         coordinate(port, KeyboardInterrupt)
     thread.join(20)
-    assert str(found[0]) == "machine 0 stopped: it was interrupted"
+    assert str(outcomes[0]) == "machine 0 stopped: it was interrupted"
 
 
 def test_a_failure_of_another_machine_ends_the_wait_for_it(port: int) -> None:
@@ -127,14 +127,14 @@ def test_a_failure_of_another_machine_ends_the_wait_for_it(port: int) -> None:
         time.sleep(0.5)
         raise RecipeError("no memory")
 
-    thread, found = start_worker(port, act)
+    thread, outcomes = start_worker(port, act)
     with hosting(first(port)) as store:
         assert store
         store.agree(KEY, {})
         with pytest.raises(RecipeError, match=r"^machine 1 stopped: no memory$"), watching(store.store):
             time.sleep(20)
     thread.join(20)
-    assert str(found[0]) == "no memory"
+    assert str(outcomes[0]) == "no memory"
 
 
 def test_processes_that_fail_for_want_of_another_machine_s_are_not_to_blame(port: int) -> None:
@@ -144,11 +144,11 @@ def test_processes_that_fail_for_want_of_another_machine_s_are_not_to_blame(port
         with watching(other.store):
             raise RecipeError("the log says why") from ConnectionError()
 
-    thread, found = start_worker(port, act)
+    thread, outcomes = start_worker(port, act)
     with pytest.raises(KeyboardInterrupt):
         coordinate(port, KeyboardInterrupt)
     thread.join(20)
-    assert str(found[0]) == "machine 0 stopped: it was interrupted"
+    assert str(outcomes[0]) == "machine 0 stopped: it was interrupted"
 
 
 def test_a_machine_that_cannot_follow_the_plan_ends_the_first(port: int) -> None:
@@ -156,11 +156,11 @@ def test_a_machine_that_cannot_follow_the_plan_ends_the_first(port: int) -> None
         other.plan(KEY)
         raise RecipeError("no shared folder")
 
-    thread, found = start_worker(port, act)
+    thread, outcomes = start_worker(port, act)
     with pytest.raises(RecipeError, match=r"^machine 1 stopped: no shared folder$"):
         coordinate(port)
     thread.join(20)
-    assert str(found[0]) == "no shared folder"
+    assert str(outcomes[0]) == "no shared folder"
 
 
 def test_who_does_not_come_is_waited_for_in_vain(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

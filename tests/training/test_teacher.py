@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from peft import LoraConfig, get_peft_model
 from test_fast import adapted, batch, distance, gradients, llama
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from recipe import files
 from recipe.chat_format import IGNORE_INDEX, assistant, training_ids, user
-from recipe.checkpoint.internlm2_llama import LINEAR_LAYERS
+from recipe.checkpoint.linear_layers import LINEAR_LAYERS
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.training import teacher
@@ -37,12 +38,12 @@ def test_the_divergence_is_that_of_the_likeliest_and_all_others_together() -> No
     taught = random_teacher(6, 20, 5)
     logits = torch.randn(6, 20, dtype=torch.float64, requires_grad=True)
     ids, log_p = taught.ids.long(), taught.log_probs.double()
-    found, at_likely, of_others = divergence(logits.gather(1, ids), logits.logsumexp(-1), log_p.float())
+    actual, at_likely, of_others = divergence(logits.gather(1, ids), logits.logsumexp(-1), log_p.float())
     q = logits.softmax(-1)
     q_likely = q.gather(1, ids)
     p = log_p.exp()
     expected = (p * (p / q_likely).log()).sum(-1) + (1 - p.sum(-1)) * ((1 - p.sum(-1)) / (1 - q_likely.sum(-1))).log()
-    torch.testing.assert_close(found, expected, check_dtype=False, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(actual, expected, check_dtype=False, atol=1e-5, rtol=1e-4)
     (by_autograd,) = torch.autograd.grad(expected.sum(), logits)
     by_formula = (q * of_others[:, None]).scatter(1, ids, at_likely.double())
     torch.testing.assert_close(by_formula, by_autograd, atol=1e-5, rtol=1e-4)
@@ -51,10 +52,10 @@ def test_the_divergence_is_that_of_the_likeliest_and_all_others_together() -> No
 def test_with_all_words_it_is_kullback_and_leiblers() -> None:
     taught = random_teacher(4, 9, 9)
     logits = torch.randn(4, 9)
-    found, _, _ = divergence(logits.gather(1, taught.ids.long()), logits.logsumexp(-1), taught.log_probs.float())
+    actual, _, _ = divergence(logits.gather(1, taught.ids.long()), logits.logsumexp(-1), taught.log_probs.float())
     p = torch.zeros(4, 9).scatter(1, taught.ids.long(), taught.log_probs.float())
     expected = functional.kl_div(logits.log_softmax(-1), p, log_target=True, reduction="none").sum(-1)
-    torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(actual, expected, atol=2e-3, rtol=1e-3)
 
 
 def taught_batch(likeliest: int = 5) -> tuple[dict[str, Tensor], Teacher]:
@@ -80,8 +81,8 @@ def test_both_forward_passes_have_the_same_loss_and_gradients(rows: int, monkeyp
     logits = model(input_ids=data["input_ids"], position_ids=data["position_ids"]).logits
     plain = plain_loss(logits, data["labels"], data["teacher_rows"], taught)
     torch.testing.assert_close(fused, plain)
-    found, expected = gradients(model, fused), gradients(model, plain)
-    assert max(distance(found[name], expected[name]) for name in expected) < 1e-4
+    actual, expected = gradients(model, fused), gradients(model, plain)
+    assert max(distance(actual[name], expected[name]) for name in expected) < 1e-4
 
 
 def test_a_row_without_a_teacher_is_learnt_by_its_words() -> None:
@@ -157,6 +158,18 @@ def test_joined_or_not_every_reply_of_the_base_finds_its_distributions(
             assert all(i < 0 for t, i in enumerate(index) if labels[t] == IGNORE_INDEX)
         if not ended:  # what was cut can only be the end of a conversation
             assert all(not any(i >= 0 for i in index[:-1]) or index[-1] >= 0 for _, _, index in rows)
+
+
+def test_rows_find_their_distributions_by_their_counts_alone(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`config` and `train` each read the rows, and the distributions of a real base are hundreds of megabytes."""
+    _, tokenizer, taught = stored(tmp_path, tiny_model)
+    assert teacher.load_counts(tmp_path / teacher.FILE) == taught.counts
+    (tmp_path / "train.jsonl").write_text(files.jsonl_text({"messages": m} for m in IDENTITY), encoding="utf-8")
+    monkeypatch.setattr(safetensors.torch, "load_file", lambda *_: pytest.fail("the whole file was read"))
+    names = [str(tmp_path / "train.jsonl"), str(tmp_path / "replay.jsonl")]
+    assert sum(index >= 0 for row in read_tokens(names, tokenizer, distill=True) for index in row[2]) == len(taught.ids)
 
 
 def test_packs_carry_the_places_and_padding_has_none(tiny_model: Path, tmp_path: Path) -> None:

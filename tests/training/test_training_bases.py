@@ -82,11 +82,11 @@ def test_loss_and_gradients_are_transformers_and_pefts(kind: str, recompute: boo
     assert (fast.layers[0].qkv.bias is not None) == (kind == "qwen2")
     assert fast.head is fast.model.embed_tokens.weight
     loss = fast.loss(**batch(), recompute=recompute)
-    found = gradients(model, loss)
+    actual = gradients(model, loss)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert set(found) == set(wanted)
-    assert len(found) == 2 * 2 * 7
-    assert max(distance(found[name], wanted[name]) for name in wanted) < 1e-5
+    assert set(actual) == set(wanted)
+    assert len(actual) == 2 * 2 * 7
+    assert max(distance(actual[name], wanted[name]) for name in wanted) < 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,9 +105,9 @@ def test_four_bits_are_bitsandbytes(kind: str, tmp_path: Path) -> None:
     fast = FusedLlama(model, fp8=False)
     for _ in range(2):  # the second finds other layers' weights in the shared matrices
         loss = fast.loss(**batch(), recompute=True)
-        found = gradients(model, loss)
+        actual = gradients(model, loss)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert max(distance(found[name], wanted[name]) for name in wanted) < 1e-4
+    assert max(distance(actual[name], wanted[name]) for name in wanted) < 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -116,9 +116,9 @@ def test_eight_bits_are_near(kind: str) -> None:
     expected = model(**batch()).loss
     wanted = gradients(model, expected)
     loss = FusedLlama(model, fp8=True).loss(**batch(), recompute=False)
-    found = gradients(model, loss)
+    actual = gradients(model, loss)
     assert loss.item() == pytest.approx(expected.item(), rel=0.01)
-    assert max(distance(found[name], wanted[name]) for name in wanted) < 0.2
+    assert max(distance(actual[name], wanted[name]) for name in wanted) < 0.2
 
 
 @pytest.mark.parametrize("fp8", [False, True])
@@ -139,9 +139,9 @@ def test_a_bias_is_added_to_the_product(fp8: bool, with_residual: bool) -> None:
     fused.refresh()
     buffer = fused.input_buffer(5, x)
     buffer[:, :32] = x
-    found, _ = fused.forward(buffer, residual)
-    assert found is not None
-    assert distance(found, wanted) < (0.05 if fp8 else 1e-6)
+    actual, _ = fused.forward(buffer, residual)
+    assert actual is not None
+    assert distance(actual, wanted) < (0.05 if fp8 else 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -171,11 +171,11 @@ def test_xtuners_trainer_computes_the_same_loss_by_both_presets(preset: str, bas
     model = BUILDER.build(Config(dict(resolved.items())).model).train()
     ids = torch.tensor([[5, 6, 7, 8]])
     data = {"input_ids": ids, "labels": ids, "position_ids": torch.arange(4)[None]}
-    found = model(data, mode="loss")["loss"]
+    actual = model(data, mode="loss")["loss"]
     from transformers import AutoModelForCausalLM
 
     plain = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32)
-    torch.testing.assert_close(found, plain(input_ids=ids, labels=ids).loss)  # an untrained adapter changes nothing
+    torch.testing.assert_close(actual, plain(input_ids=ids, labels=ids).loss)  # an untrained adapter changes nothing
 
 
 @pytest.mark.parametrize("preset", ["fast", "qlora"])

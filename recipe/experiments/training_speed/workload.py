@@ -10,7 +10,7 @@ import statistics
 from array import array
 from typing import Any
 
-from recipe.checkpoint.internlm2_llama import LINEAR_LAYERS
+from recipe.checkpoint.linear_layers import LINEAR_LAYERS
 
 LENGTH = 1024
 VOCABULARY = 92544

@@ -227,9 +227,9 @@ class Engine:
             sequence = self._waiting.popleft()
             self._slots.allocate(sequence, used)
             used.add(sequence.slot)
+            self._prefilling.append(sequence)  # before what may fail: `_run` ends the sequences of its queues
             self.decoder.adapted[sequence.slot] = float(sequence.adapted)
             self.sampler.set(sequence.slot, sequence.sampling, sequence.prompt)
-            self._prefilling.append(sequence)
 
     def _prefill(self) -> None:
         """One pass over the prompts that came first, of at most PREFILL_TOKENS; an unfinished prompt goes to the
@@ -259,7 +259,9 @@ class Engine:
         """Sample the first token of each sequence whose prompt is prefilled, from the logits after the prompt."""
         import torch
 
-        self._set_random_numbers([(sequence.slot, sequence) for sequence, _ in finished])
+        started = [(sequence.slot, sequence) for sequence, _ in finished]
+        self._decoding.update(started)  # before what may fail: `_run` ends the sequences of its queues
+        self._set_random_numbers(started)
         chosen = []
         for sequence, logits in finished:
             slot = slice(sequence.slot, sequence.slot + 1)
@@ -267,7 +269,6 @@ class Engine:
             self.decoder.tokens[slot] = chosen[-1]
             self.decoder.positions[sequence.slot] = len(sequence.prompt)
             self.decoder.active[sequence.slot] = 1
-            self._decoding[sequence.slot] = sequence
         self._copy_to_host(list(enumerate(sequence for sequence, _ in finished)), torch.cat(chosen))
 
     def _decode_step(self) -> None:

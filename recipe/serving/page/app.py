@@ -15,13 +15,14 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import StopException
 
 from recipe.errors import RecipeError
+from recipe.languages import LANGUAGES, NAMES
 from recipe.serving import demo
 from recipe.serving.engine.reply import Reply, Sampling
 from recipe.serving.page import conversation
 from recipe.serving.page.conversation import BASE, TUNED, BadFileError, Turn
 from recipe.serving.page.markdown import streamlit_markdown
 from recipe.serving.page.notes import failure, note
-from recipe.serving.page.words import EXAMPLES, LANGUAGES, words
+from recipe.serving.page.words import EXAMPLES, words
 
 # Seconds between two views of a reply, at the least and at the most: Streamlit notices a click when the next is sent.
 REFRESH, IMPATIENT = 0.05, 0.2
@@ -259,8 +260,8 @@ def show_growing(question: str, replies: dict[str, Reply]) -> None:
 
 with st.sidebar:
     chosen = st.radio(
-        words("en")("language"), list(LANGUAGES), list(LANGUAGES).index(state.language),
-        format_func=LANGUAGES.__getitem__, key="language", horizontal=True, on_change=renew,
+        words("en")("language"), LANGUAGES, LANGUAGES.index(state.language),
+        format_func=NAMES.__getitem__, key="language", horizontal=True, on_change=renew,
     )  # fmt: skip
 language = chosen or state.language
 say = words(language)

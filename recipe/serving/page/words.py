@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-LANGUAGES = {"zh": "中文", "en": "English"}
+from recipe.languages import LANGUAGES
 
+# A text in each of LANGUAGES.
 WORDS: dict[str, tuple[str, str]] = {
     # While there is no conversation
     "loading": ("正在加载模型：{what}", "Loading the model: {what}"),
@@ -92,10 +93,10 @@ def words(language: str) -> Words:
     """The texts in one language.
 
     Args:
-        language: a key of LANGUAGES.
+        language: one of LANGUAGES.
 
     Returns:
         A function of a key of WORDS and the values that its text takes: `say("imported", turns=3)`.
     """
-    index = list(LANGUAGES).index(language)
+    index = LANGUAGES.index(language)
     return lambda key, **values: WORDS[key][index].format(**values)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from recipe.chat_format import IGNORE_INDEX
-from recipe.checkpoint.internlm2_llama import LINEAR_LAYERS
+from recipe.checkpoint.linear_layers import LINEAR_LAYERS
 from recipe.training.fast.attention import Packs
 from recipe.training.fast.layer import Layer, run
 from recipe.training.fast.linear import Scratch

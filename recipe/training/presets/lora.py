@@ -11,6 +11,7 @@ from recipe.training.dataset import EndlessSampler, chat_dataset, collate
 from recipe.training.hooks import MeanLoss, Progress, SampleReplies, ScoreCheckpoints
 
 with read_base():
+    from recipe.checkpoint.linear_layers import LINEAR_LAYERS
     from xtuner.configs.internlm.internlm2_chat_1_8b.internlm2_chat_1_8b_qlora_alpaca_e3 import *
 
 # Data: packs of whole conversations that do not see each other.
@@ -28,8 +29,9 @@ model.lora.update(
     r=64,
     lora_alpha=64,
     lora_dropout=0.0,
-    target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    target_modules=LINEAR_LAYERS,
 )
+del LINEAR_LAYERS  # a name of this file alone is no key of the config
 optim_wrapper.update(dtype="bfloat16", loss_scale=1.0, accumulative_counts=1)
 optim_wrapper.optimizer.update(lr=1.5e-4, betas=(0.9, 0.99))
 
