@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import small_bases
 import torch
-from test_fast import adapted, distance, gradients, llama
+from small_training import adapted, distance, gradients, llama
 from torch import Tensor
 
 from recipe.device import has_gpu

@@ -15,8 +15,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_serving import CONVERSATIONS, WITHIN, OutputIds, assert_no_half_character, by_transformers, greedy
 
-from recipe.chat_format import prompt_ids, stop_ids, text_ids
+from recipe.chat_format import prompt_ids, text_ids
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.serving.engine import Engine, Reply, Sampling, scheduler, slots
@@ -25,17 +26,6 @@ from recipe.serving.engine.sampling import Sampler
 from recipe.serving.engine.sequence import Sequence as EngineSequence
 from recipe.serving.engine.slots import SAVED_TOKENS_PER_SLOT, SlotManager
 from recipe.serving.engine.text import Text
-
-QUESTIONS = ["你好", "What is the capital of France, and what do people eat there?", "a", "请你介绍一下你自己" * 30]
-CONVERSATIONS = [[{"role": "user", "content": question}] for question in QUESTIONS] + [
-    [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "Hello."},
-        {"role": "user", "content": "Who are you?"},
-    ]
-]
-WITHIN = 30  # seconds that nothing here takes
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +49,6 @@ def miniature(miniature_folder: Path) -> Iterator[Engine]:
         yield engine
 
 
-def greedy(engine: Engine, *conversations: Any, count: int = 24, **options: Any) -> list[Reply]:
-    replies = [engine.reply(conversation, Sampling(max_new_tokens=count), **options) for conversation in conversations]
-    for reply in replies:
-        assert reply.wait(10**9, WITHIN)
-        assert reply.error is None
-    return replies
-
-
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Grows by a pass over prompts each time: how many tokens of each it read."""
     read: list[list[int]] = []
@@ -78,37 +60,6 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
     monkeypatch.setattr(Decoder, "prefill", count)
     return read
-
-
-def by_transformers(model: Any, conversation: Any, count: int, tokenizer: Any = None, **options: Any) -> list[int]:
-    """The ids that `model.generate` says, without what ends them. model: or a folder, to be loaded untouched by an
-    engine."""
-    if tokenizer is None:
-        model, tokenizer = generation.load(model)
-    ids = torch.tensor([prompt_ids(tokenizer, conversation)])
-    stops = stop_ids(tokenizer)
-    output_ids = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, eos_token_id=stops,
-        pad_token_id=tokenizer.pad_token_id, **options,
-    )[0, ids.shape[1] :].tolist()  # fmt: skip
-    return [token for token in output_ids if token not in stops]
-
-
-class OutputIds:
-    """The ids behind replies."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.ids: dict[int, list[int]] = {}
-        accept = Engine._accept_token
-
-        def listen(self_: Engine, sequence: Any, token: int) -> None:
-            accept(self_, sequence, token)
-            self.ids[id(sequence.reply)] = list(sequence.output_ids)
-
-        monkeypatch.setattr(Engine, "_accept_token", listen)
-
-    def of(self, reply: Reply) -> list[int]:
-        return self.ids.get(id(reply), [])
 
 
 # --- The same as transformers -------------------------------------------------------------------------------------
@@ -263,17 +214,7 @@ def test_a_token_is_drawn_from_the_nucleus_in_its_shares(
 @given(text=st.text(max_size=40) | st.text("aé你𠮷🦊👩‍🚀é \n�", max_size=20))
 @settings(max_examples=300)
 def test_no_half_character_is_ever_told(tokenizer: Any, text: str) -> None:
-    ids = text_ids(tokenizer, text)
-    stream = Text(tokenizer)
-    pieces = [stream.add(token) for token in ids]
-    whole = tokenizer.decode(ids, skip_special_tokens=True)
-    assert "".join(pieces) + stream.end() == whole
-    emitted = ""
-    for piece in pieces:
-        emitted += piece
-        assert whole.startswith(emitted)
-        if "�" not in text:
-            assert "�" not in emitted
+    assert_no_half_character(tokenizer, text)
 
 
 @given(content=st.lists(st.sampled_from([0x41, 0xE4, 0xBD, 0xA0, 0xF0, 0x9F, 0xA6, 0x8A, 0xFF]), max_size=40))

@@ -10,14 +10,13 @@ import small_bases
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_engine import CONVERSATIONS, OutputIds, by_transformers, greedy
+from small_serving import CONVERSATIONS, OutputIds, assert_no_half_character, by_transformers, greedy
 
-from recipe.chat_format import prompt_ids, text_ids
+from recipe.chat_format import prompt_ids
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.serving.engine import Engine, Sampling
 from recipe.serving.engine.decoder import Decoder, PromptChunk
-from recipe.serving.engine.text import Text
 
 # At most 512 tokens are read.
 TALKS = [talk for talk in CONVERSATIONS if len(str(talk)) < 300]
@@ -115,17 +114,7 @@ def test_other_biases_are_refused(changes: dict[str, Any]) -> None:
 @given(text=st.text(max_size=40) | st.text("aé你𠮷🦊👩‍🚀é \n�", max_size=20))
 @settings(max_examples=300)
 def test_no_half_character_is_ever_told(base_tokenizer: Any, text: str) -> None:
-    ids = text_ids(base_tokenizer, text)
-    decoded = Text(base_tokenizer)
-    pieces = [decoded.add(token) for token in ids]
-    whole = base_tokenizer.decode(ids, skip_special_tokens=True)
-    assert "".join(pieces) + decoded.end() == whole
-    so_far = ""
-    for piece in pieces:
-        so_far += piece
-        assert whole.startswith(so_far)
-        if "�" not in text:
-            assert "�" not in so_far
+    assert_no_half_character(base_tokenizer, text)
 
 
 def test_the_answers_of_evaluation_are_the_engine_s(base_model: Path) -> None:

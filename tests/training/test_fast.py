@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_training import LENGTHS, adapted, assert_same_training, batch, distance, gradients, in_four_bits, llama
 from torch import Tensor
 
 from recipe.kernels import rowwise
@@ -17,66 +18,12 @@ from recipe.kernels.rowwise import LowRank
 from recipe.paths import ROOT
 from recipe.training.fast.linear import scaled_product
 from recipe.training.fast.loss import HeadLoss, loss_tokens
-from recipe.training.fast.model import PROJECTIONS, FusedLlama, _keep_layout, check
-
-LENGTHS = ([7, 13], [12, 1, 7])  # of the conversations in two packs of 20
-
-
-def llama(**changes: Any) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "vocab_size": 97, "max_position_embeddings": 64, "pad_token_id": 2}  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**shape | changes))
-    model.config.use_cache = False
-    return model
-
-
-def adapted(model: Any, **changes: Any) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    lora = {"r": 4, "lora_alpha": 12, "target_modules": sorted(PROJECTIONS)} | changes
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        wrapped = get_peft_model(model, LoraConfig(**lora))
-        for name, parameter in wrapped.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.1)
-    return wrapped.train()
-
-
-def batch() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    ids = torch.randint(3, 97, (2, 20), generator=generator)
-    labels = ids.clone()
-    labels[:, :3] = labels[0, 9:13] = labels[1, 18:] = -100
-    positions = torch.tensor([[p for length in row for p in range(length)] for row in LENGTHS])
-    return {"input_ids": ids, "labels": labels, "position_ids": positions}
-
-
-def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def distance(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected.double()).norm() / expected.double().norm())
+from recipe.training.fast.model import FusedLlama, _keep_layout, check
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_loss_and_gradients_are_transformers_and_pefts(recompute: bool) -> None:
-    model = adapted(llama())
-    expected = model(**batch()).loss
-    wanted = gradients(model, expected)
-    loss = FusedLlama(model, fp8=False).loss(**batch(), recompute=recompute)
-    actual = gradients(model, loss)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert set(actual) == set(wanted)
-    assert len(actual) == 2 * 2 * 7
-    assert max(distance(actual[name], wanted[name]) for name in wanted) < 1e-5
+    assert_same_training(adapted(llama()), recompute=recompute, loss_error=1e-6, gradient_error=1e-5)
 
 
 def test_a_step_of_the_optimizer_reaches_the_next_loss() -> None:
@@ -144,29 +91,12 @@ def test_more_rows_than_a_block_of_logits(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def four_bit(tmp_path: Path) -> Any:
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    llama().save_pretrained(tmp_path)
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )  # fmt: skip
-    base = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=settings, dtype=torch.float32)
-    base.config.use_cache = False
-    return base
+    return in_four_bits(llama(), tmp_path)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_four_bits_are_bitsandbytes(recompute: bool, four_bit: Any) -> None:
-    model = adapted(four_bit)
-    expected = model(**batch()).loss
-    wanted = gradients(model, expected)
-    fast = FusedLlama(model, fp8=False)
-    for _ in range(2):  # the second finds other layers' weights in the shared matrices
-        loss = fast.loss(**batch(), recompute=recompute)
-        actual = gradients(model, loss)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert max(distance(actual[name], wanted[name]) for name in wanted) < 1e-4
+    assert_same_training(adapted(four_bit), recompute=recompute, loss_error=1e-5, gradient_error=1e-4)
 
 
 def test_four_bits_stay_what_they_were_when_the_model_has_replied(four_bit: Any) -> None:
@@ -183,13 +113,7 @@ def test_four_bits_stay_what_they_were_when_the_model_has_replied(four_bit: Any)
 
 def test_eight_bits_are_near() -> None:
     """A gradient is a sum of few terms here; in the real model's width the rounding averages out."""
-    model = adapted(llama())
-    expected = model(**batch()).loss
-    wanted = gradients(model, expected)
-    loss = FusedLlama(model, fp8=True).loss(**batch(), recompute=False)
-    actual = gradients(model, loss)
-    assert loss.item() == pytest.approx(expected.item(), rel=0.01)
-    assert max(distance(actual[name], wanted[name]) for name in wanted) < 0.2
+    assert_same_training(adapted(llama()), fp8=True, loss_error=0.01, gradient_error=0.2)
 
 
 def test_float8_rounds_every_row_by_its_own_scale() -> None:
@@ -269,7 +193,8 @@ def test_the_kernels_are_the_formulas() -> None:
     pytest.importorskip("triton")
     code = "from test_fast import compare_kernels; compare_kernels(); print('equal')"
     # TRITON_INTERPRET is read once, when triton is imported.
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     command = [sys.executable, "-c", code]
     done = subprocess.run(
         command, cwd=ROOT / "tests" / "training", env=environment, capture_output=True, text=True, check=False

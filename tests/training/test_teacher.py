@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from peft import LoraConfig, get_peft_model
-from test_fast import adapted, batch, distance, gradients, llama
+from small_training import adapted, batch, distance, gradients, llama
 from torch import Tensor
 from torch.nn import functional
 

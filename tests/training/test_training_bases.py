@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import small_bases
 import torch
-from test_fast import adapted, batch, distance, gradients
+from small_training import adapted, assert_same_training, distance, in_four_bits
 
 from recipe.chat_format import IGNORE_INDEX, control_tokens
 from recipe.errors import RecipeError
@@ -18,7 +18,7 @@ from recipe.stages import config
 from recipe.training import memory
 from recipe.training.dataset import PackedDataset, read_tokens
 from recipe.training.fast.linear import FusedLoraLinear
-from recipe.training.fast.model import FusedLlama, check
+from recipe.training.fast.model import check
 from recipe.training.forecast import forecast
 
 
@@ -75,50 +75,22 @@ SIZES = {"hidden_size": 64, "intermediate_size": 96}  # bitsandbytes' blocks are
 @pytest.mark.parametrize("recompute", [False, True])
 def test_loss_and_gradients_are_transformers_and_pefts(kind: str, recompute: bool) -> None:
     model = adapted(small_bases.random_model(kind, **SIZES, use_cache=False))
-    expected = model(**batch()).loss
-    wanted = gradients(model, expected)
     check(model, model.peft_config["default"], fp8=False)
-    fast = FusedLlama(model, fp8=False)
+    fast = assert_same_training(model, recompute=recompute, loss_error=1e-5, gradient_error=1e-5)
     assert (fast.layers[0].qkv.bias is not None) == (kind == "qwen2")
     assert fast.head is fast.model.embed_tokens.weight
-    loss = fast.loss(**batch(), recompute=recompute)
-    actual = gradients(model, loss)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert set(actual) == set(wanted)
-    assert len(actual) == 2 * 2 * 7
-    assert max(distance(actual[name], wanted[name]) for name in wanted) < 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_four_bits_are_bitsandbytes(kind: str, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    small_bases.random_model(kind, **SIZES, use_cache=False).save_pretrained(tmp_path)
-    quantised = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )  # fmt: skip
-    base = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=quantised, dtype=torch.float32)
-    model = adapted(base)
-    expected = model(**batch()).loss
-    wanted = gradients(model, expected)
-    fast = FusedLlama(model, fp8=False)
-    for _ in range(2):  # the second finds other layers' weights in the shared matrices
-        loss = fast.loss(**batch(), recompute=True)
-        actual = gradients(model, loss)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert max(distance(actual[name], wanted[name]) for name in wanted) < 1e-4
+    base = in_four_bits(small_bases.random_model(kind, **SIZES, use_cache=False), tmp_path)
+    assert_same_training(adapted(base), recompute=True, loss_error=1e-5, gradient_error=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_eight_bits_are_near(kind: str) -> None:
     model = adapted(small_bases.random_model(kind, std=0.02, **SIZES, use_cache=False))
-    expected = model(**batch()).loss
-    wanted = gradients(model, expected)
-    loss = FusedLlama(model, fp8=True).loss(**batch(), recompute=False)
-    actual = gradients(model, loss)
-    assert loss.item() == pytest.approx(expected.item(), rel=0.01)
-    assert max(distance(actual[name], wanted[name]) for name in wanted) < 0.2
+    assert_same_training(model, fp8=True, loss_error=0.01, gradient_error=0.2)
 
 
 @pytest.mark.parametrize("fp8", [False, True])
