@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from recipe.device import has_gpu
+from recipe.engine import Engine, Reply, Sampling
+from recipe.engine.graphs import Graphs
 from recipe.evaluation import generation
 from recipe.experiments import serving_speed
-from recipe.serving.engine import Engine, Reply, Sampling
-from recipe.serving.engine.graphs import Graphs
 from recipe.stages import model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU")]

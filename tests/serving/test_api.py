@@ -24,12 +24,12 @@ import httpx
 import openai
 import pytest
 
+from recipe.engine import Engine, Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.serving import api
-from recipe.serving.engine import Engine, Sampling
 from recipe.serving.model_host import ModelHost
 from recipe.serving.remote import Remote
 
@@ -309,7 +309,7 @@ def test_without_a_model_it_says_so(tmp_path: Path) -> None:
 
 
 def test_a_reply_that_fails_is_told_in_pieces_and_whole(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    from recipe.serving.engine.decoder import Decoder
+    from recipe.engine.decoder import Decoder
 
     def fail(*_: Any, **__: Any) -> Any:
         raise MemoryError("no room")

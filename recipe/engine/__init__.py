@@ -5,7 +5,7 @@ out of logits). Then slots (a sequence's place in the KV cache), graphs (a decod
 (characters out of tokens) and reply (what a caller holds).
 """
 
-from recipe.serving.engine.reply import Reply, Sampling
-from recipe.serving.engine.scheduler import Engine
+from recipe.engine.reply import Reply, Sampling
+from recipe.engine.scheduler import Engine
 
 __all__ = ["Engine", "Reply", "Sampling"]

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from recipe.chat_format import Message, prompt_ids, stop_ids
+from recipe.engine.reply import Reply, Sampling
+from recipe.engine.sequence import Sequence
+from recipe.engine.slots import SLOTS, SlotManager, capacity
+from recipe.engine.text import Text
 from recipe.errors import RecipeError
-from recipe.serving.engine.reply import Reply, Sampling
-from recipe.serving.engine.sequence import Sequence
-from recipe.serving.engine.slots import SLOTS, SlotManager, capacity
-from recipe.serving.engine.text import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -78,9 +78,9 @@ class Engine:
         slots: int = SLOTS,
         length: int | None = None,
     ) -> None:
-        from recipe.serving.engine.decoder import Decoder
-        from recipe.serving.engine.graphs import Graphs
-        from recipe.serving.engine.sampling import Sampler
+        from recipe.engine.decoder import Decoder
+        from recipe.engine.graphs import Graphs
+        from recipe.engine.sampling import Sampler
 
         fitting, longest = capacity(model.config, slots)
         self.tokenizer = tokenizer
@@ -234,7 +234,7 @@ class Engine:
     def _prefill(self) -> None:
         """One pass over the prompts that came first, of at most PREFILL_TOKENS; an unfinished prompt goes to the
         queue's end."""
-        from recipe.serving.engine.decoder import PromptChunk
+        from recipe.engine.decoder import PromptChunk
 
         budget, chunks = PREFILL_TOKENS[self.decoder.device.type], []
         for sequence in self._prefilling:

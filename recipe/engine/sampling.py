@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recipe.serving.engine.reply import Sampling
+from recipe.engine.reply import Sampling
 
 
 class Sampler:

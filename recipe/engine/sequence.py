@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from recipe.serving.engine.reply import Reply, Sampling
-from recipe.serving.engine.text import Text
+from recipe.engine.reply import Reply, Sampling
+from recipe.engine.text import Text
 
 
 @dataclass

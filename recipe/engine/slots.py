@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from recipe.serving.engine.sequence import Sequence
+from recipe.engine.sequence import Sequence
 
 SLOTS = 32  # sequences that run at once; further requests wait
 MIN_CONTEXT = 4096  # tokens of a slot: where memory is short, fewer slots rather than shorter ones
@@ -32,7 +32,7 @@ def capacity(config: Any, slots: int = SLOTS) -> tuple[int, int]:
     """
     import torch
 
-    from recipe.serving.engine.decoder import Decoder
+    from recipe.engine.decoder import Decoder
 
     memory = torch.cuda.mem_get_info()[0] * 2 // 3 if torch.cuda.is_available() else CPU_CACHE_BYTES
     tokens = memory // Decoder.bytes_per_token(config)

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from test_engine import CONVERSATIONS, OutputIds, by_transformers, greedy
 
 from recipe.chat_format import prompt_ids, text_ids
+from recipe.engine import Engine, Sampling
+from recipe.engine.decoder import Decoder, PromptChunk
+from recipe.engine.text import Text
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
-from recipe.serving.engine import Engine, Sampling
-from recipe.serving.engine.decoder import Decoder, PromptChunk
-from recipe.serving.engine.text import Text
 
 # At most 512 tokens are read.
 TALKS = [talk for talk in CONVERSATIONS if len(str(talk)) < 300]

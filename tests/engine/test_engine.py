@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipe.chat_format import prompt_ids, stop_ids, text_ids
+from recipe.engine import Engine, Reply, Sampling, scheduler, slots
+from recipe.engine.decoder import Decoder, PromptChunk
+from recipe.engine.sampling import Sampler
+from recipe.engine.sequence import Sequence as EngineSequence
+from recipe.engine.slots import SAVED_TOKENS_PER_SLOT, SlotManager
+from recipe.engine.text import Text
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
-from recipe.serving.engine import Engine, Reply, Sampling, scheduler, slots
-from recipe.serving.engine.decoder import Decoder, PromptChunk
-from recipe.serving.engine.sampling import Sampler
-from recipe.serving.engine.sequence import Sequence as EngineSequence
-from recipe.serving.engine.slots import SAVED_TOKENS_PER_SLOT, SlotManager
-from recipe.serving.engine.text import Text
 
 QUESTIONS = ["你好", "What is the capital of France, and what do people eat there?", "a", "请你介绍一下你自己" * 30]
 CONVERSATIONS = [[{"role": "user", "content": question}] for question in QUESTIONS] + [
