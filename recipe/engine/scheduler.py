@@ -1,33 +1,30 @@
-"""Continuous batching in a thread of its own: prefill and decode steps of many sequences on one KV cache.
+"""Continuous batching: prefill and decode steps of many sequences on one KV cache, an iteration at a time.
 
-Each iteration of the loop prefills a bounded number of prompt tokens: several short prompts, or a chunk of a long one.
-Then it decodes one token of every running sequence. So a long prompt delays no other reply, and a new request does not
-wait for the others to end. On a GPU the next decode step is launched before the last one's tokens are read, which keeps
-the GPU busy while they become text.
+Each iteration prefills a bounded number of prompt tokens: several short prompts, or a chunk of a long one. Then it
+decodes one token of every running sequence. So a long prompt delays no other reply, and a new request does not wait for
+the others to end. On a GPU the next decode step is launched before the last one's tokens are read, which keeps the GPU
+busy while they become text.
+
+Two callers: `engine.Engine` for replies that grow while somebody waits, and `batch.BatchGenerator` for whole replies to
+many prompts.
 """
 
 from __future__ import annotations
 
-import random
-import threading
 from collections import deque
-from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recipe.chat_format import Message, prompt_ids, stop_ids
-from recipe.engine.reply import Reply, Sampling
 from recipe.engine.sequence import Sequence
-from recipe.engine.slots import SLOTS, SlotManager, capacity
-from recipe.engine.text import Text
-from recipe.errors import RecipeError
+from recipe.engine.slots import SlotManager
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from recipe.engine.decoder import Decoder
 
 PREFILL_TOKENS = {"cuda": 1024, "cpu": 64}  # prompt tokens of one prefill, between two decode steps
-MIN_WINDOW = 512  # cached positions that a decode step attends to at the least; the window doubles as sequences grow
+BATCH_PREFILL_TOKENS = {"cuda": 8192, "cpu": 2048}  # the same where nobody waits for the first token
+MIN_WINDOW = 512  # cached positions that a captured step attends to at the least; doubles as sequences grow
 
 
 @dataclass
@@ -52,156 +49,63 @@ class InFlightStep:
         return ids
 
 
-class Engine:
-    """Generates the replies to many requests at once. A model with a PEFT adapter answers with the adapter on or off.
+class Scheduler:
+    """Runs sequences on a decoder, in the caller's thread.
 
     Args:
-        model: a Llama of transformers, which the engine takes over; with a PEFT adapter or without.
-        tokenizer: of the model.
-        slots: sequences that run at once, fewer where memory is short.
-        length: tokens of a slot, prompt and reply together; the longest that fits where it is not given.
+        decoder: of the model; nothing else may run on it.
+        stops: the token ids that end a reply.
+        whole: whether nobody waits for first tokens and all sequences are there from the beginning. Prompts are then
+            prefilled in larger passes, no prefix is kept, and the last sequences move together into a narrower batch.
 
     Attributes:
-        length: tokens of a slot, prompt and reply together.
-        defaults: the sampling of the model's own generation_config.json.
-        stops: the token ids that end a reply.
-
-    Raises:
-        RecipeError: the model is not of the Llama layout.
+        sampler: chooses the tokens.
+        slots: gives a slot to each sequence.
+        graphs: of the decode steps; None where there is no GPU.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        slots: int = SLOTS,
-        length: int | None = None,
-    ) -> None:
-        from recipe.engine.decoder import Decoder
+    def __init__(self, decoder: Decoder, stops: set[int], *, whole: bool = False) -> None:
         from recipe.engine.graphs import Graphs
         from recipe.engine.sampling import Sampler
 
-        fitting, longest = capacity(model.config, slots)
-        self.tokenizer = tokenizer
-        self.decoder = Decoder(model, slots=fitting, length=min(length or longest, longest))
-        self.length = self.decoder.length
-        self.defaults = Sampling.of(model.generation_config)
-        self.sampler = Sampler(fitting, len(self.decoder.head), self.decoder.device)
-        self.stops = set(stop_ids(tokenizer))  # the ids that end a reply
-        self._gpu = self.decoder.device.type == "cuda"
-        state = (self.decoder.tokens, self.decoder.positions)
-        self._step: Callable[..., None] = Graphs(self._step_on_device, state) if self._gpu else self._step_on_device
+        self.decoder, self.stops, self.whole = decoder, stops, whole
+        self.length = decoder.length
+        self.sampler = Sampler(decoder.slots, len(decoder.head), decoder.device)
+        self.slots = SlotManager(decoder.slots, caching=not whole)
+        self._gpu = decoder.device.type == "cuda"
+        self.graphs = Graphs((decoder.tokens, decoder.positions)) if self._gpu else None
         self._waiting: deque[Sequence] = deque()
         self._prefilling: deque[Sequence] = deque()
         self._decoding: dict[int, Sequence] = {}  # slot -> sequence
-        self._slots = SlotManager(fitting)
         self._in_flight: deque[InFlightStep] = deque()
-        self._work = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
-
-    @property
-    def can_compare(self) -> bool:
-        """Whether the base can answer beside the tuned model."""
-        return self.decoder.adapted_model
 
     @property
     def busy(self) -> int:
-        """How many replies are on their way."""
+        """How many sequences are on their way."""
         return len(self._waiting) + len(self._prefilling) + len(self._decoding)
 
-    def reply(
-        self,
-        messages: SequenceOf[Message],
-        sampling: Sampling,
-        *,
-        adapted: bool = True,
-        on_change: Callable[[], None] = lambda: None,
-    ) -> Reply:
-        """Start the reply to a conversation, and return at once.
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.busy or self._in_flight)
 
-        Args:
-            messages: the conversation, as `recipe.chat_format` takes it.
-            sampling: how tokens are chosen, and where the reply ends.
-            adapted: whether the adapter is on, where the model has one.
-            on_change: called in the engine's thread when text was added and at the end.
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence wait for a slot; any thread may call this."""
+        self._waiting.append(sequence)
 
-        Returns:
-            The reply, which grows.
+    def fail(self, error: Exception) -> None:
+        """End what `iterate` failed with: every sequence that has a slot."""
+        self._in_flight.clear()
+        for sequence in [*self._prefilling, *self._decoding.values()]:
+            self._finish(sequence, "error", error)
 
-        Raises:
-            RecipeError: the conversation leaves no room for a reply, or the engine is closed.
-        """
-        return self.start(prompt_ids(self.tokenizer, messages), sampling, adapted=adapted, on_change=on_change)
-
-    def start(
-        self,
-        ids: list[int],
-        sampling: Sampling,
-        *,
-        adapted: bool = True,
-        on_change: Callable[[], None] = lambda: None,
-    ) -> Reply:
-        """Start the reply to a prompt of token ids, and return at once.
-
-        Args:
-            ids: of the prompt.
-            sampling, adapted, on_change: see `reply`.
-
-        Returns:
-            The reply, which grows.
-
-        Raises:
-            RecipeError: the prompt leaves no room for a reply, or the engine is closed.
-        """
-        if len(ids) >= self.length:
-            raise RecipeError(
-                f"the conversation is {len(ids)} tokens long and the model reads {self.length}: shorten it"
-            )
-        reply = Reply(on_change, prompt_tokens=len(ids))
-        text, rng = Text(self.tokenizer, sampling.stop), random.Random(sampling.seed)
-        sequence = Sequence(reply, sampling, ids, adapted or not self.can_compare, text, rng)
-        with self._work:
-            if self._closed:
-                raise RecipeError("the model is no longer served")
-            self._waiting.append(sequence)
-            self._work.notify()
-        return reply
-
-    def close(self) -> None:
-        """End every reply and the engine."""
-        with self._work:
-            self._closed = True
-            self._work.notify()
-        self._thread.join()
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    # --- The thread ---------------------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        import torch
-
-        with torch.inference_mode():
-            while not self._closed:
-                with self._work:
-                    self._work.wait_for(lambda: self._closed or self.busy or self._in_flight)
-                try:
-                    self._iterate()
-                except Exception as error:  # out of memory, a kernel that failed: the requests must end with it
-                    self._in_flight.clear()
-                    for sequence in [*self._prefilling, *self._decoding.values()]:
-                        self._finish(sequence, "error", error)
+    def cancel(self) -> None:
+        """Tell every sequence that it ends here; the scheduler is of no use afterwards."""
         for sequence in [*self._waiting, *self._prefilling, *self._decoding.values()]:
-            sequence.reply.end("cancelled")
+            sequence.listener.end("cancelled")
 
-    def _iterate(self) -> None:
+    def iterate(self) -> None:
+        """One prefill and one decode step, where there is need for them."""
         self._drop_cancelled()
         self._admit()
         if self._prefilling:
@@ -212,34 +116,35 @@ class Engine:
             self._process_step(self._in_flight.popleft())
 
     def _drop_cancelled(self) -> None:
-        for sequence in [sequence for sequence in self._waiting if sequence.reply.cancelled]:
+        for sequence in [sequence for sequence in self._waiting if sequence.listener.cancelled]:
             self._waiting.remove(sequence)
-            sequence.reply.end("cancelled")
+            sequence.listener.end("cancelled")
         for sequence in [
-            sequence for sequence in [*self._prefilling, *self._decoding.values()] if sequence.reply.cancelled
+            sequence for sequence in [*self._prefilling, *self._decoding.values()] if sequence.listener.cancelled
         ]:
             self._finish(sequence, "cancelled")
 
     def _admit(self) -> None:
         """Give free slots to waiting sequences, in the order in which they came."""
         used = set(self._decoding) | {sequence.slot for sequence in self._prefilling}
-        while self._waiting and len(used) < self._slots.count:
+        while self._waiting and len(used) < self.slots.count:
             sequence = self._waiting.popleft()
-            self._slots.allocate(sequence, used)
+            self.slots.allocate(sequence, used)
             used.add(sequence.slot)
             self.decoder.adapted[sequence.slot] = float(sequence.adapted)
             self.sampler.set(sequence.slot, sequence.sampling, sequence.prompt)
             self._prefilling.append(sequence)
 
     def _prefill(self) -> None:
-        """One pass over the prompts that came first, of at most PREFILL_TOKENS; an unfinished prompt goes to the
+        """One pass over the prompts that came first, of a bounded number of tokens; an unfinished prompt goes to the
         queue's end."""
         from recipe.engine.decoder import PromptChunk
 
-        budget, chunks = PREFILL_TOKENS[self.decoder.device.type], []
+        budget = (BATCH_PREFILL_TOKENS if self.whole else PREFILL_TOKENS)[self.decoder.device.type]
+        chunks = []
         for sequence in self._prefilling:
             if budget:
-                self._slots.store(sequence, sequence.prompt[: sequence.prefilled])
+                self.slots.store(sequence, sequence.prompt[: sequence.prefilled])
                 ids = sequence.prompt[sequence.prefilled : sequence.prefilled + budget]
                 chunks.append((sequence, PromptChunk(sequence.slot, ids, sequence.prefilled)))
                 budget -= len(ids)
@@ -271,18 +176,41 @@ class Engine:
         self._copy_to_host(list(enumerate(sequence for sequence, _ in finished)), torch.cat(chosen))
 
     def _decode_step(self) -> None:
+        if self.whole and not (self._waiting or self._prefilling):
+            self._narrow()
         sequences = list(self._decoding.items())
-        batch = self._slots.batch_size(max(self._decoding))
-        # Tokens that were sampled on the GPU and not read yet count, too.
-        furthest = max(len(sequence.prompt) + len(sequence.output_ids) for sequence in self._decoding.values()) + 2
-        window = MIN_WINDOW
-        while window < furthest:
-            window *= 2
+        batch, window = max(self._decoding) + 1, self._furthest()
+        if self._gpu:  # few shapes, so that there are few graphs
+            batch, least, window = self.slots.batch_size(batch - 1), window, MIN_WINDOW
+            while window < least:
+                window *= 2
         plain = all(sequence.sampling.plain for sequence in self._decoding.values())
         if not plain:
             self._set_random_numbers(sequences)
-        self._step(batch, min(window, self.length), plain)
+        shape = (batch, min(window, self.length), plain)
+        if self.graphs:
+            self.graphs.run(self._step_on_device, shape)
+        else:
+            self._step_on_device(*shape)
         self._copy_to_host(sequences, self.decoder.tokens[:batch])
+
+    def _furthest(self) -> int:
+        """Positions that the next step attends to; tokens that were sampled on the GPU and not read yet count, too."""
+        return max(len(sequence.prompt) + len(sequence.output_ids) for sequence in self._decoding.values()) + 2
+
+    def _narrow(self) -> None:
+        """Move the sequences of the highest slots into free lower ones, where the batch of a step halves by that."""
+        count = len(self._decoding)
+        if self.slots.batch_size(count - 1) == self.slots.batch_size(max(self._decoding)):
+            return
+        sources = [slot for slot in self._decoding if slot >= count]
+        targets = [slot for slot in range(count) if slot not in self._decoding]
+        self.decoder.move(sources, targets)
+        self.sampler.move(sources, targets)
+        for source, target in zip(sources, targets, strict=True):
+            sequence = self._decoding.pop(source)
+            sequence.slot = target
+            self._decoding[target] = sequence
 
     def _step_on_device(self, batch: int, window: int, plain: bool) -> None:
         """Decode one token of each slot by operations on tensors alone, which a CUDA graph can hold."""
@@ -323,8 +251,7 @@ class Engine:
             self._finish(sequence, "stop")
             return
         sequence.output_ids.append(token)
-        sequence.reply.add(sequence.text.add(token))
-        if sequence.text.stopped:
+        if sequence.listener.add(token):
             self._finish(sequence, "stop")
         elif len(sequence.output_ids) >= min(sequence.sampling.max_new_tokens, self.length - len(sequence.prompt)):
             self._finish(sequence, "length")
@@ -333,12 +260,10 @@ class Engine:
         """Free the slot, then end the reply. The slot's cache stays, for a conversation that goes on."""
         # The keys and values of the last accepted token may not have been computed.
         cached = sequence.prompt[: sequence.prefilled] + sequence.output_ids[:-1]
-        self._slots.store(sequence, [] if error else cached)
+        self.slots.store(sequence, [] if error else cached)
         self._decoding.pop(sequence.slot, None)
         if sequence in self._prefilling:
             self._prefilling.remove(sequence)
         self.decoder.positions[sequence.slot] = self.length
         self.decoder.active[sequence.slot] = 0
-        if pending := sequence.text.end():
-            sequence.reply.add(pending, tokens=0)
-        sequence.reply.end(how, error)
+        sequence.listener.end(how, error)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from recipe.chat_format import IGNORE_INDEX, Message, training_ids
+from recipe.evaluation import generation
 
 # Conversations at a time: 8 of 60 tokens on 92,544 words are 180 MB of logits a model.
 BATCH = 8
@@ -30,6 +31,7 @@ def kl_per_token(base: Any, tuned: Any, tokenizer: Any, conversations: Sequence[
     """
     import torch
 
+    generation.release()  # both models' distributions want the memory
     samples = sorted((training_ids(tokenizer, each) for each in conversations), key=lambda row: len(row[0]))
     total, tokens, worst = 0.0, 0, 0.0
     with torch.inference_mode():

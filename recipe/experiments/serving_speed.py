@@ -46,7 +46,7 @@ def run(model: Path | None) -> list[dict[str, Any]]:
     loaded, tokenizer = generation.load(model) if model else _random_model()
     results = []
     with Engine(loaded, tokenizer) as engine:
-        engine.stops = set()  # no reply ends before its limit
+        engine.scheduler.stops = set()  # no reply ends before its limit
         for streams in STREAMS:
             if streams > engine.decoder.slots:
                 stage.say("speed", f"{streams} streams: there is memory for {engine.decoder.slots} at once")

@@ -75,10 +75,10 @@ def test_a_reply_ends_with_each_of_the_base_s_stop_tokens(base_model: Path, monk
     model, tokenizer = generation.load(base_model)
     names = ["<|im_end|>"] if base_model.name == "llama" else ["<|im_end|>", "<|endoftext|>"]
     with Engine(model, tokenizer) as engine:
-        assert engine.stops == set(tokenizer.convert_tokens_to_ids(names))
-        for stop in engine.stops:
+        assert engine.scheduler.stops == set(tokenizer.convert_tokens_to_ids(names))
+        for stop in engine.scheduler.stops:
             monkeypatch.setattr(
-                engine.sampler, "choose", lambda logits, *_, stop=stop, **__: torch.full((len(logits),), stop)
+                engine.scheduler.sampler, "choose", lambda logits, *_, stop=stop, **__: torch.full((len(logits),), stop)
             )
             (reply,) = greedy(engine, TALKS[0])
             assert (reply.text, reply.ended, reply.completion_tokens) == ("", "stop", 0)
