@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 PREFILL_TOKENS = {"cuda": 1024, "cpu": 64}  # prompt tokens of one prefill, between two decode steps
 BATCH_PREFILL_TOKENS = {"cuda": 8192, "cpu": 2048}  # the same where nobody waits for the first token
+# One slot in so many is free before prompts are prefilled where nobody waits: a prefill of few prompts takes
+# longer on a GPU than a captured step of all, since nothing captures it.
+ADMITTED_TOGETHER = 8
 MIN_WINDOW = 512  # cached positions that a captured step attends to at the least; doubles as sequences grow
 
 
@@ -127,6 +130,9 @@ class Scheduler:
     def _admit(self) -> None:
         """Give free slots to waiting sequences, in the order in which they came."""
         used = set(self._decoding) | {sequence.slot for sequence in self._prefilling}
+        enough = min(len(self._waiting), self.slots.count // ADMITTED_TOGETHER)
+        if self.whole and self.slots.count - len(used) < enough:
+            return
         while self._waiting and len(used) < self.slots.count:
             sequence = self._waiting.popleft()
             self.slots.allocate(sequence, used)

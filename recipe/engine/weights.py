@@ -57,8 +57,9 @@ def refusal(model: PreTrainedModel) -> str | None:
         )
     if base.config.hidden_act != "silu" or "sliding_attention" in (getattr(base.config, "layer_types", None) or ()):
         return "the engine computes SiLU and full attention alone: `make model` checks a base for both"
-    if hasattr(base.lm_head, "base_layer") or hasattr(base.model.embed_tokens, "base_layer"):
-        return "the engine computes no adapter on embedding or head: leave both out of target_modules"
+    changed = (hasattr(module, "base_layer") for module in (base.lm_head, base.model.embed_tokens))
+    if any(changed) or any(hasattr(module, "original_module") for module in base.modules()):  # PEFT's modules_to_save
+        return "the engine computes adapters of linear layers alone: leave others out of target_modules"
     for layer in base.model.layers:
         for i, group in enumerate(linear_layers(layer)):
             plain = [getattr(module, "base_layer", module) for module in group]

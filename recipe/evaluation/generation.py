@@ -188,14 +188,21 @@ def _adapter_is_on(model: PreTrainedModel) -> bool:
     return not any(module.disable_adapters for module in model.modules() if hasattr(module, "lora_A"))
 
 
-def release() -> None:
-    """Free what `answer` keeps: the KV caches and captured steps of all models."""
+def release(*, as_if_never: bool = False) -> None:
+    """Free what `answer` keeps: the KV caches and captured steps of all models.
+
+    Args:
+        as_if_never: let a trainer's peak of memory not count them, since they take what happens to be free.
+    """
     import torch
 
-    if _kept:
-        _kept.clear()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    if not _kept:
+        return
+    _kept.clear()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        if as_if_never:
+            torch.cuda.reset_peak_memory_stats()
 
 
 def _by_transformers(
@@ -268,6 +275,6 @@ def evaluating(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        release()
+        release(as_if_never=True)
         model.train(training)
         model.config.use_cache = cache

@@ -15,7 +15,7 @@ from recipe.chat_format import prompt_ids, stop_ids
 from recipe.engine import Sampling, memory
 from recipe.engine.batch import BatchGenerator, Output
 from recipe.engine.decoder import Decoder, PromptChunk
-from recipe.engine.scheduler import Scheduler
+from recipe.engine.scheduler import ADMITTED_TOGETHER, Scheduler
 from recipe.engine.sequence import Sequence
 from recipe.evaluation import generation
 
@@ -90,6 +90,31 @@ def test_the_last_sequences_move_into_a_narrower_batch(
     assert run(limits) == {i: alone[i][:limit] for i, limit in limits.items()}
     assert (batches[0], batches[-1]) == (5, 1)
     assert sum(batches) < 5 + 2 * 40 + 30  # never wide for the sake of one
+
+
+def test_prompts_wait_for_each_other_where_nobody_waits_for_them(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = loaded
+    passes: list[int] = []
+    prefill = Decoder.prefill
+
+    def count(self: Decoder, chunks: Any) -> Any:
+        passes.append(len(chunks))
+        return prefill(self, chunks)
+
+    monkeypatch.setattr(Decoder, "prefill", count)
+    scheduler = Scheduler(Decoder(model, slots=16, length=64), set(), whole=True)
+    outputs = [Output(lambda: None) for _ in range(100)]
+    for i, output in enumerate(outputs):  # they end one by one
+        scheduler.add(Sequence(Sampling(2 + i * 5 % 16), prompts(tokenizer)[0], True, output, random.Random(i)))
+    with torch.inference_mode():
+        while not scheduler.idle:
+            scheduler.iterate()
+    assert [len(output.ids) for output in outputs] == [2 + i * 5 % 16 for i in range(100)]
+    assert passes[0] == 16
+    assert sum(passes) == 100
+    assert min(passes[:-1]) >= 16 // ADMITTED_TOGETHER > 1
 
 
 def test_prompts_are_prefilled_together_as_one_by_one(loaded: tuple[Any, Any]) -> None:

@@ -172,7 +172,8 @@ def halved(model: Any) -> Any:
     ("change", "lora", "why"),
     [(sharded, {}, "reads whole weights"), (halved, {}, "reads whole weights"), (merged, {}, "one plain LoRA"),
      (two_adapters, {}, "one plain LoRA"), (lambda m: m, {"use_dora": True}, "one plain LoRA"),
-     (lambda m: m, {"target_modules": [*sorted(PROJECTIONS), "embed_tokens"]}, "no adapter on embedding")],
+     (lambda m: m, {"target_modules": [*sorted(PROJECTIONS), "embed_tokens"]}, "linear layers alone"),
+     (lambda m: m, {"modules_to_save": ["norm"]}, "linear layers alone")],
 )  # fmt: skip
 def test_what_the_engine_does_not_compute_is_refused(
     change: Callable[[Any], Any], lora: dict[str, Any], why: str
