@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from recipe.chat_format import prompt_ids, stop_ids, text_ids
+from recipe.engine import Engine, Reply, Sampling
+from recipe.engine.engine import Stream
+from recipe.engine.text import Text
 from recipe.evaluation import generation
-from recipe.serving.engine import Engine, Reply, Sampling
-from recipe.serving.engine.text import Text
 
 QUESTIONS = ["你好", "What is the capital of France, and what do people eat there?", "a", "请你介绍一下你自己" * 30]
 CONVERSATIONS = [[{"role": "user", "content": question}] for question in QUESTIONS] + [
@@ -51,13 +52,15 @@ class OutputIds:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ids: dict[int, list[int]] = {}
-        accept = Engine._accept_token
+        self.replies: list[Reply] = []  # kept, so that no two have the same id()
+        add = Stream.add
 
-        def listen(self_: Engine, sequence: Any, token: int) -> None:
-            accept(self_, sequence, token)
-            self.ids[id(sequence.reply)] = list(sequence.output_ids)
+        def listen(stream: Stream, token: int) -> bool:
+            self.replies.append(stream.reply)
+            self.ids.setdefault(id(stream.reply), []).append(token)
+            return add(stream, token)
 
-        monkeypatch.setattr(Engine, "_accept_token", listen)
+        monkeypatch.setattr(Stream, "add", listen)
 
     def of(self, reply: Reply) -> list[int]:
         return self.ids.get(id(reply), [])

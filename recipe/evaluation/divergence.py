@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from recipe.chat_format import IGNORE_INDEX, Message, training_ids
+from recipe.evaluation import generation
 from recipe.evaluation.batches import by_length, padded
 from recipe.evaluation.metrics import Divergence
 
@@ -27,6 +28,7 @@ def kl_per_token(base: Any, tuned: Any, tokenizer: Any, conversations: Sequence[
     """
     import torch
 
+    generation.release()  # both models' distributions want the memory
     samples = [training_ids(tokenizer, each) for each in conversations]
     total, tokens, worst = 0.0, 0, 0.0
     with torch.inference_mode():

@@ -1,17 +1,24 @@
-"""Loads a model, and generates replies in batches: for replay, evaluation, and samples while training.
+"""Loads a model, and generates whole replies to many prompts: for replay, evaluation, and scores while training.
 
-Shapes: batch = conversations; width = tokens of the longest prompt of a batch.
+The engine generates: see recipe/engine/batch. What the engine does not compute goes to transformers' `generate`: the
+shards of ZeRO-3, adapters other than plain LoRA, other quantisations, and base weights that are trained themselves.
+
+Shapes of `generate`: batch = conversations; width = tokens of the longest prompt of a batch.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from recipe.chat_format import Message, prompt_ids, stop_ids
+from recipe.engine.batch import BatchGenerator
+from recipe.engine.reply import Sampling
+from recipe.engine.weights import base_of, linear_layers, refusal
 from recipe.errors import RecipeError
 from recipe.pipeline.stage import shown
 
@@ -19,9 +26,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Prompts answered together. On two CPU cores larger batches gain nothing; on a GPU 64 is past the knee for short
-# replies.
-BATCH = 64
+BATCH = 64  # prompts that `generate` answers together
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def load(
         dtype: to compute in; None for the model's own on the GPU and float32 on the CPU.
 
     Returns:
-        The model, on the GPU if there is one, and its tokenizer.
+        The model, on the GPU if there is one, its weights frozen, and its tokenizer.
 
     Raises:
         RecipeError: a folder holds no model or no adapter, or the model cannot be loaded.
@@ -59,6 +64,7 @@ def load(
 
     if not (folder / "config.json").is_file():
         raise RecipeError(f"{shown(folder)}: holds no model (no config.json); run `make model`, or `make merge`, first")
+    release()
     gpu = torch.cuda.is_available()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -77,7 +83,7 @@ def load(
         if not (adapter / "adapter_config.json").is_file():
             raise RecipeError(f"{shown(adapter)}: holds no adapter (no adapter_config.json); run `make convert` first")
         model = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
-    model = model.to("cuda" if gpu else "cpu").eval()
+    model = model.to("cuda" if gpu else "cpu").eval().requires_grad_(False)
     return model, tokenizer
 
 
@@ -94,30 +100,138 @@ def answer(
 ) -> list[Reply]:
     """Generate the reply to each conversation.
 
+    The KV cache, and on a GPU the captured steps, stay for the next call on the same model, until `release`.
+
     Args:
-        model, tokenizer: of `load`.
+        model, tokenizer: of `load`, or a model in training inside `evaluating`. An adapter is on or off as the model
+            has it.
         conversations: each ends with the user's message.
         max_new_tokens: of a reply, at most.
         progress: a label for a progress bar on stderr; None for no bar.
         temperature: 0 is greedy; above, tokens are sampled.
         top_p: from the likeliest tokens that together reach this probability.
-        seed: of the sampling; the same seed and batches give the same replies.
+        seed: of the sampling; the same seed and conversations give the same replies.
 
     Returns:
         The replies, in the order of the conversations.
     """
-    import torch
     from tqdm import tqdm
 
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
     prompts = [prompt_ids(tokenizer, conversation) for conversation in conversations]
     stops = stop_ids(tokenizer)
+    sampling = Sampling(max_new_tokens, temperature, top_p, seed=seed)
+    bar = tqdm(total=len(prompts), desc=progress, unit="reply", disable=progress is None, leave=False)
+    with bar:
+        if not prompts:
+            return []
+        generator = _generator(model, stops, prompts, max_new_tokens)
+        if generator is None:
+            return _by_transformers(model, tokenizer, prompts, stops, sampling, bar.update)
+        try:
+            outputs = generator.generate(prompts, sampling, adapted=_adapter_is_on(model), on_end=bar.update)
+        except BaseException:
+            release()  # sequences that were not finished are still in it
+            raise
+    return [Reply(_text(tokenizer, output.ids), output.stopped) for output in outputs]
+
+
+class _Kept(NamedTuple):
+    """A generator that the next call may use.
+
+    Attributes:
+        weights: where the model's weights were when it was built.
+        generator: of the model; it refers to the weights alone.
+    """
+
+    weights: tuple[int, ...]
+    generator: BatchGenerator
+
+
+_kept: WeakKeyDictionary[Any, _Kept] = WeakKeyDictionary()  # model -> its generator
+
+
+def _generator(
+    model: PreTrainedModel, stops: list[int], prompts: Sequence[list[int]], max_new_tokens: int
+) -> BatchGenerator | None:
+    """The model's generator, kept from an earlier call or built now; None where the engine does not compute it."""
+    room = {"length": max(map(len, prompts)) + max_new_tokens, "sequences": len(prompts)}
+    if room["length"] > model.config.max_position_embeddings or refusal(model) or _trains_its_base(model):
+        return None
+    weights, kept = _addresses(model), _kept.get(model)
+    if kept and kept.weights == weights and kept.generator.fits(stops, **room):
+        return kept.generator
+    if kept:
+        del kept
+        release()
+    generator = BatchGenerator(model, stops, **room)
+    _kept[model] = _Kept(_addresses(model), generator)  # where building it has put them
+    return generator
+
+
+def _addresses(model: PreTrainedModel) -> tuple[int, ...]:
+    return tuple(parameter.data_ptr() for parameter in model.parameters())
+
+
+def _trains_its_base(model: PreTrainedModel) -> bool:
+    """Whether a trainer updates the weights that the engine would lay out anew; an adapter's it reads as they are."""
+    layers = base_of(model).model.layers
+    return any(
+        getattr(module, "base_layer", module).weight.requires_grad
+        for layer in layers
+        for group in linear_layers(layer)
+        for module in group
+    )
+
+
+def _adapter_is_on(model: PreTrainedModel) -> bool:
+    """Whether PEFT's `disable_adapter` is not in force."""
+    return not any(module.disable_adapters for module in model.modules() if hasattr(module, "lora_A"))
+
+
+def release(*, as_if_never: bool = False) -> None:
+    """Free what `answer` keeps: the KV caches and captured steps of all models.
+
+    Args:
+        as_if_never: let a trainer's peak of memory not count them, since they take what happens to be free.
+    """
+    import torch
+
+    if not _kept:
+        return
+    _kept.clear()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        if as_if_never:
+            torch.cuda.reset_peak_memory_stats()
+
+
+def _by_transformers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    stops: list[int],
+    sampling: Sampling,
+    advance: Callable[[int], object],
+) -> list[Reply]:
+    """The replies by the model's own forward pass, in batches of `BATCH` that take as long as their longest reply.
+
+    That is what ZeRO-3 takes: only a module's own forward pass gathers its weights from all processes, so all of them
+    must run the same passes in the same order, and none may skip one.
+
+    Args:
+        prompts: token ids of each.
+        stops: the token ids that end a reply.
+        advance: called with the number of replies of each batch.
+    """
+    import torch
+
+    hot = sampling.temperature > 0
+    options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if hot else {}
     replies: list[Reply | None] = [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    bar = tqdm(total=len(prompts), desc=progress, unit="reply", disable=progress is None, leave=False)
-    with torch.inference_mode(), torch.random.fork_rng(enabled=temperature > 0), bar:
-        if temperature > 0:
-            torch.manual_seed(seed)
+    with torch.inference_mode(), torch.random.fork_rng(enabled=hot):
+        if hot:
+            torch.manual_seed(sampling.seed or 0)
         for start in range(0, len(order), BATCH):
             batch = order[start : start + BATCH]
             width = max(len(prompts[i]) for i in batch)
@@ -129,34 +243,38 @@ def answer(
             output = model.generate(  # (batch, width + new tokens)
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
-                generation_config=_generation(stops, tokenizer.pad_token_id, max_new_tokens, **sampling),
+                generation_config=_generation(
+                    stops, tokenizer.pad_token_id, sampling.max_new_tokens, do_sample=hot, **options
+                ),
             )
             for row, i in enumerate(batch):
-                replies[i] = _reply(tokenizer, output[row, width:].tolist(), stops)
-            bar.update(len(batch))
+                output_ids = output[row, width:].tolist()
+                end = next((at for at, token in enumerate(output_ids) if token in stops), None)
+                replies[i] = Reply(_text(tokenizer, output_ids[:end]), end is not None)
+            advance(len(batch))
     return [reply for reply in replies if reply is not None]
 
 
 def _generation(stops: list[int], pad: int | None, max_new_tokens: int, **sampling: Any) -> Any:
     from transformers import GenerationConfig
 
-    sampling = sampling or {"do_sample": False}
     return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=pad, **sampling)
 
 
-def _reply(tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: list[int]) -> Reply:
-    end = next((i for i, token in enumerate(ids) if token in stops), None)
-    return Reply(tokenizer.decode(ids[:end], skip_special_tokens=True), end is not None)
+def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return text
 
 
 @contextlib.contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """A context in which the model is in inference mode with its key-value cache on; afterwards it is as before."""
+    """A context in which a model in training generates; afterwards the model is as before and the memory is free."""
     training, cache = model.training, model.config.use_cache
     model.eval()
     model.config.use_cache = True
     try:
         yield
     finally:
+        release(as_if_never=True)
         model.train(training)
         model.config.use_cache = cache

@@ -16,11 +16,11 @@ from typing import Any
 
 from recipe.chat_format import SPECIAL_TOKENS
 from recipe.device import has_gpu
+from recipe.engine import Engine, Reply, Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.experiments.training_speed.workload import VOCABULARY, random_model
 from recipe.pipeline import stage
-from recipe.serving.engine import Engine, Reply, Sampling
 
 STREAMS = (1, 8, 32)
 PROMPT = 64
@@ -46,7 +46,7 @@ def run(model: Path | None) -> list[dict[str, Any]]:
     loaded, tokenizer = generation.load(model) if model else _random_model()
     results = []
     with Engine(loaded, tokenizer) as engine:
-        engine.stops = set()  # no reply ends before its limit
+        engine.scheduler.stops = set()  # no reply ends before its limit
         for streams in STREAMS:
             if streams > engine.decoder.slots:
                 stage.say("speed", f"{streams} streams: there is memory for {engine.decoder.slots} at once")

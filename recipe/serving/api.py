@@ -24,10 +24,10 @@ from tornado.httpserver import HTTPServer
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, RequestHandler
 
+from recipe.engine.reply import Reply
 from recipe.errors import RecipeError
 from recipe.pipeline import stage
 from recipe.serving import protocol
-from recipe.serving.engine.reply import Reply
 from recipe.serving.model_host import ModelHost, check_port, run_server
 from recipe.serving.protocol import RequestError
 

@@ -21,7 +21,7 @@ from recipe.pipeline.results import ConvertResults, MergeResults
 from recipe.serving import context
 
 if TYPE_CHECKING:
-    from recipe.serving.engine import Engine, Reply, Sampling
+    from recipe.engine import Engine, Reply, Sampling
 
 # Seconds between two searches for a model that does not exist yet.
 LOOK_AGAIN = 3
@@ -133,8 +133,8 @@ class ModelHost:
     def _start(self, folder: Path) -> Engine:
         import torch
 
+        from recipe.engine import Engine
         from recipe.evaluation import generation
-        from recipe.serving.engine import Engine
 
         # A core is left to the server. The threads of a matrix product wait for each other, and long for one that has
         # to share its core.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from recipe.chat_format import ROLES
-from recipe.serving.engine.reply import Reply, Sampling
+from recipe.engine.reply import Reply, Sampling
 
 # Fields that ask for something that this model cannot do, and the values that ask for nothing.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {

@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from recipe.engine.reply import Reply, Sampling
 from recipe.errors import RecipeError
 from recipe.serving import model_host
-from recipe.serving.engine.reply import Reply, Sampling
 
 TIMEOUT = (5, 120)  # seconds to connect, and between two pieces
 

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 from recipe.chat_format import assistant, user
+from recipe.engine import Engine, Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.serving.context import fit
-from recipe.serving.engine import Engine, Sampling
 
 HELP = "/reset 清空对话 start over · /exit 退出 leave (Ctrl-D) · Ctrl-C 停止回答 stop the reply"
 

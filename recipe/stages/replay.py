@@ -51,6 +51,7 @@ def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> 
         replies = generation.answer(
             loaded, tokenizer, conversations, max_new_tokens=MAX_NEW_TOKENS, progress="replay of the base's answers"
         )
+        generation.release()  # the distributions want the memory
         chosen = [
             ([*turns, assistant(reply.text)], reply.stopped)
             for turns, reply in zip(conversations, replies, strict=True)

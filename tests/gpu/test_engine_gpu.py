@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from recipe.device import has_gpu
+from recipe.engine import Engine, Reply, Sampling
+from recipe.engine.graphs import Graphs
 from recipe.evaluation import generation
 from recipe.experiments import serving_speed
-from recipe.serving.engine import Engine, Reply, Sampling
-from recipe.serving.engine.graphs import Graphs
 from recipe.stages import model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU")]
@@ -42,8 +42,8 @@ def test_captured_steps_say_what_transformers_says(folder: Path) -> None:
         alone = [texts([engine.reply(conversation, sampling)])[0] for conversation in CONVERSATIONS]
         many = CONVERSATIONS * 8  # more than there are slots
         together = texts([engine.reply(conversation, sampling) for conversation in many])
-        assert isinstance(engine._step, Graphs)
-        assert len(engine._step.captured) > 1
+        assert isinstance(engine.scheduler.graphs, Graphs)
+        assert len(engine.scheduler.graphs.captured) > 1
     assert alone == expected
     assert together == expected * 8
 
@@ -54,7 +54,7 @@ def test_captured_steps_of_other_bases_say_what_transformers_says(base_model: Pa
     with Engine(*generation.load(base_model)) as engine:
         sampling = Sampling(max_new_tokens=20)
         assert texts([engine.reply(talk, sampling) for talk in CONVERSATIONS * 3]) == wanted * 3
-        assert isinstance(engine._step, Graphs)
+        assert isinstance(engine.scheduler.graphs, Graphs)
 
 
 def test_captured_steps_keep_seeds_and_penalties_apart(folder: Path) -> None:

@@ -24,12 +24,12 @@ import httpx
 import openai
 import pytest
 
+from recipe.engine import Engine, Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.serving import api
-from recipe.serving.engine import Engine, Sampling
 from recipe.serving.model_host import ModelHost
 from recipe.serving.remote import Remote
 
@@ -309,7 +309,7 @@ def test_without_a_model_it_says_so(tmp_path: Path) -> None:
 
 
 def test_a_reply_that_fails_is_told_in_pieces_and_whole(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    from recipe.serving.engine.decoder import Decoder
+    from recipe.engine.decoder import Decoder
 
     def fail(*_: Any, **__: Any) -> Any:
         raise MemoryError("no room")
@@ -336,7 +336,7 @@ def idle(engine: Engine) -> bool:
 def test_a_client_who_leaves_frees_the_engine(
     endpoint: Endpoint, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint.engine, "stops", set())
+    monkeypatch.setattr(endpoint.engine.scheduler, "stops", set())
     body = json.dumps({"model": "quickstart", "messages": HELLO, "stream": stream, "max_tokens": 1900}).encode()
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
@@ -377,7 +377,7 @@ def test_the_page_speaks_through_an_endpoint(
             list(too_long.pieces())
 
         with monkeypatch.context() as endless:
-            endless.setattr(endpoint.engine, "stops", set())
+            endless.setattr(endpoint.engine.scheduler, "stops", set())
             left = remote.ask(HELLO, Sampling(max_new_tokens=1900))
             assert left.wait(0, 10)
             left.cancel()

@@ -26,12 +26,12 @@ from tornado.websocket import WebSocketClosedError
 
 from recipe import cli
 from recipe.chat_format import prompt_ids
+from recipe.engine import Engine, Reply, Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.serving import demo, model_host
-from recipe.serving.engine import Engine, Reply, Sampling
 
 PORT = 6006
 HEALTHCHECK = ROOT / "docker" / "healthcheck.py"

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from recipe.engine import Engine, Reply, Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.serving import terminal
-from recipe.serving.engine import Engine, Reply, Sampling
 from recipe.serving.terminal import HELP
 
 Messages = list[dict[str, str]]

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from recipe.chat_format import prompt_ids, stop_ids
+from recipe.engine import Engine, Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.paths import MINIATURE
 from recipe.pipeline import stage
-from recipe.serving.engine import Engine, Sampling
 from recipe.stages import export, model
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import streamlit as st
 from streamlit.runtime.scriptrunner import StopException
 
+from recipe.engine.reply import Reply, Sampling
 from recipe.errors import RecipeError
 from recipe.languages import LANGUAGES, NAMES
 from recipe.serving import demo
-from recipe.serving.engine.reply import Reply, Sampling
 from recipe.serving.page import conversation
 from recipe.serving.page.conversation import BASE, TUNED, BadFileError, Turn
 from recipe.serving.page.markdown import streamlit_markdown

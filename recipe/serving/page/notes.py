@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recipe.serving.engine.reply import Reply
+from recipe.engine.reply import Reply
 from recipe.serving.page.words import Words
 
 

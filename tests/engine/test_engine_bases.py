@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from small_serving import CONVERSATIONS, OutputIds, assert_no_half_character, by_transformers, greedy
 
 from recipe.chat_format import prompt_ids
+from recipe.engine import Engine, Sampling
+from recipe.engine.decoder import Decoder, PromptChunk
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
-from recipe.serving.engine import Engine, Sampling
-from recipe.serving.engine.decoder import Decoder, PromptChunk
 
 # At most 512 tokens are read.
 TALKS = [talk for talk in CONVERSATIONS if len(str(talk)) < 300]
@@ -74,10 +74,10 @@ def test_a_reply_ends_with_each_of_the_base_s_stop_tokens(base_model: Path, monk
     model, tokenizer = generation.load(base_model)
     names = ["<|im_end|>"] if base_model.name == "llama" else ["<|im_end|>", "<|endoftext|>"]
     with Engine(model, tokenizer) as engine:
-        assert engine.stops == set(tokenizer.convert_tokens_to_ids(names))
-        for stop in engine.stops:
+        assert engine.scheduler.stops == set(tokenizer.convert_tokens_to_ids(names))
+        for stop in engine.scheduler.stops:
             monkeypatch.setattr(
-                engine.sampler, "choose", lambda logits, *_, stop=stop, **__: torch.full((len(logits),), stop)
+                engine.scheduler.sampler, "choose", lambda logits, *_, stop=stop, **__: torch.full((len(logits),), stop)
             )
             (reply,) = greedy(engine, TALKS[0])
             assert (reply.text, reply.ended, reply.completion_tokens) == ("", "stop", 0)

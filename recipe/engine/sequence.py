@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from recipe.serving.engine.reply import Reply, Sampling
-from recipe.serving.engine.text import Text
+from recipe.engine.reply import Sampling
+
+
+class Listener(Protocol):
+    """Follows the tokens of a sequence, in the scheduler's thread."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the sequence is to end before its next token."""
+
+    def add(self, token: int) -> bool:
+        """Take the next token id; returns whether the reply ends with it."""
+
+    def end(self, how: str, error: Exception | None = None) -> None:
+        """Take note of the end. how, error: see `reply.Reply`."""
 
 
 @dataclass
@@ -14,22 +28,20 @@ class Sequence:
     """A request that is waiting, prefilling or decoding.
 
     Attributes:
-        reply: what the caller holds.
         sampling: how tokens are chosen, and where the reply ends.
         prompt: token ids.
         adapted: whether the adapter is on.
-        text: makes characters of the tokens.
+        listener: follows the tokens.
         rng: of this sequence alone, so that a reply does not depend on what runs beside it.
         slot: of the KV cache; -1 while the request waits.
         prefilled: prompt tokens that the slot's cache holds.
         output_ids: tokens that were decoded and accepted.
     """
 
-    reply: Reply
     sampling: Sampling
     prompt: list[int]
     adapted: bool
-    text: Text
+    listener: Listener
     rng: random.Random
     slot: int = -1
     prefilled: int = 0

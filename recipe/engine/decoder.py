@@ -1,8 +1,8 @@
 """The forward pass of a Llama or Qwen2 over a static KV cache with a slot for each sequence: prefill and decode.
 
-Without gradients the pass is fourteen kernels a layer: query/key/value and gate/up are one product each, norms, rotary
-embedding and gating are those of recipe.kernels, and a residual is added by the product before it. Every shape is fixed
-by (batch, window), so that a decode step can be captured in a CUDA graph; nothing waits for the GPU.
+Without gradients the pass is fourteen kernels a layer: query/key/value and gate/up are one product each (see weights),
+norms, rotary embedding and gating are those of recipe.kernels, and a residual is added by the product before it. Every
+shape is fixed by (batch, window), so that a decode step can be captured in a CUDA graph; nothing waits for the GPU.
 
 A model with a PEFT adapter runs with the adapter on and off in the same batch: what LoRA adds to a row is multiplied by
 1 or by 0. The base is in memory once.
@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from recipe.engine.memory import free_memory
+from recipe.engine.weights import Layer, Scratch, base_of, dequantised_bytes, refusal
 from recipe.errors import RecipeError
 from recipe.kernels import rowwise
 
@@ -47,81 +49,19 @@ class PromptChunk(NamedTuple):
     start: int
 
 
-class Projections:
-    """Linear layers that read the same input, as one product; with their LoRA where PEFT has put one on them.
-
-    Args:
-        modules: linear layers of transformers, or PEFT's around them. Their weights become views of `weight`.
-
-    Attributes:
-        weight: (out, in), of all layers together.
-        bias: (out), that of Qwen2's queries, keys and values; None elsewhere.
-        lora_a, lora_b: (rank, in) and (out, rank), the ranks of all layers together, scaled; None without an adapter.
-    """
-
-    def __init__(self, *modules: Any) -> None:
-        plain = [getattr(module, "base_layer", module) for module in modules]
-        self.bias = None if plain[0].bias is None else torch.cat([module.bias.data for module in plain])
-        self.weight = torch.cat([module.weight.data for module in plain])
-        rows = 0
-        for module in plain:  # the model still works, on views, and there is one copy of the weights
-            module.weight.data = self.weight[rows : rows + len(module.weight)]
-            rows += len(module.weight)
-        self.lora_a: Tensor | None = None
-        self.lora_b: Tensor | None = None
-        if adapted := [module for module in modules if hasattr(module, "lora_A")]:
-            (name,) = adapted[0].active_adapters
-            factors = [
-                (module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]) for module in modules
-            ]
-            self.lora_a = torch.cat([a for a, _, _ in factors]).to(self.weight)
-            self.lora_b = torch.block_diag(*(scale * b for _, b, scale in factors)).to(self.weight)
-
-    def __call__(self, x: Tensor, adapted: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The product, with the bias or residual and LoRA's product added.
-
-        Args:
-            x: (tokens, in).
-            adapted: (tokens, 1), 1 where LoRA counts and 0 where not.
-            residual: (tokens, out).
-
-        Returns:
-            (tokens, out).
-        """
-        addend = self.bias if residual is None else residual
-        out = x @ self.weight.T if addend is None else torch.addmm(addend, x, self.weight.T)
-        if self.lora_a is not None and self.lora_b is not None:
-            out.addmm_((x @ self.lora_a.T) * adapted, self.lora_b.T)
-        return out
-
-
-class Layer:
-    """The weights of one decoder layer of transformers' Llama."""
-
-    def __init__(self, module: Any) -> None:
-        attend, mlp = module.self_attn, module.mlp
-        self.qkv = Projections(attend.q_proj, attend.k_proj, attend.v_proj)
-        self.o = Projections(attend.o_proj)
-        self.gate_up = Projections(mlp.gate_proj, mlp.up_proj)
-        self.down = Projections(mlp.down_proj)
-        if any(group.bias is not None for group in (self.o, self.gate_up, self.down)):
-            raise RecipeError("the engine computes biases on queries, keys and values alone: `make model` says why")
-        self.norms = module.input_layernorm.weight, module.post_attention_layernorm.weight
-
-
 class Decoder:
     """The model's weights, and the state of every slot.
 
     A slot without a sequence is not `active`, and its position is after its end, where no token attends to. So a decode
-    step may compute it without harm. The model's weights become views of the decoder's; the model may still be used.
+    step may compute it without harm. The model may still be used: see weights for whose the memory is.
 
     Args:
-        model: a Llama or Qwen2 of transformers, with a PEFT adapter or without.
+        model: a Llama or Qwen2 of transformers, with a PEFT adapter or without, of 4-bit weights or whole ones.
         slots: sequences that run at once.
         length: tokens of each, prompt and reply together.
 
     Raises:
-        RecipeError: the model is of another layout, or has biases.
+        RecipeError: the engine does not compute such a model, see `weights.refusal`.
 
     Attributes:
         tokens: (slots,), the id that each slot computes next.
@@ -132,27 +72,24 @@ class Decoder:
     """
 
     def __init__(self, model: PreTrainedModel, *, slots: int, length: int) -> None:
-        from transformers import LlamaForCausalLM, Qwen2ForCausalLM
-
-        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-        if not isinstance(base, (LlamaForCausalLM, Qwen2ForCausalLM)):
-            raise RecipeError(
-                f"the engine speaks for models of the Llama and Qwen2 layouts, not {type(base).__name__}: "
-                f"`make model` converts"
-            )
+        if why := refusal(model):
+            raise RecipeError(why)
+        base = base_of(model)
         config = base.config
         self.slots, self.length = slots, length
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = base.model.layers[0].self_attn.head_dim
         self.eps = config.rms_norm_eps
-        self.layers = [Layer(module) for module in base.model.layers]
         self.embedding, self.norm, self.head = (
             base.model.embed_tokens.weight,
             base.model.norm.weight,
             base.lm_head.weight,
         )
-        self.adapted_model = self.layers[0].qkv.lora_a is not None
         self.device = self.head.device
+        fits = dequantised_bytes(model) <= free_memory(self.device) // 2
+        scratch = None if fits else Scratch(self.embedding)
+        self.layers = [Layer(module, self.embedding, scratch) for module in base.model.layers]
+        self.adapted_model = any(layer.adapted for layer in self.layers)
         # The position after the end is never read; computing it would stretch a dynamic rotary embedding.
         positions = torch.arange(length + 1, device=self.device).clamp(max=length - 1)
         cos, sin = base.model.rotary_emb(self.embedding, positions[None])
@@ -165,12 +102,18 @@ class Decoder:
         self.active = torch.zeros(slots, dtype=torch.long, device=self.device)
         self.adapted = torch.ones(slots, 1, dtype=self.head.dtype, device=self.device)
 
-    @staticmethod
-    def bytes_per_token(config: Any) -> int:
-        """Bytes of one token in the KV cache of a model of this configuration: 16 bits a number on a GPU, else 32."""
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
-        return int(numbers * (2 if torch.cuda.is_available() else 4))
+    def refresh(self) -> None:
+        """Copy the adapter's weights anew, after a training changed them."""
+        for layer in self.layers:
+            layer.refresh()
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Move sequences to other slots, whose own sequences have ended."""
+        old, new = self._on_device(list(sources)), self._on_device(list(targets))
+        self.cache[:, :, new] = self.cache[:, :, old]
+        for state in (self.tokens, self.positions, self.active, self.adapted):
+            state[new] = state[old]
+        self.positions[old], self.active[old] = self.length, 0
 
     def prefill(self, chunks: Sequence[PromptChunk]) -> Tensor:
         """Compute chunks of several prompts in one pass, and put their keys and values into the cache.
@@ -186,6 +129,35 @@ class Decoder:
         positions = self._on_device([chunk.start + i for chunk in chunks for i in range(len(chunk.ids))])
         slots = self._on_device([chunk.slot for chunk in chunks for _ in chunk.ids])
         last = self._on_device([end - 1 for end in accumulate(lengths)])
+        if not any(chunk.start for chunk in chunks):
+            attend = self._attend_to_themselves(lengths, slots, positions)
+        else:
+            attend = self._attend_to_cache(chunks)
+        return self._forward(tokens, self.cos[positions], self.sin[positions], self.adapted[slots], attend, last)
+
+    def _attend_to_themselves(self, lengths: list[int], slots: Tensor, positions: Tensor) -> Attend:
+        """Causal attention of whole prompts, padded on the right, where none of their tokens attends to."""
+        chunks, width = len(lengths), max(lengths)
+        rows = self._on_device([row for row, length in enumerate(lengths) for _ in range(length)])
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = self.cache[layer]
+            keys[slots, :, positions], values[slots, :, positions] = k, v
+            if chunks * width == len(q):
+                padded = [x.view(chunks, width, -1, self.head_dim).transpose(1, 2) for x in (q, k, v)]
+            else:
+                padded = [x.new_zeros(chunks, x.shape[1], width, self.head_dim) for x in (q, k, v)]
+                for x, place in zip((q, k, v), padded, strict=True):
+                    place[rows, :, positions] = x
+            queries, keys, values = padded
+            out = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=True)
+            return out[rows, :, positions].flatten(1)
+
+        return attend
+
+    def _attend_to_cache(self, chunks: Sequence[PromptChunk]) -> Attend:
+        """Causal attention of chunks of which some have tokens before them in the cache, one after another."""
+        lengths = [len(chunk.ids) for chunk in chunks]
         masks = [
             torch.ones(length, chunk.start + length, dtype=torch.bool, device=self.device).tril(chunk.start)
             if chunk.start
@@ -210,7 +182,7 @@ class Decoder:
                 out.append(attended[0].transpose(0, 1).flatten(1))
             return torch.cat(out)
 
-        return self._forward(tokens, self.cos[positions], self.sin[positions], self.adapted[slots], attend, last)
+        return attend
 
     def _on_device(self, values: list[int]) -> Tensor:
         return torch.tensor(values).to(self.device, non_blocking=True)

@@ -5,10 +5,12 @@ Shapes: slots = sequences of the KV cache; vocabulary = rows of the output head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from recipe.serving.engine.reply import Sampling
+from recipe.engine.reply import Sampling
 
 
 class Sampler:
@@ -42,6 +44,12 @@ class Sampler:
         if sampling.repetition_penalty != 1:
             self.seen[slot] = False
             self.seen[slot, torch.tensor(prompt).to(self.seen.device, non_blocking=True)] = True
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Move the settings of sequences to other slots."""
+        old, new = list(sources), list(targets)
+        for state in (self.temperature, self.top_p, self.penalty, self.seen):
+            state[new] = state[old]
 
     def choose(self, logits: Tensor, slots: slice, *, plain: bool) -> Tensor:
         """The next token of each of `slots`, which counts as seen from then on.

@@ -11,36 +11,37 @@ Shape = tuple[int, int, bool]  # the step's arguments: slots, window, whether ev
 
 
 class Graphs:
-    """A step that is called as `graphs(*shape)` and runs as a CUDA graph. The graphs never overlap: they share a pool.
+    """Steps that run as CUDA graphs, one for each shape. The graphs never overlap: they share a pool.
 
     Args:
-        step: reads and writes tensors that stay where they are.
         restored: the tensors that a step changes. The warm-up before a capture runs a step for real, and they are put
             back after it; the capture itself computes nothing.
+
+    Attributes:
+        captured: shape -> its graph.
     """
 
-    def __init__(self, step: Callable[[int, int, bool], None], restored: tuple[Tensor, ...]) -> None:
-        self.step, self.restored = step, restored
+    def __init__(self, restored: tuple[Tensor, ...]) -> None:
+        self.restored = restored
         self.captured: dict[Shape, torch.cuda.CUDAGraph] = {}
         self.pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, *shape: int | bool) -> None:
-        batch, window, plain = shape
-        key = (int(batch), int(window), bool(plain))
-        if key not in self.captured:
-            self.captured[key] = self._capture(key)
-        self.captured[key].replay()
+    def run(self, step: Callable[[int, int, bool], None], shape: Shape) -> None:
+        """Run a step, always the same one, which reads and writes tensors that stay where they are."""
+        if shape not in self.captured:
+            self.captured[shape] = self._capture(step, shape)
+        self.captured[shape].replay()
 
-    def _capture(self, key: Shape) -> torch.cuda.CUDAGraph:
+    def _capture(self, step: Callable[[int, int, bool], None], shape: Shape) -> torch.cuda.CUDAGraph:
         saved = [tensor.clone() for tensor in self.restored]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # kernels are compiled and libraries find their workspaces
-            self.step(*key)
+            step(*shape)
         torch.cuda.current_stream().wait_stream(side)
         for tensor, value in zip(self.restored, saved, strict=True):
             tensor.copy_(value)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            self.step(*key)
+            step(*shape)
         return graph

@@ -1,4 +1,4 @@
-"""The slots of the KV cache: how many fit into memory, which of them a sequence gets, and what their caches still hold.
+"""The slots of the KV cache: which of them a sequence gets, and what their caches still hold.
 
 A slot that was freed keeps its keys and values. A prompt that begins with the same tokens is not computed again from
 the start (prefix caching): so a conversation that goes on costs only its new turn.
@@ -7,39 +7,13 @@ the start (prefix caching): so a conversation that goes on costs only its new tu
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
-from recipe.serving.engine.sequence import Sequence
+from recipe.engine.sequence import Sequence
 
-SLOTS = 32  # sequences that run at once; further requests wait
-MIN_CONTEXT = 4096  # tokens of a slot: where memory is short, fewer slots rather than shorter ones
-CPU_CACHE_BYTES = 4 << 30  # of the KV cache where there is no GPU; on one it takes two thirds of what is free
 # Prompt tokens that a cached prefix must save for each slot by which it widens the decode batch. By the README's table
 # of `make speed`, a slot costs every decode step of the reply about what one prefilled token costs, on two CPU cores
 # and on an H200, and a reply has about so many steps. An estimate: what widening costs was not measured by itself.
 SAVED_TOKENS_PER_SLOT = 100
-
-
-def capacity(config: Any, slots: int = SLOTS) -> tuple[int, int]:
-    """The size of a KV cache that fits beside a model that is loaded already.
-
-    Args:
-        config: the configuration of the model.
-        slots: the most that are needed.
-
-    Returns:
-        (slots, tokens of each slot).
-    """
-    import torch
-
-    from recipe.serving.engine.decoder import Decoder
-
-    memory = torch.cuda.mem_get_info()[0] * 2 // 3 if torch.cuda.is_available() else CPU_CACHE_BYTES
-    tokens = memory // Decoder.bytes_per_token(config)
-    longest = config.max_position_embeddings
-    while slots > 1 and tokens // slots < min(MIN_CONTEXT, longest):
-        slots //= 2
-    return slots, max(min(longest, tokens // slots) // 64 * 64, 64)
 
 
 class SlotManager:
@@ -49,10 +23,11 @@ class SlotManager:
 
     Args:
         count: slots of the KV cache.
+        caching: whether prompts use the prefixes that slots hold; without it a sequence gets the lowest free slot.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, *, caching: bool = True) -> None:
+        self.count, self.caching = count, caching
         self._cached: list[tuple[bool, list[int]]] = [(True, [])] * count  # of each slot: (adapter on, token ids)
 
     def allocate(self, sequence: Sequence, used: Collection[int]) -> None:
@@ -62,6 +37,9 @@ class SlotManager:
             sequence: without a slot yet.
             used: slots of other sequences; at least one slot must be free.
         """
+        if not self.caching:
+            sequence.slot = next(slot for slot in range(self.count) if slot not in used)
+            return
         sequence.slot = self._choose(sequence, used)
         sequence.prefilled = self._shared_prefix(sequence.slot, sequence)
 

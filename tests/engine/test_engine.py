@@ -18,14 +18,15 @@ from hypothesis import strategies as st
 from small_serving import CONVERSATIONS, WITHIN, OutputIds, assert_no_half_character, by_transformers, greedy
 
 from recipe.chat_format import prompt_ids, text_ids
+from recipe.engine import Engine, Reply, Sampling, memory, scheduler
+from recipe.engine.decoder import Decoder, PromptChunk
+from recipe.engine.engine import Stream
+from recipe.engine.sampling import Sampler
+from recipe.engine.sequence import Sequence as EngineSequence
+from recipe.engine.slots import SAVED_TOKENS_PER_SLOT, SlotManager
+from recipe.engine.text import Text
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
-from recipe.serving.engine import Engine, Reply, Sampling, scheduler, slots
-from recipe.serving.engine.decoder import Decoder, PromptChunk
-from recipe.serving.engine.sampling import Sampler
-from recipe.serving.engine.sequence import Sequence as EngineSequence
-from recipe.serving.engine.slots import SAVED_TOKENS_PER_SLOT, SlotManager
-from recipe.serving.engine.text import Text
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +126,11 @@ def test_long_conversations_grow_past_every_window(tiny: Engine, tiny_model: Pat
     monkeypatch.setattr(scheduler, "MIN_WINDOW", 64)
     monkeypatch.setitem(scheduler.PREFILL_TOKENS, "cpu", 7)  # a prompt in many parts
     outputs = OutputIds(monkeypatch)
-    tiny.stops, stops = set(), tiny.stops
+    tiny.scheduler.stops, stops = set(), tiny.scheduler.stops
     try:
         (reply,) = greedy(tiny, CONVERSATIONS[0], count=200)
     finally:
-        tiny.stops = stops
+        tiny.scheduler.stops = stops
     output_ids = outputs.of(reply)
     assert len(output_ids) == 200
     model, tokenizer = generation.load(tiny_model)
@@ -143,7 +144,7 @@ def test_short_prompts_are_read_together_and_a_long_one_holds_nobody_up(tiny: En
     monkeypatch.setitem(scheduler.PREFILL_TOKENS, "cpu", 40)
     conversations = CONVERSATIONS[: tiny.decoder.slots]
     alone = [greedy(tiny, conversation)[0].text for conversation in conversations]
-    tiny._slots = SlotManager(tiny.decoder.slots)  # no prefix is cached
+    tiny.scheduler.slots = SlotManager(tiny.decoder.slots)  # no prefix is cached
     read = passes(monkeypatch)
     with tiny._work:  # all of them are there when the engine looks
         together = [tiny.reply(conversation, Sampling(max_new_tokens=24)) for conversation in conversations]
@@ -275,7 +276,7 @@ def test_the_model_s_own_end_and_the_limit_are_told_apart(miniature: Engine) -> 
 
 def test_a_conversation_ends_where_the_model_s_memory_does(tiny_model: Path) -> None:
     with Engine(*generation.load(tiny_model), slots=2, length=128) as engine:
-        engine.stops = set()
+        engine.scheduler.stops = set()
         long = [{"role": "user", "content": "a b " * 30}]
         needed = len(prompt_ids(engine.tokenizer, long))
         replies = greedy(engine, long, CONVERSATIONS[0], count=500)
@@ -294,7 +295,7 @@ def until(true: Any) -> None:
 
 
 def test_a_cancelled_reply_keeps_what_was_said_and_frees_its_place(tiny: Engine) -> None:
-    tiny.stops, stops = set(), tiny.stops
+    tiny.scheduler.stops, stops = set(), tiny.scheduler.stops
     try:
         crowd = [tiny.reply(CONVERSATIONS[0], Sampling(max_new_tokens=1800)) for _ in range(6)]  # 4 slots: two wait
         assert crowd[0].wait(3, WITHIN)
@@ -307,7 +308,7 @@ def test_a_cancelled_reply_keeps_what_was_said_and_frees_its_place(tiny: Engine)
         assert 0 < crowd[0].completion_tokens < 1800
         assert tiny.busy == 0
     finally:
-        tiny.stops = stops
+        tiny.scheduler.stops = stops
 
 
 def test_closing_the_pieces_and_an_exception_between_them_cancel(tiny: Engine) -> None:
@@ -365,7 +366,7 @@ def test_what_fails_before_the_first_token_ends_its_reply(
 def test_a_closed_engine_ends_its_replies_and_takes_no_more(tiny_model: Path) -> None:
     before = threading.active_count()
     engine = Engine(*generation.load(tiny_model))
-    engine.stops = set()
+    engine.scheduler.stops = set()
     reply = engine.reply(CONVERSATIONS[0], Sampling(max_new_tokens=1800))
     reply.wait(0, WITHIN)
     engine.close()
@@ -379,7 +380,7 @@ def test_a_closed_engine_ends_its_replies_and_takes_no_more(tiny_model: Path) ->
 
 
 def test_a_first_token_comes_at_once_while_others_speak(miniature: Engine) -> None:
-    miniature.stops, stops = set(), miniature.stops
+    miniature.scheduler.stops, stops = set(), miniature.scheduler.stops
     try:
         others = [miniature.reply(c, Sampling(max_new_tokens=1500)) for c in CONVERSATIONS[:3]]
         for other in others:
@@ -395,7 +396,7 @@ def test_a_first_token_comes_at_once_while_others_speak(miniature: Engine) -> No
         for other in others:
             other.cancel()
             other.join()
-        miniature.stops = stops
+        miniature.scheduler.stops = stops
 
 
 def test_visitors_who_come_and_go_hear_only_their_own(tiny: Engine) -> None:
@@ -441,15 +442,15 @@ def test_a_cache_too_large_serves_fewer_visitors_before_shorter_ones(monkeypatch
         hidden_size=2048,
         max_position_embeddings=32768,
     )
-    token = Decoder.bytes_per_token(config)
+    token = memory.bytes_per_token(config, 4)
     for tokens, expected in [
         (32 * 32768, (32, 32768)),
         (32 * 5000, (32, 4992)),
         (16 * 5000, (16, 4992)),
         (3000, (1, 2944)),
     ]:
-        monkeypatch.setattr(slots, "CPU_CACHE_BYTES", tokens * token)
-        assert slots.capacity(config) == expected
+        monkeypatch.setattr(memory, "CPU_CACHE_BYTES", tokens * token)
+        assert memory.capacity(config) == expected
 
 
 @pytest.mark.parametrize(
@@ -463,7 +464,7 @@ def test_the_decode_batch_is_widened_only_where_the_cached_prefix_is_worth_it(
     ids = list(range(100, 100 + 400))
 
     def sequence(slot: int = -1) -> EngineSequence:
-        return EngineSequence(Reply(), Sampling(), ids, True, Text(tokenizer), random.Random(0), slot)
+        return EngineSequence(Sampling(), ids, True, Stream(Reply(), Text(tokenizer)), random.Random(0), slot)
 
     manager, waiting = SlotManager(4), sequence()
     manager.store(sequence(slot=3), ids[:prefix])

@@ -1,0 +1,184 @@
+"""The engine behind chat, page and API: replies that grow, of one model, in a thread of its own."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from recipe.chat_format import Message, prompt_ids, stop_ids
+from recipe.engine.memory import SLOTS, capacity
+from recipe.engine.reply import Reply, Sampling
+from recipe.engine.scheduler import Scheduler
+from recipe.engine.sequence import Sequence as EngineSequence
+from recipe.engine.text import Text
+from recipe.errors import RecipeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class Stream:
+    """Makes a growing reply of a sequence's tokens.
+
+    Attributes:
+        reply: what the caller holds.
+        text: makes characters of the tokens.
+    """
+
+    reply: Reply
+    text: Text
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the caller wants no more."""
+        return self.reply.cancelled
+
+    def add(self, token: int) -> bool:
+        """Add a token's text to the reply; returns whether a stop text was complete."""
+        self.reply.add(self.text.add(token))
+        return self.text.stopped
+
+    def end(self, how: str, error: Exception | None = None) -> None:
+        """End the reply, after the text that was withheld."""
+        if pending := self.text.end():
+            self.reply.add(pending, tokens=0)
+        self.reply.end(how, error)
+
+
+class Engine:
+    """Generates the replies to many requests at once. A model with a PEFT adapter answers with the adapter on or off.
+
+    Args:
+        model: a Llama of transformers, which the engine takes over; with a PEFT adapter or without.
+        tokenizer: of the model.
+        slots: sequences that run at once, fewer where memory is short.
+        length: tokens of a slot, prompt and reply together; the longest that fits where it is not given.
+
+    Attributes:
+        length: tokens of a slot, prompt and reply together.
+        defaults: the sampling of the model's own generation_config.json.
+        scheduler: runs the sequences.
+
+    Raises:
+        RecipeError: the model is not of the Llama layout.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        slots: int = SLOTS,
+        length: int | None = None,
+    ) -> None:
+        from recipe.engine.decoder import Decoder
+
+        fitting, longest = capacity(model.config, slots)
+        self.tokenizer = tokenizer
+        self.decoder = Decoder(model, slots=fitting, length=min(length or longest, longest))
+        self.length = self.decoder.length
+        self.defaults = Sampling.of(model.generation_config)
+        self.scheduler = Scheduler(self.decoder, set(stop_ids(tokenizer)))
+        self._work = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def can_compare(self) -> bool:
+        """Whether the base can answer beside the tuned model."""
+        return self.decoder.adapted_model
+
+    @property
+    def busy(self) -> int:
+        """How many replies are on their way."""
+        return self.scheduler.busy
+
+    def reply(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        adapted: bool = True,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> Reply:
+        """Start the reply to a conversation, and return at once.
+
+        Args:
+            messages: the conversation, as `recipe.chat_format` takes it.
+            sampling: how tokens are chosen, and where the reply ends.
+            adapted: whether the adapter is on, where the model has one.
+            on_change: called in the engine's thread when text was added and at the end.
+
+        Returns:
+            The reply, which grows.
+
+        Raises:
+            RecipeError: the conversation leaves no room for a reply, or the engine is closed.
+        """
+        return self.start(prompt_ids(self.tokenizer, messages), sampling, adapted=adapted, on_change=on_change)
+
+    def start(
+        self,
+        ids: list[int],
+        sampling: Sampling,
+        *,
+        adapted: bool = True,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> Reply:
+        """Start the reply to a prompt of token ids, and return at once.
+
+        Args:
+            ids: of the prompt.
+            sampling, adapted, on_change: see `reply`.
+
+        Returns:
+            The reply, which grows.
+
+        Raises:
+            RecipeError: the prompt leaves no room for a reply, or the engine is closed.
+        """
+        if len(ids) >= self.length:
+            raise RecipeError(
+                f"the conversation is {len(ids)} tokens long and the model reads {self.length}: shorten it"
+            )
+        reply = Reply(on_change, prompt_tokens=len(ids))
+        stream = Stream(reply, Text(self.tokenizer, sampling.stop))
+        adapted = adapted or not self.can_compare
+        sequence = EngineSequence(sampling, ids, adapted, stream, random.Random(sampling.seed))
+        with self._work:
+            if self._closed:
+                raise RecipeError("the model is no longer served")
+            self.scheduler.add(sequence)
+            self._work.notify()
+        return reply
+
+    def close(self) -> None:
+        """End every reply and the engine."""
+        with self._work:
+            self._closed = True
+            self._work.notify()
+        self._thread.join()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        import torch
+
+        with torch.inference_mode():
+            while not self._closed:
+                with self._work:
+                    self._work.wait_for(lambda: self._closed or not self.scheduler.idle)
+                try:
+                    self.scheduler.iterate()
+                except Exception as error:  # out of memory, a kernel that failed: the requests must end with it
+                    self.scheduler.fail(error)
+        self.scheduler.cancel()

@@ -1,0 +1,276 @@
+"""Continuous batching: prefill and decode steps of many sequences on one KV cache, an iteration at a time.
+
+Each iteration prefills a bounded number of prompt tokens: several short prompts, or a chunk of a long one. Then it
+decodes one token of every running sequence. So a long prompt delays no other reply, and a new request does not wait for
+the others to end. On a GPU the next decode step is launched before the last one's tokens are read, which keeps the GPU
+busy while they become text.
+
+Two callers: `engine.Engine` for replies that grow while somebody waits, and `batch.BatchGenerator` for whole replies to
+many prompts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from recipe.engine.sequence import Sequence
+from recipe.engine.slots import SlotManager
+
+if TYPE_CHECKING:
+    from recipe.engine.decoder import Decoder
+
+PREFILL_TOKENS = {"cuda": 1024, "cpu": 64}  # prompt tokens of one prefill, between two decode steps
+BATCH_PREFILL_TOKENS = {"cuda": 8192, "cpu": 2048}  # the same where nobody waits for the first token
+# One slot in so many is free before prompts are prefilled where nobody waits: a prefill of few prompts takes
+# longer on a GPU than a captured step of all, since nothing captures it.
+ADMITTED_TOGETHER = 8
+MIN_WINDOW = 512  # cached positions that a captured step attends to at the least; doubles as sequences grow
+
+
+@dataclass
+class InFlightStep:
+    """A step whose tokens may still be on their way from the GPU.
+
+    Attributes:
+        sequences: (row of `tokens`, sequence) of those that get a token.
+        tokens: (rows,), the sampled ids, in host memory once `arrived` has happened.
+        arrived: the CUDA event after the copy; None where there is no GPU.
+    """
+
+    sequences: list[tuple[int, Sequence]]
+    tokens: Any
+    arrived: Any = None
+
+    def result(self) -> list[int]:
+        """The sampled id of each row; waits until they have arrived."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        ids: list[int] = self.tokens.tolist()
+        return ids
+
+
+class Scheduler:
+    """Runs sequences on a decoder, in the caller's thread.
+
+    Args:
+        decoder: of the model; nothing else may run on it.
+        stops: the token ids that end a reply.
+        whole: whether nobody waits for first tokens and all sequences are there from the beginning. Prompts are then
+            prefilled in larger passes, no prefix is kept, and the last sequences move together into a narrower batch.
+
+    Attributes:
+        sampler: chooses the tokens.
+        slots: gives a slot to each sequence.
+        graphs: of the decode steps; None where there is no GPU.
+    """
+
+    def __init__(self, decoder: Decoder, stops: set[int], *, whole: bool = False) -> None:
+        from recipe.engine.graphs import Graphs
+        from recipe.engine.sampling import Sampler
+
+        self.decoder, self.stops, self.whole = decoder, stops, whole
+        self.length = decoder.length
+        self.sampler = Sampler(decoder.slots, len(decoder.head), decoder.device)
+        self.slots = SlotManager(decoder.slots, caching=not whole)
+        self._gpu = decoder.device.type == "cuda"
+        self.graphs = Graphs((decoder.tokens, decoder.positions)) if self._gpu else None
+        self._waiting: deque[Sequence] = deque()
+        self._prefilling: deque[Sequence] = deque()
+        self._decoding: dict[int, Sequence] = {}  # slot -> sequence
+        self._in_flight: deque[InFlightStep] = deque()
+
+    @property
+    def busy(self) -> int:
+        """How many sequences are on their way."""
+        return len(self._waiting) + len(self._prefilling) + len(self._decoding)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.busy or self._in_flight)
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence wait for a slot; any thread may call this."""
+        self._waiting.append(sequence)
+
+    def fail(self, error: Exception) -> None:
+        """End what `iterate` failed with: every sequence that has a slot."""
+        self._in_flight.clear()
+        for sequence in [*self._prefilling, *self._decoding.values()]:
+            self._finish(sequence, "error", error)
+
+    def cancel(self) -> None:
+        """Tell every sequence that it ends here; the scheduler is of no use afterwards."""
+        for sequence in [*self._waiting, *self._prefilling, *self._decoding.values()]:
+            sequence.listener.end("cancelled")
+
+    def iterate(self) -> None:
+        """One prefill and one decode step, where there is need for them."""
+        self._drop_cancelled()
+        self._admit()
+        if self._prefilling:
+            self._prefill()
+        if self._decoding:
+            self._decode_step()
+        while len(self._in_flight) > (1 if self._gpu and self._decoding else 0):
+            self._process_step(self._in_flight.popleft())
+
+    def _drop_cancelled(self) -> None:
+        for sequence in [sequence for sequence in self._waiting if sequence.listener.cancelled]:
+            self._waiting.remove(sequence)
+            sequence.listener.end("cancelled")
+        for sequence in [
+            sequence for sequence in [*self._prefilling, *self._decoding.values()] if sequence.listener.cancelled
+        ]:
+            self._finish(sequence, "cancelled")
+
+    def _admit(self) -> None:
+        """Give free slots to waiting sequences, in the order in which they came."""
+        used = set(self._decoding) | {sequence.slot for sequence in self._prefilling}
+        enough = min(len(self._waiting), self.slots.count // ADMITTED_TOGETHER)
+        if self.whole and self.slots.count - len(used) < enough:
+            return
+        while self._waiting and len(used) < self.slots.count:
+            sequence = self._waiting.popleft()
+            self.slots.allocate(sequence, used)
+            used.add(sequence.slot)
+            self._prefilling.append(sequence)  # before what may fail: `fail` ends the sequences of the queues
+            self.decoder.adapted[sequence.slot] = float(sequence.adapted)
+            self.sampler.set(sequence.slot, sequence.sampling, sequence.prompt)
+
+    def _prefill(self) -> None:
+        """One pass over the prompts that came first, of a bounded number of tokens; an unfinished prompt goes to the
+        queue's end."""
+        from recipe.engine.decoder import PromptChunk
+
+        budget = (BATCH_PREFILL_TOKENS if self.whole else PREFILL_TOKENS)[self.decoder.device.type]
+        chunks = []
+        for sequence in self._prefilling:
+            if budget:
+                self.slots.store(sequence, sequence.prompt[: sequence.prefilled])
+                ids = sequence.prompt[sequence.prefilled : sequence.prefilled + budget]
+                chunks.append((sequence, PromptChunk(sequence.slot, ids, sequence.prefilled)))
+                budget -= len(ids)
+        logits = self.decoder.prefill([chunk for _, chunk in chunks])
+        finished = []
+        for row, (sequence, chunk) in zip(logits.split(1), chunks, strict=True):
+            self._prefilling.popleft()
+            sequence.prefilled += len(chunk.ids)
+            if sequence.prefilled < len(sequence.prompt):
+                self._prefilling.append(sequence)
+            else:
+                finished.append((sequence, row))
+        if finished:
+            self._start_decoding(finished)
+
+    def _start_decoding(self, finished: SequenceOf[tuple[Sequence, Any]]) -> None:
+        """Sample the first token of each sequence whose prompt is prefilled, from the logits after the prompt."""
+        import torch
+
+        started = [(sequence.slot, sequence) for sequence, _ in finished]
+        self._decoding.update(started)  # before what may fail: `fail` ends the sequences of the queues
+        self._set_random_numbers(started)
+        chosen = []
+        for sequence, logits in finished:
+            slot = slice(sequence.slot, sequence.slot + 1)
+            chosen.append(self.sampler.choose(logits, slot, plain=sequence.sampling.plain))
+            self.decoder.tokens[slot] = chosen[-1]
+            self.decoder.positions[sequence.slot] = len(sequence.prompt)
+            self.decoder.active[sequence.slot] = 1
+        self._copy_to_host(list(enumerate(sequence for sequence, _ in finished)), torch.cat(chosen))
+
+    def _decode_step(self) -> None:
+        if self.whole and not (self._waiting or self._prefilling):
+            self._narrow()
+        sequences = list(self._decoding.items())
+        batch, window = max(self._decoding) + 1, self._furthest()
+        if self._gpu:  # few shapes, so that there are few graphs
+            batch, least, window = self.slots.batch_size(batch - 1), window, MIN_WINDOW
+            while window < least:
+                window *= 2
+        plain = all(sequence.sampling.plain for sequence in self._decoding.values())
+        if not plain:
+            self._set_random_numbers(sequences)
+        shape = (batch, min(window, self.length), plain)
+        if self.graphs:
+            self.graphs.run(self._step_on_device, shape)
+        else:
+            self._step_on_device(*shape)
+        self._copy_to_host(sequences, self.decoder.tokens[:batch])
+
+    def _furthest(self) -> int:
+        """Positions that the next step attends to; tokens that were sampled on the GPU and not read yet count, too."""
+        return max(len(sequence.prompt) + len(sequence.output_ids) for sequence in self._decoding.values()) + 2
+
+    def _narrow(self) -> None:
+        """Move the sequences of the highest slots into free lower ones, where the batch of a step halves by that."""
+        count = len(self._decoding)
+        if self.slots.batch_size(count - 1) == self.slots.batch_size(max(self._decoding)):
+            return
+        sources = [slot for slot in self._decoding if slot >= count]
+        targets = [slot for slot in range(count) if slot not in self._decoding]
+        self.decoder.move(sources, targets)
+        self.sampler.move(sources, targets)
+        for source, target in zip(sources, targets, strict=True):
+            sequence = self._decoding.pop(source)
+            sequence.slot = target
+            self._decoding[target] = sequence
+
+    def _step_on_device(self, batch: int, window: int, plain: bool) -> None:
+        """Decode one token of each slot by operations on tensors alone, which a CUDA graph can hold."""
+        decoder = self.decoder
+        chosen = self.sampler.choose(decoder.decode(batch, window), slice(0, batch), plain=plain)
+        decoder.tokens[:batch] = chosen
+        decoder.positions[:batch] += decoder.active[:batch]
+        decoder.positions.clamp_(max=self.length)
+
+    def _set_random_numbers(self, sequences: SequenceOf[tuple[int, Sequence]]) -> None:
+        import torch
+
+        draws = [0.0] * self.decoder.slots
+        for slot, sequence in sequences:
+            draws[slot] = sequence.draw()
+        self.sampler.draw.copy_(torch.tensor(draws), non_blocking=True)
+
+    def _copy_to_host(self, sequences: list[tuple[int, Sequence]], tokens: Any) -> None:
+        import torch
+
+        if not self._gpu:
+            self._in_flight.append(InFlightStep(sequences, tokens))
+            return
+        host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+        host.copy_(tokens, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self._in_flight.append(InFlightStep(sequences, host, arrived))
+
+    def _process_step(self, step: InFlightStep) -> None:
+        chosen = step.result()
+        for index, sequence in step.sequences:
+            if self._decoding.get(sequence.slot) is sequence:  # not finished since this step was launched
+                self._accept_token(sequence, chosen[index])
+
+    def _accept_token(self, sequence: Sequence, token: int) -> None:
+        if token in self.stops:
+            self._finish(sequence, "stop")
+            return
+        sequence.output_ids.append(token)
+        if sequence.listener.add(token):
+            self._finish(sequence, "stop")
+        elif len(sequence.output_ids) >= min(sequence.sampling.max_new_tokens, self.length - len(sequence.prompt)):
+            self._finish(sequence, "length")
+
+    def _finish(self, sequence: Sequence, how: str, error: Exception | None = None) -> None:
+        """Free the slot, then end the reply. The slot's cache stays, for a conversation that goes on."""
+        # The keys and values of the last accepted token may not have been computed.
+        cached = sequence.prompt[: sequence.prefilled] + sequence.output_ids[:-1]
+        self.slots.store(sequence, [] if error else cached)
+        self._decoding.pop(sequence.slot, None)
+        if sequence in self._prefilling:
+            self._prefilling.remove(sequence)
+        self.decoder.positions[sequence.slot] = self.length
+        self.decoder.active[sequence.slot] = 0
+        sequence.listener.end(how, error)
