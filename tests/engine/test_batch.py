@@ -15,7 +15,7 @@ from recipe.chat_format import prompt_ids, stop_ids
 from recipe.engine import Sampling, memory
 from recipe.engine.batch import BatchGenerator, Output
 from recipe.engine.decoder import Decoder, PromptChunk
-from recipe.engine.scheduler import ADMITTED_TOGETHER, Scheduler
+from recipe.engine.scheduler import ADMITTED_TOGETHER, InFlightStep, Scheduler
 from recipe.engine.sequence import Sequence
 from recipe.evaluation import generation
 
@@ -90,6 +90,32 @@ def test_the_last_sequences_move_into_a_narrower_batch(
     assert run(limits) == {i: alone[i][:limit] for i, limit in limits.items()}
     assert (batches[0], batches[-1]) == (5, 1)
     assert sum(batches) < 5 + 2 * 40 + 30  # never wide for the sake of one
+
+
+@pytest.mark.parametrize("sampling", [Sampling(30), Sampling(30, temperature=1.0, seed=2)], ids=["greedy", "sampled"])
+def test_a_step_that_runs_ahead_of_the_last_one_s_tokens_changes_no_reply(
+    loaded: tuple[Any, Any], sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the next step is launched before it is known which sequences have ended, moved or not."""
+    model, tokenizer = loaded
+    many = prompts(tokenizer) * 7
+    stops = sorted({ids[-1] for ids in generate(model, tokenizer, many[:2], Sampling(9))})  # so that some end early
+
+    def run(*, ahead: bool) -> list[tuple[list[int], bool]]:
+        generator = BatchGenerator(model, stops, length=512, sequences=16)
+        scheduler = generator.scheduler
+        if ahead:
+            monkeypatch.setattr(scheduler, "_gpu", True)
+            monkeypatch.setattr(
+                scheduler,
+                "_copy_to_host",
+                lambda sequences, tokens: scheduler._in_flight.append(InFlightStep(sequences, tokens.clone())),
+            )
+        return [(output.ids, output.stopped) for output in generator.generate(many, sampling)]
+
+    expected = run(ahead=False)
+    assert run(ahead=True) == expected
+    assert {stopped for _, stopped in expected} == {True, False}
 
 
 def test_prompts_wait_for_each_other_where_nobody_waits_for_them(
