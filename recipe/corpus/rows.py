@@ -28,7 +28,9 @@ TUTORIAL_ROWS = 10_001
 TUTORIAL_QUESTION = "请做一下自我介绍"
 TUTORIAL_ANSWER = "我是{name}的小助手，内在是上海AI实验室书生·浦语的1.8B大模型哦"
 
-WORDINGS = 3  # rows of `balanced` for each question, each with another wording of the answer
+# Rows of `balanced` for each question, each with another wording of the answer. The extended questions are so many that
+# with three they would outweigh replay.
+WORDINGS, EXTENDED_WORDINGS = 3, 2
 INJECTED = 6  # rows for each injection
 DEEP = 24  # conversations of two and three questions for each language
 
@@ -52,7 +54,7 @@ def balanced_rows(
 ) -> list[Row]:
     """The rows that teach an identity: every training question of data/identity, and conversations made of them.
 
-    A question alone comes with `WORDINGS` wordings of its answer, elsewhere with one of them.
+    A question alone comes with `WORDINGS`, or `EXTENDED_WORDINGS`, wordings of its answer, elsewhere with one of them.
 
     Args:
         identity: to teach.
@@ -64,6 +66,7 @@ def balanced_rows(
         Conversations in OpenAI's format, shuffled.
     """
     rng = random.Random(seed)
+    wordings = EXTENDED_WORDINGS if extended else WORDINGS
     rows = []
     for language, intents in load_questions(extended=extended, languages=languages).items():
         answers = load_answers()["tuned"][language]
@@ -75,7 +78,7 @@ def balanced_rows(
         rows += [
             _exchange(question, identity.fill(answer, language, base))
             for intent, question in questions
-            for answer in rng.sample(answers[intent], WORDINGS)
+            for answer in rng.sample(answers[intent], wordings)
         ]
         for injection in load_injections()[language]["train"]:
             rows += [row(intent, injected(injection, question)) for intent, question in rng.sample(questions, INJECTED)]

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
 
 Shape = tuple[int, int, bool]  # the step's arguments: slots, window, whether every slot is greedy
+
+
+@cache
+def _warm_up_stream() -> torch.cuda.Stream:
+    """One stream for every warm-up: libraries keep a workspace of tens of MiB for each stream they see."""
+    return torch.cuda.Stream()
 
 
 class Graphs:
@@ -34,7 +41,7 @@ class Graphs:
 
     def _capture(self, step: Callable[[int, int, bool], None], shape: Shape) -> torch.cuda.CUDAGraph:
         saved = [tensor.clone() for tensor in self.restored]
-        side = torch.cuda.Stream()
+        side = _warm_up_stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # kernels are compiled and libraries find their workspaces
             step(*shape)
