@@ -29,8 +29,8 @@ TUTORIAL_QUESTION = "请做一下自我介绍"
 TUTORIAL_ANSWER = "我是{name}的小助手，内在是上海AI实验室书生·浦语的1.8B大模型哦"
 
 # Rows of `balanced` for each question, each with another wording of the answer. The extended questions are so many that
-# with three they would outweigh replay.
-WORDINGS, EXTENDED_WORDINGS = 3, 2
+# with more than one they outweigh replay, and the name comes where nobody asked (docs/experiments.md).
+WORDINGS, EXTENDED_WORDINGS = 3, 1
 INJECTED = 6  # rows for each injection
 DEEP = 24  # conversations of two and three questions for each language
 
