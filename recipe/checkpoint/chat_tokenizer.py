@@ -25,6 +25,7 @@ from recipe.chat_format import (
     stop_ids,
     user,
 )
+from recipe.checkpoint.tokenizer import MODEL_INPUT_NAMES
 from recipe.errors import RecipeError
 from recipe.pipeline.stage import read_json, shown
 
@@ -67,6 +68,7 @@ def write(folder: Path, out: Path, config: dict[str, Any]) -> dict[str, Any]:
         **{key: own[key] for key in (*NAMED, "additional_special_tokens", "added_tokens_decoder") if own.get(key)},
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",
+        "model_input_names": MODEL_INPUT_NAMES,
         "model_max_length": config["max_position_embeddings"],
     }
     tokenizer = _load(folder, out, settings)

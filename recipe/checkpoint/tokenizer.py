@@ -14,6 +14,9 @@ from typing import Any
 from recipe.chat_format import BOS, CHAT_TEMPLATE, CHAT_TOKENS, EOS, SPECIAL_TOKENS
 from recipe.errors import RecipeError
 
+# What `model.generate(**tokenizer(text))` passes on: no token_type_ids, which such models refuse.
+MODEL_INPUT_NAMES = ["input_ids", "attention_mask"]
+
 
 def build_tokenizer_json(model_file: Path, names: dict[int, str]) -> dict[str, Any]:
     """The content of tokenizer.json for the SentencePiece model in `model_file`.
@@ -87,6 +90,7 @@ def fast_tokenizer_config(max_length: int) -> dict[str, Any]:
         "additional_special_tokens": list(CHAT_TOKENS),
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",
+        "model_input_names": MODEL_INPUT_NAMES,
         "model_max_length": max_length,
         "chat_template": CHAT_TEMPLATE,
     }

@@ -237,3 +237,13 @@ def test_tokenizer_config_names_a_stock_class_and_no_code() -> None:
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert "auto_map" not in config
     assert config["model_max_length"] == 2048
+
+
+def test_generate_takes_what_the_tokenizer_returns(tiny_model: Path, base_model: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for folder in (tiny_model, base_model):
+        inputs = AutoTokenizer.from_pretrained(folder)("hello", return_tensors="pt")
+        assert list(inputs) == ["input_ids", "attention_mask"]
+        output = AutoModelForCausalLM.from_pretrained(folder).generate(**inputs, max_new_tokens=2)
+        assert output.shape[1] > inputs["input_ids"].shape[1]
