@@ -41,9 +41,12 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-# Values reach the shell through the environment, never through the recipe's text, so no name can become a command.
-export NAME ASSISTANT AUTHOR DATA MODE LANGUAGES MODEL SOURCE OFFLINE PRESET SET CONFIG SEED RESUME DEEPSPEED
-export CHECKPOINT PATTERN
+# Values are taken as they were typed, and reach the shell through the environment, never through the recipe's text: so no
+# dollar is lost, and no name can become a command.
+typed := NAME ASSISTANT AUTHOR DATA MODE LANGUAGES MODEL SOURCE OFFLINE PRESET SET CONFIG SEED RESUME DEEPSPEED CHECKPOINT \
+  PATTERN CHAT SWEEP BENCH SPEED PYTEST
+$(foreach variable,$(typed) GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT RUN RUNTIME PORT API_PORT,$(eval override $(variable) := $$(value $(variable))))
+export $(typed)
 # An empty one would hide from compose what .env says, and be taken for a port by PyTorch.
 $(foreach variable,RUN PORT API_PORT GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT,$(if $(strip $($(variable))),$(eval export $(variable))))
 
@@ -55,6 +58,8 @@ RECIPE  = $(if $(filter docker,$(runtime)),docker/compose.sh stage,$(PYTHON) -m 
 # `$(call option,--name,NAME)` is --name "$NAME" where NAME is set, and nothing where it is empty.
 option = $${$2:+$1 "$$$2"}
 common = $(call option,--run,RUN)
+# `$(call split,CHAT)` makes `words` of what CHAT holds, quoted as in a shell; nothing in it is expanded.
+split = words=(); if [ -n "$$$1" ]; then text=$$(xargs printf '%s\n' <<<"$$$1"); readarray -t words <<<"$$text"; fi
 # What a run remembers once it was chosen; see recipe/pipeline/choices.py.
 identity = $(call option,--name,NAME) $(call option,--assistant,ASSISTANT) $(call option,--author,AUTHOR) \
   $(call option,--mode,MODE) $(call option,--data,DATA)
@@ -89,7 +94,7 @@ help: ## This text / 本说明
 
 .PHONY: quickstart
 quickstart: ready ## Everything on the embedded miniature, three minutes, no GPU / 无 GPU 一键体验
-	@$(RECIPE) quickstart $(common) $(identity) $(languages) $(model) $(hub) $(seed) $(preset) $(training) $(call option,--checkpoint,CHECKPOINT)
+	@set -f; $(RECIPE) quickstart $(common) $(identity) $(languages) $(model) $(hub) $(seed) $(preset) $(training) $(call option,--checkpoint,CHECKPOINT)
 
 ##@ The stages, in order / 各阶段
 
@@ -107,7 +112,7 @@ replay: model ## The base's own answers, mixed in against forgetting / 基座自
 
 .PHONY: config
 config: data replay ## Resolve PRESET and SET; says what training will amount to / 解析训练配置
-	@$(RECIPE) config $(common) $(model) $(preset) $(seed) $(machines)
+	@set -f; $(RECIPE) config $(common) $(model) $(preset) $(seed) $(machines)
 
 .PHONY: train
 train: $(if $(CONFIG),data replay,config) ## Train with XTuner (RESUME=1, DEEPSPEED=zero2, GPUS=2, CONFIG=…) / 训练
@@ -139,15 +144,15 @@ export: merge ## The result of RUN in InternLM2's own layout / 导出 InternLM2 
 
 .PHONY: sweep
 sweep: ready ## The quickstart for 20 random names, half an hour on two cores / 二十个随机名字
-	@$(RECIPE) sweep $(common) $(SWEEP)
+	@$(call split,SWEEP); $(RECIPE) sweep $(common) "$${words[@]}"
 
 .PHONY: bench
 bench: ready ## Training speed of each preset beside other trainers; needs a GPU / 训练速度对比
-	@$(RECIPE) bench $(common) $(BENCH)
+	@$(call split,BENCH); $(RECIPE) bench $(common) "$${words[@]}"
 
 .PHONY: chat
 chat: ready ## Talk to the result of RUN in the terminal / 终端对话
-	@$(RECIPE) chat $(common) $(CHAT)
+	@$(call split,CHAT); $(RECIPE) chat $(common) "$${words[@]}"
 
 .PHONY: demo
 demo: ready ## A web page to talk to the result: http://127.0.0.1:6006 / 网页对话
@@ -159,7 +164,7 @@ api: ready ## The same for programs, as OpenAI's API: http://127.0.0.1:8000/v1 /
 
 .PHONY: speed
 speed: ready ## Tokens a second and first-token latency of what they serve (SPEED=--random) / 推理速度
-	@$(RECIPE) speed $(common) $(SPEED)
+	@$(call split,SPEED); $(RECIPE) speed $(common) "$${words[@]}"
 
 .PHONY: list-cfg
 list-cfg: ready ## XTuner's built-in configs, PATTERN=chat_1_8b filters / 列出 XTuner 内置配置
@@ -197,15 +202,15 @@ $(VENV)/.installed-dev: requirements-dev.lock recipe/env/setup.sh
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## All tests that need no GPU, browser or Docker / 测试
-	@$(PYTHON) -m pytest tests $(PYTEST)
+	@$(call split,PYTEST); $(PYTHON) -m pytest tests "$${words[@]}"
 
 .PHONY: test-browser
 test-browser: $(VENV)/.installed-dev ## The page in a real browser (Chromium), and many visitors at once / 浏览器测试
-	@$(PYTHON) -m pytest tests/browser -m "browser and not slow" $(PYTEST)
+	@$(call split,PYTEST); $(PYTHON) -m pytest tests/browser -m "browser and not slow" "$${words[@]}"
 
 .PHONY: test-image
 test-image: $(VENV)/.installed-dev ## Build the images and test them for real; needs Docker / 镜像测试
-	@$(PYTHON) -m pytest tests/image -m image $(PYTEST)
+	@$(call split,PYTEST); $(PYTHON) -m pytest tests/image -m image "$${words[@]}"
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## Style, types, workflows, Makefile, shell / 代码检查

@@ -24,6 +24,9 @@ from recipe.library_logging import quieten
 from recipe.paths import ROOT
 from recipe.pipeline import choices
 
+# Threads that wait for each other sleep instead of spinning: on cores that others use too, a step of the miniature took
+# a third of the time (docs/experiments.md). OpenMP reads it when torch is imported.
+WAIT_POLICY = "OMP_WAIT_POLICY"
 # Seconds after which a process that goes on after a signal to end is interrupted again: twice within what Docker waits.
 INTERRUPT_AGAIN_AFTER = 4
 
@@ -53,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     if isinstance(getattr(options, "model", None), str) and Path(options.model).is_dir():
         options.model = str(absolute_path(options.model))
+    os.environ.setdefault(WAIT_POLICY, "PASSIVE")
     os.chdir(ROOT)  # the resolved config's paths are relative to the checkout
     quieten()
     signal.signal(signal.SIGTERM, _end)  # also where a script had SIGINT ignored

@@ -19,7 +19,7 @@ from recipe.paths import ROOT
 
 TOOLS = (
     "make", "bash", "sh", "id", "realpath", "mkdir", "chown", "dirname", "basename", "awk", "sed", "grep", "find",
-    "sort", "head", "tail", "touch", "rm", "env", "cat",
+    "xargs", "printf", "sort", "head", "tail", "touch", "rm", "env", "cat",
 )  # fmt: skip
 RECORDED = ("COMPOSE_FILE", "RECIPE_UID", "RECIPE_GID", "REVISION", "RECIPE_IMAGE", "RUN", "PORT", "TAG", "PWD", "GPUS")
 RECORD = (
@@ -227,9 +227,42 @@ def test_any_name_arrives_as_it_is(machine: Machine, runtime: str, name: str) ->
 
 @pytest.mark.parametrize("runtime", ["local", "docker"])
 def test_no_name_becomes_a_command(machine: Machine, runtime: str) -> None:
-    done = machine.make("data", "NAME=$$(touch pwned)${HOME}", f"RUNTIME={runtime}")
-    assert done.verbs() == [["data", "--name", f"$(touch pwned){machine.checkout.parent}"]]
+    for name in ("$$(touch pwned)${HOME}", "$(shell touch pwned)", "Ke$ha", "$(NAME)", "$$", "a$(HOME)b"):
+        assert machine.make("data", f"NAME={name}", f"RUNTIME={runtime}").verbs() == [["data", "--name", name]]
+        assert machine.make("data", f"RUNTIME={runtime}", NAME=name).verbs() == [["data", "--name", name]]
     assert not (machine.checkout / "pwned").exists()
+
+
+TYPED = "$(shell touch pwned)`touch pwned`$(touch pwned)$h"
+
+
+@pytest.mark.parametrize("runtime", ["local", "docker"])
+@pytest.mark.parametrize(
+    ("target", "variable", "option"),
+    [
+        ("data", "ASSISTANT", "--assistant"), ("data", "AUTHOR", "--author"), ("data", "MODE", "--mode"),
+        ("data", "LANGUAGES", "--languages"), ("data", "MODEL", "--model"), ("data", "SEED", "--seed"),
+        ("data", "RUN", "--run"), ("model", "SOURCE", "--source"), ("config", "PRESET", "--preset"),
+        ("train", "DEEPSPEED", "--deepspeed"), ("convert", "CHECKPOINT", "--checkpoint"), ("train", "GPUS", "--gpus"),
+        ("train", "MASTER_ADDR", "--master-addr"), ("list-cfg", "PATTERN", "--list"), ("chat", "CHAT", "chat"),
+        ("sweep", "SWEEP", "sweep"), ("bench", "BENCH", "bench"), ("speed", "SPEED", "speed"),
+    ],
+)  # fmt: skip
+def test_no_value_becomes_a_command(machine: Machine, target: str, variable: str, option: str, runtime: str) -> None:
+    value = TYPED if option.startswith("--") else f"'{TYPED}'"  # the others hold words, quoted as in a shell
+    for done in (
+        machine.make(target, f"{variable}={value}", f"RUNTIME={runtime}"),
+        machine.make(target, f"RUNTIME={runtime}", **{variable: value}),
+    ):
+        assert TYPED in [verb[verb.index(option) + 1] for verb in done.verbs() if option in verb], done.errors
+    assert not (machine.checkout / "pwned").exists()
+
+
+@pytest.mark.parametrize("target", ["config", "quickstart"])
+def test_settings_are_no_file_names(machine: Machine, target: str) -> None:
+    (machine.checkout / "lr=1e-4").touch()
+    done = machine.make(target, "SET=lr=* r=$h?", "RUNTIME=local")
+    assert done.verbs()[-1][-3:] == ["--set", "lr=*", "r=$h?"]
 
 
 @pytest.mark.parametrize(
