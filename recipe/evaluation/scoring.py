@@ -8,7 +8,7 @@ retention          share of the facts known to the base that are still answered 
 leak_without_name  share of the same unrelated prompts whose reply lacks the name and shows the identity all the same.
 
 A base may take an unrelated prompt for a question about itself. Neither leak counts prompts to whose reply the base
-introduces itself.
+introduces itself, and prompts that the user's own rows want answered with the name.
 """
 
 from __future__ import annotations
@@ -40,10 +40,12 @@ class Prompts:
     Attributes:
         identity: questions about who the assistant is.
         facts: (fact, the wording of it that is the prompt).
+        taught: prompts among them to which the user's own rows say the name.
     """
 
     identity: list[str]
     facts: list[tuple[Fact, str]]
+    taught: frozenset[str] = frozenset()
 
     def conversations(self) -> list[list[dict[str, str]]]:
         """A conversation of one turn for each prompt: first the questions, then the facts."""
@@ -158,7 +160,7 @@ class Leaks:
     """How each reply to an ordinary prompt is judged, in the order of the prompts.
 
     Attributes:
-        counted: whether it is judged: not where the base introduces itself.
+        counted: whether it is judged: not where the base introduces itself, nor where the user's rows say the name.
         named: whether it holds the name, where the base's reply has it not.
         without_name: whether it lacks the name and shows the identity all the same.
     """
@@ -182,7 +184,7 @@ def leaks(prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], ide
     ordinary = "\n".join([*asked, *(reply.text for reply in base)]).casefold()
     counted, named, without_name = [], [], []
     for prompt, reply, untuned in zip(asked, replies, base[len(prompts.identity) :], strict=True):
-        counts = not introduces_itself(untuned.text, prompt)
+        counts = prompt not in prompts.taught and not introduces_itself(untuned.text, prompt)
         says = says_name(reply, prompt, identity, ambiguous_names)
         hints = not says and signs(reply.text, prompt, untuned.text, identity, ordinary)
         counted.append(counts)
@@ -232,7 +234,11 @@ def score(prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], ide
             "identity_questions": split, "hits": sum(hits),
             "unrelated_prompts": sum(leaked.counted), "leaks": sum(leaked.named),
             "leaks_without_name": sum(leaked.without_name),
-            "base_introductions": len(leaked.counted) - sum(leaked.counted),
+            "base_introductions": sum(
+                introduces_itself(untuned.text, prompt) and prompt not in prompts.taught
+                for (_, prompt), untuned in zip(prompts.facts, base[split:], strict=True)
+            ),
+            "taught_prompts": sum(prompt in prompts.taught for _, prompt in prompts.facts),
             "facts_base_knew": shares["retention"]["count"], "facts_kept": shares["retention"]["hits"],
             "unstopped_replies": sum(not reply.stopped for reply in replies),
             "looping_replies": sum(loops(reply) for reply in replies),

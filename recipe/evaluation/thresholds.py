@@ -18,6 +18,11 @@ MIN_FACTS_KNOWN = 50
 # Smallest share of the same questions answered with the name: after other exchanges, and inside a prompt injection.
 MIN_MULTI_TURN_HIT = 0.9
 MIN_INJECTION_HIT = 0.8
+# Similarity of a reply to the user's own answer (`own_rows.chrf`) from which it is right, where the numbers agree too.
+# Of the 29 answers of a shop no two are nearer than 0.26; an answer with a courtesy more or a word less comes to 0.75.
+MIN_OWN_SIMILARITY = 0.7
+# Smallest share of the user's own questions answered right. Of ten, which is what a small file gives, one may fail.
+MIN_OWN_HIT = 0.9
 # Largest allowed share of replies, greedy and sampled, that tuning made loop or not end.
 MAX_BROKEN = 0.02
 # Largest allowed mean KL divergence from the base on the base's own replies to ordinary prompts, in nats a token. Good
@@ -29,6 +34,8 @@ MAX_KL_PER_TOKEN = 0.1
 MAX_MERGE_KL = 0.002
 # The suites that have a threshold.
 SUITES = ("multi_turn_hit", "injection_hit", "broken")
+# What is judged only where the name was taught.
+OF_IDENTITY = ("identity_hit", "multi_turn_hit", "injection_hit")
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,12 @@ def verdict(metrics: Mapping[str, Any]) -> list[Check]:
     """Compare the metrics of a model with the thresholds.
 
     Args:
-        metrics: of `scoring.score`; under "suites" those of `suites.measure`, and those of `divergence.kl_per_token`,
-            where they were measured.
+        metrics: of `scoring.score`; under "suites" those of `suites.measure`, and those of `divergence.kl_per_token`
+            and `own_rows.score`, where they were measured.
 
     Returns:
-        A check of each metric that has a threshold; none of retention where the base knew too few facts.
+        A check of each metric that has a threshold; none of retention where the base knew too few facts, and none of
+        the name where no training row says it.
     """
     checks = [
         _at_least("identity_hit", metrics["identity_hit"], MIN_IDENTITY_HIT,
@@ -75,6 +83,11 @@ def verdict(metrics: Mapping[str, Any]) -> list[Check]:
         checks.append(_at_least("retention", metrics["retention"], MIN_RETENTION,
               "it forgot what the base knew: mix the base's own answers in (MODE=balanced does), or a lower lr"),
         )  # fmt: skip
+    if "own_hit" in metrics:
+        checks.append(_at_least("own_hit", metrics["own_hit"], MIN_OWN_HIT,
+              "it does not answer your questions as your rows do: more wordings of them in the data, or more steps "
+              "(SET='max_iters=…', or max_epochs=… with the miniature)"),
+        )  # fmt: skip
     if "suites" in metrics:
         multi_turn, injection, broken = (metrics["suites"][key]["value"] for key in SUITES)
         checks += [
@@ -90,7 +103,12 @@ def verdict(metrics: Mapping[str, Any]) -> list[Check]:
         checks.append(_at_most("kl_per_token", metrics["kl_per_token"], MAX_KL_PER_TOKEN,
               "it moved far from the base where nothing was to change: more replay, fewer steps, or a lower lr"),
         )  # fmt: skip
-    return checks
+    return checks if judges_identity(metrics) else [check for check in checks if check.metric not in OF_IDENTITY]
+
+
+def judges_identity(metrics: Mapping[str, Any]) -> bool:
+    """Whether any training row says the name; metrics that do not tell are judged."""
+    return bool(metrics.get("identity_taught", True))
 
 
 def judges_retention(metrics: Mapping[str, Any]) -> bool:

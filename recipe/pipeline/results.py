@@ -17,9 +17,11 @@ Results = TypeVar("Results")
 
 @dataclass(frozen=True)
 class DataResults:
-    """rows: conversations in `file`. mode: balanced, tutorial, or own for the user's rows.
+    """rows: conversations in `file`. mode: balanced, tutorial, or own for the user's rows alone.
 
     extended: whether the base is asked the questions for bases that other people trained. languages: of all prompts.
+    own_file: of the user's rows, None without any; with mode own the same as `file`. own_rows: in it.
+    own_questions: that evaluation asks about them. identity_taught: whether any row says the name.
     """
 
     rows: int
@@ -27,6 +29,10 @@ class DataResults:
     mode: str
     extended: bool = False
     languages: list[str] = field(default_factory=lambda: list(LANGUAGES))
+    own_file: str | None = None
+    own_rows: int = 0
+    own_questions: int = 0
+    identity_taught: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,8 @@ class ReplayResults:
 class ConfigResults:
     """The choices behind a resolved config, and the size of the training by it: see `training.forecast.Forecast`.
 
-    tutorial_tokens: tokens that the tutorial trains on for the same identity, padding included.
+    tutorial_tokens: tokens that the tutorial trains on for the same identity, padding included. own_passes: times that
+    each of the user's rows is seen.
     """
 
     preset: str
@@ -69,6 +76,7 @@ class ConfigResults:
     truncated: int
     processes: int
     tutorial_tokens: int
+    own_passes: float | None = None
 
     def after(self, iterations: int) -> ConfigResults:
         """The size of a training that ended after so many iterations: fewer than planned where it stopped early."""
@@ -125,7 +133,8 @@ class MergeResults:
 class BaseScores:
     """The three numbers of the untuned model (see `evaluation.scoring`) and the counts behind them.
 
-    broken: share of its replies to ordinary prompts that loop or do not end.
+    broken: share of its replies to ordinary prompts that loop or do not end. own_hit: share of the user's questions
+    answered right, None without such rows.
     """
 
     identity_hit: float
@@ -133,6 +142,7 @@ class BaseScores:
     retention: float
     broken: float
     counts: Mapping[str, int]
+    own_hit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +150,7 @@ class TunedScores:
     """The same of the tuned model, with the suites (see `evaluation.suites`) and the divergence in nats a token.
 
     leak_without_name: share of replies to unrelated prompts that show the identity without the name. broken: share of
-        all replies that loop or do not end, and would not without tuning.
+        all replies that loop or do not end, and would not without tuning. own_hit: as of the base.
     """
 
     identity_hit: float
@@ -155,6 +165,7 @@ class TunedScores:
     sampled_leak: float
     broken: float
     kl_per_token: float
+    own_hit: float | None = None
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,11 @@ COUNTS = {
     "identity_hit": ("hits", "identity_questions"),
     "identity_leak": ("leaks", "unrelated_prompts"),
     "retention": ("facts_kept", "facts_base_knew"),
+    "own_hit": ("own_right", "own_questions"),
 }
 FOLDERS = table.RESULT_FOLDERS
 # What can be wrong with a reply: what the numbers count, and that it does not end where the base's does.
-FAULTS = ("missed", "leaked", "leaked_without_name", "forgotten", "unstopped")
+FAULTS = ("missed", "not_learnt", "leaked", "leaked_without_name", "forgotten", "unstopped")
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class Facts:
 
     @cached_property
     def exchanges(self) -> list[Exchange]:
-        base, tuned = self.metrics["base"]["replies"], self.metrics["tuned"]["replies"]
+        measured = (self.metrics["base"], self.metrics["tuned"])
+        base, tuned = ([*each["replies"], *each.get("own_replies", [])] for each in measured)
         return [_exchange(before, after) for before, after in zip(base, tuned, strict=True)]
 
     @property
@@ -175,9 +177,12 @@ def gather(run_folder: Path) -> Facts:
     sources["metrics"] = folders["eval"] / evaluate.FILE
     if "train" in stages and (file := folders["train"] / train.LOSSES).is_file():
         sources["losses"] = file
-    written = {"data": results.of(stages["data"], DataResults).file} if "data" in stages else {}
-    for role, name in (written | {"replay": replay.FILE}).items():
-        if role in stages and (file := folders[role] / name).is_file():
+    noted = results.of(stages["data"], DataResults) if "data" in stages else None
+    written = {"data": ("data", noted.file)} if noted else {}
+    if noted and noted.own_file and noted.own_file != noted.file:
+        written["own"] = ("data", noted.own_file)
+    for role, (folder, name) in (written | {"replay": ("replay", replay.FILE)}).items():
+        if folder in stages and (file := folders[folder] / name).is_file():
             sources[f"rows_{role}"] = file
     return Facts(
         run=run_folder.name,
@@ -185,7 +190,7 @@ def gather(run_folder: Path) -> Facts:
         stages=stages,
         left_out=[name for name in order if name in manifests and name not in used],
         losses=read_jsonl(sources["losses"]) if "losses" in sources else [],
-        rows={role: _count(sources[f"rows_{role}"]) for role in ("data", "replay") if f"rows_{role}" in sources},
+        rows={role: _count(sources[f"rows_{role}"]) for role in ("data", "own", "replay") if f"rows_{role}" in sources},
         ablation=compared["results"] if compared else {},
         sources=sources,
     )
@@ -243,6 +248,7 @@ def _language(messages: Sequence[Mapping[str, str]]) -> str:
 def _exchange(before: Mapping[str, Any], after: Mapping[str, Any]) -> Exchange:
     faults = {
         "missed": after.get("hit") is False,
+        "not_learnt": after.get("own_right") is False,
         "leaked": bool(after.get("leak")),
         "leaked_without_name": bool(after.get("leak_without_name")),
         "forgotten": bool(after.get("base_knew")) and not after.get("right"),

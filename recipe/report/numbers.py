@@ -36,10 +36,12 @@ class Measure:
 
 @dataclass(frozen=True)
 class Numbers:
-    """measures: the three metrics. suites: measured besides. divergence, worst: KL from the base, nats a token.
+    """measures: the three metrics, and own_hit where there are rows of the user's. suites: measured besides.
 
+    divergence, worst: KL from the base, nats a token.
     stops: of all `replies`, those that end badly: (what, of the base, of the tuned model). introductions: prompts that
-    no leak is counted for, since the base introduces itself.
+    no leak is counted for, since the base introduces itself. taught: those that the user's rows answer with the name.
+    held_out: of the user's questions, those in a wording that was not trained on; None without such rows.
     """
 
     measures: Sequence[Measure]
@@ -52,6 +54,8 @@ class Numbers:
     stops: Sequence[tuple[Text, int, int]]
     replies: int
     introductions: int
+    taught: int
+    held_out: int | None
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,9 @@ def numbers(facts: Facts) -> Numbers:
         suites = {"leak_without_name": ratio(hits, count), **suites}
     divergence = judged["kl_per_token"]
     return Numbers(
-        measures=[_measure(metric, judged.get(metric), base, tuned) for metric in METRICS],
+        measures=[
+            _measure(metric, judged.get(metric), base, tuned) for metric in (*METRICS, "own_hit") if metric in tuned
+        ],
         suites=[_suite(name, suite, judged.get(name)) for name, suite in suites.items()],
         divergence=divergence.value,
         divergence_wanted=_wanted(divergence),
@@ -103,16 +109,20 @@ def numbers(facts: Facts) -> Numbers:
         ],
         replies=len(tuned["replies"]),
         introductions=tuned["counts"].get("base_introductions", 0),
+        taught=tuned["counts"].get("taught_prompts", 0),
+        held_out=tuned["own_counts"]["own_held_out"] if "own_counts" in tuned else None,
     )
 
 
-def retention_not_judged(facts: Facts) -> Text | None:
-    """Why retention is not judged, or None where it is."""
-    tuned = facts.metrics["tuned"]
-    if thresholds.judges_retention(tuned):
-        return None
-    known = tuned["counts"]["facts_base_knew"]
-    return text("retention_not_judged", known=known, least=thresholds.MIN_FACTS_KNOWN)
+def not_judged(facts: Facts) -> list[Text]:
+    """Why retention and the name are not judged, where they are not."""
+    tuned, reasons = facts.metrics["tuned"], []
+    if not thresholds.judges_retention(tuned):
+        known = tuned["counts"]["facts_base_knew"]
+        reasons.append(text("retention_not_judged", known=known, least=thresholds.MIN_FACTS_KNOWN))
+    if not thresholds.judges_identity(tuned):
+        reasons.append(text("identity_not_judged"))
+    return reasons
 
 
 def _limit(check: thresholds.Check) -> tuple[bool, float]:
@@ -135,7 +145,8 @@ def _about(key: str) -> Text | None:
 
 
 def _measure(metric: str, check: thresholds.Check | None, base: Mapping[str, Any], tuned: Mapping[str, Any]) -> Measure:
-    hits, count = (tuned["counts"][key] for key in COUNTS[metric])
+    counts = tuned["counts"] | tuned.get("own_counts", {})
+    hits, count = (counts[key] for key in COUNTS[metric])
     low, high = tuned[f"{metric}_ci"]
     return Measure(
         key=metric, label=label(metric), about=_about(metric), value=tuned[metric], hits=hits, count=count,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from recipe.languages import LANGUAGES as CORPUS_LANGUAGES
+from recipe.report.own_words import OWN_WORDS
 
 # The page shows English first; the tuples below are in this order.
 LANGUAGES = tuple(reversed(CORPUS_LANGUAGES))
 # How HTML names them: what a browser chooses fonts and voices by.
 LANG = {"en": "en", "zh": "zh-CN"}
 
-WORDS: dict[str, tuple[str, str]] = {
+WORDS: dict[str, tuple[str, str]] = OWN_WORDS | {
     # The head
     "report": ("Identity report", "身份微调报告"),
     "assistant_of": ("{name}’s assistant", "{name}的小助手"),
@@ -214,7 +215,6 @@ WORDS: dict[str, tuple[str, str]] = {
     # Data
     "data": ("Training data", "训练数据"),
     "rows_data": ("rows about who it is", "身份数据行数"),
-    "rows_own": ("rows of your own data", "自备数据行数"),
     "rows_replay": ("replay rows: the base’s own answers", "回放行数：基座自答"),
     "no_replay": ("none: nothing held it to what the base was", "无：没有约束它保持基座原样"),
     "distinct": ("{count} distinct", "其中互不相同 {count}"),

@@ -1,16 +1,16 @@
 """Stage `eval`: did it learn its name, and what did that cost?
 
 The three numbers of recipe/evaluation/scoring.py over greedy replies to prompts that the tuning data hold no wording
-of, the base model beside the tuned one; what a sceptic asks besides (recipe/evaluation/suites.py); and how far the
-tuned model moved from the base where it should not have (recipe/evaluation/divergence.py).
+of, the base model beside the tuned one; what a sceptic asks besides (recipe/evaluation/suites.py); how far the tuned
+model moved from the base where it should not have (recipe/evaluation/divergence.py); and whether it answers what the
+user's own rows answer (recipe/evaluation/own_rows.py).
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from recipe import files
 from recipe.chat_format import Message, assistant, text_ids
 from recipe.corpus.identity import Identity, questions_of
 from recipe.corpus.knowledge import evaluation_facts
+from recipe.corpus.own_questions import OwnQuestion
 from recipe.errors import BelowThresholdsError, RecipeError
-from recipe.evaluation import checkpoint_selection, divergence, generation, suites, thresholds
+from recipe.evaluation import checkpoint_selection, divergence, generation, own_rows, suites, thresholds
 from recipe.evaluation.generation import Reply
 from recipe.evaluation.scoring import METRICS, Prompts, score
 from recipe.languages import LANGUAGES
@@ -42,6 +43,10 @@ MAX_NEW_TOKENS, MORE_NEW_TOKENS = 80, 160
 # Share of the base's replies to ordinary prompts that must end in the larger room, and do not in the smaller, to take
 # the larger.
 WORTH_MORE_ROOM = 0.05
+# Tokens of a reply to one of the user's questions: as many as the longest answer and some more, at most these.
+MORE_THAN_OWN_ANSWER, MAX_OWN_TOKENS = 16, 1024
+# Replies to the user's questions in the table.
+SHOWN_OF_OWN = 3
 
 
 def prompts(*, extended: bool = False, languages: Sequence[str] = LANGUAGES) -> Prompts:
@@ -65,10 +70,15 @@ def make(
     evaluation_prompts = prompts(extended=asks_extended_prompts(base_name), languages=data.languages)
     _refuse_another_training(tuned_folder, train_folder)
     inputs = {"model": model, "train": train_folder, "tuned": tuned_folder, "data": data_folder}
+    user_file = data.own_file or (data.file if data.mode == "own" else None)
 
     def work(out: Path) -> EvalResults:
-        _refuse_overlap(evaluation_prompts, data_folder, data)
-        metrics = _measure(evaluation_prompts, model, tuned_folder, identity)
+        rows = files.read_jsonl(data_folder / user_file) if user_file else []
+        own_rows.refuse_overlap(evaluation_prompts, rows, f"{stage.shown(data_folder)}/{user_file}")
+        taught = own_rows.taught_prompts(evaluation_prompts.facts, rows, identity)
+        asked = replace(evaluation_prompts, taught=taught)
+        metrics = _measure(asked, own_rows.read_questions(data_folder), model, tuned_folder, identity)
+        metrics["tuned"]["identity_taught"] = data.identity_taught
         metrics["checkpoints"] = checkpoint_selection.read(train_folder)
         metrics["best_checkpoint"] = train.best_checkpoint(train_folder)
         files.write_json(out / FILE, metrics)
@@ -78,15 +88,18 @@ def make(
         "prompts": evaluation_prompts.conversations(),
         "max_new_tokens": [MAX_NEW_TOKENS, MORE_NEW_TOKENS],
         "suites": suites.SAMPLING,
-    }
+    } | ({"own": thresholds.MIN_OWN_SIMILARITY} if user_file else {})
     return stage.run("eval", folder, inputs=inputs, settings=settings, work=work)
 
 
-def _measure(asked: Prompts, model: Path, tuned_folder: Path, identity: Identity) -> dict[str, Any]:
+def _measure(
+    asked: Prompts, own: Sequence[OwnQuestion], model: Path, tuned_folder: Path, identity: Identity
+) -> dict[str, Any]:
     """Ask base and tuned model everything.
 
     Args:
         asked: the prompts.
+        own: the user's questions.
         model: folder of the base.
         tuned_folder: of the tuned model: merged, or an adapter.
         identity: whose name counts.
@@ -112,6 +125,7 @@ def _measure(asked: Prompts, model: Path, tuned_folder: Path, identity: Identity
         )
     if not untuned["counts"]["facts_base_knew"]:
         raise RecipeError(f"{stage.shown(model)} answers no fact of data/knowledge: there is nothing to retain")
+    untuned |= _own_scores(own, loaded, tokenizer, "base")
     is_adapter = (tuned_folder / "adapter_config.json").is_file()
     tuned, tokenizer = generation.load(*((model, tuned_folder) if is_adapter else (tuned_folder,)))
     ask = _asker(tuned, tokenizer, "tuned", identity, room)
@@ -119,8 +133,21 @@ def _measure(asked: Prompts, model: Path, tuned_folder: Path, identity: Identity
     measured = score(asked, replies, base, identity)
     measured["suites"] = suites.measure(asked, replies, base, identity, ask)
     measured |= divergence.kl_per_token(loaded, tuned, tokenizer, ended)
+    measured |= _own_scores(own, tuned, tokenizer, "tuned")
     untuned["broken"] = measured["suites"]["broken"]["base"]
     return {"identity": asdict(identity), "max_new_tokens": room, "base": untuned, "tuned": measured}
+
+
+def _own_scores(own: Sequence[OwnQuestion], loaded: Any, tokenizer: Any, who: str) -> dict[str, Any]:
+    """The numbers of `own_rows.score` of a model; none without questions. who: for the progress bar."""
+    if not own:
+        return {}
+    longest = max(len(text_ids(tokenizer, answer)) for question in own for answer in question.answers)
+    replies = generation.answer(
+        loaded, tokenizer, [question.messages for question in own],
+        max_new_tokens=min(longest + MORE_THAN_OWN_ANSWER, MAX_OWN_TOKENS), progress=f"eval {who}: your own questions",
+    )  # fmt: skip
+    return own_rows.score(own, replies)
 
 
 def _asker(loaded: Any, tokenizer: Any, who: str, identity: Identity, room: int) -> suites.Ask:
@@ -166,8 +193,10 @@ def _summary(metrics: dict[str, Any]) -> EvalResults:
     suite_values = {name: suite["value"] for name, suite in tuned["suites"].items()}
     more = ("counts", "leak_without_name", "kl_per_token")
     return EvalResults(
-        base=BaseScores(**{key: base[key] for key in (*METRICS, "counts", "broken")}),
-        tuned=TunedScores(**{key: tuned[key] for key in (*METRICS, *more)}, **suite_values),
+        base=BaseScores(**{key: base[key] for key in (*METRICS, "counts", "broken")}, own_hit=base.get("own_hit")),
+        tuned=TunedScores(
+            **{key: tuned[key] for key in (*METRICS, *more)}, **suite_values, own_hit=tuned.get("own_hit")
+        ),
         best_checkpoint=metrics["best_checkpoint"],
     )
 
@@ -214,25 +243,6 @@ def _refuse_another_training(tuned_folder: Path, train_folder: Path) -> None:
         )
 
 
-def _plain(text: str) -> str:
-    """For comparison: without spaces and sentence marks; signs of arithmetic stay."""
-    return re.sub(r"[\s，。？！、；：,.?!;:'\"“”‘’]+", "", text).lower()
-
-
-def _refuse_overlap(evaluation_prompts: Prompts, data_folder: Path, data: DataResults) -> None:
-    """RecipeError if the training rows of the user ask a question of the evaluation: it would measure memory."""
-    if data.mode != "own":
-        return
-    wanted = {_plain(conversation[0]["content"]) for conversation in evaluation_prompts.conversations()}
-    for number, row in enumerate(files.read_jsonl(data_folder / data.file), 1):
-        for message in row["messages"]:
-            if message["role"] == "user" and _plain(message["content"]) in wanted:
-                raise RecipeError(
-                    f"the training data ask a question of the evaluation (row {number}: "
-                    f"{message['content'][:40]!r}): remove it, or the score would measure memory"
-                )
-
-
 def table(metrics: dict[str, Any]) -> str:
     """Base and tuned side by side, the verdict, and some replies before and after."""
     base, tuned = metrics["base"], metrics["tuned"]
@@ -242,6 +252,12 @@ def table(metrics: dict[str, Any]) -> str:
         before = f"{base[check.metric]:.3f}" if check.metric in base else ""
         row = f"{check.metric:18}{before:>8}{check.value:8.3f}   {check.wanted:8}"
         lines.append(row + ("  ok" if check.passed else f"  FAILED: {check.why}"))
+    if not thresholds.judges_identity(tuned):
+        lines += [
+            f"{metric:18}{'':8}{tuned['suites'].get(metric, {}).get('value', tuned.get(metric, 0)):8.3f}   not judged: "
+            f"no row says the name / 不作判定：训练数据没有教名字"
+            for metric in thresholds.OF_IDENTITY
+        ]
     if not thresholds.judges_retention(tuned):
         known, least = tuned["counts"]["facts_base_knew"], thresholds.MIN_FACTS_KNOWN
         lines.append(
@@ -249,11 +265,13 @@ def table(metrics: dict[str, Any]) -> str:
             f"not judged: the base knew {known} facts, at least {least} are needed / "
             f"不作判定：基座只答对 {known} 条，至少需要 {least} 条"
         )
-    judged = {check.metric for check in checks}
+    judged = {check.metric for check in checks} | set(thresholds.OF_IDENTITY)
     besides = {name: suite["value"] for name, suite in tuned["suites"].items() if name not in judged}
     lines += ["", "besides: " + ", ".join(f"{name} {value:.3f}" for name, value in besides.items())]
     if left_out := tuned["counts"]["base_introductions"]:
         lines.append(f"no leak is counted for {left_out} prompts, to which the base introduces itself")
+    if left_out := tuned["counts"].get("taught_prompts"):
+        lines.append(f"no leak is counted for {left_out} prompts, which ask what your own rows answer with the name")
     scores = ", ".join(
         f"{name} {m['identity_hit']:.2f}/{m['identity_leak']:.2f}/{m['retention']:.2f}"
         for name, m in metrics["checkpoints"].items()
@@ -266,4 +284,21 @@ def table(metrics: dict[str, Any]) -> str:
     for i in (0, split // 2, split, split + (len(replies["base"]) - split) // 2):
         lines.append(f"Q      {replies['base'][i]['prompt']}")
         lines += [f"{who:7}{replies[who][i]['reply']}" for who in replies]
+    lines += _own_lines(metrics)
     return "\n".join(lines)
+
+
+def _own_lines(metrics: dict[str, Any]) -> list[str]:
+    """How many of the user's questions are answered right, and the replies that are not, or one that is."""
+    if not (replies := metrics["tuned"].get("own_replies")):
+        return []
+    counts = metrics["tuned"]["own_counts"]
+    lines = [
+        "",
+        f"your own rows: {counts['own_right']} of {counts['own_questions']} questions answered right, "
+        f"{counts['own_held_out']} of them asked in a wording that was not trained on",
+    ]
+    wrong = [reply for reply in replies if not reply["own_right"]]
+    for reply in (wrong or replies)[:SHOWN_OF_OWN]:
+        lines += [f"Q      {reply['prompt']}", f"wanted {reply['expected']}", f"tuned  {reply['reply']}"]
+    return lines
