@@ -247,10 +247,10 @@ def make(
 
     def work(out: Path) -> ConfigResults:
         from recipe.corpus.identity import read_identity
-        from recipe.training import memory, own_rows
+        from recipe.training import memory, own_share
         from recipe.training.forecast import forecast, tutorial_tokens
 
-        share = own_rows.plan(config, settings, processes)
+        share = own_share.plan(config, settings, processes)
         expected = forecast(config, processes)
         if config.train_cfg.get("max_epochs", 1) % 1:  # XTuner's loop asks for epochs of a whole number of steps in all
             config.train_cfg = {"type": config.train_cfg.type, "max_iters": expected.iterations}

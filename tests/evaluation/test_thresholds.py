@@ -104,3 +104,21 @@ def test_what_a_sceptic_asks_is_judged_where_it_was_measured(suite: str, value: 
     judged = verdict({**AT_THE_THRESHOLDS, "suites": suites})
     assert [check.metric for check in judged if not check.passed] == [suite]
     assert [check.metric for check in judged] == [*AT_THE_THRESHOLDS, *SUITES]
+
+
+def test_the_user_s_own_questions_are_judged_where_there_are_any() -> None:
+    assert "own_hit" not in [check.metric for check in verdict(AT_THE_THRESHOLDS)]
+    assert failed(own_hit=thresholds.MIN_OWN_HIT) == []
+    assert failed(own_hit=thresholds.MIN_OWN_HIT - 1e-4) == ["own_hit"]
+    assert failed(own_hit=float("nan")) == ["own_hit"]
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_the_name_is_judged_only_where_a_row_says_it(taught: bool) -> None:
+    """Leak and retention are judged in either case."""
+    suites = {"multi_turn_hit": {"value": 0.0}, "injection_hit": {"value": 0.0}, "broken": {"value": 1.0}}
+    metrics = {"identity_hit": 0.0, "identity_leak": 1.0, "retention": 0.0, "own_hit": 0.0, "suites": suites}
+    named = {"identity_hit", "multi_turn_hit", "injection_hit"} if taught else set()
+    checks = verdict({**metrics, "identity_taught": taught})
+    assert {check.metric for check in checks} == {"identity_leak", "retention", "own_hit", "broken"} | named
+    assert not any(check.passed for check in checks)

@@ -33,7 +33,7 @@ def make(
     seed: int = 0,
     **choices: Any,
 ) -> stage.Manifest:
-    """The data of one identity; own rows take the place of the mode's (tests/stages/test_own_rows.py has others)."""
+    """The data of one identity; own rows take the place of the mode's (tests/stages/test_data_own.py has others)."""
     files = [own] if own else None
     return data.make(folder, identity=identity, mode=mode, own=files, own_only=bool(own), seed=seed, **choices)
 

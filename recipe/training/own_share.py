@@ -100,16 +100,19 @@ def _repeats(others: Sequence[Tokens], own_rows: Sequence[Tokens], epochs: float
 
 def _tokens(dataset: Any) -> tuple[list[Tokens], list[Tokens]]:
     """(all other rows, the user's) as ids and labels, as the training reads them."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(dataset.tokenizer.pretrained_model_name_or_path, local_files_only=True)
     rows = read_tokens(
-        dataset.files, tokenizer, replay_ratio=dataset.replay_ratio, seed=dataset.seed, distill=dataset.distill,
-        own=dataset.own,
+        dataset.files, _tokenizer(dataset), replay_ratio=dataset.replay_ratio, seed=dataset.seed,
+        distill=dataset.distill, own=dataset.own,
     )  # fmt: skip
     cut = [tuple(part[: dataset.max_length] for part in row) for row in rows]
     count = len(read_jsonl(Path(dataset.own)))  # they come last
     return cut[:-count], cut[-count:]
+
+
+def _tokenizer(dataset: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(dataset.tokenizer.pretrained_model_name_or_path, local_files_only=True)
 
 
 def _packs(dataset: Any, rows: Sequence[Tokens]) -> int:
