@@ -238,9 +238,8 @@ def make(
         stage.require(replay_folder, "replay")
         files.append(replay_folder / replay.FILE)
         inputs["replay"] = replay_folder
-    config = load_preset(preset)
     own = data_folder / data.own_file if data.own_file else None
-    fill(config, model=model, files=files, seed=seed, own=own)
+    fill(config := load_preset(preset), model=model, files=files, seed=seed, own=own)
     if not (gpu := has_gpu()):
         for_cpu(config)
     override(config, settings)
@@ -255,10 +254,9 @@ def make(
         if config.train_cfg.get("max_epochs", 1) % 1:  # XTuner's loop asks for epochs of a whole number of steps in all
             config.train_cfg = {"type": config.train_cfg.type, "max_iters": expected.iterations}
         config.dump(out / FILE)
-        for line in [*expected.lines(), *([share.line()] if share else [])]:
+        unrepeated = f"PRESET={preset}: your rows are seen as often as all others, and may not be learnt"
+        for line in [*expected.lines(), *([share.line() if share else unrepeated] if own else [])]:
             stage.say("config", line)
-        if own and not share:
-            stage.say("config", f"PRESET={preset}: your rows are seen as often as all others, and may not be learnt")
         if preset != "miniature" and (needed := memory.predict(config, model, processes)):
             there = gpu_memory()
             short = there is not None and needed.total >> 20 > there
