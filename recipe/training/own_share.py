@@ -16,7 +16,7 @@ from typing import Any
 from recipe.files import read_jsonl
 from recipe.training.dataset import Tokens, pack, read_tokens
 
-# Times that each of the user's rows is seen, where they are few. docs/experiments.md has fewer and more.
+# Times that each of the user's rows is seen, where they are few. docs/adr/0017 compares 30.
 PASSES = 20
 # What of a config sets the length, and the distance of checkpoints: by both of their names.
 _LENGTH = ("max_iters", "max_epochs", "train_cfg.max_iters", "train_cfg.max_epochs")
