@@ -18,7 +18,6 @@ from weakref import WeakKeyDictionary
 from recipe.chat_format import Message, prompt_ids, stop_ids
 from recipe.engine.batch import BatchGenerator
 from recipe.engine.reply import Sampling
-from recipe.engine.weights import base_of, linear_layers, refusal
 from recipe.errors import RecipeError
 from recipe.pipeline.stage import shown
 
@@ -154,6 +153,8 @@ def _generator(
     model: PreTrainedModel, stops: list[int], prompts: Sequence[list[int]], max_new_tokens: int
 ) -> BatchGenerator | None:
     """The model's generator, kept from an earlier call or built now; None where the engine does not compute it."""
+    from recipe.engine.weights import refusal
+
     room = {"length": max(map(len, prompts)) + max_new_tokens, "sequences": len(prompts)}
     if room["length"] > model.config.max_position_embeddings or refusal(model) or _trains_its_base(model):
         return None
@@ -174,6 +175,8 @@ def _addresses(model: PreTrainedModel) -> tuple[int, ...]:
 
 def _trains_its_base(model: PreTrainedModel) -> bool:
     """Whether a trainer updates the weights that the engine would lay out anew; an adapter's it reads as they are."""
+    from recipe.engine.weights import base_of, linear_layers
+
     layers = base_of(model).model.layers
     return any(
         getattr(module, "base_layer", module).weight.requires_grad
