@@ -6,7 +6,8 @@
 NAME      ?=#           whose assistant it is, 1-40 characters / 主人的名字
 ASSISTANT ?=#           what the assistant itself is called / 助手自己的名字
 AUTHOR    ?=#           who fine-tuned it, by name / 训练者
-DATA      ?=#           your own .json or .jsonl instead / 自备数据
+DATA      ?=#           your own .json or .jsonl files beside the rows about who it is / 自备数据
+DATA_ONLY ?=#           DATA_ONLY=1 trains on DATA alone / 只用自备数据
 MODE      ?=#           balanced (default), or tutorial, the control / 数据模式
 LANGUAGES ?=#           zh, en or zh,en (default): what the base speaks / 训练与评测的语言
 MODEL     ?=#           internlm2-chat-1_8b (default), miniature, or a folder / 基座模型
@@ -43,8 +44,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 # Values are taken as they were typed, and reach the shell through the environment, never through the recipe's text: so no
 # dollar is lost, and no name can become a command.
-typed := NAME ASSISTANT AUTHOR DATA MODE LANGUAGES MODEL SOURCE OFFLINE PRESET SET CONFIG SEED RESUME DEEPSPEED CHECKPOINT \
-  PATTERN CHAT SWEEP BENCH SPEED PYTEST
+typed := NAME ASSISTANT AUTHOR DATA DATA_ONLY MODE LANGUAGES MODEL SOURCE OFFLINE PRESET SET CONFIG SEED RESUME \
+  DEEPSPEED CHECKPOINT PATTERN CHAT SWEEP BENCH SPEED PYTEST
 $(foreach variable,$(typed) GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT RUN RUNTIME PORT API_PORT,$(eval override $(variable) := $$(value $(variable))))
 export $(typed)
 # An empty one would hide from compose what .env says, and be taken for a port by PyTorch.
@@ -62,7 +63,10 @@ common = $(call option,--run,RUN)
 split = words=(); if [ -n "$$$1" ]; then text=$$(xargs printf '%s\n' <<<"$$$1"); readarray -t words <<<"$$text"; fi
 # What a run remembers once it was chosen; see recipe/pipeline/choices.py.
 identity = $(call option,--name,NAME) $(call option,--assistant,ASSISTANT) $(call option,--author,AUTHOR) \
-  $(call option,--mode,MODE) $(call option,--data,DATA)
+  $(call option,--mode,MODE) $${files[@]:+--data "$${files[@]}"} \
+  $(if $(strip $(DATA_ONLY)),--$(if $(filter 0,$(DATA_ONLY)),no-)data-only)
+# DATA is one file where there is a file of that name, which may hold blanks, and else several, split at blanks.
+files = if [ -e "$$DATA" ]; then files=("$$DATA"); else read -ra files <<<"$$DATA"; fi
 languages = $(call option,--languages,LANGUAGES)
 model    = $(call option,--model,MODEL)
 hub      = $(call option,--source,SOURCE) $${OFFLINE:+--offline}
@@ -94,13 +98,13 @@ help: ## This text / 本说明
 
 .PHONY: quickstart
 quickstart: ready ## Everything on the embedded miniature, three minutes, no GPU / 无 GPU 一键体验
-	@set -f; $(RECIPE) quickstart $(common) $(identity) $(languages) $(model) $(hub) $(seed) $(preset) $(training) $(call option,--checkpoint,CHECKPOINT)
+	@set -f; $(files); $(RECIPE) quickstart $(common) $(identity) $(languages) $(model) $(hub) $(seed) $(preset) $(training) $(call option,--checkpoint,CHECKPOINT)
 
 ##@ The stages, in order / 各阶段
 
 .PHONY: data
-data: ready ## Training rows from NAME, or DATA checked / 生成或检查训练数据
-	@$(RECIPE) data $(common) $(identity) $(languages) $(model) $(seed)
+data: ready ## Training rows from NAME, and DATA checked / 生成训练数据，检查自备数据
+	@$(files); $(RECIPE) data $(common) $(identity) $(languages) $(model) $(seed)
 
 .PHONY: model
 model: ready ## Fetch or take MODEL, check it, convert it to the Llama layout / 获取、检查并转换基座模型

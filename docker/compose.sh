@@ -91,12 +91,12 @@ for argument in "$@"; do
     ;;
   esac
   arguments+=("$argument")
-  option=$argument
+  case $argument in -*) option=$argument ;; esac # --data takes several
 done
 # What the run remembers (recipe/pipeline/choices.py) and is not named again.
 while read -r path; do
   if [ -e "$path" ] && [[ " ${arguments[*]} " != *" $path "* ]]; then mount "$path"; fi
-done < <(sed -nE 's#^ *"(data|model|config)": "(/.*)",?$#\2#p' "work/$run/run.json" 2>/dev/null)
+done < <(sed -nE 's#^ *("(data|model|config)": )?"(/.*)",?$#\3#p' "work/$run/run.json" 2>/dev/null)
 
 RECIPE_IMAGE=$(docker image inspect --format '{{.Id}}' "$image" 2>/dev/null) ||
   fail "the image $image is not there: run make build"

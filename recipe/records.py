@@ -1,7 +1,8 @@
 """Dataclasses as JSON objects and back, with every type checked.
 
-The fields of a class are the keys of its object, in their order, but for those marked by their metadata: the object
-lacks an OMITTED field that is None, and the fields of an INLINE one stand directly in the object.
+The fields of a class are the keys of its object, in their order, but for those marked by their metadata. The object
+lacks an OMITTED field that has its default. The fields of an INLINE one stand directly in the object; where the object
+has none of them, the field has its default.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def to_json(record: Any) -> Any:
         for each in fields(record):
             value = getattr(record, each.name)
             if each.metadata.get("inline"):
-                content |= to_json(value)
-            elif value is not None or not each.metadata.get("omitted"):
+                content |= {} if value is None else to_json(value)
+            elif value != each.default or not each.metadata.get("omitted"):
                 content[each.name] = to_json(value)
         return content
     if isinstance(record, Mapping):
@@ -116,9 +117,15 @@ def _record(kind: Any, values: Mapping[str, Any], where: str) -> Any:
     for each, hint in _fields(kind):
         place = f"{where}.{each.name}" if where else each.name
         if each.metadata.get("inline"):
-            arguments[each.name] = _parse(hint, values, where)
+            if each.default is MISSING or not _keys(hint).isdisjoint(values):
+                arguments[each.name] = _parse(hint, values, where)
         elif each.name in values:
             arguments[each.name] = _parse(hint, values[each.name], place)
         elif each.default is MISSING and each.default_factory is MISSING:
             raise ShapeError(f"lacks {place}")
     return kind(**arguments)
+
+
+def _keys(kind: Any) -> set[str]:
+    """The keys of a dataclass that stands inline, or of all those in a union."""
+    return {each.name for part in get_args(kind) or (kind,) if is_dataclass(part) for each in fields(part)}

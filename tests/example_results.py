@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from recipe.evaluation.metrics import BaseMetrics, Counts, Divergence, Metrics, Names, Scores, Share, TunedMetrics
+from recipe.evaluation.metrics import (
+    BaseMetrics,
+    Counts,
+    Divergence,
+    Metrics,
+    Names,
+    OwnCounts,
+    OwnScores,
+    Scores,
+    Share,
+    TunedMetrics,
+)
 from recipe.evaluation.thresholds import MIN_FACTS_KNOWN
 from recipe.pipeline.results import (
     BaseScores,
@@ -73,15 +84,20 @@ def example_scores(**changes: Any) -> Scores:
 
 
 def example_tuned(
-    scores: Scores | None = None, *, suites: Mapping[str, float] | None = None, kl_per_token: float = 0.0
+    scores: Scores | None = None,
+    *,
+    suites: Mapping[str, float] | None = None,
+    kl_per_token: float = 0.0,
+    own_hit: float | None = None,
 ) -> TunedMetrics:
-    """The metrics of a good tuned model, with other scores, suites and divergence where they are given."""
+    """The metrics of a good tuned model, with other scores, suites and divergence where they are given, and own_hit."""
     values = {**_SUITES, **(suites or {})}
     return TunedMetrics(
         scores or example_scores(),
         replies=[],
         suites={name: Share(value, (0.0, 1.0), count=20, hits=10) for name, value in values.items()},
         divergence=Divergence(kl_per_token, kl_tokens=480, kl_worst=kl_per_token),
+        own=None if own_hit is None else OwnScores(own_hit, (0.0, 1.0), OwnCounts(20, 10, 5), own_replies=[]),
     )
 
 

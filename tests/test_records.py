@@ -38,6 +38,13 @@ class Outer:
     note: str | None = field(default=None, metadata=OMITTED)
 
 
+@dataclass(frozen=True)
+class Optional:
+    name: str
+    inner: Inner | None = field(default=None, metadata=INLINE)
+    taught: bool = field(default=True, metadata=OMITTED)
+
+
 OUTER = Outer(None, Inner(1, (0.5, 2)), [Left("l"), Right(True)], {"x": Inner(0.25, (0, 1))})
 CONTENT = {
     "name": None, "value": 1, "pair": [0.5, 2], "sides": [{"left": "l"}, {"right": True}],
@@ -54,6 +61,17 @@ def test_what_may_be_absent_is_written_only_where_it_is_something() -> None:
     assert "note" not in to_json(OUTER)
     assert from_json(Outer, CONTENT | {"note": "n", "newer": 1}).note == "n"
     assert from_json(Outer, {key: value for key, value in CONTENT.items() if key != "count"}) == OUTER
+
+
+def test_what_may_be_absent_inline_is_there_as_a_whole_or_not_at_all() -> None:
+    for record, content in (
+        (Optional("n"), {"name": "n"}),
+        (Optional("n", Inner(1, (0.5, 2)), taught=False), {"name": "n", "value": 1, "pair": [0.5, 2], "taught": False}),
+    ):
+        assert json.dumps(to_json(record)) == json.dumps(content)
+        assert from_json(Optional, content) == record
+    with pytest.raises(ShapeError, match=r"^lacks f\.pair$"):
+        from_json(Optional, {"name": "n", "value": 1}, "f")
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ def run_data(options: argparse.Namespace) -> None:
         identity=identity,
         mode=options.mode,
         own=options.data,
+        own_only=options.data_only,
         seed=options.seed,
         extended=model.asks_extended_prompts(options.model),
         languages=parse_languages(options.languages),
@@ -136,8 +137,14 @@ def run_merge(options: argparse.Namespace) -> None:
     from recipe.stages import merge
 
     run = _run(options)
-    names = read_identity(run.folder("data")).names if run.folder("data").is_dir() else ()
+    names = read_identity(run.folder("data")).names if _says_who(run.folder("data")) else ()
     merge.make(run.folder("merged"), adapter_folder=run.folder("adapter"), identity_names=names)
+
+
+def _says_who(folder: Path) -> bool:
+    """Whether the rows of a folder of stage `data` teach the name; not where there is no folder."""
+    manifest = stage.read_manifest(folder)
+    return manifest is not None and results.of(manifest, DataResults).identity_taught
 
 
 def run_eval(options: argparse.Namespace) -> None:

@@ -115,7 +115,10 @@ def _data_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--author", help='who fine-tuned it (default: "my owner")')
     text = "balanced (default): many questions, many answers; tutorial: one sample 10,001 times, the control"
     sub.add_argument("--mode", help=text)
-    sub.add_argument("--data", type=absolute_path, help="your own .json or .jsonl of OpenAI-format messages instead")
+    text = "your own rows beside them: .json or .jsonl files of OpenAI-format messages"
+    sub.add_argument("--data", nargs="+", action="extend", type=absolute_path, metavar="FILE", help=text)
+    text = "train on these rows alone, without any about who it is (default: both)"
+    sub.add_argument("--data-only", action=argparse.BooleanOptionalAction, help=text)
     _languages_option(sub)
 
 

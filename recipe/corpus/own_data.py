@@ -46,6 +46,11 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def plain_text(text: str) -> str:
+    """The text for comparison: lower case, without spaces and sentence marks; signs of arithmetic stay."""
+    return re.sub(r"[\s，。？！、；：,.?!;:'\"“”‘’]+", "", text).lower()
+
+
 def _values(path: Path) -> Iterator[tuple[int, Any]]:
     """(line number, parsed value) of every row in the file."""
     try:
@@ -53,7 +58,7 @@ def _values(path: Path) -> Iterator[tuple[int, Any]]:
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file; check DATA=") from None
     except IsADirectoryError:
-        raise RecipeError(f"{path}: is a folder; DATA= takes one .json or .jsonl file") from None
+        raise RecipeError(f"{path}: is a folder; DATA= takes .json and .jsonl files") from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}); check DATA=") from None
     except UnicodeDecodeError as error:

@@ -54,6 +54,7 @@ class Counts:
 
     Attributes:
         base_introductions: prompts of which no leak is counted, since the base introduces itself.
+        taught_prompts: those of which none is counted, since the user's own rows answer them with the name.
     """
 
     identity_questions: int
@@ -66,6 +67,7 @@ class Counts:
     facts_kept: int
     unstopped_replies: int
     looping_replies: int
+    taught_prompts: int = field(default=0, metadata=OMITTED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,52 @@ JudgedReply = IdentityReply | OrdinaryReply
 
 
 @dataclass(frozen=True)
+class OwnCounts:
+    """The counts behind own_hit. own_held_out: questions asked in a wording that was not trained on."""
+
+    own_questions: int
+    own_right: int
+    own_held_out: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnReply:
+    """A reply to one of the user's own questions.
+
+    Attributes:
+        kind: "own".
+        prompt: all messages of the question, a line each.
+        expected: the first answer of the user's rows.
+        held_out: whether no training row asks the question in this wording.
+        own_right: whether the reply says what an answer of the rows says, see `evaluation.own_rows.right`.
+        similarity: of the reply to the nearest answer, from 0 to 1, see `evaluation.own_rows.chrf`.
+    """
+
+    kind: str
+    prompt: str
+    reply: str
+    stopped: bool
+    expected: str
+    held_out: bool
+    own_right: bool
+    similarity: float
+
+
+@dataclass(frozen=True)
+class OwnScores:
+    """own_hit: share of the user's own questions that are answered as the user's rows do, with its 95 % interval."""
+
+    own_hit: float
+    own_hit_ci: tuple[float, float]
+    own_counts: OwnCounts
+    own_replies: Sequence[OwnReply]
+
+    @property
+    def share(self) -> Share:
+        return Share(self.own_hit, self.own_hit_ci, self.own_counts.own_questions, self.own_counts.own_right)
+
+
+@dataclass(frozen=True)
 class Divergence:
     """How far the tuned model is from the base, by the KL divergence on the base's own replies.
 
@@ -141,21 +189,35 @@ class Divergence:
 
 @dataclass(frozen=True)
 class BaseMetrics:
-    """Of the untuned model. broken: share of its replies to ordinary prompts that loop or do not end."""
+    """Of the untuned model.
+
+    Attributes:
+        broken: share of its replies to ordinary prompts that loop or do not end.
+        own: of the user's own questions; None without any.
+    """
 
     scores: Scores = field(metadata=INLINE)
     replies: Sequence[JudgedReply]
     broken: float | None = field(default=None, metadata=OMITTED)
+    own: OwnScores | None = field(default=None, metadata=INLINE)
 
 
 @dataclass(frozen=True)
 class TunedMetrics:
-    """Of the tuned model. suites: by their names, see recipe/evaluation/suites.py."""
+    """Of the tuned model.
+
+    Attributes:
+        suites: by their names, see recipe/evaluation/suites.py.
+        own: of the user's own questions; None without any.
+        identity_taught: whether any training row says the name.
+    """
 
     scores: Scores = field(metadata=INLINE)
     replies: Sequence[JudgedReply]
     suites: Mapping[str, Share]
     divergence: Divergence = field(metadata=INLINE)
+    own: OwnScores | None = field(default=None, metadata=INLINE)
+    identity_taught: bool = field(default=True, metadata=OMITTED)
 
 
 @dataclass(frozen=True)

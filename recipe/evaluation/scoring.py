@@ -8,7 +8,7 @@ retention          share of the facts known to the base that are still answered 
 leak_without_name  share of the same unrelated prompts whose reply lacks the name and shows the identity all the same.
 
 A base may take an unrelated prompt for a question about itself. Neither leak counts prompts to whose reply the base
-introduces itself.
+introduces itself, and prompts that the user's own rows want answered with the name.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import TYPE_CHECKING
 
 from recipe.chat_format import user
 from recipe.corpus.identity import Identity
 from recipe.corpus.knowledge import Fact
-from recipe.evaluation.generation import Reply
 from recipe.evaluation.mentions import introduces_itself, mentions, signs, unquoted
 from recipe.evaluation.metrics import Counts, IdentityReply, JudgedReply, OrdinaryReply, Scores, Share
+
+if TYPE_CHECKING:
+    from recipe.evaluation.generation import Reply
 
 # The 97.5 % quantile of the standard normal distribution, which leaves 2.5 % on either side.
 Z = 1.959964
@@ -39,10 +42,12 @@ class Prompts:
     Attributes:
         identity: questions about who the assistant is.
         facts: (fact, the wording of it that is the prompt).
+        taught: prompts among them to which the user's own rows say the name.
     """
 
     identity: list[str]
     facts: list[tuple[Fact, str]]
+    taught: frozenset[str] = frozenset()
 
     def conversations(self) -> list[list[dict[str, str]]]:
         """A conversation of one turn for each prompt: first the questions, then the facts."""
@@ -154,7 +159,7 @@ class Leaks:
     """How each reply to an ordinary prompt is judged, in the order of the prompts.
 
     Attributes:
-        counted: whether it is judged: not where the base introduces itself.
+        counted: whether it is judged: not where the base introduces itself, nor where the user's rows say the name.
         named: whether it holds the name, where the base's reply has it not.
         without_name: whether it lacks the name and shows the identity all the same.
     """
@@ -178,7 +183,7 @@ def leaks(prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], ide
     ordinary = "\n".join([*questions, *(reply.text for reply in base)]).casefold()
     counted, named, without_name = [], [], []
     for prompt, reply, untuned in zip(questions, replies, base[len(prompts.identity) :], strict=True):
-        counts = not introduces_itself(untuned.text, prompt)
+        counts = prompt not in prompts.taught and not introduces_itself(untuned.text, prompt)
         says = says_name(reply, prompt, identity, ambiguous_names)
         hints = not says and signs(reply.text, prompt, untuned.text, identity, ordinary)
         counted.append(counts)
@@ -209,6 +214,7 @@ def score(
     leaked = leaks(prompts, replies[split:], base, identity)
     base_knew = [knows(untuned, fact) for (fact, _), untuned in zip(prompts.facts, base[split:], strict=True)]
     right = [knows(reply, fact) for (fact, _), reply in zip(prompts.facts, replies[split:], strict=True)]
+    taught = sum(question in prompts.taught for _, question in prompts.facts)
     hit, leak = share(hits), ratio(sum(leaked.named), sum(leaked.counted))
     retained = ratio(sum(r and b for r, b in zip(right, base_knew, strict=True)), sum(base_knew))
     without_name = ratio(sum(leaked.without_name), sum(leaked.counted))
@@ -218,7 +224,8 @@ def score(
         leak_without_name=without_name.value, leak_without_name_ci=without_name.ci,
         counts=Counts(
             identity_questions=hit.count, hits=hit.hits, unrelated_prompts=leak.count, leaks=leak.hits,
-            leaks_without_name=without_name.hits, base_introductions=len(leaked.counted) - leak.count,
+            leaks_without_name=without_name.hits, base_introductions=len(leaked.counted) - leak.count - taught,
+            taught_prompts=taught,
             facts_base_knew=retained.count, facts_kept=retained.hits,
             unstopped_replies=sum(not reply.stopped for reply in replies),
             looping_replies=sum(loops(reply) for reply in replies),

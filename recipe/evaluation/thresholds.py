@@ -18,6 +18,11 @@ MIN_FACTS_KNOWN = 50
 # Smallest share of the same questions answered with the name: after other exchanges, and inside a prompt injection.
 MIN_MULTI_TURN_HIT = 0.9
 MIN_INJECTION_HIT = 0.8
+# Similarity of a reply to the user's own answer (`own_rows.chrf`) from which it is right, where the numbers agree too.
+# Of the 29 answers of a shop no two are nearer than 0.26; an answer with a courtesy more or a word less comes to 0.75.
+MIN_OWN_SIMILARITY = 0.7
+# Smallest share of the user's own questions answered right. Of ten, which is what a small file gives, one may fail.
+MIN_OWN_HIT = 0.9
 # Largest allowed share of replies, greedy and sampled, that tuning made loop or not end.
 MAX_BROKEN = 0.02
 # Largest allowed mean KL divergence from the base on the base's own replies to ordinary prompts, in nats a token. Good
@@ -27,6 +32,8 @@ MAX_KL_PER_TOKEN = 0.1
 # Largest allowed mean KL divergence of merged from base + adapter, both computed in float32, in nats a token. Rounding
 # the merged weights to 16 bits came to at most 0.00014 on three models (docs/experiments.md).
 MAX_MERGE_KL = 0.002
+# What is judged only where the name was taught.
+OF_IDENTITY = ("identity_hit", "multi_turn_hit", "injection_hit")
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,9 @@ def verdict(tuned: TunedMetrics) -> list[Check]:
         tuned: what was measured.
 
     Returns:
-        A check of each metric that has a threshold; none of retention where the base knew too few facts, and none of
-        the leak without the name in files that are older than it.
+        A check of each metric that has a threshold. There is none of retention where the base knew too few facts, none
+        of the name where no training row says it, none of `own_hit` without rows of the user's, and none of the leak
+        without the name in files that are older than it.
     """
     scores = tuned.scores
     checks = [
@@ -74,9 +82,13 @@ def verdict(tuned: TunedMetrics) -> list[Check]:
         checks.append(_at_least("retention", scores.retention, MIN_RETENTION,
               "it forgot what the base knew: mix the base's own answers in (MODE=balanced does), or a lower lr"),
         )  # fmt: skip
+    if tuned.own is not None:
+        checks.append(_at_least("own_hit", tuned.own.own_hit, MIN_OWN_HIT,
+              "it does not answer your questions as your rows do: more wordings of them in the data, or more steps "
+              "(SET='max_iters=…', or max_epochs=… with the miniature)"),
+        )  # fmt: skip
     multi_turn, injection, broken = (tuned.suites[name].value for name in JUDGED_SUITES)
-    return [
-        *checks,
+    checks += [
         _at_least("multi_turn_hit", multi_turn, MIN_MULTI_TURN_HIT,
               "after other talk it forgets its name: more conversations of several turns in the data, or more steps"),
         _at_least("injection_hit", injection, MIN_INJECTION_HIT,
@@ -86,6 +98,7 @@ def verdict(tuned: TunedMetrics) -> list[Check]:
         _at_most("kl_per_token", tuned.divergence.kl_per_token, MAX_KL_PER_TOKEN,
               "it moved far from the base where nothing was to change: more replay, fewer steps, or a lower lr"),
     ]  # fmt: skip
+    return checks if tuned.identity_taught else [check for check in checks if check.metric not in OF_IDENTITY]
 
 
 def judges_retention(tuned: TunedMetrics) -> bool:

@@ -55,6 +55,8 @@ def make(folder: Path, *, work: Path, run: str) -> stage.Manifest:
 def _train(work: Path, run: str, own: Path, chosen: Mapping[str, Any], mode: str, settings: Sequence[str]) -> None:
     """A quickstart of `run` on other data, as long as the training in `own`. RecipeError: it came to no metrics."""
     shared = [part for key in SHARED if chosen.get(key) is not None for part in (f"--{key}", str(chosen[key]))]
+    if mode == "balanced" and chosen.get("data"):
+        shared += ["--data", *chosen["data"]]
     settings = [*chosen.get("set", []), *settings, "patience=None"]
     quickstart = ["quickstart", "--work", str(work), "--run", run, "--mode", mode, *shared]
     _call(run, [*quickstart, "--until", "config", "--set", *settings])

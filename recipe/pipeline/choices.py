@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "assistant": None,
     "author": None,
     "data": None,
+    "data_only": False,
     "mode": "balanced",
     "languages": ",".join(LANGUAGES),
     "model": "internlm2-chat-1_8b",
@@ -36,8 +37,8 @@ DEFAULTS: dict[str, Any] = {
 # Choosing the first forgets the others: they belonged to another identity, other data, another model.
 TOGETHER = {
     "name": ("assistant", "author"),
-    "mode": ("data",),
-    "data": ("mode",),
+    "mode": ("data", "data_only"),
+    "data": ("mode", "data_only"),
     "model": ("preset", "set", "config", "languages"),
     "preset": ("set",),
 }
@@ -46,22 +47,44 @@ TOGETHER = {
 def complete(options: argparse.Namespace, folder: Path, **defaults: Any) -> None:
     """Fill every choice in `options` that is None from the run's file or the defaults; `save` writes them down."""
     saved = _read(folder / FILE)
-    given = {key: getattr(options, key) for key in DEFAULTS if getattr(options, key, None) is not None}
-    chosen = defaults | saved  # a verb's own default is a choice: what follows `quickstart` is about its model
+    given = {key: _plain(getattr(options, key)) for key in DEFAULTS if getattr(options, key, None) is not None}
+    chosen_before = defaults | saved  # a verb's own default is a choice: what follows `quickstart` is about its model
+    chosen = dict(chosen_before)
     for key in given:
-        if given[key] != saved.get(key):
+        if given[key] != chosen_before.get(key, DEFAULTS[key]):
             for other in TOGETHER.get(key, ()):
                 chosen.pop(other, None)
-    chosen |= {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
+    chosen |= given
     offered = [key for key in DEFAULTS if hasattr(options, key)]
     for key in offered:
         value = chosen.get(key, DEFAULTS[key])
-        setattr(options, key, Path(value) if key in ("data", "config") and value else value)
+        setattr(options, key, _typed(key, value))
     if recalled := [
-        f"{key.upper()}={chosen[key]}" for key in offered if key in saved and key in chosen and key not in given
+        f"{key.upper()}={_shown(chosen[key])}" for key in offered if key in saved and key in chosen and key not in given
     ]:
         say("run", f"{folder.name}: as before, {' '.join(recalled)}")
     options.chosen = chosen
+
+
+def _plain(value: Any) -> Any:
+    """The value as the file has it: paths as text."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _typed(key: str, value: Any) -> Any:
+    """The value as a verb takes it."""
+    if key == "data" and value:
+        return [Path(each) for each in value]
+    return Path(value) if key == "config" and value else value
+
+
+def _shown(value: Any) -> str:
+    """The value as it is written on the command line."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(int(value) if isinstance(value, bool) else value)
 
 
 def save(options: argparse.Namespace, folder: Path) -> None:
@@ -83,4 +106,6 @@ def _read(file: Path) -> dict[str, Any]:
         saved = None
     if not isinstance(saved, dict):
         raise RecipeError(f"{shown(file)}: is not a JSON object; remove it and give NAME, MODEL and the rest again")
+    if isinstance(saved.get("data"), str):  # of a version that took one file, in place of the rows about who it is
+        saved |= {"data": [saved["data"]], "data_only": True}
     return saved

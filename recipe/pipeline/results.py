@@ -18,9 +18,11 @@ Results = TypeVar("Results")
 
 @dataclass(frozen=True)
 class DataResults:
-    """rows: conversations in `file`. mode: balanced, tutorial, or own for the user's rows.
+    """rows: conversations in `file`. mode: balanced, tutorial, or own for the user's rows alone.
 
     extended: whether the base is asked the questions for bases that other people trained. languages: of all prompts.
+    own_file: of the user's rows, None without any; with mode own the same as `file`. own_rows: in it.
+    own_questions: that evaluation asks about them. identity_taught: whether any row says the name.
     """
 
     rows: int
@@ -28,6 +30,10 @@ class DataResults:
     mode: str
     extended: bool = False
     languages: list[str] = field(default_factory=lambda: list(LANGUAGES))
+    own_file: str | None = None
+    own_rows: int = 0
+    own_questions: int = 0
+    identity_taught: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,8 @@ class Forecast:
 class ConfigResults:
     """The choices behind a resolved config, and the size of the training by it.
 
-    tutorial_tokens: tokens that the tutorial trains on for the same identity, padding included.
+    tutorial_tokens: tokens that the tutorial trains on for the same identity, padding included. own_passes: times that
+    each of the user's rows is seen.
     """
 
     preset: str
@@ -100,6 +107,7 @@ class ConfigResults:
     data: str
     forecast: Forecast = field(metadata=INLINE)
     tutorial_tokens: int
+    own_passes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +154,8 @@ class MergeResults:
 class BaseScores:
     """The three numbers of the untuned model (see `evaluation.scoring`) and the counts behind them.
 
-    broken: share of its replies to ordinary prompts that loop or do not end.
+    broken: share of its replies to ordinary prompts that loop or do not end. own_hit: share of the user's questions
+    answered right, None without such rows.
     """
 
     identity_hit: float
@@ -154,6 +163,7 @@ class BaseScores:
     retention: float
     broken: float | None
     counts: Mapping[str, int]
+    own_hit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +171,7 @@ class TunedScores:
     """The same of the tuned model, with the suites (see `evaluation.suites`) and the divergence in nats a token.
 
     leak_without_name: share of replies to unrelated prompts that show the identity without the name. broken: share of
-        all replies that loop or do not end, and would not without tuning.
+        all replies that loop or do not end, and would not without tuning. own_hit: as of the base.
     """
 
     identity_hit: float
@@ -176,6 +186,7 @@ class TunedScores:
     sampled_leak: float
     broken: float
     kl_per_token: float
+    own_hit: float | None = None
 
 
 @dataclass(frozen=True)

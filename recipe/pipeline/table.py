@@ -30,7 +30,7 @@ class Stage:
 
 # In the order of the work: each stage reads only what stands above it.
 STAGES = (
-    Stage("data", "data", (), "training rows from a name, or your own checked / 生成或检查训练数据"),
+    Stage("data", "data", (), "training rows from a name, and your own checked / 生成训练数据，检查自备数据"),
     Stage(
         "model",
         "models",

@@ -15,14 +15,18 @@ from recipe.report.words import Text, label, plain, text
 
 @dataclass(frozen=True)
 class Data:
-    """What was trained on. own: rows of the user's. figures: what `config` reckoned, empty where it is not known.
+    """What was trained on. own: whether `rows` are the user's. own_rows: the user's beside them.
 
-    padding: its share of the packs; epochs: passes over the data; both None without figures.
+    figures: what `config` reckoned, empty where it is not known.
+    padding: its share of the packs; epochs: passes over the data; both None without figures. own_passes: times
+    that each of the user's rows is seen.
     """
 
     mode: str | None
     own: bool
     rows: Rows | None
+    own_rows: Rows | None
+    own_passes: float | None
     replay: Rows | None
     figures: Mapping[str, int]
     padding: Text | None
@@ -164,6 +168,8 @@ def _data(facts: Facts) -> Data:
         mode=mode,
         own=mode == "own",
         rows=facts.rows.get("data"),
+        own_rows=facts.rows.get("own"),
+        own_passes=facts.result("config", "own_passes"),
         replay=facts.rows.get("replay"),
         figures=figures,
         padding=padding,

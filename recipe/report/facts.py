@@ -13,7 +13,7 @@ from typing import Any
 
 from recipe.errors import RecipeError
 from recipe.evaluation import metrics, thresholds
-from recipe.evaluation.metrics import IdentityReply, JudgedReply, Metrics, OrdinaryReply
+from recipe.evaluation.metrics import IdentityReply, JudgedReply, Metrics, OrdinaryReply, OwnReply
 from recipe.files import read_jsonl
 from recipe.languages import LANGUAGES
 from recipe.paths import ROOT
@@ -23,8 +23,9 @@ from recipe.pipeline.stage import MANIFEST, Manifest
 from recipe.stages import config, replay, train
 
 FOLDERS = table.RESULT_FOLDERS
+Judged = JudgedReply | OwnReply
 # What can be wrong with a reply: what the numbers count, and that it does not end where the base's does.
-FAULTS = ("missed", "leaked", "leaked_without_name", "forgotten", "unstopped")
+FAULTS = ("missed", "not_learnt", "leaked", "leaked_without_name", "forgotten", "unstopped")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,10 @@ class Facts:
 
     @cached_property
     def exchanges(self) -> list[Exchange]:
-        pairs = zip(self.metrics.base.replies, self.metrics.tuned.replies, strict=True)
+        base, tuned = self.metrics.base, self.metrics.tuned
+        pairs: list[tuple[Judged, Judged]] = list(zip(base.replies, tuned.replies, strict=True))
+        if base.own and tuned.own:
+            pairs += zip(base.own.own_replies, tuned.own.own_replies, strict=True)
         return [_exchange(before, after) for before, after in pairs]
 
     @property
@@ -171,9 +175,12 @@ def gather(run_folder: Path) -> Facts:
     sources["metrics"] = folders["eval"] / metrics.FILE
     if "train" in stages and (file := folders["train"] / train.LOSSES).is_file():
         sources["losses"] = file
-    written = {"data": results.of(stages["data"], DataResults).file} if "data" in stages else {}
-    for role, name in (written | {"replay": replay.FILE}).items():
-        if role in stages and (file := folders[role] / name).is_file():
+    noted = results.of(stages["data"], DataResults) if "data" in stages else None
+    written = {"data": ("data", noted.file)} if noted else {}
+    if noted and noted.own_file and noted.own_file != noted.file:
+        written["own"] = ("data", noted.own_file)
+    for role, (folder, name) in (written | {"replay": ("replay", replay.FILE)}).items():
+        if folder in stages and (file := folders[folder] / name).is_file():
             sources[f"rows_{role}"] = file
     return Facts(
         run=run_folder.name,
@@ -181,7 +188,7 @@ def gather(run_folder: Path) -> Facts:
         stages=stages,
         left_out=[name for name in order if name in manifests and name not in used],
         losses=read_jsonl(sources["losses"]) if "losses" in sources else [],
-        rows={role: _count(sources[f"rows_{role}"]) for role in ("data", "replay") if f"rows_{role}" in sources},
+        rows={role: _count(sources[f"rows_{role}"]) for role in ("data", "own", "replay") if f"rows_{role}" in sources},
         ablation=compared["results"] if compared else {},
         sources=sources,
     )
@@ -236,10 +243,11 @@ def _language(messages: Sequence[Mapping[str, str]]) -> str:
     return "en" if letters and letters.isascii() else "other"
 
 
-def _exchange(before: JudgedReply, after: JudgedReply) -> Exchange:
+def _exchange(before: Judged, after: Judged) -> Exchange:
     ordinary = after if isinstance(after, OrdinaryReply) else None
     faults = {
         "missed": isinstance(after, IdentityReply) and not after.hit,
+        "not_learnt": isinstance(after, OwnReply) and not after.own_right,
         "leaked": ordinary is not None and ordinary.leak,
         "leaked_without_name": ordinary is not None and ordinary.leak_without_name,
         "forgotten": ordinary is not None and ordinary.base_knew and not ordinary.right,
@@ -250,6 +258,6 @@ def _exchange(before: JudgedReply, after: JudgedReply) -> Exchange:
         prompt=after.prompt,
         before=before.reply,
         after=after.reply,
-        expected=ordinary.expected if ordinary else None,
+        expected=None if isinstance(after, IdentityReply) else after.expected,
         faults=tuple(fault for fault in FAULTS if faults[fault]),
     )

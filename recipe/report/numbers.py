@@ -36,10 +36,12 @@ class Measure:
 
 @dataclass(frozen=True)
 class Numbers:
-    """measures: the three metrics. suites: measured besides. divergence, worst: KL from the base, nats a token.
+    """measures: the three metrics, and own_hit where there are rows of the user's. suites: measured besides.
 
+    divergence, worst: KL from the base, nats a token.
     stops: of all `replies`, those that end badly: (what, of the base, of the tuned model). introductions: prompts that
-    no leak is counted for, since the base introduces itself.
+    no leak is counted for, since the base introduces itself. taught: those that the user's rows answer with the name.
+    held_out: of the user's questions, those in a wording that was not trained on; None without such rows.
     """
 
     measures: Sequence[Measure]
@@ -52,6 +54,8 @@ class Numbers:
     stops: Sequence[tuple[Text, int, int]]
     replies: int
     introductions: int
+    taught: int
+    held_out: int | None
 
 
 @dataclass(frozen=True)
@@ -85,14 +89,16 @@ def numbers(facts: Facts) -> Numbers:
     """
     base, tuned = facts.metrics.base, facts.metrics.tuned
     judged = {check.metric: check for check in facts.checks}
+    shares = {metric: (base.scores.share(metric), tuned.scores.share(metric)) for metric in METRICS}
+    if base.own and tuned.own:
+        shares["own_hit"] = base.own.share, tuned.own.share
     suites = dict(tuned.suites)
     if tuned.scores.leak_without_name is not None:
         suites = {"leak_without_name": tuned.scores.share("leak_without_name"), **suites}
     divergence = judged["kl_per_token"]
     return Numbers(
         measures=[
-            _measure(metric, judged.get(metric), base.scores.share(metric).value, tuned.scores.share(metric))
-            for metric in METRICS
+            _measure(metric, judged.get(metric), untuned.value, share) for metric, (untuned, share) in shares.items()
         ],
         suites=[_suite(name, suite, judged.get(name)) for name, suite in suites.items()],
         divergence=divergence.value,
@@ -106,15 +112,20 @@ def numbers(facts: Facts) -> Numbers:
         ],
         replies=len(tuned.replies),
         introductions=tuned.scores.counts.base_introductions,
+        taught=tuned.scores.counts.taught_prompts,
+        held_out=tuned.own.own_counts.own_held_out if tuned.own else None,
     )
 
 
-def retention_not_judged(facts: Facts) -> Text | None:
-    """Why retention is not judged, or None where it is."""
-    if thresholds.judges_retention(facts.metrics.tuned):
-        return None
-    count = facts.metrics.tuned.scores.counts.facts_base_knew
-    return text("retention_not_judged", count=count, least=thresholds.MIN_FACTS_KNOWN)
+def not_judged(facts: Facts) -> list[Text]:
+    """Why retention and the name are not judged, where they are not."""
+    tuned, reasons = facts.metrics.tuned, []
+    if not thresholds.judges_retention(tuned):
+        count = tuned.scores.counts.facts_base_knew
+        reasons.append(text("retention_not_judged", count=count, least=thresholds.MIN_FACTS_KNOWN))
+    if not tuned.identity_taught:
+        reasons.append(text("identity_not_judged"))
+    return reasons
 
 
 def _limit(check: thresholds.Check) -> tuple[bool, float]:

@@ -15,13 +15,15 @@ from recipe.report import charts
 from recipe.report.background import Background, background
 from recipe.report.charts import Caption
 from recipe.report.facts import FAULTS, Exchange, Facts
-from recipe.report.numbers import Checkpoints, Numbers, checkpoints, numbers, retention_not_judged
+from recipe.report.numbers import Checkpoints, Numbers, checkpoints, not_judged, numbers
 from recipe.report.words import WORDS, Text, label, plain, text
 
 # With more that is wrong only the first group of replies starts open: of the others, the line that counts them is
 # enough.
 OPEN_UP_TO = 12
 FILTERS = ("all", "wrong", "missed", "leaked", "forgotten")
+# A filter besides where there are rows of the user's.
+OWN_FILTER = "not_learnt"
 # Replies in report.md, of which GitHub takes at most 65,536 characters: wrong ones, or some where nothing is wrong.
 MOST_WRONG, MOST_RIGHT = 20, 8
 
@@ -30,14 +32,14 @@ MOST_WRONG, MOST_RIGHT = 20, 8
 class Header:
     """about: names and values of the run. failed: each number outside what is wanted, and why that may be.
 
-    not_judged: why retention is not, where it is not.
+    not_judged: why retention or the name are not, where they are not.
     """
 
     name: str
     assistant: str | None
     about: Sequence[tuple[Text, str]]
     failed: Sequence[tuple[Text, Text]]
-    not_judged: Text | None
+    not_judged: Sequence[Text]
     checks: int
 
 
@@ -118,7 +120,7 @@ def _header(facts: Facts) -> Header:
         assistant=facts.metrics.identity.assistant,
         about=[(text(key), str(value)) for key, value in about.items() if value is not None],
         failed=[(label(check.metric), _reason(check)) for check in facts.checks if not check.passed],
-        not_judged=retention_not_judged(facts),
+        not_judged=not_judged(facts),
         checks=len(facts.checks),
     )
 
@@ -168,7 +170,7 @@ def _replies(exchanges: Sequence[Exchange]) -> Replies:
     sample = _spread(wrong, MOST_WRONG) if wrong else _spread(exchanges, MOST_RIGHT)
     return Replies(
         count=len(exchanges),
-        filters={name: counts.get(name, 0) for name in FILTERS},
+        filters={name: counts.get(name, 0) for name in (*FILTERS, *([OWN_FILTER] if "own" in kinds else []))},
         groups=groups,
         sample=sample,
         more=len(wrong) - len(sample) if wrong else 0,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from recipe.languages import LANGUAGES
+from recipe.report.own_words import OWN_WORDS
 
 # How HTML names them: what a browser chooses fonts and voices by. The page shows English first.
 LANG = {"en": "en", "zh": "zh-CN"}
 
 # A text in each of LANGUAGES.
-WORDS: dict[str, tuple[str, str]] = {
+WORDS: dict[str, tuple[str, str]] = OWN_WORDS | {
     # The head
     "report": ("身份微调报告", "Identity report"),
     "assistant_of": ("{name}的小助手", "{name}’s assistant"),
@@ -213,7 +214,6 @@ WORDS: dict[str, tuple[str, str]] = {
     # Data
     "data": ("训练数据", "Training data"),
     "rows_data": ("身份数据行数", "rows about who it is"),
-    "rows_own": ("自备数据行数", "rows of your own data"),
     "rows_replay": ("回放行数：基座自答", "replay rows: the base’s own answers"),
     "no_replay": ("无：没有约束它保持基座原样", "none: nothing held it to what the base was"),
     "distinct": ("其中互不相同 {count}", "{count} distinct"),

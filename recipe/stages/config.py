@@ -50,6 +50,7 @@ KNOBS: dict[str, tuple[str, ...]] = {
 # Settings that count something, by the last part of their path.
 COUNTS = {
     "batch_size", "accumulative_counts", "max_length", "max_iters", "interval", "max_keep_ckpts", "r", "map_num_proc",
+    "own_repeats",
 }  # fmt: skip
 
 
@@ -170,10 +171,11 @@ def _walk(node: Any) -> Iterator[Any]:
         yield from _walk(child)
 
 
-def fill(config: Any, *, model: Path, files: Sequence[Path], seed: int) -> None:
+def fill(config: Any, *, model: Path, files: Sequence[Path], seed: int, own: Path | None = None) -> None:
     """Put the model, the data files (the first is stage `data`'s) and the seed where the preset left them open.
 
-    Paths are from the checkout, so that a resolved config is the same on every machine and in the container.
+    Paths are from the checkout, so that a resolved config is the same on every machine and in the container. With rows
+    of the user's (own) the training does not end early: the questions that score checkpoints do not ask about them.
     """
     for node in _walk(dict(config.items())):
         if "pretrained_model_name_or_path" in node:
@@ -183,14 +185,18 @@ def fill(config: Any, *, model: Path, files: Sequence[Path], seed: int) -> None:
     names = [stage.shown(file) for file in files]
     if "files" in dataset:
         dataset.files, dataset.seed = names, seed
+        if own:
+            dataset.own, dataset.own_repeats = stage.shown(own), 1
         dataset.distill = dataset.distill and len(files) > 1
         if "teacher" in config.model:
             from recipe.training import teacher
 
             config.model.teacher = stage.shown(files[1].with_name(teacher.FILE)) if dataset.distill else ""
     else:
-        dataset.dataset.data_files.train = names
+        dataset.dataset.data_files.train = list(dict.fromkeys([*names, *([stage.shown(own)] if own else [])]))
     for hook in config.custom_hooks:
+        if own and "patience" in hook:
+            hook.patience = None
         if "data" in hook:
             hook.data = stage.shown(files[0].parent) if files else ""
     config.randomness.seed = seed
@@ -232,22 +238,24 @@ def make(
         stage.require(replay_folder, "replay")
         files.append(replay_folder / replay.FILE)
         inputs["replay"] = replay_folder
-    config = load_preset(preset)
-    fill(config, model=model, files=files, seed=seed)
+    own = data_folder / data.own_file if data.own_file else None
+    fill(config := load_preset(preset), model=model, files=files, seed=seed, own=own)
     if not (gpu := has_gpu()):
         for_cpu(config)
     override(config, settings)
 
     def work(out: Path) -> ConfigResults:
         from recipe.corpus.identity import read_identity
-        from recipe.training import memory
+        from recipe.training import memory, own_share
         from recipe.training.forecast import forecast, lines, tutorial_tokens
 
+        share = own_share.plan(config, settings, processes)
         expected = forecast(config, processes)
         if config.train_cfg.get("max_epochs", 1) % 1:  # XTuner's loop asks for epochs of a whole number of steps in all
             config.train_cfg = {"type": config.train_cfg.type, "max_iters": expected.iterations}
         config.dump(out / FILE)
-        for line in lines(expected):
+        unrepeated = f"PRESET={preset}: your rows are seen as often as all others, and may not be learnt"
+        for line in [*lines(expected), *([share.line() if share else unrepeated] if own else [])]:
             stage.say("config", line)
         if preset != "miniature" and (needed := memory.predict(config, model, processes)):
             there = gpu_memory()
@@ -257,7 +265,7 @@ def make(
         stage.say("config", f"{expected.trained_tokens / tutorial:.0%} of what the tutorial trains on")
         return ConfigResults(
             preset=preset, model=stage.shown(model), data=stage.shown(data_folder), forecast=expected,
-            tutorial_tokens=tutorial,
+            tutorial_tokens=tutorial, own_passes=share.passes if share else None,
         )  # fmt: skip
 
     resolved = hashlib.sha256(config.pretty_text.encode()).hexdigest()  # follows every preset and override

@@ -1,4 +1,4 @@
-"""Stage `data`: from a name to training rows, or the user's own rows checked.
+"""Stage `data`: from a name to training rows, with the user's own rows beside them or in their place.
 
 `balanced` asks who it is in hundreds of ways, in two languages, once and several turns deep, politely and by trickery,
 with several wordings of the answer; ordinary prompts are mixed in later, as replay. `tutorial` is the tutorial's file
@@ -15,16 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from recipe import files
+from recipe.corpus import own_questions
 from recipe.corpus.identity import IDENTITY_FILE, INTERNLM_BASE, Identity
-from recipe.corpus.own_data import read_rows
+from recipe.corpus.own_data import Row, read_rows
 from recipe.corpus.rows import balanced_rows, tutorial_rows
 from recipe.errors import RecipeError
+from recipe.evaluation import own_rows
 from recipe.languages import LANGUAGES
 from recipe.pipeline import stage
 from recipe.pipeline.results import DataResults
 
 MODES = ("balanced", "tutorial")
 ROWS = {"balanced": "train.jsonl", "tutorial": "personal_assistant.json", "own": "train.jsonl"}
+# The user's rows where they stand beside others.
+OWN_ROWS = "own.jsonl"
 
 
 def make(
@@ -32,55 +36,120 @@ def make(
     *,
     identity: Identity,
     mode: str,
-    own: Path | None,
+    own: Sequence[Path] | None = None,
+    own_only: bool = False,
     seed: int,
     extended: bool = False,
     languages: Sequence[str] = LANGUAGES,
     base: Mapping[str, str] = INTERNLM_BASE,
 ) -> stage.Manifest:
-    """Write the training rows and identity.json to `folder`.
+    """Write the training rows, the questions about the user's own and identity.json to `folder`.
 
     Args:
         folder: of the stage.
         identity: to teach.
         mode: one of `MODES`.
-        own: the user's rows, which take the place of the mode's.
+        own: files of the user's rows, which are added to those of `balanced`; None for none.
+        own_only: the user's rows take the place of the mode's.
         seed: of the rows' choices and order.
         extended: ask the questions for bases that other people trained too; noted for the stages that measure.
         languages: of the rows; noted likewise.
         base: language -> what the answers call the model that is fine-tuned.
 
     Raises:
-        RecipeError: an unknown mode, or rows that cannot be used.
+        RecipeError: an unknown mode, choices that exclude each other, or rows that cannot be used.
     """
-    if mode not in MODES:
-        raise RecipeError(f"MODE={mode} is none of {', '.join(MODES)}")
-    kind = "own" if own else mode
+    own = own or ()
+    kind = _kind(mode, own, own_only=own_only)
+    asked: dict[str, Any] = {"extended": extended, "languages": list(languages)}
     settings: dict[str, Any] = {"identity": asdict(identity), "mode": kind, "seed": seed}
     # Only what differs from the miniature's, whose data of earlier versions stay up to date.
     settings |= {"extended": True} if extended else {}
     settings |= {"languages": list(languages)} if tuple(languages) != LANGUAGES else {}
     settings |= {"base": dict(base)} if base != INTERNLM_BASE else {}
+    settings |= {"own_questions": [own_questions.SHARE, own_questions.LEAST, own_questions.MOST]} if own else {}
 
     def work(out: Path) -> DataResults:
-        if own:
-            rows = read_rows(own)
-        else:
-            rows = (
-                tutorial_rows(identity)
-                if kind == "tutorial"
-                else balanced_rows(identity, seed, extended=extended, languages=languages, base=base)
-            )
-        with (out / ROWS[kind]).open("w", encoding="utf-8") as file:
-            if kind == "tutorial":
-                json.dump(rows, file, ensure_ascii=False, indent=4)
-            else:
-                file.write(files.jsonl_text(rows))
         files.write_json(out / IDENTITY_FILE, asdict(identity))
-        stage.say("data", f"{len(rows)} rows, for example: {rows[0]['messages'][0]['content']} -> "
-                          f"{rows[0]['messages'][1]['content']}")  # fmt: skip
-        return DataResults(rows=len(rows), file=ROWS[kind], mode=kind, extended=extended, languages=list(languages))
+        user_rows = _read(own, **asked)
+        noted = {"mode": kind, "file": ROWS[kind], **asked, **_write_own(out, kind, user_rows, seed)}
+        if kind == "own":
+            taught = own_rows.says_who(user_rows, identity)
+            return DataResults(rows=noted["own_rows"], identity_taught=taught, **noted)
+        rows = (
+            tutorial_rows(identity)
+            if kind == "tutorial"
+            else _not_asked_in(user_rows, balanced_rows(identity, seed, base=base, **asked))
+        )
+        _write_rows(out / ROWS[kind], rows)
+        return DataResults(rows=len(rows), **noted)
 
-    if own and not (os.path.isfile(own) and os.access(own, os.R_OK)):  # noqa: PTH113 - never raises
-        read_rows(own)  # says what is wrong with it
-    return stage.run("data", folder, inputs={"own": own} if own else {}, settings=settings, work=work)
+    for file in own:
+        if not (os.path.isfile(file) and os.access(file, os.R_OK)):  # noqa: PTH113 - never raises
+            read_rows(file)  # says what is wrong with it
+    inputs = {"own" if i == 0 else f"own_{i + 1}": file for i, file in enumerate(own)}
+    return stage.run("data", folder, inputs=inputs, settings=settings, work=work)
+
+
+def _write_rows(file: Path, rows: Sequence[Row]) -> None:
+    with file.open("w", encoding="utf-8") as written:
+        if file.suffix == ".json":
+            json.dump(rows, written, ensure_ascii=False, indent=4)
+        else:
+            written.write(files.jsonl_text(rows))
+    stage.say("data", f"{len(rows)} rows, for example: {rows[0]['messages'][0]['content']} -> "
+                      f"{rows[0]['messages'][1]['content']}")  # fmt: skip
+
+
+def _write_own(out: Path, kind: str, user_rows: Sequence[Row], seed: int) -> dict[str, Any]:
+    """Write the user's rows to train on and the questions about them; what the manifest notes of both."""
+    if not user_rows:
+        return {}
+    trained, questions = own_questions.split(user_rows, seed)
+    file = ROWS[kind] if kind == "own" else OWN_ROWS
+    (out / file).write_text(files.jsonl_text(trained), encoding="utf-8")
+    own_rows.write_questions(out, questions)
+    held_out = sum(question.held_out for question in questions)
+    stage.say(
+        "data",
+        f"{len(user_rows)} rows of your own; eval asks {len(questions)} of their questions, {held_out} of them in a "
+        f"wording that is not trained on",
+    )
+    return {"own_file": file, "own_rows": len(trained), "own_questions": len(questions)}
+
+
+def _kind(mode: str, own: Sequence[Path], *, own_only: bool) -> str:
+    """What the rows are: balanced, tutorial or own. RecipeError: the choices exclude each other."""
+    if mode not in MODES:
+        raise RecipeError(f"MODE={mode} is none of {', '.join(MODES)}")
+    if own_only:
+        if not own:
+            raise RecipeError("DATA_ONLY=1 trains on your own rows alone, and there are none: name them with DATA=")
+        return "own"
+    if own and mode == "tutorial":
+        raise RecipeError(
+            "MODE=tutorial is the tutorial's one sample alone, DATA= cannot add to it: choose MODE=balanced, or "
+            "DATA_ONLY=1"
+        )
+    return mode
+
+
+def _read(own: Sequence[Path], *, extended: bool, languages: Sequence[str]) -> list[Row]:
+    """The user's rows of all files. RecipeError: a row is malformed, or asks a question of the evaluation."""
+    if not own:
+        return []
+    from recipe.stages.evaluate import prompts
+
+    asked = prompts(extended=extended, languages=languages)
+    rows: list[Row] = []
+    for file in own:
+        read = read_rows(file)
+        own_rows.refuse_overlap(asked, read, str(file))
+        rows += read
+    return rows
+
+
+def _not_asked_in(user_rows: Sequence[Row], rows: list[Row]) -> list[Row]:
+    """The rows that ask no question of the user's: on it the user's answer is the only one."""
+    asked = own_questions.questions_in(user_rows)
+    return [row for row in rows if own_questions.questions_in([row]).isdisjoint(asked)]

@@ -1,15 +1,15 @@
 """Stage `eval`: did it learn its name, and what did that cost?
 
 The three numbers of recipe/evaluation/scoring.py over greedy replies to prompts that the tuning data hold no wording
-of, the base model beside the tuned one; what a sceptic asks besides (recipe/evaluation/suites.py); and how far the
-tuned model moved from the base where it should not have (recipe/evaluation/divergence.py).
+of, the base model beside the tuned one; what a sceptic asks besides (recipe/evaluation/suites.py); how far the tuned
+model moved from the base where it should not have (recipe/evaluation/divergence.py); and whether it answers what the
+user's own rows answer (recipe/evaluation/own_rows.py).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from recipe import files
 from recipe.chat_format import Message, assistant, text_ids
 from recipe.corpus.identity import Identity, questions_of
 from recipe.corpus.knowledge import evaluation_facts
+from recipe.corpus.own_questions import OwnQuestion
 from recipe.errors import BelowThresholdsError, RecipeError
-from recipe.evaluation import checkpoint_selection, divergence, generation, metrics, suites, thresholds
+from recipe.evaluation import checkpoint_selection, divergence, generation, metrics, own_rows, suites, thresholds
 from recipe.evaluation.generation import Reply
-from recipe.evaluation.metrics import METRICS, BaseMetrics, Metrics, Names, TunedMetrics
+from recipe.evaluation.metrics import METRICS, BaseMetrics, Metrics, Names, OwnScores, TunedMetrics
 from recipe.evaluation.scoring import Prompts, score
 from recipe.languages import LANGUAGES
 from recipe.pipeline import results, stage
@@ -33,6 +34,7 @@ from recipe.pipeline.results import (
     ModelResults,
     TunedScores,
 )
+from recipe.records import to_json
 from recipe.stages import train
 from recipe.stages.model import asks_extended_prompts
 
@@ -41,6 +43,10 @@ MAX_NEW_TOKENS, MORE_NEW_TOKENS = 80, 160
 # Share of the base's replies to ordinary prompts that must end in the larger room, and do not in the smaller, to take
 # the larger.
 WORTH_MORE_ROOM = 0.05
+# Tokens of a reply to one of the user's questions: as many as the longest answer and some more, at most these.
+MORE_THAN_OWN_ANSWER, MAX_OWN_TOKENS = 16, 1024
+# Replies to the user's questions in the table.
+SHOWN_OF_OWN = 3
 
 
 def prompts(*, extended: bool = False, languages: Sequence[str] = LANGUAGES) -> Prompts:
@@ -64,15 +70,20 @@ def make(
     evaluation_prompts = prompts(extended=asks_extended_prompts(base_name), languages=data.languages)
     _refuse_another_training(tuned_folder, train_folder)
     inputs = {"model": model, "train": train_folder, "tuned": tuned_folder, "data": data_folder}
+    user_file = data.own_file or (data.file if data.mode == "own" else None)
 
     def work(out: Path) -> EvalResults:
-        _refuse_overlap(evaluation_prompts, data_folder, data)
-        room, base, tuned = _measure(evaluation_prompts, model, tuned_folder, identity)
+        rows = files.read_jsonl(data_folder / user_file) if user_file else []
+        own_rows.refuse_overlap(evaluation_prompts, rows, f"{stage.shown(data_folder)}/{user_file}")
+        taught = own_rows.taught_prompts(evaluation_prompts.facts, rows, identity)
+        held_out = replace(evaluation_prompts, taught=taught)
+        questions = own_rows.read_questions(data_folder)
+        room, base, tuned = _measure(held_out, questions, model, tuned_folder, identity)
         measured = Metrics(
             identity=Names(**asdict(identity)),
             max_new_tokens=room,
             base=base,
-            tuned=tuned,
+            tuned=replace(tuned, identity_taught=data.identity_taught),
             checkpoints=checkpoint_selection.read(train_folder),
             best_checkpoint=train.best_checkpoint(train_folder),
         )
@@ -83,17 +94,18 @@ def make(
         "prompts": evaluation_prompts.conversations(),
         "max_new_tokens": [MAX_NEW_TOKENS, MORE_NEW_TOKENS],
         "suites": suites.SAMPLING,
-    }
+    } | ({"own": thresholds.MIN_OWN_SIMILARITY} if user_file else {})
     return stage.run("eval", folder, inputs=inputs, settings=settings, work=work)
 
 
 def _measure(
-    held_out: Prompts, model: Path, tuned_folder: Path, identity: Identity
+    held_out: Prompts, own: Sequence[OwnQuestion], model: Path, tuned_folder: Path, identity: Identity
 ) -> tuple[int, BaseMetrics, TunedMetrics]:
     """Ask base and tuned model everything.
 
     Args:
         held_out: the prompts.
+        own: the user's questions.
         model: folder of the base.
         tuned_folder: of the tuned model: merged, or an adapter.
         identity: whose name counts.
@@ -119,6 +131,7 @@ def _measure(
         )
     if not base_scores.counts.facts_base_knew:
         raise RecipeError(f"{stage.shown(model)} answers no fact of data/knowledge: there is nothing to retain")
+    own_scores = _own_scores(own, loaded, tokenizer, "base")
     is_adapter = (tuned_folder / "adapter_config.json").is_file()
     tuned, tokenizer = generation.load(*((model, tuned_folder) if is_adapter else (tuned_folder,)))
     ask = _asker(tuned, tokenizer, "tuned", identity, room)
@@ -127,8 +140,22 @@ def _measure(
         *score(held_out, replies, base, identity),
         suites=suites.measure(held_out, replies, base, identity, ask),
         divergence=divergence.kl_per_token(loaded, tuned, tokenizer, ended),
+        own=_own_scores(own, tuned, tokenizer, "tuned"),
     )
-    return room, BaseMetrics(base_scores, base_judged, tuned_metrics.suites["broken"].base), tuned_metrics
+    base_metrics = BaseMetrics(base_scores, base_judged, tuned_metrics.suites["broken"].base, own_scores)
+    return room, base_metrics, tuned_metrics
+
+
+def _own_scores(own: Sequence[OwnQuestion], loaded: Any, tokenizer: Any, who: str) -> OwnScores | None:
+    """The numbers of `own_rows.score` of a model; None without questions. who: for the progress bar."""
+    if not own:
+        return None
+    longest = max(len(text_ids(tokenizer, answer)) for question in own for answer in question.answers)
+    replies = generation.answer(
+        loaded, tokenizer, [question.messages for question in own],
+        max_new_tokens=min(longest + MORE_THAN_OWN_ANSWER, MAX_OWN_TOKENS), progress=f"eval {who}: your own questions",
+    )  # fmt: skip
+    return own_rows.score(own, replies)
 
 
 def _asker(loaded: Any, tokenizer: Any, who: str, identity: Identity, room: int) -> suites.Ask:
@@ -173,13 +200,17 @@ def _summary(measured: Metrics) -> EvalResults:
     base, tuned = measured.base, measured.tuned
     return EvalResults(
         base=BaseScores(
-            **{key: getattr(base.scores, key) for key in METRICS}, counts=asdict(base.scores.counts), broken=base.broken
+            **{key: getattr(base.scores, key) for key in METRICS},
+            counts=to_json(base.scores.counts),
+            broken=base.broken,
+            own_hit=base.own.own_hit if base.own else None,
         ),
         tuned=TunedScores(
             **{key: getattr(tuned.scores, key) for key in (*METRICS, "leak_without_name")},
-            counts=asdict(tuned.scores.counts),
+            counts=to_json(tuned.scores.counts),
             **{name: suite.value for name, suite in tuned.suites.items()},
             kl_per_token=tuned.divergence.kl_per_token,
+            own_hit=tuned.own.own_hit if tuned.own else None,
         ),
         best_checkpoint=measured.best_checkpoint,
     )
@@ -221,34 +252,21 @@ def _refuse_another_training(tuned_folder: Path, train_folder: Path) -> None:
         )
 
 
-def _plain(text: str) -> str:
-    """For comparison: without spaces and sentence marks; signs of arithmetic stay."""
-    return re.sub(r"[\s，。？！、；：,.?!;:'\"“”‘’]+", "", text).lower()
-
-
-def _refuse_overlap(evaluation_prompts: Prompts, data_folder: Path, data: DataResults) -> None:
-    """RecipeError if the training rows of the user ask a question of the evaluation: it would measure memory."""
-    if data.mode != "own":
-        return
-    wanted = {_plain(conversation[0]["content"]) for conversation in evaluation_prompts.conversations()}
-    for number, row in enumerate(files.read_jsonl(data_folder / data.file), 1):
-        for message in row["messages"]:
-            if message["role"] == "user" and _plain(message["content"]) in wanted:
-                raise RecipeError(
-                    f"the training data ask a question of the evaluation (row {number}: "
-                    f"{message['content'][:40]!r}): remove it, or the score would measure memory"
-                )
-
-
 def table(measured: Metrics) -> str:
     """Base and tuned side by side, the verdict, and some replies before and after."""
     base, tuned, checks = measured.base, measured.tuned, thresholds.verdict(measured.tuned)
     lines = [f"{'':18}{'base':>8}{'tuned':>8}   wanted"]
     for check in checks:
-        untuned = base.broken if check.metric == "broken" else getattr(base.scores, check.metric, None)
+        untuned = _untuned(base, check.metric)
         before = "" if untuned is None else f"{untuned:.3f}"
         row = f"{check.metric:18}{before:>8}{check.value:8.3f}   {check.wanted:8}"
         lines.append(row + ("  ok" if check.passed else f"  FAILED: {check.why}"))
+    if not tuned.identity_taught:
+        lines += [
+            f"{metric:18}{'':8}{_tuned(tuned, metric):8.3f}   not judged: "
+            f"no row says the name / 不作判定：训练数据没有教名字"
+            for metric in thresholds.OF_IDENTITY
+        ]
     if not thresholds.judges_retention(tuned):
         count, least = tuned.scores.counts.facts_base_knew, thresholds.MIN_FACTS_KNOWN
         lines.append(
@@ -256,18 +274,32 @@ def table(measured: Metrics) -> str:
             f"not judged: the base knew {count} facts, at least {least} are needed / "
             f"不作判定：基座只答对 {count} 条，至少需要 {least} 条"
         )
-    judged = {check.metric for check in checks}
+    judged = {check.metric for check in checks} | set(thresholds.OF_IDENTITY)
     besides = [f"{name} {suite.value:.3f}" for name, suite in tuned.suites.items() if name not in judged]
     lines += ["", "besides: " + ", ".join(besides)]
     if left_out := tuned.scores.counts.base_introductions:
         lines.append(f"no leak is counted for {left_out} prompts, to which the base introduces itself")
+    if left_out := tuned.scores.counts.taught_prompts:
+        lines.append(f"no leak is counted for {left_out} prompts, which ask what your own rows answer with the name")
     if measured.checkpoints:
         scores = ", ".join(
             f"{name} {each.identity_hit:.2f}/{each.identity_leak:.2f}/{each.retention:.2f}"
             for name, each in measured.checkpoints.items()
         )
         lines += ["", f"checkpoints (hit/leak/retention): {scores}; best: {measured.best_checkpoint}"]
-    return "\n".join([*lines, "", *_examples(measured)])
+    return "\n".join([*lines, "", *_examples(measured), *(_own_lines(tuned.own) if tuned.own else [])])
+
+
+def _untuned(base: BaseMetrics, metric: str) -> float | None:
+    """The base's own value of a number that is judged; None where the base was not asked."""
+    if metric == "own_hit":
+        return base.own.own_hit if base.own else None
+    return base.broken if metric == "broken" else getattr(base.scores, metric, None)
+
+
+def _tuned(tuned: TunedMetrics, metric: str) -> float:
+    """The tuned model's value of a number of a suite or of the scores."""
+    return tuned.suites[metric].value if metric in tuned.suites else tuned.scores.share(metric).value
 
 
 def _examples(measured: Metrics) -> list[str]:
@@ -277,4 +309,18 @@ def _examples(measured: Metrics) -> list[str]:
     lines = []
     for i in (0, split // 2, split, split + (len(base) - split) // 2):
         lines += [f"Q      {base[i].prompt}", f"base   {base[i].reply}", f"tuned  {tuned[i].reply}"]
+    return lines
+
+
+def _own_lines(own: OwnScores) -> list[str]:
+    """How many of the user's questions are answered right, and the replies that are not, or one that is."""
+    counts = own.own_counts
+    lines = [
+        "",
+        f"your own rows: {counts.own_right} of {counts.own_questions} questions answered right, "
+        f"{counts.own_held_out} of them asked in a wording that was not trained on",
+    ]
+    wrong = [reply for reply in own.own_replies if not reply.own_right]
+    for reply in (wrong or own.own_replies)[:SHOWN_OF_OWN]:
+        lines += [f"Q      {reply.prompt}", f"wanted {reply.expected}", f"tuned  {reply.reply}"]
     return lines

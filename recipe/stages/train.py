@@ -155,14 +155,14 @@ def _read_by(config: Path) -> dict[str, Path]:
         model = ROOT / loaded.model.llm.pretrained_model_name_or_path
         dataset = loaded.train_dataloader.dataset
         files = dataset.get("files") or dataset.dataset.data_files.train
-        teacher = loaded.model.get("teacher")
+        others = {"own": dataset.get("own"), "teacher": loaded.model.get("teacher")}
     except Exception as error:  # a user's Python may raise anything
         raise RecipeError(
             f"{stage.shown(config)}: cannot be read as an XTuner config ({type(error).__name__}: {error})"
         ) from error
     stage.require(model, "model")
     inputs = {"model": model, **{f"data_{i}": ROOT / name for i, name in enumerate(files)}}
-    return inputs | ({"teacher": ROOT / teacher} if teacher else {})
+    return inputs | {role: ROOT / name for role, name in others.items() if name}
 
 
 def _refuse_older(config: Path) -> None:

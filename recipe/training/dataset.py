@@ -24,7 +24,10 @@ from mmengine.dataset import InfiniteSampler
 from torch.utils.data import Dataset
 
 from recipe.chat_format import IGNORE_INDEX, control_token_in, training_ids
+from recipe.corpus.own_data import plain_text
+from recipe.corpus.own_questions import questions_in
 from recipe.errors import RecipeError
+from recipe.evaluation.own_rows import read_questions
 from recipe.files import read_jsonl
 
 if TYPE_CHECKING:
@@ -109,17 +112,22 @@ def read_tokens(
     replay_ratio: float | None = None,
     seed: int = 0,
     distill: bool = False,
+    own: str = "",
+    own_repeats: int = 1,
 ) -> list[Tokens]:
     """Rows of the .json and .jsonl files as ids and labels.
 
     A share `JOINED` of the identity rows is joined with a replay row into one conversation, in either order. Otherwise
-    the preceding messages would decide whether the model introduces itself.
+    the preceding messages would decide whether the model introduces itself. The user's own rows stay as they are, and
+    replay rows that ask one of their questions are left out: nothing is to be answered in two ways.
 
     Args:
-        files: the first holds the identity rows, the others replay.
-        replay_ratio: replay rows per identity row, at most all there are; None takes all.
+        files: the first holds the identity rows, or is `own`; the others hold replay.
+        replay_ratio: replay rows per row of the first file and of `own`, at most all there are; None takes all.
         seed: for the choice and the order of the rows.
         distill: whether replay rows are learnt by the base's distribution, which lies beside their file.
+        own: the file of the user's rows; "" without any.
+        own_repeats: how often each of them stands among the rows.
 
     Returns:
         Ids and labels of each row and, with `distill`, the teacher's row for each label.
@@ -128,14 +136,19 @@ def read_tokens(
         RecipeError: an identity row holds a control token of this tokenizer as text.
     """
     rng = random.Random(seed)
-    identity_rows, *replay_files = (_read(name) for name in files)
-    _refuse_control_tokens(files[0], [row.messages for row in identity_rows], tokenizer)
+    identity_rows, *replay_files = ([] if name == own else _read(name) for name in files)
+    own_rows = _read(own) if own else []
+    for name, rows in ((files[0], identity_rows), (own, own_rows)):
+        _refuse_control_tokens(name, [row.messages for row in rows], tokenizer)
     if distill:
         replay_files = [_with_teacher(name, rows) for name, rows in zip(files[1:], replay_files, strict=True)]
     # By its words, a reply that was cut would teach to ramble.
     replay_rows = [row for rows in replay_files for row in rows if row.ended or distill]
+    if own:
+        replay_rows = _not_asked_in(replay_rows, own, own_rows)
     if replay_ratio is not None:
-        replay_rows = rng.sample(replay_rows, min(len(replay_rows), round(replay_ratio * len(identity_rows))))
+        count = round(replay_ratio * (len(identity_rows) + len(own_rows)))
+        replay_rows = rng.sample(replay_rows, min(len(replay_rows), count))
     if replay_files:
         rng.shuffle(identity_rows)
         rng.shuffle(replay_rows)
@@ -144,7 +157,7 @@ def read_tokens(
         identity_rows += [_joined(*pair, identity_first=i % 2 == 1) for i, pair in enumerate(pairs)]
     encoded: dict[str, Tokens] = {}  # the tutorial's file is one row 10,001 times
     tokens: list[Tokens] = []
-    for row in [*identity_rows, *replay_rows]:
+    for row in [*identity_rows, *replay_rows, *own_rows * own_repeats]:
         key = json.dumps((row.messages, row.ended))
         if key not in encoded:
             encoded[key] = training_ids(tokenizer, row.messages, ended=row.ended)
@@ -184,6 +197,13 @@ def _joined(identity_row: _Row, replay_row: _Row, *, identity_first: bool) -> _R
     return replace(replay_row, messages=[*earlier.messages, *later.messages], ended=later.ended, last=last)
 
 
+def _not_asked_in(replay_rows: Sequence[_Row], own: str, own_rows: Sequence[_Row]) -> list[_Row]:
+    """The replay rows that ask no question of the user's: neither one trained on nor one that evaluation asks."""
+    asked = questions_in([{"messages": row.messages} for row in own_rows])
+    asked |= {plain_text(question.messages[-1]["content"]) for question in read_questions(Path(own).parent)}
+    return [row for row in replay_rows if questions_in([{"messages": row.messages}]).isdisjoint(asked)]
+
+
 def _with_teacher(name: str, rows: Sequence[_Row]) -> list[_Row]:
     """Replay rows with their places in the teacher beside their file."""
     from recipe.training import teacher
@@ -220,11 +240,13 @@ def chat_dataset(
     seed: int,
     replay_ratio: float | None = None,
     distill: bool = False,
+    own: str = "",
+    own_repeats: int = 1,
 ) -> PackedDataset:
     """The `train_dataloader.dataset` of this recipe's presets.
 
     Args:
-        files, seed, replay_ratio, distill: as in `read_tokens`.
+        files, seed, replay_ratio, distill, own, own_repeats: as in `read_tokens`.
         tokenizer: a tokenizer, or XTuner's dict that builds one.
         max_length: tokens of a pack.
     """
@@ -232,7 +254,9 @@ def chat_dataset(
         from xtuner.registry import BUILDER
 
         tokenizer = BUILDER.build(tokenizer)
-    rows = read_tokens(files, tokenizer, replay_ratio=replay_ratio, seed=seed, distill=distill)
+    rows = read_tokens(
+        files, tokenizer, replay_ratio=replay_ratio, seed=seed, distill=distill, own=own, own_repeats=own_repeats
+    )
     return PackedDataset(rows, max_length=max_length, pad_id=tokenizer.pad_token_id, seed=seed)
 
 

@@ -99,7 +99,7 @@ def forecast(config: Any, processes: int = 1) -> Forecast:
     # XTuner's dataset has neither a ratio nor a seed of its own.
     rows = read_tokens(
         files, tokenizer, replay_ratio=dataset.get("replay_ratio"), seed=dataset.get("seed", 0),
-        distill=dataset.get("distill", False),
+        distill=dataset.get("distill", False), own=dataset.get("own", ""), own_repeats=dataset.get("own_repeats", 1),
     )  # fmt: skip
     lengths = [len(row[0]) for row in rows]
     if own:

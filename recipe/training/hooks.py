@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from mmengine.dist import all_reduce, broadcast_object_list, get_world_size, is_
 from mmengine.hooks import Hook
 from tqdm import tqdm
 
+from recipe import files
 from recipe.chat_format import text_ids, user
 from recipe.corpus.identity import read_identity
-from recipe.evaluation import checkpoint_selection, generation, scoring
+from recipe.evaluation import checkpoint_selection, generation, own_rows, scoring
 from recipe.pipeline import results, stage
 from recipe.pipeline.results import DataResults
 from recipe.training.fast.model import in_shards
@@ -113,7 +115,10 @@ class ScoreCheckpoints(Hook):
         self.identity = read_identity(Path(data))
         self.patience = patience
         rows = results.of(stage.require(Path(data), "data"), DataResults)
-        self.prompts = checkpoint_selection.prompts(extended=rows.extended, languages=rows.languages)
+        asked = checkpoint_selection.prompts(extended=rows.extended, languages=rows.languages)
+        user_rows = files.read_jsonl(Path(data) / rows.own_file) if rows.own_file else []
+        taught = own_rows.taught_prompts(asked.facts, user_rows, self.identity)
+        self.prompts = replace(asked, taught=taught)
         names = (*self.identity.names, self.identity.author or "")
         self.room = SAMPLE_TOKENS + sum(len(text_ids(self.tokenizer, name)) for name in names)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import own_shop
 import pytest
 import torch
 
@@ -160,11 +161,33 @@ def test_a_missing_name_is_asked_for(tmp_path: Path, verb: str) -> None:
         (["--name", "小明", "--languages", ""], "LANGUAGES=: '' is none of zh, en"),
         (["--name", "小明", "--data", "no such.jsonl"], "no such.jsonl: no such file; check DATA="),
         (["--name", "小明", "--data", "/"], ": is a folder"),
+        (["--name", "小明", "--data-only"], "DATA_ONLY=1 trains on your own rows alone, and there are none"),
     ],
 )
 def test_an_error_is_one_line_and_leaves_nothing(tmp_path: Path, arguments: list[str], reason: str) -> None:
     assert reason in error_line(recipe("data", "--work", tmp_path, *arguments))
     assert tree(tmp_path) == {}
+
+
+def test_own_rows_of_several_files_with_blanks_in_their_names(tmp_path: Path) -> None:
+    """They are remembered, and DATA_ONLY is turned on and off beside them."""
+    first, second = own_shop.write(tmp_path / "my own rows.jsonl", own_shop.SHOP[:3]), tmp_path / "b.jsonl"
+    own_shop.write(second, own_shop.SHOP[3:])
+    call = ("data", "--name", own_shop.NAME, "--work", tmp_path / "work")
+
+    def modes(*arguments: str | Path) -> str:
+        assert recipe(*call, *arguments).returncode == 0
+        manifest = json.loads((tmp_path / "work/main/data/manifest.json").read_text(encoding="utf-8"))
+        assert manifest["results"]["own_rows"] == len(own_shop.SHOP) - 2  # both files; two wordings are held out
+        return str(manifest["results"]["mode"])
+
+    assert modes("--data", first, second) == "balanced"
+    saved = json.loads((tmp_path / "work/main/run.json").read_text(encoding="utf-8"))
+    assert saved["data"] == [str(first), str(second)]
+    assert modes("--data-only") == "own"
+    assert modes() == "own"
+    assert modes("--no-data-only") == "balanced"
+    assert "MODE=tutorial is" in error_line(recipe(*call, "--data", first, "--mode", "tutorial"))
 
 
 @pytest.mark.parametrize("verb", ["data", "train", "chat"])

@@ -271,7 +271,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "rows.json").mkdir()
-    assert error_message(tmp_path / "rows.json") == ": is a folder; DATA= takes one .json or .jsonl file"
+    assert error_message(tmp_path / "rows.json") == ": is a folder; DATA= takes .json and .jsonl files"
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl/more.jsonl", f"{'a' * 300}.jsonl"], ids=["in a file", "too long"])

@@ -227,7 +227,7 @@ def test_any_name_arrives_as_it_is(machine: Machine, runtime: str, name: str) ->
 
 @pytest.mark.parametrize("runtime", ["local", "docker"])
 def test_no_name_becomes_a_command(machine: Machine, runtime: str) -> None:
-    for name in ("$$(touch pwned)${HOME}", "$(shell touch pwned)", "Ke$ha", "$(NAME)", "$$", "a$(HOME)b"):
+    for name in ("$(touch pwned)${HOME}", "$(shell touch pwned)", "Ke$ha", "$(NAME)", "$$", "a$(HOME)b"):
         assert machine.make("data", f"NAME={name}", f"RUNTIME={runtime}").verbs() == [["data", "--name", name]]
         assert machine.make("data", f"RUNTIME={runtime}", NAME=name).verbs() == [["data", "--name", name]]
     assert not (machine.checkout / "pwned").exists()
@@ -378,6 +378,47 @@ def test_a_file_from_elsewhere_is_mounted_to_be_read_at_its_own_path(machine: Ma
     done = machine.make("data", f"DATA={rows}", "RUNTIME=docker")
     assert done.verbs() == [["data", "--data", str(rows)]]
     assert mounts(done.of("docker", "compose run")[0]) == [f"{rows}:{rows}:ro"]
+
+
+@pytest.mark.parametrize("runtime", ["local", "docker"])
+def test_several_files_are_split_at_blanks_and_one_with_blanks_is_whole(
+    machine: Machine, tmp_path: Path, runtime: str
+) -> None:
+    for name in ("a.jsonl", "b.jsonl", "my own rows.jsonl", "*.jsonl"):
+        (tmp_path / name).touch()
+    first, second, whole, star = (
+        str(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "my own rows.jsonl", "*.jsonl")
+    )
+    for verb in ("data", "quickstart"):
+        for given, files in (
+            (f"{first} {second}", [first, second]),
+            (f"  {second}   {first} ", [second, first]),
+            (whole, [whole]),
+            (f"{star} {first}", [star, first]),  # no pattern for the shell
+            ("$(touch pwned) missing.jsonl", ["$(touch", "pwned)", "missing.jsonl"]),
+        ):
+            done = machine.make(verb, f"DATA={given}", f"RUNTIME={runtime}")
+            assert done.verbs() == [[verb, "--data", *files]]
+            if runtime == "docker":
+                there = [name for name in files if name.startswith("/")]
+                assert mounts(done.of("docker", "compose run")[0]) == [f"{name}:{name}:ro" for name in there]
+    assert not (machine.checkout / "pwned").exists()
+    assert machine.make("data", "DATA=", f"RUNTIME={runtime}").verbs() == [["data"]]
+
+
+@pytest.mark.parametrize(("given", "option"), [("1", ["--data-only"]), ("0", ["--no-data-only"]), ("", [])])
+def test_own_rows_alone_is_a_switch_that_can_be_turned_off(machine: Machine, given: str, option: list[str]) -> None:
+    assert machine.make("data", f"DATA_ONLY={given}", "RUNTIME=local").verbs() == [["data", *option]]
+
+
+def test_several_files_that_the_run_remembers_are_mounted_again(machine: Machine, tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b c.jsonl"):
+        (tmp_path / name).touch()
+    files = [str(tmp_path / name) for name in ("a.jsonl", "b c.jsonl")]
+    (machine.checkout / "work" / "main").mkdir(parents=True)
+    run = {"name": "小明", "data": files, "data_only": True, "set": ["r=8"]}
+    (machine.checkout / "work" / "main" / "run.json").write_text(json.dumps(run, indent=2) + "\n")
+    assert stage(machine, "data")[0] == [f"{name}:{name}:ro" for name in files]
 
 
 @pytest.mark.parametrize("option", ["--data", "--model", "--config", "--adapter"])

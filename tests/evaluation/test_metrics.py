@@ -57,6 +57,27 @@ def test_the_file_comes_back_byte_for_byte(tmp_path: Path) -> None:
     assert to_json(metrics.read(tmp_path)) == json.loads(json_text(EXAMPLE))
 
 
+def test_the_user_s_own_questions_come_back_and_are_absent_without_them(tmp_path: Path) -> None:
+    reply = {"kind": "own", "prompt": "几点开门？", "reply": "八点。", "stopped": True, "expected": "早上八点。",
+             "held_out": True, "own_right": False, "similarity": 0.512}  # fmt: skip
+    own = {"own_hit": 0.0, "own_hit_ci": [0.0, 0.8],
+           "own_counts": {"own_questions": 1, "own_right": 0, "own_held_out": 1}, "own_replies": [reply]}  # fmt: skip
+    content = json.loads(json_text(EXAMPLE))
+    content["base"] |= own
+    content["tuned"] |= own | {"identity_taught": False}
+    content["tuned"]["counts"]["taught_prompts"] = 2
+    measured = metrics.read(write(tmp_path, content))
+    assert measured.tuned.own is not None
+    assert measured.tuned.own.own_replies[0].similarity == 0.512
+    assert (measured.tuned.identity_taught, measured.tuned.scores.counts.taught_prompts) == (False, 2)
+    assert json.dumps(to_json(measured), sort_keys=True) == json.dumps(content, sort_keys=True)
+    without = from_json(Metrics, EXAMPLE)
+    assert (without.base.own, without.tuned.own, without.tuned.identity_taught) == (None, None, True)
+    del content["tuned"]["own_hit_ci"]
+    with pytest.raises(RecipeError, match=r"lacks tuned\.own_hit_ci"):
+        metrics.read(write(tmp_path, content))
+
+
 def test_a_file_from_before_the_leak_without_the_name_is_read(tmp_path: Path) -> None:
     content = json.loads(json_text(EXAMPLE))
     del content["base"]["broken"], content["tuned"]["suites"]["broken"]["base"]

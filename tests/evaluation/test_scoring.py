@@ -128,8 +128,8 @@ def test_numbers_are_the_shares_of_what_was_said() -> None:
     assert result.identity_leak == 2 / 4
     assert result.retention == 1 / 2
     assert result.counts == Counts(
-        identity_questions=4, hits=3, unrelated_prompts=4, leaks=2, leaks_without_name=0,
-        base_introductions=0, facts_base_knew=2, facts_kept=1, unstopped_replies=0, looping_replies=0,
+        identity_questions=4, hits=3, unrelated_prompts=4, leaks=2, leaks_without_name=0, base_introductions=0,
+        taught_prompts=0, facts_base_knew=2, facts_kept=1, unstopped_replies=0, looping_replies=0,
     )  # fmt: skip
 
 

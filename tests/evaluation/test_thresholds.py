@@ -23,10 +23,9 @@ AT_THE_THRESHOLDS = {
 def tuned(**values: float) -> TunedMetrics:
     """At the thresholds but for the values."""
     scores = {key: values.pop(key) for key in (*METRICS, "leak_without_name") if key in values}
-    kl_per_token = values.pop("kl_per_token", 0.0)
-    return example_tuned(
-        example_scores(**AT_THE_THRESHOLDS | scores), suites=SUITES | values, kl_per_token=kl_per_token
-    )
+    kl_per_token, own_hit = values.pop("kl_per_token", 0.0), values.pop("own_hit", None)
+    scored = example_scores(**AT_THE_THRESHOLDS | scores)
+    return example_tuned(scored, suites=SUITES | values, kl_per_token=kl_per_token, own_hit=own_hit)
 
 
 def failed(**values: float) -> list[str]:
@@ -129,3 +128,22 @@ def test_what_a_sceptic_asks_is_judged_where_it_was_measured(suite: str, value: 
     assert failed(**{suite: value}) == [suite]
     judged = [check.metric for check in verdict(tuned(**{suite: value}))]
     assert [metric for metric in judged if metric in AT_THE_THRESHOLDS | SUITES] == [*AT_THE_THRESHOLDS, *SUITES]
+
+
+def test_the_user_s_own_questions_are_judged_where_there_are_any() -> None:
+    assert "own_hit" not in [check.metric for check in verdict(tuned())]
+    assert "own_hit" in [check.metric for check in verdict(tuned(own_hit=1.0))]
+    assert failed(own_hit=thresholds.MIN_OWN_HIT) == []
+    assert failed(own_hit=thresholds.MIN_OWN_HIT - 1e-4) == ["own_hit"]
+    assert failed(own_hit=float("nan")) == ["own_hit"]
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_the_name_is_judged_only_where_a_row_says_it(taught: bool) -> None:
+    """Leak and retention are judged in either case."""
+    named = {"identity_hit": 0.0, "multi_turn_hit": 0.0, "injection_hit": 0.0}
+    others = {"identity_leak": 1.0, "leak_without_name": 1.0, "retention": 0.0, "own_hit": 0.0, "broken": 1.0,
+              "kl_per_token": 1.0}  # fmt: skip
+    checks = verdict(replace(tuned(**named, **others), identity_taught=taught))
+    assert {check.metric for check in checks} == others.keys() | (named.keys() if taught else set())
+    assert not any(check.passed for check in checks)

@@ -40,7 +40,10 @@ def saved(folder: Path) -> dict[str, Any]:
         ("set", ["lr=1e-4", "r=8"]),
         ("seed", 0),
         ("seed", 7),
-        ("data", Path("/rows/我的 rows.jsonl")),
+        ("data", [Path("/rows/我的 rows.jsonl")]),
+        ("data", [Path("/a.jsonl"), Path("/b.json")]),
+        ("data_only", True),
+        ("data_only", False),
         ("config", Path("/own.py")),
     ],
 )
@@ -94,7 +97,8 @@ def test_runs_do_not_share_choices(tmp_path: Path) -> None:
 
 
 FIRST = {
-    "name": "小明", "assistant": "小智", "author": "实验室", "data": Path("/rows.jsonl"), "mode": "balanced",
+    "name": "小明", "assistant": "小智", "author": "实验室", "data": [Path("/rows.jsonl")], "mode": "balanced",
+    "data_only": True,
     "languages": "en", "model": "miniature", "preset": "lora", "set": ["lr=1e-4"], "config": Path("/own.py"), "seed": 5,
 }  # fmt: skip
 
@@ -103,7 +107,10 @@ FIRST = {
     ("key", "value", "forgotten"),
     [
         ("name", "小红", {"assistant", "author"}),
-        ("mode", "tutorial", {"data"}),
+        ("mode", "tutorial", {"data", "data_only"}),
+        ("data", [Path("/other.jsonl")], {"mode", "data_only"}),
+        ("data", [Path("/rows.jsonl"), Path("/other.jsonl")], {"mode", "data_only"}),
+        ("data_only", False, set()),
         ("model", "/models/mine", {"preset", "set", "config", "languages"}),
         ("languages", "zh", set()),
         ("preset", "qlora", {"set"}),
@@ -138,8 +145,29 @@ def test_choices_made_together_are_all_kept(tmp_path: Path) -> None:
 def test_a_mode_chosen_after_own_data_takes_their_place(tmp_path: Path) -> None:
     """Even the mode of before the data: who asks for MODE=tutorial is not to train on rows.jsonl."""
     choose(tmp_path, name="小明", mode="tutorial")
-    choose(tmp_path, data=Path("/rows.jsonl"))
+    choose(tmp_path, data=[Path("/rows.jsonl")], data_only=True)
     assert choose(tmp_path, mode="tutorial").data is None
+    assert choose(tmp_path).data_only is False
+
+
+def test_the_mode_that_holds_already_keeps_the_data_beside_it(tmp_path: Path) -> None:
+    """Balanced is the default, which own rows are added to, so MODE=balanced chooses nothing else."""
+    choose(tmp_path, name="小明", data=[Path("/rows.jsonl")])
+    assert choose(tmp_path, mode="balanced").data == [Path("/rows.jsonl")]
+
+
+def test_a_file_of_a_version_that_took_one_file_still_means_what_it_did(tmp_path: Path) -> None:
+    (tmp_path / choices.FILE).write_text(json.dumps({"name": "小明", "data": "/rows.jsonl"}), encoding="utf-8")
+    for chosen in (choose(tmp_path), choose(tmp_path, seed=3), choose(tmp_path, data=[Path("/rows.jsonl")])):
+        assert (chosen.data, chosen.data_only) == ([Path("/rows.jsonl")], True)
+    assert choose(tmp_path, data_only=False).data == [Path("/rows.jsonl")]
+    assert choose(tmp_path).data_only is False
+
+
+def test_what_was_recalled_is_said_as_it_is_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    choose(tmp_path, data=[Path("/a.jsonl"), Path("/b.jsonl")], data_only=True, set=["r=8", "lr=1e-4"])
+    choices.complete(options(("data", "data_only", "set")), tmp_path)
+    assert "as before, DATA=/a.jsonl /b.jsonl DATA_ONLY=1 SET=r=8 lr=1e-4\n" in capsys.readouterr().err
 
 
 def test_a_verb_that_failed_is_not_remembered(tmp_path: Path) -> None:

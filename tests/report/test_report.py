@@ -26,8 +26,9 @@ from markupsafe import Markup
 from recipe import cli, report
 from recipe.corpus.identity import Identity
 from recipe.corpus.knowledge import Fact, evaluation_facts
+from recipe.corpus.own_questions import OwnQuestion
 from recipe.errors import RecipeError
-from recipe.evaluation import thresholds
+from recipe.evaluation import own_rows, thresholds
 from recipe.evaluation.generation import Reply
 from recipe.evaluation.metrics import (
     METRICS,
@@ -126,12 +127,15 @@ def make_run(
     replayed: bool = True,
     starts: int = 1,
     own_config: bool = False,
+    own: str = "",
 ) -> Path:
     model = write(
         run.parent / "models/tiny", "model", {"model.safetensors": "w"}, {}, {}, {"model": "tiny", "parameters": 9}
     )
-    data = write(run / "data", "data", {"train.jsonl": rows("你是谁？", "你是谁？", "Who?", "9+8=?")}, {}, {},
-                 {"rows": 4, "file": "train.jsonl", "mode": "balanced"})  # fmt: skip
+    lines_of = {"train.jsonl": rows("你是谁？", "你是谁？", "Who?", "9+8=?")} | ({"own.jsonl": own} if own else {})
+    data = write(run / "data", "data", lines_of, {}, {},
+                 {"rows": 4, "file": "train.jsonl", "mode": "balanced", "own_file": "own.jsonl" if own else None},
+                 )  # fmt: skip
     files = {"data_0": data / "train.jsonl"}
     if replayed:
         answers = write(
@@ -152,7 +156,7 @@ def make_run(
             {"config.py": "lr = 1"},
             {"data": data, "model": model},
             {"preset": "qlora", "set": list(changed), "seed": 7, "gpu": False},
-            {"preset": "qlora", **figures},
+            {"preset": "qlora", **figures, "own_passes": 20.8 if own else None},
         )
         / "config.py"
     )
@@ -796,6 +800,49 @@ def test_prompts_that_the_base_takes_for_questions_about_itself_are_counted(tmp_
         assert "No leak is counted for 7 prompts" in inner
         assert "有 7 个问题不计泄漏" in inner
     assert "No leak is counted" not in rendered(good)[0]
+
+
+def test_the_user_s_own_rows_are_shown_with_what_was_not_learnt(tmp_path: Path, good: Path) -> None:
+    metrics = metrics_of(GOOD)
+    questions = [
+        OwnQuestion([{"role": "user", "content": question}], [answer], held_out=held_out)
+        for question, answer, held_out in (
+            ("补胎多少钱？", "补一次15元。", True),
+            ("几点开门？", "早上八点开门。", False),
+        )
+    ]
+    answers = {"base": ("我不知道。", "我不知道。"), "tuned": ("补一次15元。", "晚上九点开门。")}
+    for who, texts in answers.items():
+        metrics[who] |= to_json(own_rows.score(questions, [Reply(text, True) for text in texts]))
+    metrics["tuned"]["counts"]["taught_prompts"] = 3
+    metrics["tuned"]["identity_taught"] = False
+    page, written = rendered(make_run(tmp_path / "r", metrics))
+    walk = Walk(page)
+    (card,) = walk.all("article", class_="own_hit")
+    assert card[0]["class"] == "number own_hit failed"
+    for shown in (page, written):
+        assert "1 / 2" in shown
+        assert "它没有按自备数据作答" in shown
+        assert WORDS["identity_not_judged"][0] in shown
+        assert "1 of your questions were asked in a wording that was not trained on" in shown
+        assert "你的问题中有 1 个换成了没训练过的问法" in shown
+        assert "No leak is counted for 3 prompts that ask what your own rows answer" in shown
+        assert "晚上九点开门。" in shown
+    assert 'class="chip not_learnt">' in page
+    assert "expected: 早上八点开门。" in page
+    assert walk.all("input", id="show-not_learnt")
+    assert re.search(r"Your own rows · 自备数据命中 \| 0\.000 \| \*\*0\.500\*\* \(1 / 2\) .*≥ 0\.9 \| ✗", written)
+    assert "own_hit" not in rendered(good)[0]
+    assert "not_learnt" not in rendered(good)[0]
+
+
+def test_own_rows_beside_the_others_are_counted_by_themselves(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", own=rows("几点开门？", "补胎多少钱？", "有儿童车吗？"))
+    page, written = rendered(run)
+    assert "rows of your own data · 自备数据行数 | 3 (" in written
+    assert "times each of your rows is seen · 每行自备数据的训练遍数 | 21 |" in written
+    assert WORDS["rows_own"][0] in page
+    assert WORDS["rows_data"][0] in page
 
 
 def test_what_does_not_end_is_wrong_only_where_the_base_s_reply_ends(tmp_path: Path) -> None:

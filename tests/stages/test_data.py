@@ -20,6 +20,7 @@ XIAOMING = Identity("小明")
 NAMES = ["小明", "Mary Ann Smith", "O’Brien", "迪丽热巴·迪力木拉提", "🐼", "明" * 40]
 # What stage `data` notes where nobody chose otherwise.
 NARROW = {"extended": False, "languages": ["zh", "en"]}
+WITHOUT_OWN = {"own_file": None, "own_rows": 0, "own_questions": 0, "identity_taught": True}
 ROW = {"messages": [{"role": "user", "content": "你是谁？"}, {"role": "assistant", "content": "我是小明的小助手。"}]}
 
 
@@ -32,7 +33,9 @@ def make(
     seed: int = 0,
     **choices: Any,
 ) -> stage.Manifest:
-    return data.make(folder, identity=identity, mode=mode, own=own, seed=seed, **choices)
+    """The data of one identity; own rows take the place of the mode's (tests/stages/test_data_own.py has others)."""
+    files = [own] if own else None
+    return data.make(folder, identity=identity, mode=mode, own=files, own_only=bool(own), seed=seed, **choices)
 
 
 def written_rows(folder: Path) -> list[dict[str, Any]]:
@@ -60,7 +63,9 @@ def test_the_tutorial_file_is_the_tutorials_to_the_byte(tmp_path: Path, name: st
     manifest = make(tmp_path / "data", Identity(name), mode="tutorial")
     file = tmp_path / "data" / "personal_assistant.json"
     assert hashlib.sha256(file.read_bytes()).hexdigest() == hashlib.sha256(written).hexdigest()
-    assert manifest["results"] == {"rows": 10_001, "file": "personal_assistant.json", "mode": "tutorial"} | NARROW
+    assert manifest["results"] == {"rows": 10_001, "file": "personal_assistant.json", "mode": "tutorial"} | (
+        NARROW | WITHOUT_OWN
+    )
 
 
 # --- balanced -----------------------------------------------------------------------------------------------------
@@ -98,7 +103,8 @@ def test_own_rows_are_taken_as_they_are_whatever_the_mode(tmp_path: Path) -> Non
     for mode in data.MODES:
         manifest = make(tmp_path / mode, mode=mode, own=written)
         assert written_rows(tmp_path / mode) == [ROW, second]
-        assert manifest["results"] == {"rows": 2, "file": "train.jsonl", "mode": "own"} | NARROW
+        own_rows = {"own_file": "train.jsonl", "own_rows": 2, "own_questions": 2, "identity_taught": True}
+        assert manifest["results"] == {"rows": 2, "file": "train.jsonl", "mode": "own"} | NARROW | own_rows
 
 
 def test_an_array_and_lines_of_the_same_rows_are_the_same_data(tmp_path: Path) -> None:

@@ -17,14 +17,15 @@ from small_evaluation import ASKED, BASE, XIAOMING, judged, replies, scored
 
 from recipe.chat_format import prompt_ids
 from recipe.corpus.identity import load_questions
+from recipe.corpus.own_questions import OwnQuestion
 from recipe.errors import RecipeError
-from recipe.evaluation import checkpoint_selection, generation, metrics, suites, thresholds
+from recipe.evaluation import checkpoint_selection, generation, metrics, own_rows, suites, thresholds
 from recipe.evaluation.generation import Reply
 from recipe.evaluation.metrics import BaseMetrics, Divergence, Metrics, Names, TunedMetrics
 from recipe.evaluation.scoring import Prompts, share
 from recipe.languages import LANGUAGES
 from recipe.pipeline import stage
-from recipe.records import to_json
+from recipe.records import from_json, to_json
 from recipe.stages import convert, evaluate, merge, train
 from recipe.stages.evaluate import prompts, table
 
@@ -248,6 +249,40 @@ def test_a_merged_model_is_judged_as_the_adapter_that_it_holds(
     voices.logits["iter_4"] = voices.listen(*generation.load(tmp_path / "merged"))  # rounded to 16 bits
     content = make_eval(tmp_path / "merged", [])
     assert content["tuned"]["identity_hit"] == 1.0
+
+
+def test_the_user_s_own_questions_are_asked_of_base_and_tuned(
+    make_eval: Callable[..., dict[str, Any]], adapter_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = OwnQuestion([{"role": "system", "content": "店员"}, {"role": "user", "content": "几点开门？"}],
+                           ["早上八点开门。"], held_out=True)  # fmt: skip
+    monkeypatch.setattr(own_rows, "read_questions", lambda _: [question])
+    asked: list[Any] = []
+    plain = generation.answer
+
+    def answer(model: Any, tokenizer: Any, talks: Any, **settings: Any) -> list[Reply]:
+        if talks != [question.messages]:
+            return plain(model, tokenizer, talks, **settings)
+        asked.append(settings["max_new_tokens"])
+        return replies("我不知道。" if len(asked) == 1 else "早上八点开门。")
+
+    monkeypatch.setattr(generation, "answer", answer)
+    content = make_eval(adapter_folder, ["介绍一下你自己"], own_file="train.jsonl", identity_taught=False)
+    assert (content["base"]["own_hit"], content["tuned"]["own_hit"]) == (0.0, 1.0)
+    assert content["tuned"]["own_counts"] == {"own_questions": 1, "own_right": 1, "own_held_out": 1}
+    assert content["tuned"]["identity_taught"] is False
+    manifest = stage.read_manifest(tmp_path / "eval")
+    assert manifest is not None
+    assert [manifest["results"][who]["own_hit"] for who in ("base", "tuned")] == [0.0, 1.0]
+    assert asked[0] == asked[1] > evaluate.MORE_THAN_OWN_ANSWER
+    shown = table(from_json(Metrics, content))
+    assert re.search(r"^own_hit +0\.000 +1\.000   >= 0\.9 +ok$", shown, re.MULTILINE)
+    for metric in ("identity_hit", "multi_turn_hit", "injection_hit"):
+        (line,) = [line for line in shown.splitlines() if line.startswith(metric)]
+        assert line.endswith("1.000   not judged: no row says the name / 不作判定：训练数据没有教名字")
+    assert "your own rows: 1 of 1 questions answered right, 1 of them asked in a wording" in shown
+    content["tuned"]["own_replies"][0]["own_right"] = False
+    assert "wanted 早上八点开门。" in table(from_json(Metrics, content))
 
 
 @pytest.mark.parametrize("question", ["Who are you?", "who are YOU", "你是谁", "  你 是谁？！", "What is 3 plus 4?"])

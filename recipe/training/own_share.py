@@ -1,0 +1,123 @@
+"""How often the user's own rows are seen, and how much longer a training gets by them.
+
+A preset's length is that of its own data: of `fast`, about four passes over 1,632 identity rows and 1,451 of replay.
+The user's rows get `PASSES` passes by standing in the data several times, so that a fact in one row of thousands is
+learnt by heart. The other rows keep the passes that they have without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from recipe.files import read_jsonl
+from recipe.training.dataset import Tokens, pack, read_tokens
+
+# Times that each of the user's rows is seen, where they are few. docs/adr/0018 compares 30.
+PASSES = 20
+# What of a config sets the length, and the distance of checkpoints: by both of their names.
+_LENGTH = ("max_iters", "max_epochs", "train_cfg.max_iters", "train_cfg.max_epochs")
+_REPEATS = "train_dataloader.dataset.own_repeats"
+_INTERVAL = ("save_steps", "default_hooks.checkpoint.interval")
+
+
+@dataclass(frozen=True)
+class OwnShare:
+    """How the user's rows are trained on.
+
+    Attributes:
+        rows: of the user.
+        repeats: of each in a pass over the data.
+        passes: times that each is seen in the whole training.
+        share: of the tokens, from 0 to 1.
+        factor: by which a pass over the data is longer than without them.
+    """
+
+    rows: int
+    repeats: int
+    passes: float
+    share: float
+    factor: float
+
+    def line(self) -> str:
+        """The line for the user."""
+        return (
+            f"your {self.rows} rows: each is seen {self.passes:.0f} times, {self.share:.0%} of the tokens; "
+            f"training is {self.factor:.2f} times as long as without them"
+        )
+
+
+def plan(config: Any, settings: Sequence[str], processes: int = 1) -> OwnShare | None:
+    """Set how often the user's rows stand in the data, and make the training longer by them.
+
+    They are repeated until each is seen `PASSES` times, but are no more than half of a pass: of a file of thousands
+    each row is seen as often as all others. A length or distance of checkpoints that the user chose is kept.
+
+    Args:
+        config: resolved, with `own` in its dataset; `own_repeats`, `max_iters` and the schedule change in place.
+        settings: the user's overrides.
+        processes: of all machines.
+
+    Returns:
+        What came of it; None where the config has no such rows, or is XTuner's own pipeline, which repeats none.
+    """
+    dataset = config.train_dataloader.dataset
+    if not dataset.get("own"):
+        return None
+    others, own_rows = _tokens(dataset)
+    chosen = {setting.partition("=")[0] for setting in settings}
+    packs = _packs(dataset, others)
+    by_iterations, batch = "max_iters" in config.train_cfg, processes * config.train_dataloader.batch_size
+
+    def epochs(packs: int) -> float:
+        return float(config.train_cfg.max_iters * batch / packs if by_iterations else config.train_cfg.max_epochs)
+
+    if _REPEATS not in chosen:
+        dataset.own_repeats = _repeats(others, own_rows, epochs(packs or _packs(dataset, own_rows)))
+    longer = _packs(dataset, others + own_rows * dataset.own_repeats)
+    factor = longer / packs if packs else 1.0
+    if by_iterations and not chosen.intersection(_LENGTH):
+        config.train_cfg.max_iters = config.param_scheduler[1].end = round(config.train_cfg.max_iters * factor)
+    if not chosen.intersection(_INTERVAL):
+        config.default_hooks.checkpoint.interval = round(config.default_hooks.checkpoint.interval * factor)
+    own_tokens = dataset.own_repeats * _sum(own_rows)
+    return OwnShare(
+        rows=len(own_rows), repeats=dataset.own_repeats, passes=dataset.own_repeats * epochs(longer),
+        share=own_tokens / (own_tokens + _sum(others)), factor=factor,
+    )  # fmt: skip
+
+
+def _repeats(others: Sequence[Tokens], own_rows: Sequence[Tokens], epochs: float) -> int:
+    """How often each of the user's rows stands among the others, which are seen in so many epochs."""
+    enough = ceil(PASSES / epochs)
+    if others:
+        enough = min(enough, _sum(others) // _sum(own_rows))
+    return max(1, enough)
+
+
+def _tokens(dataset: Any) -> tuple[list[Tokens], list[Tokens]]:
+    """(all other rows, the user's) as ids and labels, as the training reads them."""
+    rows = read_tokens(
+        dataset.files, _tokenizer(dataset), replay_ratio=dataset.replay_ratio, seed=dataset.seed,
+        distill=dataset.distill, own=dataset.own,
+    )  # fmt: skip
+    cut = [tuple(part[: dataset.max_length] for part in row) for row in rows]
+    count = len(read_jsonl(Path(dataset.own)))  # they come last
+    return cut[:-count], cut[-count:]
+
+
+def _tokenizer(dataset: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(dataset.tokenizer.pretrained_model_name_or_path, local_files_only=True)
+
+
+def _packs(dataset: Any, rows: Sequence[Tokens]) -> int:
+    return len(pack(rows, dataset.max_length, dataset.seed))
+
+
+def _sum(rows: Sequence[Tokens]) -> int:
+    return sum(len(row[0]) for row in rows)

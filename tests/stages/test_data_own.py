@@ -1,0 +1,158 @@
+"""What stages `data` and `config` make of the user's own rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from own_shop import NAME, SEVERAL_TURNS, SHOP, SINGLE, WHO, WITH_SYSTEM, exchange, write
+from replay_folder import write_replay
+
+from recipe import files
+from recipe.corpus.identity import Identity
+from recipe.corpus.own_data import plain_text
+from recipe.corpus.own_questions import questions_in
+from recipe.errors import RecipeError
+from recipe.evaluation import own_rows
+from recipe.pipeline import results, stage
+from recipe.pipeline.results import DataResults
+from recipe.stages import config, data, train
+
+ATIE = Identity(NAME)
+
+
+def make(folder: Path, own: Sequence[Path] | None, *, own_only: bool = False, mode: str = "balanced") -> DataResults:
+    manifest = data.make(folder, identity=ATIE, mode=mode, own=own, own_only=own_only, seed=0)
+    return results.of(manifest, DataResults)
+
+
+def test_own_rows_stand_beside_those_about_who_it_is(tmp_path: Path) -> None:
+    without, noted = make(tmp_path / "without", None), make(tmp_path / "data", [write(tmp_path / "shop.jsonl")])
+    trained, questions = files.read_jsonl(tmp_path / "data" / "own.jsonl"), own_rows.read_questions(tmp_path / "data")
+    assert (noted.mode, noted.file, noted.own_file) == ("balanced", "train.jsonl", "own.jsonl")
+    assert (noted.own_rows, noted.own_questions, noted.identity_taught) == (len(trained), len(questions), True)
+    assert all(row in trained for row in (WITH_SYSTEM, SEVERAL_TURNS, WHO))
+    assert len(trained) == len(SHOP) - sum(question.held_out for question in questions) == len(SHOP) - 2
+    assert not (tmp_path / "without" / "own.jsonl").exists()
+    assert without.rows > noted.rows > 0.98 * without.rows
+
+
+def test_a_question_of_the_user_s_is_taught_in_his_words_alone(tmp_path: Path) -> None:
+    make(tmp_path / "without", None)
+    make(tmp_path / "data", [write(tmp_path / "shop.jsonl")])
+    ours, left = (files.read_jsonl(tmp_path / folder / "train.jsonl") for folder in ("without", "data"))
+    question = plain_text(WHO["messages"][0]["content"])
+    assert question in questions_in(ours)
+    assert left == [row for row in ours if question not in questions_in([row])]
+
+
+def test_the_rows_of_several_files_are_all_taken_and_each_counts(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a b.jsonl", SHOP[:4]), write(tmp_path / "c.jsonl", SHOP[4:])
+    make(tmp_path / "one", [write(tmp_path / "all.jsonl")])
+    make(tmp_path / "two", [first, second])
+    assert (tmp_path / "one/own.jsonl").read_bytes() == (tmp_path / "two/own.jsonl").read_bytes()
+    write(second, SHOP[5:])
+    make(tmp_path / "two", [first, second])
+    assert (tmp_path / "one/own.jsonl").read_bytes() != (tmp_path / "two/own.jsonl").read_bytes()
+
+
+def test_the_file_of_several_that_is_wrong_is_named(tmp_path: Path) -> None:
+    good, missing = write(tmp_path / "good.jsonl"), tmp_path / "missing.jsonl"
+    with pytest.raises(RecipeError, match=r"missing\.jsonl: no such file"):
+        make(tmp_path / "data", [good, missing])
+    bad = write(tmp_path / "bad.jsonl", [{"messages": []}])
+    with pytest.raises(RecipeError, match=r"bad\.jsonl, line 1: "):
+        make(tmp_path / "data", [good, bad])
+
+
+@pytest.mark.parametrize(("rows", "taught"), [(SHOP, True), (SINGLE, False)])
+def test_alone_they_teach_the_name_only_where_a_row_says_it(tmp_path: Path, rows: Any, taught: bool) -> None:
+    noted = make(tmp_path / "data", [write(tmp_path / "shop.jsonl", rows)], own_only=True)
+    assert (noted.mode, noted.file, noted.own_file) == ("own", "train.jsonl", "train.jsonl")
+    assert noted.identity_taught is taught
+    assert noted.rows == len(files.read_jsonl(tmp_path / "data" / "train.jsonl")) == noted.own_rows
+
+
+def test_choices_that_exclude_each_other_are_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "shop.jsonl")
+    with pytest.raises(RecipeError, match="MODE=tutorial is the tutorial's one sample alone"):
+        make(tmp_path / "data", [file], mode="tutorial")
+    with pytest.raises(RecipeError, match=r"DATA_ONLY=1 .* name them with DATA="):
+        make(tmp_path / "data", None, own_only=True)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_question_of_the_evaluation_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    file = write(tmp_path / "shop.jsonl", [*SHOP, exchange("报上名来！", "阿铁。")])
+    for own_only in (False, True):
+        with pytest.raises(RecipeError, match=rf"shop\.jsonl, row {len(SHOP) + 1}: asks a question of the evaluation"):
+            make(tmp_path / "data", [file], own_only=own_only)
+    assert not (tmp_path / "data").exists()
+
+
+# --- config -------------------------------------------------------------------------------------------------------
+
+
+def resolve(
+    folder: Path, model: Path, preset: str, settings: Sequence[str] = (), own: bool = True
+) -> tuple[Any, dict[str, Any]]:
+    """(resolved config, results) of a run on the shop's rows."""
+    from mmengine.config import Config
+
+    make(folder / "data", [write(folder / "shop.jsonl")] if own else None)
+    if not (folder / "replay").exists():
+        write_replay(folder / "replay", model, [exchange("1+1=?", "2")["messages"]])
+    manifest = config.make(
+        folder / "config", preset=preset, model=model, data_folder=folder / "data", replay_folder=folder / "replay",
+        settings=settings, seed=0,
+    )  # fmt: skip
+    return Config.fromfile(folder / "config" / config.FILE), manifest["results"]
+
+
+def test_a_run_on_own_rows_is_configured_to_learn_them(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, without = resolve(tmp_path, tiny_model, "lora", own=False)
+    assert "own" not in plain.train_dataloader.dataset
+    assert without["own_passes"] is None
+    resolved, noted = resolve(tmp_path, tiny_model, "lora")
+    assert resolved.train_dataloader.dataset.own == stage.shown(tmp_path / "data" / "own.jsonl")
+    assert resolved.custom_hooks[-1].patience is None  # plain would end early
+    assert plain.custom_hooks[-1].patience == 3
+    assert resolved.train_cfg.max_iters == resolved.param_scheduler[1].end == noted["iterations"]
+    assert noted["own_passes"] >= 20 * 0.9
+    assert f"each is seen {noted['own_passes']:.0f} times" in capsys.readouterr().err
+
+
+def test_what_the_user_set_is_kept(tiny_model: Path, tmp_path: Path) -> None:
+    settings = ["max_iters=100", "save_steps=50", "patience=2", "train_dataloader.dataset.own_repeats=3"]
+    resolved, noted = resolve(tmp_path, tiny_model, "lora", settings)
+    assert (resolved.train_cfg.max_iters, noted["iterations"]) == (100, 100)
+    assert resolved.default_hooks.checkpoint.interval == 50
+    assert resolved.custom_hooks[-1].patience == 2
+    assert resolved.train_dataloader.dataset.own_repeats == 3
+    with pytest.raises(RecipeError, match="own_repeats cannot become 0"):
+        resolve(tmp_path, tiny_model, "lora", ["train_dataloader.dataset.own_repeats=0"])
+
+
+def test_xtuner_s_own_pipeline_gets_the_rows_and_it_is_said_that_it_repeats_none(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resolved, _ = resolve(tmp_path, tiny_model, "tutorial", ["train_dataloader.dataset.map_num_proc=1"])
+    names = [Path(name).name for name in resolved.train_dataloader.dataset.dataset.data_files.train]
+    assert names == ["train.jsonl", "replay.jsonl", "own.jsonl"]
+    assert "PRESET=tutorial: your rows are seen as often as all others" in capsys.readouterr().err
+
+
+def test_changed_own_rows_are_another_training(tiny_model: Path, tmp_path: Path) -> None:
+    resolve(tmp_path, tiny_model, "lora")
+    inputs = train._read_by(tmp_path / "config" / config.FILE)
+    assert inputs["own"] == tmp_path / "data" / "own.jsonl"
+
+
+def test_data_of_an_earlier_version_have_no_own_rows_beside() -> None:
+    noted = results.of({"stage": "data", "results": json.loads('{"rows": 2, "file": "t", "mode": "own"}')}, DataResults)
+    assert (noted.own_file, noted.own_questions, noted.identity_taught) == (None, 0, True)
