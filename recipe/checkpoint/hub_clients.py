@@ -8,7 +8,7 @@ off.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -152,7 +152,3 @@ class ModelScope:
             cache_dir=folder.parent,  # where its locks go
             file_size=remote.bytes,
         )
-
-
-# SOURCE= -> its client, which takes a repository and a revision.
-CLIENTS: Mapping[str, Callable[[str, str], Client]] = {"hf": HuggingFace, "modelscope": ModelScope}

@@ -11,10 +11,11 @@ from typing import Any
 from recipe import files
 from recipe.errors import RecipeError
 from recipe.languages import LANGUAGES
+from recipe.pipeline import bases
 from recipe.pipeline.stage import say, shown
 
 FILE = "run.json"
-# Choice -> what holds where nobody ever chose.
+# Choice -> what holds where nobody ever chose; a model by name may have other languages and another source.
 DEFAULTS: dict[str, Any] = {
     "name": None,
     "assistant": None,
@@ -38,7 +39,7 @@ TOGETHER = {
     "name": ("assistant", "author"),
     "mode": ("data",),
     "data": ("mode",),
-    "model": ("preset", "set", "config", "languages"),
+    "model": ("preset", "set", "config", "languages", "source"),
     "preset": ("set",),
 }
 
@@ -54,8 +55,9 @@ def complete(options: argparse.Namespace, folder: Path, **defaults: Any) -> None
                 chosen.pop(other, None)
     chosen |= {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     offered = [key for key in DEFAULTS if hasattr(options, key)]
+    otherwise = DEFAULTS | bases.defaults(chosen.get("model", DEFAULTS["model"]))
     for key in offered:
-        value = chosen.get(key, DEFAULTS[key])
+        value = chosen.get(key, otherwise[key])
         setattr(options, key, Path(value) if key in ("data", "config") and value else value)
     if recalled := [
         f"{key.upper()}={chosen[key]}" for key in offered if key in saved and key in chosen and key not in given

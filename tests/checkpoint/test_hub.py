@@ -26,6 +26,7 @@ from recipe.checkpoint import hub, hub_clients, retry
 from recipe.cli import remedies
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
+from recipe.pipeline import bases
 from recipe.pipeline.stage import read_manifest
 from recipe.stages import model
 
@@ -107,8 +108,8 @@ def source(request: pytest.FixtureRequest, connect: Callable[[], None]) -> str:
 def fetch(tmp_path: Path) -> Callable[..., hub.Downloaded]:
     (tmp_path / "models").mkdir()
 
-    def go(source: str, *, offline: bool = False, pinned: hub.PinnedModel | None = None) -> hub.Downloaded:
-        pinned = pinned or hub.find(NAME)
+    def go(source: str, *, offline: bool = False, pinned: bases.PinnedModel | None = None) -> hub.Downloaded:
+        pinned = pinned or bases.find(NAME)
         assert pinned
         record = tmp_path / "models" / f"{NAME}.lock.json"
         return hub.fetch(pinned, tmp_path / "hub", record=record, source=source, offline=offline)
@@ -134,7 +135,7 @@ def record_of(tmp_path: Path) -> dict[str, Any]:
 
 
 def pinned_files(server: HubServer) -> set[str]:
-    pinned = hub.find(NAME)
+    pinned = bases.find(NAME)
     assert pinned
     return {*pinned.required, *pinned.optional} & set(server.files)
 
@@ -251,9 +252,9 @@ def test_a_refusal_is_final(
 
 @pytest.mark.parametrize("change", [{"repo": "nobody/nothing"}, {"revision": "f" * 40}])
 def test_an_unknown_repository_or_revision_is_said(
-    change: dict[str, str], source: str, fetch: Fetch, sleeps: list[float]
+    change: dict[str, Any], source: str, fetch: Fetch, sleeps: list[float]
 ) -> None:
-    pinned = hub.find(NAME)
+    pinned = bases.find(NAME)
     assert pinned
     gone = {key: dataclasses.replace(place, **change) for key, place in pinned.hubs.items()}
     message = error_message(fetch, source, pinned=dataclasses.replace(pinned, hubs=gone))
@@ -335,7 +336,7 @@ def test_a_small_file_that_the_hub_changed_is_refused_too(
 
 
 def test_a_pinned_sha256_holds_from_the_first_download(source: str, server: HubServer, fetch: Fetch) -> None:
-    pinned = hub.find(NAME)
+    pinned = bases.find(NAME)
     assert pinned
     right = {SHARD: sha256(server.files[SHARD]), "config.json": sha256(server.files["config.json"])}
     for name in right:
@@ -396,7 +397,7 @@ def test_a_disk_that_fills_up_meanwhile_is_no_riddle(
     try:
         usage = shutil.disk_usage("/")
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)  # as if it filled up after the check
-        pinned = hub.find(NAME)
+        pinned = bases.find(NAME)
         assert pinned
         with pytest.raises(Exception) as caught:  # noqa: PT011 - whatever the library makes of it
             hub.fetch(pinned, disk / "hub", record=tmp_path / "record.json", source=source, offline=False)
@@ -436,10 +437,10 @@ def test_a_record_that_cannot_be_read_is_not_forgotten(
 
 
 def test_the_pinned_model_is_found_by_its_names_alone() -> None:
-    assert hub.names() == [NAME]
+    assert NAME in bases.names()
     names = set()
     for name in (NAME, *REPOS.values()):
-        pinned = hub.find(name)
+        pinned = bases.find(name)
         assert pinned
         names.add(pinned.name)
         assert {key: (place.repo, place.revision) for key, place in pinned.hubs.items()} == {
@@ -448,7 +449,7 @@ def test_the_pinned_model_is_found_by_its_names_alone() -> None:
         assert not [file for file in (*pinned.required, *pinned.optional) if file.endswith((".py", ".bin"))]
     assert names == {NAME}
     for name in ("miniature", "internlm2-chat-7b", "nobody/internlm2-chat-1_8b", "", "."):
-        assert hub.find(name) is None
+        assert bases.find(name) is None
 
 
 @pytest.mark.parametrize("answer", [b"<html>Log in first</html>", b"{}", b"[]", b"null", b'{"Data": 3, "sha": 3}'])
