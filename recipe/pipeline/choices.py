@@ -25,6 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "languages": ",".join(LANGUAGES),
     "model": "internlm2-chat-1_8b",
     "source": "hf",
+    "revision": None,
     "preset": None,
     "set": [],
     "seed": 0,
@@ -39,7 +40,7 @@ TOGETHER = {
     "name": ("assistant", "author"),
     "mode": ("data",),
     "data": ("mode",),
-    "model": ("preset", "set", "config", "languages", "source"),
+    "model": ("preset", "set", "config", "languages", "source", "revision"),
     "preset": ("set",),
 }
 

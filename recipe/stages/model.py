@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,8 @@ def source_folder(model: str) -> Path:
     if Path(model).is_dir():
         return Path(model)
     raise RecipeError(
-        f"MODEL={model}: no such folder; give a folder, {', '.join(bases.names())}, or miniature, which needs no "
-        f"download"
+        f"MODEL={model}: no such folder; give a folder, a hub's repository as owner/name, {', '.join(bases.names())}, "
+        f"or miniature, which needs no download"
     )
 
 
@@ -164,21 +165,44 @@ def _known_by(file: Path) -> list[Any]:
     return [stat.st_size, stage.file_sha256(file) if stat.st_size < SMALL else stat.st_mtime_ns]
 
 
+def check_description(folder: Path) -> None:
+    """Refuse a model by its config.json and tokenizer, before its weights are here."""
+    config = _check_config(folder / "config.json")
+    with tempfile.TemporaryDirectory() as out:
+        _write_tokenizer(folder, Path(out), config)
+
+
+def _write_tokenizer(folder: Path, out: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Write the tokenizer of a model to `out`; returns its generation_config.json."""
+    write = _convert_tokenizer if config["model_type"] == "internlm2" else chat_tokenizer.write
+    return write(folder, out, config)
+
+
 def make(
-    folder: Path, *, model: str, downloads: Path | None = None, source: str | None = None, offline: bool = False
+    folder: Path,
+    *,
+    model: str,
+    downloads: Path | None = None,
+    source: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
 ) -> stage.Manifest:
     """Check the model that MODEL= names and write it to `folder` in the Llama layout.
 
     downloads: where a hub's files go, and stay (default: beside the folder of all models). source: the hub to ask
-    (default: the model's first one).
+    (default: the model's first one). revision: the commit, branch or tag of MODEL=owner/name.
     offline: make no connection; what was fetched before must do.
     """
-    pinned = None if Path(model).is_dir() else bases.find(model)
+    pinned = bases.by_name(model, revision)
+    if revision and not pinned:
+        raise RecipeError(f"REVISION={revision}: MODEL={model} is no repository of a hub; leave REVISION= out")
     settings: dict[str, Any]
     if pinned:
         source = source or next(iter(pinned.hubs))
         same = [place for key, place in pinned.hubs.items() if key in pinned.same_files(source)]
         settings = {"model": pinned.name, "revisions": [[place.repo, place.revision] for place in same]}
+        if not pinned.files(source)[0]:
+            settings["source"] = source  # another hub may hold another model under the same name
     else:
         on_disk = source_folder(model)
         settings = {"model": model, "files": {p.name: _known_by(p) for p in sorted(on_disk.iterdir()) if p.is_file()}}
@@ -192,6 +216,7 @@ def make(
                 record=folder.parent / f"{pinned.name}.lock.json",
                 source=source,
                 offline=offline,
+                check=check_description,
             )
             origin, fetched = downloaded.folder, {"repository": downloaded.repo, "revision": downloaded.revision}
         else:
@@ -202,7 +227,7 @@ def make(
         check_folder(origin)
         config = _check_config(origin / "config.json")
         kind = config["model_type"]
-        generation = (_convert_tokenizer if kind == "internlm2" else chat_tokenizer.write)(origin, out, config)
+        generation = _write_tokenizer(origin, out, config)
         parameters = _convert_weights(origin, out, config)
         files.write_json(out / "config.json", llama_config(config) if kind == "internlm2" else _without_code(config))
         files.write_json(out / "generation_config.json", generation)
