@@ -197,12 +197,16 @@ $(VENV)/.installed-dev: requirements-dev.lock recipe/env/setup.sh
 	@touch $@ $(VENV)/.installed
 
 .PHONY: test
-test: $(VENV)/.installed-dev ## All tests that need no GPU, browser or Docker / 测试
+test: $(VENV)/.installed-dev ## All tests that need no GPU, browser, download or Docker / 测试
 	@$(PYTHON) -m pytest tests $(PYTEST)
 
 .PHONY: test-browser
 test-browser: $(VENV)/.installed-dev ## The page in a real browser (Chromium), and many visitors at once / 浏览器测试
 	@$(PYTHON) -m pytest tests/browser -m "browser and not slow" $(PYTEST)
+
+.PHONY: test-real
+test-real: $(VENV)/.installed-dev ## A real small model on the CPU: fetched (93 MB), asked, trained, merged / 真实模型测试
+	@$(PYTHON) -m pytest tests/real -m real -rs $(PYTEST)
 
 .PHONY: test-image
 test-image: $(VENV)/.installed-dev ## Build the images and test them for real; needs Docker / 镜像测试
