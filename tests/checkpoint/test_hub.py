@@ -380,7 +380,7 @@ def test_the_pinned_model_is_found_by_its_names_alone() -> None:
         }
         assert not [file for file in (*pinned.required, *pinned.optional) if file.endswith((".py", ".bin"))]
     assert names == {NAME}
-    for name in ("miniature", "internlm2-chat-7b", "nobody/internlm2-chat-1_8b", "", "."):
+    for name in ("miniature", "internlm2-chat-70b", "nobody/internlm2-chat-1_8b", "", "."):
         assert bases.find(name) is None
 
 
