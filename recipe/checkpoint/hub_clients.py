@@ -8,7 +8,7 @@ off.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +45,10 @@ class Client(Protocol):
     repo: str
     revision: str
 
+    def commit(self) -> str:
+        """The commit that the revision names, or the revision itself where the hub does not say."""
+        ...
+
     def listing(self) -> dict[str, RemoteFile]:
         """The files of the revision, by name."""
         ...
@@ -67,6 +71,15 @@ class HuggingFace:
 
     def __init__(self, repo: str, revision: str) -> None:
         self.repo, self.revision = repo, revision
+
+    def commit(self) -> str:
+        from huggingface_hub import HfApi
+
+        with _connected():
+            commit = HfApi().model_info(self.repo, revision=self.revision, timeout=30).sha
+        if not isinstance(commit, str):
+            raise TypeError("the answer names no commit")
+        return commit
 
     def listing(self) -> dict[str, RemoteFile]:
         from huggingface_hub import HfApi
@@ -134,6 +147,9 @@ class ModelScope:
         os.environ.setdefault("MODELSCOPE_DOWNLOAD_MAX_RETRIES", "0")
         os.environ.setdefault("MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS", "1")
 
+    def commit(self) -> str:
+        return self.revision  # the client names no commits; this hub announces the sha256 of every file instead
+
     def listing(self) -> dict[str, RemoteFile]:
         from modelscope_hub import HubApi
 
@@ -152,7 +168,3 @@ class ModelScope:
             cache_dir=folder.parent,  # where its locks go
             file_size=remote.bytes,
         )
-
-
-# SOURCE= -> its client, which takes a repository and a revision.
-CLIENTS: Mapping[str, Callable[[str, str], Client]] = {"hf": HuggingFace, "modelscope": ModelScope}

@@ -62,6 +62,7 @@ def run_model(options: argparse.Namespace) -> None:
         model=options.model,
         downloads=run.work / "hub",
         source=options.source,
+        revision=options.revision,
         offline=options.offline or OFFLINE,
     )
 

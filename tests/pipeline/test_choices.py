@@ -225,3 +225,14 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
         choose(tmp_path, name="小明")
     assert str(tmp_path) in str(error.value)
     assert (tmp_path / choices.FILE).read_bytes() == content
+
+
+def test_a_model_by_name_brings_its_languages_and_source_and_a_run_s_own_choice_wins(tmp_path: Path) -> None:
+    chosen = choose(tmp_path, model="smollm2-135m-instruct")
+    assert (chosen.languages, chosen.source) == ("en", "pypi")
+    assert saved(tmp_path) == {"model": "smollm2-135m-instruct"}
+    assert choose(tmp_path, languages="zh,en", source="hf").languages == "zh,en"
+    again = choose(tmp_path)
+    assert (again.languages, again.source) == ("zh,en", "hf")
+    other = choose(tmp_path, model="internlm2-chat-1_8b")
+    assert (other.languages, other.source) == ("zh,en", "hf")

@@ -383,7 +383,7 @@ def test_known_python_excuses_no_other(source: Path, out: Path) -> None:
     assert "holds Python (setup.py)" in assert_refused(source, out)
 
 
-@pytest.mark.parametrize("name", ["no-such-model", "internlm/internlm2-chat-7b", "../nowhere"])
+@pytest.mark.parametrize("name", ["no-such-model", "internlm/internlm2/chat-7b", "../nowhere"])
 def test_an_unknown_name_is_refused(name: str, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "no such folder" in assert_refused(name, out)

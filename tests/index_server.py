@@ -1,0 +1,105 @@
+"""A package index on this machine that speaks the simple repository API, as JSON or as HTML, and cuts connections."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class IndexServer(ThreadingHTTPServer):
+    """A package index.
+
+    Attributes:
+        project: the one project that it has.
+        files: its files by name.
+        html: whether it has no JSON, as some mirrors, so that sizes are not announced.
+        cuts: after how many bytes of a body the next answers with a file end.
+        requests: path and Range of everything that was asked for.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, project: str, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.project, self.files = project, files
+        self.html = False
+        self.cuts: list[int] = []
+        self.requests: list[tuple[str, str | None]] = []
+        self.announced = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self.thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/simple"
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def downloads(self) -> list[tuple[str, str | None]]:
+        """Path and Range of the requests for files."""
+        return [request for request in self.requests if request[0].startswith("/packages/")]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: IndexServer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        if self.command == "GET":
+            self.server.requests.append((self.path, self.headers.get("Range")))
+        if self.path == f"/simple/{self.server.project}/":
+            self.send_listing()
+        elif (name := self.path.removeprefix("/packages/")) in self.server.files:
+            self.send_file(self.server.files[name])
+        else:
+            self.send(404, b"no such page", "text/plain")
+
+    def send(self, status: int, body: bytes, kind: str, **headers: str) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def send_listing(self) -> None:
+        entries = [(name, f"../../packages/{name}", self.server.announced[name]) for name in self.server.files]
+        if self.server.html:
+            links = "".join(f'<a href="{url}#sha256={digest}">{name}</a><br>\n' for name, url, digest in entries)
+            self.send(200, f"<html><body>{links}</body></html>".encode(), "text/html")
+            return
+        assert "application/vnd.pypi.simple.v1+json" in self.headers["Accept"]
+        listed = [
+            {"filename": name, "url": url, "hashes": {"sha256": digest}, "size": len(self.server.files[name])}
+            for name, url, digest in entries
+        ]
+        self.send(200, json.dumps({"files": listed}).encode(), "application/vnd.pypi.simple.v1+json")
+
+    def send_file(self, content: bytes) -> None:
+        start, status = 0, 200
+        if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+            start, status = int(match[1]), 206
+        body = content[start:]
+        if self.command == "HEAD" or not self.server.cuts:
+            self.send(status, body, "application/octet-stream")
+            return
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: self.server.cuts.pop(0)])
+        self.close_connection = True
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_RDWR)
