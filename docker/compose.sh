@@ -26,8 +26,9 @@ if [ "$RECIPE_UID" = 0 ]; then
   RECIPE_UID=${SUDO_UID:-1000} RECIPE_GID=${SUDO_GID:-1000}
   mkdir -p work && chown -R "$RECIPE_UID:$RECIPE_GID" work
 fi
-REVISION=${REVISION:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
-export RECIPE_UID RECIPE_GID REVISION
+# Not REVISION, which is a model's.
+RECIPE_REVISION=${RECIPE_REVISION:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
+export RECIPE_UID RECIPE_GID RECIPE_REVISION
 if [ -z "$(setting COMPOSE_FILE "")" ] && ! nvidia-smi -L >/dev/null 2>&1; then
   export COMPOSE_FILE=compose.yaml:docker/compose.cpu.yaml
 fi

@@ -16,9 +16,8 @@ from recipe.pipeline import choices, results, stage, table
 from recipe.pipeline.results import ConvertResults, DataResults
 from recipe.pipeline.run import Run, checked_name
 
-# MiB that a card of 16 GB reports at the least; `fast` takes 10 GiB as it stands, and the driver and a desktop want
-# some.
-MIN_FAST_MIB = 15_000
+# MiB of a card that the driver, the allocator's reserve and a desktop want beside what a training allocates.
+RESERVED_MIB = 2_000
 
 
 def _run(options: argparse.Namespace) -> Run:
@@ -92,7 +91,7 @@ def run_config(options: argparse.Namespace) -> None:
     data = results.of(stage.require(run.folder("data"), "data"), DataResults)
     config.make(
         run.folder("config"),
-        preset=options.preset or default_preset(options.model),
+        preset=options.preset or default_preset(options.model, run.model(options.model)),
         model=run.model(options.model),
         data_folder=run.folder("data"),
         replay_folder=run.replay(options.model, data.languages),
@@ -102,13 +101,23 @@ def run_config(options: argparse.Namespace) -> None:
     )
 
 
-def default_preset(model: str) -> str:
-    """The preset for a model that nobody chose one for: the quickest that fits the card."""
+def default_preset(model: str, folder: Path) -> str:
+    """The preset for a model that nobody chose one for: the quickest that fits the card.
+
+    Args:
+        model: as MODEL names it.
+        folder: of the converted model.
+    """
     from recipe.device import gpu_memory
+    from recipe.stages import config
+    from recipe.training import memory
 
     if model == "miniature":
         return "miniature"
-    return "fast" if (gpu_memory() or 0) >= MIN_FAST_MIB else "qlora"
+    stage.require(folder, "model")
+    needed = memory.predict(config.load_preset("fast"), folder)
+    fits = needed is not None and (needed.total >> 20) + RESERVED_MIB <= (gpu_memory() or 0)
+    return "fast" if fits else "qlora"
 
 
 def run_train(options: argparse.Namespace) -> None:

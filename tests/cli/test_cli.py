@@ -582,3 +582,28 @@ def test_the_tutorial_s_data_need_no_replay(tmp_path: Path, capsys: pytest.Captu
     assert cli.main(["replay", "--work", str(tmp_path), "--model", "miniature"]) == 0
     assert "not needed" in capsys.readouterr().err
     assert not (tmp_path / "replay").exists()
+
+
+@pytest.mark.parametrize(
+    ("card", "layers", "preset"),
+    [(None, 24, "qlora"), (8_188, 24, "qlora"), (12_282, 24, "fast"), (12_282, 80, "qlora"), (24_564, 80, "fast")],
+)
+def test_the_preset_that_nobody_chose_is_the_quickest_that_fits_the_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: int | None, layers: int, preset: str
+) -> None:
+    from recipe.cli.commands import default_preset
+
+    sizes = {
+        "model_type": "llama", "hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 8,
+        "intermediate_size": 8192, "vocab_size": 92544, "num_hidden_layers": layers,
+    }  # fmt: skip
+
+    def write(out: Path) -> dict[str, str]:
+        (out / "config.json").write_text(json.dumps(sizes))
+        return {}
+
+    folder = tmp_path / "models" / "base"
+    stage.run("model", folder, inputs={}, settings={}, work=write)
+    monkeypatch.setattr("recipe.device.gpu_memory", lambda: card)
+    assert default_preset("owner/base", folder) == preset
+    assert default_preset("miniature", folder) == "miniature"

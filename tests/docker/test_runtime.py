@@ -21,7 +21,18 @@ TOOLS = (
     "make", "bash", "sh", "id", "realpath", "mkdir", "chown", "dirname", "basename", "awk", "sed", "grep", "find",
     "xargs", "printf", "sort", "head", "tail", "touch", "rm", "env", "cat",
 )  # fmt: skip
-RECORDED = ("COMPOSE_FILE", "RECIPE_UID", "RECIPE_GID", "REVISION", "RECIPE_IMAGE", "RUN", "PORT", "TAG", "PWD", "GPUS")
+RECORDED = (
+    "COMPOSE_FILE",
+    "RECIPE_UID",
+    "RECIPE_GID",
+    "RECIPE_REVISION",
+    "RECIPE_IMAGE",
+    "RUN",
+    "PORT",
+    "TAG",
+    "PWD",
+    "GPUS",
+)
 RECORD = (
     "#!/bin/sh\n{ printf '%s\\037' " + '{tool} "$@"; printf "\\036"; '
     + " ".join(f"""[ -z "${{{name}+set}}" ] || printf '%s\\037' "{name}=${name}";""" for name in RECORDED)
@@ -570,7 +581,7 @@ def test_a_gpu_is_asked_for_where_there_is_one(
 
 def test_the_commit_is_told_where_git_knows_it(machine: Machine) -> None:
     def commits_of_images() -> set[str]:
-        return {call.environment["REVISION"] for call in machine.make("build").of("docker", "compose")}
+        return {call.environment["RECIPE_REVISION"] for call in machine.make("build").of("docker", "compose")}
 
     assert commits_of_images() == {"unknown"}
     machine.install("git", '[ "$*" = "rev-parse HEAD" ] && echo 0123abc\n')

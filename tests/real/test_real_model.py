@@ -93,7 +93,7 @@ def test_a_short_training_becomes_a_merged_model_with_its_proof(
         languages=("en",), base=OPEN_BASE,
     )  # fmt: skip
     config.make(
-        tmp_path / "config", preset=default_preset(NAME), model=smollm2, data_folder=tmp_path / "data",
+        tmp_path / "config", preset=default_preset(NAME, smollm2), model=smollm2, data_folder=tmp_path / "data",
         replay_folder=tmp_path / "replay", settings=SETTINGS, seed=0,
     )  # fmt: skip
     settled = Config.fromfile(tmp_path / "config" / config.FILE)

@@ -1,4 +1,4 @@
-"""LoRA on a bfloat16 base through recipe.training.fast: the same training as `lora`, faster, for cards from 16 GB."""
+"""LoRA on a bfloat16 base through recipe.training.fast: the same training as `lora`, faster."""
 
 from mmengine.config import read_base
 from mmengine.optim import OptimWrapper
