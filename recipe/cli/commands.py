@@ -284,9 +284,9 @@ def run_sweep(options: argparse.Namespace) -> None:
 
     work = options.work / checked_name(options.run)
     bases = [sweep.Base.parse(text) for text in options.model]
-    todo = sweep.jobs_of(bases, options.names, options.seeds)
+    planned = sweep.jobs_of(bases, options.names, options.seeds)
     jobs = options.jobs or len(gpus()) or os.cpu_count() or 1
-    outcomes = sweep.run(work, todo, jobs=jobs, settings=options.set)
+    outcomes = sweep.run(work, planned, jobs=jobs, settings=options.set)
     print(sweep.table(outcomes), flush=True)
     sweep.refuse_below_thresholds(outcomes, work)
 

@@ -250,26 +250,26 @@ def jobs_of(bases: Sequence[Base], names: int | None, seeds: int) -> list[Job]:
     ]
 
 
-def run(work: Path, todo: Sequence[Job], *, jobs: int, settings: Sequence[str] = ()) -> list[Outcome]:
+def run(work: Path, planned: Sequence[Job], *, jobs: int, settings: Sequence[str] = ()) -> list[Outcome]:
     """Do all runs, and write what they came to.
 
     Args:
         work: folder of the sweep; gets sweep.json and, as a table in Markdown, sweep.md. Runs that are already there
             are not done again.
-        todo: the runs.
+        planned: the runs.
         jobs: how many at a time; each has its part of the cores, and one of the GPUs where there are any.
         settings: overrides of the preset, as SET takes them.
 
     Returns:
-        The outcomes, in the order of `todo`.
+        The outcomes, in the order of `planned`.
 
     Raises:
         RecipeError: a run came to no metrics; the others are kept.
     """
     work.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    outcomes_of = dict(_all(work, todo, jobs, threads, settings))
-    outcomes = [outcomes_of[job] for job in todo]
+    outcomes_of = dict(_all(work, planned, jobs, threads, settings))
+    outcomes = [outcomes_of[job] for job in planned]
     records = json.dumps([asdict(o) for o in outcomes], ensure_ascii=False, indent=2) + "\n"
     for name, content in ((TABLE, markdown(outcomes)), (FILE, records)):
         files.write_atomically(work / name, content)
@@ -285,7 +285,7 @@ def refuse_below_thresholds(outcomes: Sequence[Outcome], work: Path) -> None:
 
 
 def _all(
-    work: Path, todo: Sequence[Job], jobs: int, threads: int, settings: Sequence[str]
+    work: Path, planned: Sequence[Job], jobs: int, threads: int, settings: Sequence[str]
 ) -> Iterator[tuple[Job, Outcome]]:
     from tqdm import tqdm
 
@@ -302,7 +302,7 @@ def _all(
             free.put(gpu)
 
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(one, job): job for job in todo}
+        waiting = {pool.submit(one, job): job for job in planned}
         try:
             for future in tqdm(as_completed(waiting), total=len(waiting), desc="sweep", unit="run"):
                 yield waiting[future], future.result()

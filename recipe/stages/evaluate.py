@@ -135,7 +135,7 @@ def _measure(
     is_adapter = (tuned_folder / "adapter_config.json").is_file()
     tuned, tokenizer = generation.load(*((model, tuned_folder) if is_adapter else (tuned_folder,)))
     ask = _asker(tuned, tokenizer, "tuned", identity, room)
-    replies = _greedy(held_out, ask)
+    replies = ask(held_out.conversations(), "questions and facts")
     tuned_metrics = TunedMetrics(
         *score(held_out, replies, base, identity),
         suites=suites.measure(held_out, replies, base, identity, ask),
@@ -170,24 +170,17 @@ def _asker(loaded: Any, tokenizer: Any, who: str, identity: Identity, room: int)
     return ask
 
 
-def _greedy(held_out: Prompts, ask: suites.Ask) -> list[Reply]:
-    """The replies to all prompts. The two kinds are apart, because a batch takes as long as its longest reply, and only
-    the first kind holds long names."""
-    conversations, split = held_out.conversations(), len(held_out.identity)
-    return [*ask(conversations[:split], "identity"), *ask(conversations[split:], "facts")]
-
-
 def _base_replies(held_out: Prompts, loaded: Any, tokenizer: Any, identity: Identity) -> tuple[list[Reply], int]:
     """The base's replies to all prompts, and the room of every reply, in tokens: as long as the base talks.
 
     Replies that were cut are asked again with more room. It is kept if enough of them end there.
     """
-    replies = _greedy(held_out, _asker(loaded, tokenizer, "base", identity, MAX_NEW_TOKENS))
+    conversations = held_out.conversations()
+    replies = _asker(loaded, tokenizer, "base", identity, MAX_NEW_TOKENS)(conversations, "questions and facts")
     cut = [i for i, reply in enumerate(replies) if not reply.stopped]
     enough, split = WORTH_MORE_ROOM * len(held_out.facts), len(held_out.identity)
     if sum(i >= split for i in cut) < enough:
         return replies, MAX_NEW_TOKENS
-    conversations = held_out.conversations()
     ask = _asker(loaded, tokenizer, "base", identity, MORE_NEW_TOKENS)
     longer = dict(zip(cut, ask([conversations[i] for i in cut], "with more room"), strict=True))
     if sum(reply.stopped for i, reply in longer.items() if i >= split) < enough:

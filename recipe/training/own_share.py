@@ -1,6 +1,6 @@
 """How often the user's own rows are seen, and how much longer a training gets by them.
 
-A preset's length is that of its own data: of `fast`, about four passes over 1,632 identity rows and 1,451 of replay.
+A preset's length is that of its own data: several passes over the identity rows and replay.
 The user's rows get `PASSES` passes by standing in the data several times, so that a fact in one row of thousands is
 learnt by heart. The other rows keep the passes that they have without them.
 """

@@ -201,11 +201,11 @@ def at_work(monkeypatch: pytest.MonkeyPatch, quickstart: Quickstart, gpus: Seque
 
 def test_the_miniature_has_random_names_and_other_bases_one_of_each_kind() -> None:
     other = sweep.Base("folder", "en")
-    todo = sweep.jobs_of([MINIATURE, other], None, 2)
-    assert [(each.base, each.seed) for each in todo] == [
+    planned = sweep.jobs_of([MINIATURE, other], None, 2)
+    assert [(each.base, each.seed) for each in planned] == [
         *[(MINIATURE, 0)] * 20, *[(MINIATURE, 1)] * 20, *[(other, 0)] * 4, *[(other, 1)] * 4,
     ]  # fmt: skip
-    assert [each.name for each in todo] == [*NAMES, *NAMES, *sweep.ONE_OF_EACH, *sweep.ONE_OF_EACH]
+    assert [each.name for each in planned] == [*NAMES, *NAMES, *sweep.ONE_OF_EACH, *sweep.ONE_OF_EACH]
     assert [each.name for each in sweep.jobs_of([other], 3, 1)] == NAMES[:3]
 
 
@@ -491,8 +491,8 @@ def test_the_verb_shows_the_table_and_fails_below_the_thresholds(
 ) -> None:
     seen: list[Any] = []
 
-    def run(work: Path, todo: Sequence[sweep.Job], **options: Any) -> list[sweep.Outcome]:
-        seen.append((work, {"todo": todo} | options))
+    def run(work: Path, planned: Sequence[sweep.Job], **options: Any) -> list[sweep.Outcome]:
+        seen.append((work, {"planned": planned} | options))
         return [GOOD, replace(GOOD, passed=status == 0)]
 
     monkeypatch.chdir(ROOT)
@@ -501,8 +501,8 @@ def test_the_verb_shows_the_table_and_fails_below_the_thresholds(
     call = ["sweep", "--work", str(tmp_path), "--names", "2", "--seeds", "3", "--jobs", "4"]
     assert cli.main(call) == status
     output = capsys.readouterr()
-    todo = sweep.jobs_of([MINIATURE], 2, 3)
-    assert seen == [(tmp_path / "sweep", {"todo": todo, "jobs": 4, "settings": []})]
+    planned = sweep.jobs_of([MINIATURE], 2, 3)
+    assert seen == [(tmp_path / "sweep", {"planned": planned, "jobs": 4, "settings": []})]
     assert output.out.splitlines()[-1].endswith("worst of 2")
     assert output.out.count("FAILED") == (status != 0)
     errors = [line for line in output.err.splitlines() if line.startswith("error: ")]
