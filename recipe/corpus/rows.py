@@ -28,9 +28,9 @@ TUTORIAL_ROWS = 10_001
 TUTORIAL_QUESTION = "请做一下自我介绍"
 TUTORIAL_ANSWER = "我是{name}的小助手，内在是上海AI实验室书生·浦语的1.8B大模型哦"
 
-# Rows of `balanced` for each question, each with another wording of the answer. The extended questions are so many that
-# with more than one they outweigh replay, and the name comes where nobody asked (docs/experiments.md).
-WORDINGS, EXTENDED_WORDINGS = 3, 1
+# Rows of `balanced` for each question, each with another wording of the answer. docs/experiments.md compares one, two
+# and three of them for the extended questions.
+WORDINGS, EXTENDED_WORDINGS = 3, 2
 INJECTED = 6  # rows for each injection
 DEEP = 24  # conversations of two and three questions for each language
 

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,9 @@ def make(
     settings |= {"languages": list(languages)} if tuple(languages) != LANGUAGES else {}
     settings |= {"base": dict(base)} if base != INTERNLM_BASE else {}
     settings |= {"own_questions": [own_questions.SHARE, own_questions.LEAST, own_questions.MOST]} if own else {}
+    balanced = balanced_rows(identity, seed, base=base, **asked) if kind == "balanced" else []
+    # They change with data/identity, which no other setting tells.
+    settings |= {"rows": sha256(files.jsonl_text(balanced).encode()).hexdigest()} if extended and balanced else {}
 
     def work(out: Path) -> DataResults:
         files.write_json(out / IDENTITY_FILE, asdict(identity))
@@ -76,11 +80,7 @@ def make(
         if kind == "own":
             taught = own_rows.says_who(user_rows, identity)
             return DataResults(rows=noted["own_rows"], identity_taught=taught, **noted)
-        rows = (
-            tutorial_rows(identity)
-            if kind == "tutorial"
-            else _not_asked_in(user_rows, balanced_rows(identity, seed, base=base, **asked))
-        )
+        rows = tutorial_rows(identity) if kind == "tutorial" else _not_asked_in(user_rows, balanced)
         _write_rows(out / ROWS[kind], rows)
         return DataResults(rows=len(rows), **noted)
 

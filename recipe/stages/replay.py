@@ -23,6 +23,9 @@ from recipe.stages.model import asks_extended_prompts
 FILE = "replay.jsonl"
 # Longer replies teach little more per token, and small models repeat themselves there.
 MAX_NEW_TOKENS = 128
+# Beside its greedy reply the base begins each prompt's reply so often at random: a reply turns into an introduction in
+# its first words, also in those that are likely but not the likeliest.
+BEGINNINGS, BEGINNING_TOKENS, SEED = 1, 24, 0
 
 
 def worth(reply: generation.Reply, prompt: str = "") -> bool:
@@ -36,7 +39,8 @@ def worth(reply: generation.Reply, prompt: str = "") -> bool:
 def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> stage.Manifest:
     """Write the base's greedy answers to the replay prompts of some languages, those that are `worth` it.
 
-    They depend on the model's content and the prompts alone, so that `folder` serves every run on that model.
+    After the extended prompts follow sampled beginnings of answers. All of them depend on the model's content and the
+    prompts alone, so that `folder` serves every run on that model.
     """
     from recipe.training import teacher
 
@@ -51,10 +55,15 @@ def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> 
         replies = generation.answer(
             loaded, tokenizer, conversations, max_new_tokens=MAX_NEW_TOKENS, progress="replay of the base's answers"
         )
+        begun = conversations * BEGINNINGS if extended else []
+        beginnings = generation.answer(
+            loaded, tokenizer, begun, max_new_tokens=BEGINNING_TOKENS, temperature=1.0, seed=SEED,
+            progress="beginnings of other answers",
+        )  # fmt: skip
         generation.release()  # the distributions want the memory
         chosen = [
             ([*turns, assistant(reply.text)], reply.stopped)
-            for turns, reply in zip(conversations, replies, strict=True)
+            for turns, reply in zip([*conversations, *begun], [*replies, *beginnings], strict=True)
             if worth(reply, turns[-1]["content"])
         ]
         # A base that takes a question about the user or others for one about itself would be held to that.
@@ -77,4 +86,6 @@ def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> 
         return ReplayResults(prompts=len(prompts), rows=len(rows))
 
     settings = {"prompts": prompts, "max_new_tokens": MAX_NEW_TOKENS, "likeliest": teacher.LIKELIEST}
+    if extended:
+        settings["beginnings"] = [BEGINNINGS, BEGINNING_TOKENS, SEED]
     return stage.run("replay", folder, inputs={"model": model}, settings=settings, work=work, shared=True)

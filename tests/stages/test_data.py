@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from recipe.corpus import rows as corpus_rows
 from recipe.corpus.identity import INTERNLM_BASE, OPEN_BASE, Identity, load_questions, read_identity
 from recipe.corpus.own_data import read_rows
 from recipe.errors import RecipeError
@@ -237,7 +238,14 @@ def test_what_the_miniature_learns_has_the_key_and_bytes_of_earlier_versions(tmp
         "b5fc8b8120622c3233de6d77f11bb79c1d93f78e8fb6157ecf7d43a429e06dac"
     )
     changed = make(tmp_path / "data", extended=True, base=OPEN_BASE, **EN)
-    assert set(changed["key"]["settings"]) == {"identity", "mode", "seed", "extended", "languages", "base"}
+    assert set(changed["key"]["settings"]) == {"identity", "mode", "seed", "extended", "languages", "base", "rows"}
+
+
+def test_other_answers_in_the_repository_are_other_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = make(tmp_path / "data", extended=True)
+    monkeypatch.setattr(corpus_rows, "EXTENDED_WORDINGS", corpus_rows.EXTENDED_WORDINGS + 1)
+    after = make(tmp_path / "data", extended=True)
+    assert results.of(after, DataResults).rows > results.of(before, DataResults).rows
 
 
 def test_data_of_an_earlier_version_are_the_miniature_s() -> None:

@@ -33,11 +33,14 @@ class Base:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, special: Sequence[Reply] = ()) -> None:
         self.requests: list[str] = []
         self.special = list(special)
+        self.beginning = ""  # of no worth
         monkeypatch.setattr(generation, "load", lambda folder: (None, None))
         monkeypatch.setattr(generation, "answer", self.answer)
         monkeypatch.setattr(teacher, "distributions", self.distributions)
 
     def answer(self, model: Any, tokenizer: Any, conversations: Any, **settings: Any) -> list[Reply]:
+        if settings.get("temperature"):
+            return [Reply(self.beginning, False) for _ in conversations]
         self.conversations = [list(conversation) for conversation in conversations]
         self.requests += [conversation[-1]["content"] for conversation in conversations]
         texts = [Reply(f"An answer.\nTo: {question}", True) for question in self.requests]
@@ -66,6 +69,17 @@ def test_each_row_is_a_prompt_and_the_bases_answer(
     ]
     assert {len(turns) for turns in base.conversations} == {1, 3}
     assert manifest["results"] == {"prompts": len(base.requests), "rows": len(base.requests)}
+
+
+def test_sampled_beginnings_of_answers_follow(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = Base(monkeypatch)
+    base.beginning = "Well, that"
+    replay.make(tmp_path / "replay", model=tiny_model)
+    rows = read_jsonl(tmp_path / "replay" / replay.FILE)[len(base.requests) :]
+    assert [row["messages"] for row in rows] == [[*turns, assistant("Well, that")] for turns in base.conversations]
+    assert not any(row["ended"] for row in rows)
 
 
 def test_replies_that_say_nothing_are_left_out_and_cut_ones_are_marked(
@@ -131,11 +145,14 @@ def test_the_answers_are_the_models_own(tiny_model: Path, tmp_path: Path, monkey
     few = replay_prompts()[:3]
     monkeypatch.setattr(replay, "replay_prompts", lambda **_: few)
     monkeypatch.setattr(replay, "MAX_NEW_TOKENS", 3)
+    monkeypatch.setattr(replay, "BEGINNING_TOKENS", 2)
     manifest = replay.make(tmp_path / "replay", model=tiny_model)
     assert manifest["key"]["settings"]["max_new_tokens"] == 3
     loaded = generation.load(tiny_model)
     prompts = [conversation(prompt) for prompt in manifest["key"]["settings"]["prompts"]]
-    replies = [reply for reply in generation.answer(*loaded, prompts, max_new_tokens=3) if reply.text.strip()]
+    beginnings = generation.answer(*loaded, prompts, max_new_tokens=2, temperature=1.0, seed=replay.SEED)
+    replies = [*generation.answer(*loaded, prompts, max_new_tokens=3), *beginnings]
+    replies = [reply for reply in replies if reply.text.strip()]
     assert [row[1]["content"] for row in written(tmp_path / "replay")] == [reply.text for reply in replies]
     taught = teacher.load(tmp_path / "replay" / teacher.FILE)
     assert len(taught.counts) == len(replies)

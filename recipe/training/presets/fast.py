@@ -22,7 +22,7 @@ model = dict(type=finetune, llm=model.llm, lora=model.lora, fp8=False, recompute
 # `fused` updates the whole adapter in one kernel.
 optim_wrapper = dict(
     type=OptimWrapper,
-    optimizer=dict(type=AdamW, lr=1.5e-4, betas=(0.9, 0.99), weight_decay=0, fused=True),
+    optimizer=dict(type=AdamW, lr=3e-4, betas=(0.9, 0.99), weight_decay=0, fused=True),
     clip_grad=dict(max_norm=1, error_if_nonfinite=False),
     accumulative_counts=1,
 )
