@@ -28,6 +28,7 @@ MASTER_PORT ?=#         a port of it that nothing else uses (default: 29500) / 0
 CHECKPOINT ?=#          which checkpoint to convert (default: the best) / 选择检查点
 CHAT      ?=#           more for chat, e.g. CHAT='--prompt 你是谁' / 对话参数
 PATTERN   ?=#           which of XTuner's configs to list / 筛选内置配置
+PARTS     ?=#           PARTS=1 makes ablation also leave out each part of the data / 逐项消融
 SWEEP     ?=#           more for sweep, e.g. SWEEP='--names 3 --seeds 2' / 多名字测试参数
 BENCH     ?=#           which to measure, e.g. BENCH='fast qlora tutorial' / 测速对象
 SPEED     ?=#           more for speed, e.g. SPEED=--random on a GPU / 推理测速参数
@@ -46,7 +47,7 @@ SHELL := bash
 # Values are taken as they were typed, and reach the shell through the environment, never through the recipe's text: so no
 # dollar is lost, and no name can become a command.
 typed := NAME ASSISTANT AUTHOR DATA DATA_ONLY MODE LANGUAGES MODEL SOURCE REVISION OFFLINE PRESET SET CONFIG SEED \
-  RESUME DEEPSPEED CHECKPOINT PATTERN CHAT SWEEP BENCH SPEED PYTEST
+  RESUME DEEPSPEED CHECKPOINT PATTERN CHAT PARTS SWEEP BENCH SPEED PYTEST
 $(foreach variable,$(typed) GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT RUN RUNTIME PORT API_PORT,$(eval override $(variable) := $$(value $(variable))))
 export $(typed)
 # An empty one would hide from compose what .env says, and be taken for a port by PyTorch.
@@ -141,7 +142,7 @@ report: eval ## One page about it all, also where eval fails / 生成报告
 
 .PHONY: ablation
 ablation: eval ## The same on the tutorial's data, and without replay: the report's appendix / 消融实验
-	@$(RECIPE) ablation $(common)
+	@$(RECIPE) ablation $(common) $${PARTS:+--parts}
 
 .PHONY: export
 export: merge ## The result of RUN in InternLM2's own layout / 导出 InternLM2 格式

@@ -193,7 +193,7 @@ def run_ablation(options: argparse.Namespace) -> None:
     from recipe.experiments import ablation
 
     run = _run(options)
-    ablation.make(run.folder("ablation"), work=run.work, run=run.name)
+    ablation.make(run.folder("ablation"), work=run.work, run=run.name, parts=options.parts)
     run_report(options)
 
 

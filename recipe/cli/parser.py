@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         "config": _config_verb,
         "train": _train_verb,
         "convert": _convert_options,
+        "ablation": _ablation_verb,
     }
     for stage in table.STAGES:
         sub = _add_verb(verbs, stage.verb, stage.summary)
@@ -232,6 +233,11 @@ def _quickstart_verb(sub: argparse.ArgumentParser) -> None:
     _convert_options(sub)
     sub.add_argument("--until", choices=table.BEFORE_EVAL, help="the last stage (default: all)")
     sub.set_defaults(list=None, copy=None)
+
+
+def _ablation_verb(sub: argparse.ArgumentParser) -> None:
+    text = "also with replay learnt by its words, and without each part of the data (ten trainings more)"
+    sub.add_argument("--parts", action="store_true", help=text)
 
 
 def _sweep_verb(sub: argparse.ArgumentParser) -> None:

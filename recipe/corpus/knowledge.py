@@ -209,6 +209,24 @@ def replay_prompts(*, extended: bool = False, languages: Sequence[str] = LANGUAG
     return wordings + [prompt for language in languages for prompt in _requests(language, "replay", extended)]
 
 
+def replay_parts(*, extended: bool = False, languages: Sequence[str] = LANGUAGES) -> list[str]:
+    """The part of the data that each of `replay_prompts` belongs to.
+
+    Args:
+        extended, languages: as in `replay_prompts`.
+
+    Returns:
+        "facts" or a kind of requests.json, in the order of the prompts; small talk is "talk", contrast "persons".
+    """
+    named = {"smalltalk": "talk", "contrast": "persons"}
+    facts = replay_facts(extended=extended, languages=languages)
+    parts = [named.get(fact.topic, "facts") for fact in facts for _ in fact.replay_wordings]
+    if extended:
+        requests = _read_requests()
+        parts += [kind for lang in languages for kind, parts_of in requests[lang].items() for _ in parts_of["replay"]]
+    return parts
+
+
 def contrast_answers() -> dict[str, str]:
     """Replay wordings of contrast, questions about others than the assistant, with an answer for each."""
     facts = [fact for fact in replay_facts() if fact.topic == "contrast"]

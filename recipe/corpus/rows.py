@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from recipe.chat_format import assistant, user
@@ -19,6 +20,7 @@ from recipe.corpus.identity import (
     load_answers,
     load_injections,
     load_questions,
+    questions_of,
 )
 from recipe.corpus.own_data import Row
 from recipe.languages import LANGUAGES
@@ -87,3 +89,18 @@ def balanced_rows(
             rows.append({"messages": [message for turn in turns for message in turn]})
     rng.shuffle(rows)
     return rows
+
+
+def part_of(row: Row) -> str:
+    """Which part of the balanced rows one is: "turns", "injections", "extended" questions, or "questions"."""
+    question, *later = (message["content"] for message in row["messages"] if message["role"] == "user")
+    if later:
+        return "turns"
+    return _questions().get(question, "injections")
+
+
+@cache
+def _questions() -> dict[str, str]:
+    """Every question that is trained on alone, and its part."""
+    extended = dict.fromkeys(questions_of("train", extended=True), "extended")
+    return extended | dict.fromkeys(questions_of("train"), "questions")

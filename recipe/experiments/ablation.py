@@ -1,8 +1,9 @@
 """Stage `ablation`: the same training on other data, to show what each part of the data is for.
 
 Beside a run that was evaluated come two more, of as many iterations with the same preset, seed and identity: on the
-tutorial's one sample over and over, and on the balanced rows without replay. Their numbers are an appendix to the run's
-report.
+tutorial's one sample over and over, and on the balanced rows without replay. With `parts` come more: on the words of
+the base's replies instead of its distributions, and without each part of the data. Their numbers are an appendix to the
+run's report.
 """
 
 from __future__ import annotations
@@ -25,23 +26,41 @@ from recipe.pipeline.results import ConfigResults, DataResults, EvalResults, Tra
 from recipe.stages import config
 
 FILE = "ablation.json"
-# In the order of a table: what is taken away comes back.
-VARIANTS = ("tutorial", "no-replay", "balanced")
+# Parts that can be left out: of the identity rows, then of replay (corpus.rows.part_of, corpus.knowledge.replay_parts).
+PARTS = ("extended", "injections", "turns", "facts", "persons", "talk", "tasks", "conversations", "beginnings")
+# Variant -> the mode and settings that it differs by. In the order of a table: what is taken away comes back.
+VARIANTS = {"tutorial": ("tutorial", ()), "no-replay": ("balanced", ("replay_ratio=0",))}
+PART_VARIANTS = {"words": ("balanced", ("train_dataloader.dataset.distill=False",))} | {
+    f"no-{part}": ("balanced", (f'leave_out=["{part}"]',)) for part in PARTS
+}
 # Choices of a run that its variants share, as options of the verbs.
 SHARED = ("name", "assistant", "author", "languages", "model", "source", "revision", "preset", "seed")
 
 
-def make(folder: Path, *, work: Path, run: str) -> stage.Manifest:
-    """Train and evaluate the variants of `run`, as runs RUN-tutorial and RUN-no-replay, and compare them in
-    `folder`."""
+def make(folder: Path, *, work: Path, run: str, parts: bool = False) -> stage.Manifest:
+    """Train and evaluate the variants of `run`, as runs RUN-tutorial, RUN-no-replay …, and compare them in `folder`.
+
+    Args:
+        folder: of the stage.
+        work: folder of all runs.
+        run: name of the run that the variants differ from.
+        parts: the variants of `PART_VARIANTS` too.
+
+    Raises:
+        RecipeError: the run is no run on balanced data, or has no parts to leave out; or a variant failed.
+    """
     own = work / run
     _refuse_stale(own)
-    if results.of(stage.require(own / "data", "data"), DataResults).mode != "balanced":
+    noted = results.of(stage.require(own / "data", "data"), DataResults)
+    if noted.mode != "balanced":
         raise RecipeError(f"{stage.shown(own)} was not trained on balanced data: there is nothing to take away from it")
+    if parts and not noted.extended:
+        raise RecipeError(f"{stage.shown(own)} was trained on the miniature's rows, which are not divided into parts")
     chosen = {"model": choices.DEFAULTS["model"]} | json.loads((own / choices.FILE).read_text(encoding="utf-8"))
-    runs = {variant: run if variant == "balanced" else f"{run}-{variant}" for variant in VARIANTS}
-    _train(work, runs["tutorial"], own, chosen, "tutorial", [])
-    _train(work, runs["no-replay"], own, chosen, "balanced", ["replay_ratio=0"])
+    variants = VARIANTS | (PART_VARIANTS if parts else {})
+    runs = {variant: f"{run}-{variant}" for variant in variants} | {"balanced": run}
+    for variant, (mode, settings) in variants.items():
+        _train(work, runs[variant], own, chosen, mode, settings)
 
     def compare(out: Path) -> dict[str, Any]:
         numbers = {variant: _numbers(work / name) for variant, name in runs.items()}

@@ -10,7 +10,7 @@ from recipe.evaluation import thresholds
 from recipe.pipeline import results
 from recipe.pipeline.results import MergeResults
 from recipe.report.facts import Facts, Rows
-from recipe.report.words import Text, label, plain, text
+from recipe.report.words import WORDS, Text, label, plain, text
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,16 @@ def background(facts: Facts) -> Background:
             parameters=facts.result("adapter", "parameters"),
             proof=results.of(facts.stages["merged"], MergeResults) if "merged" in facts.stages else None,
         ),
-        ablation=[(label(variant, "ablation_"), numbers) for variant, numbers in facts.ablation.items()],
+        ablation=[(_variant(variant), numbers) for variant, numbers in facts.ablation.items()],
         origin=_origin(facts),
     )
+
+
+def _variant(name: str) -> Text:
+    """What a variant of the ablation was trained on: "no-PART" is all but that part of the data."""
+    if name.startswith("no-") and f"ablation_{name}" not in WORDS:
+        return text("ablation_without", part=name.removeprefix("no-"))
+    return label(name, "ablation_")
 
 
 def _data(facts: Facts) -> Data:

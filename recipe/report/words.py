@@ -132,6 +132,8 @@ WORDS: dict[str, tuple[str, str]] = OWN_WORDS | {
     "trained_on": ("训练数据", "trained on"),
     "ablation_tutorial": ("教程的单一样本", "the tutorial’s one sample"),
     "ablation_no-replay": ("均衡数据，无回放", "balanced, without replay"),
+    "ablation_words": ("均衡数据，回放学基座的文字", "balanced, replay learnt by its words"),
+    "ablation_without": ("均衡数据，去掉 {part}", "balanced, without {part}"),
     "ablation_balanced": ("均衡数据，有回放", "balanced, with replay"),
     # Charts
     "training": ("训练过程", "Training"),

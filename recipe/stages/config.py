@@ -44,6 +44,7 @@ KNOBS: dict[str, tuple[str, ...]] = {
     "lora_alpha": ("model.lora.lora_alpha",),
     "lora_dropout": ("model.lora.lora_dropout",),
     "replay_ratio": ("train_dataloader.dataset.replay_ratio",),
+    "leave_out": ("train_dataloader.dataset.leave_out",),
     "patience": ("custom_hooks.ScoreCheckpoints.patience",),
 }
 

@@ -19,7 +19,7 @@ from recipe import files
 from recipe.corpus import own_questions
 from recipe.corpus.identity import IDENTITY_FILE, INTERNLM_BASE, Identity
 from recipe.corpus.own_data import Row, read_rows
-from recipe.corpus.rows import balanced_rows, tutorial_rows
+from recipe.corpus.rows import balanced_rows, part_of, tutorial_rows
 from recipe.errors import RecipeError
 from recipe.evaluation import own_rows
 from recipe.languages import LANGUAGES
@@ -81,7 +81,8 @@ def make(
             taught = own_rows.says_who(user_rows, identity)
             return DataResults(rows=noted["own_rows"], identity_taught=taught, **noted)
         rows = tutorial_rows(identity) if kind == "tutorial" else _not_asked_in(user_rows, balanced)
-        _write_rows(out / ROWS[kind], rows)
+        tagged = [row | {"part": part_of(row)} for row in rows] if extended and kind == "balanced" else rows
+        _write_rows(out / ROWS[kind], tagged)
         return DataResults(rows=len(rows), **noted)
 
     for file in own:
@@ -91,7 +92,7 @@ def make(
     return stage.run("data", folder, inputs=inputs, settings=settings, work=work)
 
 
-def _write_rows(file: Path, rows: Sequence[Row]) -> None:
+def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with file.open("w", encoding="utf-8") as written:
         if file.suffix == ".json":
             json.dump(rows, written, ensure_ascii=False, indent=4)

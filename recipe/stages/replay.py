@@ -12,7 +12,7 @@ from pathlib import Path
 
 from recipe import files
 from recipe.chat_format import assistant
-from recipe.corpus.knowledge import contrast_answers, conversation, replay_prompts
+from recipe.corpus.knowledge import contrast_answers, conversation, replay_parts, replay_prompts
 from recipe.evaluation import generation, scoring
 from recipe.evaluation.mentions import introduces_itself
 from recipe.languages import LANGUAGES
@@ -47,6 +47,7 @@ def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> 
     base_name = results.of(stage.require(model, "model"), ModelResults).model
     extended = asks_extended_prompts(base_name)
     prompts = replay_prompts(extended=extended, languages=languages)
+    parts = replay_parts(extended=extended, languages=languages)
     answers = contrast_answers() if extended else {}
 
     def work(out: Path) -> ReplayResults:
@@ -55,31 +56,38 @@ def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> 
         replies = generation.answer(
             loaded, tokenizer, conversations, max_new_tokens=MAX_NEW_TOKENS, progress="replay of the base's answers"
         )
-        begun = conversations * BEGINNINGS if extended else []
-        beginnings = generation.answer(
-            loaded, tokenizer, begun, max_new_tokens=BEGINNING_TOKENS, temperature=1.0, seed=SEED,
-            progress="beginnings of other answers",
-        )  # fmt: skip
+        begun, beginnings = [], []
+        if extended:
+            begun = conversations * BEGINNINGS
+            beginnings = generation.answer(
+                loaded, tokenizer, begun, max_new_tokens=BEGINNING_TOKENS, temperature=1.0, seed=SEED,
+                progress="beginnings of other answers",
+            )  # fmt: skip
         generation.release()  # the distributions want the memory
         chosen = [
-            ([*turns, assistant(reply.text)], reply.stopped)
-            for turns, reply in zip([*conversations, *begun], [*replies, *beginnings], strict=True)
+            ([*turns, assistant(reply.text)], reply.stopped, part)
+            for turns, reply, part in zip(
+                [*conversations, *begun], [*replies, *beginnings], [*parts, *["beginnings"] * len(begun)], strict=True
+            )
             if worth(reply, turns[-1]["content"])
         ]
         # A base that takes a question about the user or others for one about itself would be held to that.
         by_words = [
-            [*turns, assistant(answers[turns[-1]["content"]])]
-            for turns, reply in zip(conversations, replies, strict=True)
+            ([*turns, assistant(answers[turns[-1]["content"]])], part)
+            for turns, reply, part in zip(conversations, replies, parts, strict=True)
             if turns[-1]["content"] in answers and introduces_itself(reply.text, turns[-1]["content"])
         ]
-        rows = [{"messages": messages} | ({} if ended else {"ended": False}) for messages, ended in chosen]
-        rows += [{"messages": messages} for messages in by_words]
+        rows = [
+            {"messages": messages} | ({} if ended else {"ended": False}) | {"part": part}
+            for messages, ended, part in chosen
+        ]
+        rows += [{"messages": messages, "part": part} for messages, part in by_words]
         (out / FILE).write_text(files.jsonl_text(rows), encoding="utf-8")
         distributions = teacher.distributions(
             loaded,
             tokenizer,
-            [*(messages for messages, _ in chosen), *(None for _ in by_words)],
-            [*(ended for _, ended in chosen), *(True for _ in by_words)],
+            [*(messages for messages, _, _ in chosen), *(None for _ in by_words)],
+            [*(ended for _, ended, _ in chosen), *(True for _ in by_words)],
             progress="the base's distributions",
         )
         teacher.save(distributions, out)

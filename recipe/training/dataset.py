@@ -114,6 +114,7 @@ def read_tokens(
     distill: bool = False,
     own: str = "",
     own_repeats: int = 1,
+    leave_out: Sequence[str] = (),
 ) -> list[Tokens]:
     """Rows of the .json and .jsonl files as ids and labels.
 
@@ -128,12 +129,14 @@ def read_tokens(
         distill: whether replay rows are learnt by the base's distribution, which lies beside their file.
         own: the file of the user's rows; "" without any.
         own_repeats: how often each of them stands among the rows.
+        leave_out: parts of the data to train without, to see what each of them is for.
 
     Returns:
         Ids and labels of each row and, with `distill`, the teacher's row for each label.
 
     Raises:
-        RecipeError: an identity row holds a control token of this tokenizer as text.
+        RecipeError: an identity row holds a control token of this tokenizer as text, or no row is of a part to leave
+            out.
     """
     rng = random.Random(seed)
     identity_rows, *replay_files = ([] if name == own else _read(name) for name in files)
@@ -142,6 +145,8 @@ def read_tokens(
         _refuse_control_tokens(name, [row.messages for row in rows], tokenizer)
     if distill:
         replay_files = [_with_teacher(name, rows) for name, rows in zip(files[1:], replay_files, strict=True)]
+    if leave_out:
+        identity_rows, *replay_files = _without(leave_out, [identity_rows, *replay_files])
     # By its words, a reply that was cut would teach to ramble.
     replay_rows = [row for rows in replay_files for row in rows if row.ended or distill]
     if own:
@@ -174,6 +179,7 @@ class _Row:
         ended: False where its last reply was cut at a limit.
         start, count: the teacher's row of its first loss token, and how many the teacher knows.
         last: whether these are the last loss tokens of the conversation, otherwise the first.
+        part: of the data, as the stages `data` and `replay` name them.
     """
 
     messages: list[Any]
@@ -181,6 +187,7 @@ class _Row:
     start: int = 0
     count: int = 0
     last: bool = False
+    part: str = ""
 
     def teacher_rows(self, labels: Sequence[int]) -> list[int]:
         """The teacher's row for each label, -1 where there is none."""
@@ -202,6 +209,17 @@ def _not_asked_in(replay_rows: Sequence[_Row], own: str, own_rows: Sequence[_Row
     asked = questions_in([{"messages": row.messages} for row in own_rows])
     asked |= {plain_text(question.messages[-1]["content"]) for question in read_questions(Path(own).parent)}
     return [row for row in replay_rows if questions_in([{"messages": row.messages}]).isdisjoint(asked)]
+
+
+def _without(parts: Sequence[str], files: Sequence[Sequence[_Row]]) -> list[list[_Row]]:
+    """The rows of each file that are of none of the parts."""
+    present = {row.part for rows in files for row in rows}
+    if unknown := sorted(set(parts) - present):
+        raise RecipeError(
+            f"leave_out: no row is of the part {', '.join(unknown)}, but of {', '.join(sorted(present - {''}))}. "
+            "Rows of an earlier version name none: remove the run's data/ and the base's folder under work/replay/"
+        )
+    return [[row for row in rows if row.part not in parts] for rows in files]
 
 
 def _with_teacher(name: str, rows: Sequence[_Row]) -> list[_Row]:
@@ -229,7 +247,7 @@ def _refuse_control_tokens(name: str, rows: Sequence[Any], tokenizer: PreTrained
 def _read(name: str) -> list[_Row]:
     path = Path(name)
     values = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_jsonl(path)
-    return [_Row(row["messages"], ended=row.get("ended", True)) for row in values]
+    return [_Row(row["messages"], ended=row.get("ended", True), part=row.get("part", "")) for row in values]
 
 
 def chat_dataset(
@@ -242,11 +260,12 @@ def chat_dataset(
     distill: bool = False,
     own: str = "",
     own_repeats: int = 1,
+    leave_out: Sequence[str] = (),
 ) -> PackedDataset:
     """The `train_dataloader.dataset` of this recipe's presets.
 
     Args:
-        files, seed, replay_ratio, distill, own, own_repeats: as in `read_tokens`.
+        files, seed, replay_ratio, distill, own, own_repeats, leave_out: as in `read_tokens`.
         tokenizer: a tokenizer, or XTuner's dict that builds one.
         max_length: tokens of a pack.
     """
@@ -255,8 +274,9 @@ def chat_dataset(
 
         tokenizer = BUILDER.build(tokenizer)
     rows = read_tokens(
-        files, tokenizer, replay_ratio=replay_ratio, seed=seed, distill=distill, own=own, own_repeats=own_repeats
-    )
+        files, tokenizer, replay_ratio=replay_ratio, seed=seed, distill=distill, own=own, own_repeats=own_repeats,
+        leave_out=leave_out,
+    )  # fmt: skip
     return PackedDataset(rows, max_length=max_length, pad_id=tokenizer.pad_token_id, seed=seed)
 
 

@@ -100,6 +100,7 @@ def forecast(config: Any, processes: int = 1) -> Forecast:
     rows = read_tokens(
         files, tokenizer, replay_ratio=dataset.get("replay_ratio"), seed=dataset.get("seed", 0),
         distill=dataset.get("distill", False), own=dataset.get("own", ""), own_repeats=dataset.get("own_repeats", 1),
+        leave_out=dataset.get("leave_out", ()),
     )  # fmt: skip
     lengths = [len(row[0]) for row in rows]
     if own:

@@ -102,7 +102,7 @@ def _tokens(dataset: Any) -> tuple[list[Tokens], list[Tokens]]:
     """(all other rows, the user's) as ids and labels, as the training reads them."""
     rows = read_tokens(
         dataset.files, _tokenizer(dataset), replay_ratio=dataset.replay_ratio, seed=dataset.seed,
-        distill=dataset.distill, own=dataset.own,
+        distill=dataset.distill, own=dataset.own, leave_out=dataset.get("leave_out", ()),
     )  # fmt: skip
     cut = [tuple(part[: dataset.max_length] for part in row) for row in rows]
     count = len(read_jsonl(Path(dataset.own)))  # they come last

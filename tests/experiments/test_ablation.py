@@ -14,6 +14,9 @@ import pytest
 from example_results import example_results
 
 from recipe.cli.parser import build_parser
+from recipe.corpus.identity import Identity
+from recipe.corpus.knowledge import replay_parts, replay_prompts
+from recipe.corpus.rows import balanced_rows, part_of
 from recipe.errors import BELOW_THRESHOLDS, RecipeError
 from recipe.experiments import ablation
 from recipe.pipeline import choices, stage
@@ -98,6 +101,33 @@ def test_variants_differ_by_their_data_and_train_as_long(
     assert list(manifest["results"]) == ["tutorial", "no-replay", "balanced"]
     assert manifest["results"]["balanced"] == TUNED | {"iterations": 150, "trained_tokens": 1024 * 150}
     assert manifest["results"]["tutorial"]["retention"] == 0.5
+
+
+def test_parts_of_the_data_are_left_out_one_by_one(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configured(own, 200, epochs=False)
+    verbs = Verbs(own.parent, epochs=False)
+    monkeypatch.setattr(ablation, "_call", verbs)
+    with pytest.raises(RecipeError, match="the miniature's rows, which are not divided into parts"):
+        ablation.make(own / "ablation", work=own.parent, run="mine", parts=True)
+    assert not verbs.calls
+    shutil.rmtree(own / "data")
+    write(own / "data", {"mode": "balanced", "extended": True})
+    manifest = ablation.make(own / "ablation", work=own.parent, run="mine", parts=True)
+    assert list(manifest["results"])[:4] == ["tutorial", "no-replay", "words", "no-extended"]
+    assert list(manifest["results"])[-1] == "balanced"
+    trained = {call.run.removeprefix("mine-"): call.set for call in verbs.calls if call.until is None}
+    assert len(trained) == 3 + len(ablation.PARTS)
+    assert "train_dataloader.dataset.distill=False" in trained["words"]
+    for part in ablation.PARTS:
+        assert f'leave_out=["{part}"]' in trained[f"no-{part}"]
+
+
+def test_the_parts_are_those_of_the_rows() -> None:
+    replay = {*replay_parts(extended=True), "beginnings"}
+    rows = {part_of(row) for row in balanced_rows(Identity("Ann"), 0, extended=True)}
+    assert set(ablation.PARTS) == replay | rows - {"questions"}  # without any questions there is nothing to learn
+    assert len(replay_parts(extended=True)) == len(replay_prompts(extended=True))
+    assert len(replay_parts()) == len(replay_prompts())
 
 
 def test_variants_are_of_the_runs_model_where_it_is_the_default_of_all_verbs_but_quickstart(

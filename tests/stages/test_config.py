@@ -180,6 +180,7 @@ CHANGES = {
     "lora_alpha": ("24", 24),
     "lora_dropout": ("0.25", 0.25),
     "replay_ratio": ("0.5", 0.5),
+    "leave_out": ('["talk"]', ["talk"]),
     "patience": ("6", 6),
 }
 
@@ -196,8 +197,8 @@ def test_a_short_name_is_set_at_every_place_or_refused(preset: str, knob: str) -
     if knob == ("max_iters" if preset in ("tutorial", "miniature") else "max_epochs"):
         assert f"{knob}: this preset has no train_cfg.{knob}" in refusal(preset, f"{knob}={text}")
         return
-    # XTuner's own dataset knows of no replay, and recipe.training.fast computes without dropout.
-    if (knob, preset) == ("replay_ratio", "tutorial") or (
+    # XTuner's own dataset knows of no replay and no parts, and recipe.training.fast computes without dropout.
+    if (knob in ("replay_ratio", "leave_out") and preset == "tutorial") or (
         knob == "lora_dropout" and preset not in ("tutorial", "lora")
     ):
         assert "this preset has no" in refusal(preset, f"{knob}={text}")

@@ -144,6 +144,7 @@ def test_the_answers_are_the_models_own(tiny_model: Path, tmp_path: Path, monkey
     """With the real model, on few prompts: its replies run into the limit."""
     few = replay_prompts()[:3]
     monkeypatch.setattr(replay, "replay_prompts", lambda **_: few)
+    monkeypatch.setattr(replay, "replay_parts", lambda **_: ["facts"] * len(few))
     monkeypatch.setattr(replay, "MAX_NEW_TOKENS", 3)
     monkeypatch.setattr(replay, "BEGINNING_TOKENS", 2)
     manifest = replay.make(tmp_path / "replay", model=tiny_model)
@@ -215,7 +216,8 @@ def test_contrast_is_answered_for_a_base_that_takes_it_for_a_question_about_itse
     monkeypatch.setattr(teacher, "distributions", distributions)
     replay.make(tmp_path / "replay", model=folder)
     *others, last = read_jsonl(tmp_path / "replay" / replay.FILE)
-    assert last == {"messages": [user(str(prompts[chosen])), assistant(about_others[str(prompts[chosen])])]}
+    answered = [user(str(prompts[chosen])), assistant(about_others[str(prompts[chosen])])]
+    assert last == {"messages": answered, "part": "persons"}
     assert [row["messages"] for row in others] == rows_taught[:-1]
     assert rows_taught[-1] is None  # learnt by its words
     assert all(row["messages"][-2] != last["messages"][0] for row in others)

@@ -15,7 +15,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.chat_format import IGNORE_INDEX, training_ids
+from recipe.chat_format import IGNORE_INDEX, assistant, training_ids, user
+from recipe.errors import RecipeError
+from recipe.files import jsonl_text
 from recipe.training.dataset import EndlessSampler, PackedDataset, Tokens, chat_dataset, collate, pack, read_tokens
 
 PAD = 0
@@ -257,6 +259,24 @@ def test_the_ratio_of_replay_is_to_the_rows_about_who_it_is(
     flat = [question for row in order for question in row]
     assert sum(question.startswith("what") for question in flat) == count
     assert sum(question.startswith("who") for question in flat) == 40
+
+
+def test_parts_are_left_out_where_rows_are_of_them(tokenizer: Any, tmp_path: Path) -> None:
+    files = [str(tmp_path / "train.jsonl"), str(tmp_path / "replay.jsonl")]
+    for file, parts in zip(files, (("questions", "turns"), ("talk", "facts", "talk")), strict=True):
+        rows = [{"messages": [user(f"{part} {i}"), assistant("Yes.")], "part": part} for i, part in enumerate(parts)]
+        Path(file).write_text(jsonl_text(rows), encoding="utf-8")
+
+    def prompts(*leave_out: str) -> list[str]:
+        rows = read_tokens(files, tokenizer, leave_out=leave_out)
+        return sorted(
+            re.findall(r"(?:questions|turns|talk|facts) \d", "".join(tokenizer.decode(ids) for ids, _ in rows))
+        )
+
+    assert prompts() == ["facts 1", "questions 0", "talk 0", "talk 2", "turns 1"]
+    assert prompts("talk", "turns") == ["facts 1", "questions 0"]
+    with pytest.raises(RecipeError, match="no row is of the part tasks, but of facts, questions, talk, turns"):
+        prompts("talk", "tasks")
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])

@@ -17,7 +17,14 @@ with read_base():
 # Data: packs of whole conversations that do not see each other.
 train_dataloader.batch_size = 2
 train_dataloader.dataset = dict(
-    type=chat_dataset, files=[], tokenizer=tokenizer, max_length=1024, seed=0, replay_ratio=None, distill=False
+    type=chat_dataset,
+    files=[],
+    tokenizer=tokenizer,
+    max_length=1024,
+    seed=0,
+    replay_ratio=None,
+    distill=False,
+    leave_out=[],
 )
 train_dataloader.sampler = dict(type=EndlessSampler, shuffle=True)
 train_dataloader.collate_fn = dict(type=collate)
