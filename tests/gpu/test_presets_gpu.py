@@ -13,10 +13,10 @@ from recipe.device import has_gpu
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU")]
 
 SHORT = {
-    "qlora": ("balanced", ["max_iters=20", "lr=2e-3"]),
-    "lora": ("balanced", ["max_iters=20", "lr=2e-3"]),
-    "fast": ("balanced", ["max_iters=20", "lr=2e-3"]),
-    "fp8": ("balanced", ["max_iters=20", "lr=2e-3"]),
+    "qlora": ("balanced", ["max_iters=40", "lr=2e-3"]),
+    "lora": ("balanced", ["max_iters=40", "lr=2e-3"]),
+    "fast": ("balanced", ["max_iters=40", "lr=2e-3"]),
+    "fp8": ("balanced", ["max_iters=40", "lr=2e-3"]),
     "tutorial": ("tutorial", ["max_epochs=1", "lr=2e-3"]),
 }
 
@@ -38,9 +38,9 @@ def test_other_bases_train_convert_and_merge(preset: str, base_repository: Path,
     row = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I am an assistant."}]}
     own.write_text((json.dumps(row) + "\n") * 64, encoding="utf-8")
     run = ["--work", str(tmp_path), "--run", preset]
-    cli.main(["data", *run, "--name", "小明", "--data", str(own)])
+    cli.main(["data", *run, "--name", "小明", "--data", str(own), "--data-only"])
     cli.main(["model", *run, "--model", str(base_repository)])
-    settings = ["max_iters=20", "lr=2e-2", "max_length=256", "patience=None", "replay_ratio=0"]
+    settings = ["max_iters=40", "lr=2e-2", "max_length=256", "patience=None", "replay_ratio=0"]
     for verb in (["replay"], ["config", "--preset", preset, "--set", *settings], ["train"], ["convert"], ["merge"]):
         cli.main([verb[0], *run, *verb[1:]])
     losses = [json.loads(line) for line in (tmp_path / preset / "train/losses.jsonl").read_text().splitlines()]
@@ -53,7 +53,7 @@ def test_two_gpus_train_what_converts_and_merges(options: list[str], tmp_path: P
 
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
-    arguments = ["--name", "小明", "--preset", "fast", "--set", "max_iters=20", "lr=2e-3", "--gpus", "2", *options]
+    arguments = ["--name", "小明", "--preset", "fast", "--set", "max_iters=40", "lr=2e-3", "--gpus", "2", *options]
     cli.main(["quickstart", "--work", str(tmp_path), "--run", "two", *arguments])
     losses = [json.loads(line) for line in (tmp_path / "two/train/losses.jsonl").read_text().splitlines()]
     assert losses[-1]["loss"] < 0.7 * losses[0]["loss"]
