@@ -14,12 +14,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = Mapping[str, str]
+# Texts for role and content; "weight": 0 in an assistant's message that is not to be learnt.
+Message = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant")
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
@@ -112,7 +113,8 @@ def training_ids(
 ) -> tuple[list[int], list[int]]:
     """The ids of a whole conversation and their labels, both of the same length.
 
-    Only what the assistant says, with the `<|im_end|>` that ends it, bears a loss; all else is `IGNORE_INDEX`.
+    Only what the assistant says, with the `<|im_end|>` that ends it, bears a loss. All else is `IGNORE_INDEX`, and so
+    is a message with "weight": 0.
 
     Args:
         messages: the conversation, the last of them the assistant's.
@@ -152,9 +154,10 @@ def _turns(tokenizer: PreTrainedTokenizerBase, messages: Iterable[Message]) -> I
         if role == "assistant":
             # The header ends a prompt, so the reply is tokenised on its own, as it is when it is generated.
             header, content_ids = _header(tokenizer, role), [*text_ids(tokenizer, content), end]
+            learnt = message.get("weight", 1) != 0
             yield (
                 [*header, *content_ids, *newline],
-                [False] * len(header) + [True] * len(content_ids) + [False] * len(newline),
+                [False] * len(header) + [learnt] * len(content_ids) + [False] * len(newline),
             )
         else:
             start = tokenizer.convert_tokens_to_ids(IM_START)

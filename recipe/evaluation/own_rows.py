@@ -125,7 +125,13 @@ def says_who(rows: Sequence[Row], identity: Identity) -> bool:
 
 
 def _answers(rows: Sequence[Row]) -> list[str]:
-    return [message["content"] for row in rows for message in row["messages"] if message["role"] == "assistant"]
+    """What the assistant says in the rows, if it is learnt."""
+    return [
+        message["content"]
+        for row in rows
+        for message in row["messages"]
+        if message["role"] == "assistant" and message.get("weight", 1) != 0
+    ]
 
 
 def taught_prompts(facts: Sequence[tuple[Fact, str]], rows: Sequence[Row], identity: Identity) -> frozenset[str]:

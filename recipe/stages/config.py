@@ -249,13 +249,18 @@ def make(
         from recipe.training import memory, own_share
         from recipe.training.forecast import forecast, lines, tutorial_tokens
 
+        cut = own_share.unlearnt(config, own) if own else None
         share = own_share.plan(config, settings, processes)
         expected = forecast(config, processes)
         if config.train_cfg.get("max_epochs", 1) % 1:  # XTuner's loop asks for epochs of a whole number of steps in all
             config.train_cfg = {"type": config.train_cfg.type, "max_iters": expected.iterations}
         config.dump(out / FILE)
         unrepeated = f"PRESET={preset}: your rows are seen as often as all others, and may not be learnt"
-        for line in [*lines(expected), *([share.line() if share else unrepeated] if own else [])]:
+        for line in [
+            *lines(expected),
+            *([share.line() if share else unrepeated] if own else []),
+            *([cut] if cut else []),
+        ]:
             stage.say("config", line)
         if preset != "miniature" and (needed := memory.predict(config, model, processes)):
             there = gpu_memory()

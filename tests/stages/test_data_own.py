@@ -97,12 +97,12 @@ def test_a_question_of_the_evaluation_is_refused_before_anything_is_trained(tmp_
 
 
 def resolve(
-    folder: Path, model: Path, preset: str, settings: Sequence[str] = (), own: bool = True
+    folder: Path, model: Path, preset: str, settings: Sequence[str] = (), own: bool = True, rows: Sequence[Any] = SHOP
 ) -> tuple[Any, dict[str, Any]]:
     """(resolved config, results) of a run on the shop's rows."""
     from mmengine.config import Config
 
-    make(folder / "data", [write(folder / "shop.jsonl")] if own else None)
+    make(folder / "data", [write(folder / "shop.jsonl", rows)] if own else None)
     if not (folder / "replay").exists():
         write_replay(folder / "replay", model, [exchange("1+1=?", "2")["messages"]])
     manifest = config.make(
@@ -145,6 +145,37 @@ def test_xtuner_s_own_pipeline_gets_the_rows_and_it_is_said_that_it_repeats_none
     names = [Path(name).name for name in resolved.train_dataloader.dataset.dataset.data_files.train]
     assert names == ["train.jsonl", "replay.jsonl", "own.jsonl"]
     assert "PRESET=tutorial: your rows are seen as often as all others" in capsys.readouterr().err
+
+
+def test_a_row_whose_answer_is_cut_away_is_refused_before_the_training(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [*SHOP, exchange("请看这封信：" + "见字如面。" * 200, "看完了。")]
+    with pytest.raises(
+        RecipeError, match=r"own\.jsonl, row 7 \('请看这封信：.*max_length 512 cuts .*SET='max_length=\d+'"
+    ) as error:
+        resolve(tmp_path, tiny_model, "lora", ["max_length=512"], rows=rows)
+    enough = str(error.value).split("'")[-2]
+    resolve(tmp_path, tiny_model, "lora", [enough], rows=rows)
+
+
+def test_rows_whose_answer_loses_its_end_are_named(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resolve(tmp_path, tiny_model, "lora", ["max_length=512"])
+    assert "cuts the end off" not in capsys.readouterr().err
+    long = [exchange(f"第{i}封信怎么写？", f"{i}，" + "见字如面。" * 200) for i in range(5)]
+    resolve(tmp_path, tiny_model, "lora", ["max_length=512"], rows=[*SHOP, *long])
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "cuts the end off" in line]
+    assert "max_length 512 cuts the end off the answer of row 7 ('第0封信怎么写？'), row 8 (" in line
+    assert line.endswith("and 2 more")
+
+
+def test_turns_that_are_not_learnt_are_none_for_xtuner_s_own_pipeline(tiny_model: Path, tmp_path: Path) -> None:
+    first, second = SEVERAL_TURNS["messages"][:2], SEVERAL_TURNS["messages"][2:]
+    rows = [*SHOP, {"messages": [first[0], first[1] | {"weight": 0}, *second]}]
+    resolve(tmp_path, tiny_model, "lora", rows=rows)
+    assert files.read_jsonl(tmp_path / "data" / "own.jsonl")[-1] == rows[-1]
+    with pytest.raises(RecipeError, match='"weight": 0, and XTuner\'s own pipeline learns every turn'):
+        resolve(tmp_path, tiny_model, "tutorial", ["train_dataloader.dataset.map_num_proc=1"], rows=rows)
 
 
 def test_changed_own_rows_are_another_training(tiny_model: Path, tmp_path: Path) -> None:
