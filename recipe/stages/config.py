@@ -11,13 +11,16 @@ import difflib
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipe.device import gpu_memory, has_gpu
 from recipe.errors import RecipeError
 from recipe.pipeline import results, stage
 from recipe.pipeline.results import ConfigResults, DataResults
 from recipe.stages import replay
+
+if TYPE_CHECKING:
+    from recipe.training.memory import Memory
 
 PRESETS = Path(__file__).parent.parent / "training" / "presets"
 FILE = "config.py"
@@ -256,16 +259,11 @@ def make(
             config.train_cfg = {"type": config.train_cfg.type, "max_iters": expected.iterations}
         config.dump(out / FILE)
         unrepeated = f"PRESET={preset}: your rows are seen as often as all others, and may not be learnt"
-        for line in [
-            *lines(expected),
-            *([share.line() if share else unrepeated] if own else []),
-            *([cut] if cut else []),
-        ]:
+        about_own = [share.line() if share else unrepeated, *([cut] if cut else [])] if own else []
+        for line in [*lines(expected), *about_own]:
             stage.say("config", line)
         if preset != "miniature" and (needed := memory.predict(config, model, processes)):
-            there = gpu_memory()
-            short = there is not None and needed.total >> 20 > there
-            stage.say("config", f"warning: this GPU has {there:,} MiB; {needed.line()}" if short else needed.line())
+            stage.say("config", _beside_the_gpu(needed))
         tutorial = tutorial_tokens(read_identity(data_folder), model)
         stage.say("config", f"{expected.trained_tokens / tutorial:.0%} of what the tutorial trains on")
         return ConfigResults(
@@ -278,6 +276,13 @@ def make(
         "processes": processes  # of the forecast, and of where in an epoch the training ends
     }
     return stage.run("config", folder, inputs=inputs, settings=chosen, work=work)
+
+
+def _beside_the_gpu(needed: Memory) -> str:
+    """The line about the memory that a training needs, a warning where this GPU has less."""
+    there = gpu_memory()
+    short = there is not None and needed.total >> 20 > there
+    return f"warning: this GPU has {there:,} MiB; {needed.line()}" if short else needed.line()
 
 
 def _check_schedule(config: Any) -> None:
