@@ -36,10 +36,25 @@ IGNORE_INDEX = -100
 # Key of tokenizer_config.json: what ends a reply besides `<|im_end|>` and the tokenizer's eos_token.
 STOP_TOKENS = "stop_tokens"
 # For programs that only know Jinja templates (transformers' own pipeline, vLLM, llama.cpp): the same format as text.
+# Content may be text, nothing, or OpenAI's parts; `developer` is OpenAI's newer name of `system`. What the format has
+# no place for is refused. `generation` marks what bears a loss, for transformers' assistant masks.
 CHAT_TEMPLATE_WITHOUT_BOS = (
+    "{% if tools %}{{ raise_exception('this chat format has no tools: leave tools out') }}{% endif %}"
     "{% for message in messages %}"
-    "{% if message['role'] != 'system' or message['content'] %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% set role = 'system' if message['role'] == 'developer' else message['role'] %}"
+    "{% if role not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('role ' + role + ' is none of system, developer, user, assistant') }}{% endif %}"
+    "{% if message['tool_calls'] %}"
+    "{{ raise_exception('this chat format has no tools: leave tool_calls out') }}{% endif %}"
+    "{% set turn = namespace(text='') %}"
+    "{% if message['content'] is string %}{% set turn.text = message['content'] %}"
+    "{% elif message['content'] %}{% for part in message['content'] %}"
+    "{% if part['type'] != 'text' %}"
+    "{{ raise_exception('this model reads text alone, no content of another type') }}{% endif %}"
+    "{% set turn.text = turn.text + part['text'] %}{% endfor %}{% endif %}"
+    "{% if role == 'assistant' %}{{ '<|im_start|>assistant\\n' }}"
+    "{% generation %}{{ turn.text + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}"
+    "{% elif role != 'system' or turn.text %}{{ '<|im_start|>' + role + '\\n' + turn.text + '<|im_end|>\\n' }}"
     "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
