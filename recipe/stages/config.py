@@ -18,15 +18,10 @@ from recipe.errors import RecipeError
 from recipe.pipeline import results, stage
 from recipe.pipeline.results import ConfigResults, DataResults
 from recipe.stages import replay
+from recipe.training.resolved_config import READ_BY_TRAINER
 
 PRESETS = Path(__file__).parent.parent / "training" / "presets"
 FILE = "config.py"
-
-# What mmengine's Runner and XTuner's train.py read; the other variables of a config only served to compute these.
-READ_BY_TRAINER = (
-    "model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg", "custom_hooks", "default_hooks",
-    "env_cfg", "visualizer", "log_level", "load_from", "resume", "randomness", "log_processor", "model_wrapper_cfg",
-)  # fmt: skip
 
 # Short names of what people change, and every place that must change with it. Hooks are named by their class.
 KNOBS: dict[str, tuple[str, ...]] = {

@@ -149,7 +149,8 @@ def test_xtuner_s_own_pipeline_gets_the_rows_and_it_is_said_that_it_repeats_none
 
 def test_changed_own_rows_are_another_training(tiny_model: Path, tmp_path: Path) -> None:
     resolve(tmp_path, tiny_model, "lora")
-    inputs = train._read_by(tmp_path / "config" / config.FILE)
+    file = tmp_path / "config" / config.FILE
+    inputs = train._read_by(train._load(file, program=False), file)
     assert inputs["own"] == tmp_path / "data" / "own.jsonl"
 
 
