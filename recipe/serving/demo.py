@@ -40,7 +40,7 @@ def run(*, work: Path, run: str | None, host: str, port: int) -> None:
         host, port: where to listen.
 
     Raises:
-        RecipeError: the port is taken.
+        RecipeError: the port is taken, or the engine has failed.
     """
     global _model_host
     check_port(host, port)
@@ -76,8 +76,10 @@ async def _serve(host: str, port: int, model: ModelHost | Remote) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, server.stop)
     stage.say("demo", f"http://{host}:{port} (Ctrl-C stops it)")
+    model.on_failure = lambda: loop.call_soon_threadsafe(server.stop)
     threading.Thread(target=model.watch, daemon=True).start()
     await server.stopped
+    model.raise_failure()
 
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
