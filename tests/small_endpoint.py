@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 
 from recipe.engine import Engine
-from recipe.serving import api, endpoints
+from recipe.paths import ROOT
+from recipe.serving import endpoints
+from recipe.serving.listener import LimitedServer
 from recipe.serving.model_host import ModelHost
 
 HELLO: Any = [{"role": "user", "content": "你是谁？"}]
+ASK: dict[str, Any] = {"model": "quickstart", "messages": HELLO}
+WITHIN = 60  # seconds that nothing here takes
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -54,8 +63,6 @@ class Endpoint:
 
 def listen(model_host: ModelHost, key: str | None = None) -> Iterator[Endpoint]:
     """The endpoint of this process on a free port."""
-    from tornado.httpserver import HTTPServer
-
     loop = asyncio.new_event_loop()
     ready: list[int] = []
 
@@ -63,7 +70,9 @@ def listen(model_host: ModelHost, key: str | None = None) -> Iterator[Endpoint]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        HTTPServer(endpoints.application(model_host, key), max_body_size=api.MAX_BODY).listen(port, "127.0.0.1")
+        LimitedServer(
+            endpoints.application(model_host, key), keep=endpoints.MAX_BODY, max_body_size=endpoints.READ_BODY
+        ).listen(port, "127.0.0.1")
         ready.append(port)
 
     def run() -> None:
@@ -85,3 +94,54 @@ def idle(engine: Engine) -> bool:
     while engine.busy and time.monotonic() < end:
         time.sleep(0.01)
     return not engine.busy
+
+
+def health(url: str, path: str = "/health") -> int:
+    try:
+        with DIRECT.open(url + path, timeout=WITHIN) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+# --- The process --------------------------------------------------------------------------------------------------
+
+# The command, after a change to what it does.
+COMMAND = "{change}; import sys; from recipe.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@contextlib.contextmanager
+def stream(url: str, **options: Any) -> Iterator[Iterator[dict[str, Any]]]:
+    """The events of a streamed reply."""
+    body = json.dumps(ASK | {"stream": True} | options).encode()
+    request = urllib.request.Request(f"{url}/v1/chat/completions", body, {"Content-Type": "application/json"})
+    with DIRECT.open(request, timeout=WITHIN) as answer:
+        yield (json.loads(line[6:]) for line in answer if line.startswith(b"data: {"))
+
+
+@contextlib.contextmanager
+def server(
+    change: str, work: Path, tmp_path: Path, verb: str = "api"
+) -> Iterator[tuple[subprocess.Popen[bytes], Endpoint]]:
+    """`python -m recipe api`, or another verb, changed, once it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy") and key != "API_KEY"}
+    own |= {"TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", COMMAND.format(change=change), verb, "--port", str(port), "--work", str(work)]
+    url = f"http://127.0.0.1:{port}"
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(command, cwd=ROOT, env=own, stdout=log, stderr=log) as process,
+    ):
+        try:
+            end = time.monotonic() + WITHIN
+            while time.monotonic() < end and process.poll() is None:
+                with contextlib.suppress(OSError):
+                    if health(url, "/_stcore/health" if verb == "demo" else "/health") == 200:
+                        break
+                time.sleep(0.1)
+            yield process, Endpoint(url, port, ModelHost(work, None, port))
+        finally:
+            process.kill()

@@ -11,15 +11,13 @@ import signal
 import threading
 from pathlib import Path
 
-from tornado.httpserver import HTTPServer
-
 from recipe.errors import RecipeError
 from recipe.pipeline import stage
-from recipe.serving.endpoints import application, drain, is_loopback
+from recipe.serving.endpoints import MAX_BODY, READ_BODY, application, drain
+from recipe.serving.listener import LimitedServer, is_loopback
 from recipe.serving.model_host import ModelHost, check_port, run_server
 
 PORT = 8000
-MAX_BODY = 1 << 20  # bytes of a request
 DRAIN = 5  # seconds in which a server that stops tells its clients so; Docker waits ten
 
 
@@ -44,7 +42,7 @@ def run(*, work: Path, run: str | None, host: str, port: int) -> None:
 
 async def _serve(host: str, port: int, model_host: ModelHost, key: str | None) -> None:
     endpoints = application(model_host, key)
-    server = HTTPServer(endpoints, max_body_size=MAX_BODY)
+    server = LimitedServer(endpoints, keep=MAX_BODY, max_body_size=READ_BODY)
     server.listen(port, host)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 import json
 import time
 import uuid
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from tornado.iostream import StreamClosedError
@@ -21,10 +21,13 @@ from tornado.web import Application, RequestHandler
 from recipe.engine.reply import NotServedError, Reply
 from recipe.errors import RecipeError
 from recipe.serving import protocol
+from recipe.serving.listener import is_loopback
 from recipe.serving.model_host import ModelHost
 from recipe.serving.protocol import RequestError
 
 MAX_WAITING = 256  # completions on their way at which more requests are refused
+MAX_BODY = 1 << 20  # bytes of a request
+READ_BODY = 1 << 26  # bytes that are read of a longer one, so that its sender hears what is wrong
 
 
 class Handler(RequestHandler):
@@ -110,8 +113,10 @@ class Completions(Handler):
     """/v1/chat/completions, in one piece or as a stream."""
 
     reply: Reply | None = None
+    left = False  # the client
 
     def on_connection_close(self) -> None:
+        self.left = True
         if self.reply:
             self.reply.cancel()
 
@@ -132,13 +137,16 @@ class Completions(Handler):
             )
         messages, sampling = protocol.messages(body), protocol.sampling(body, engine.defaults, engine.length)
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        start = partial(engine.reply, messages, sampling, on_change=lambda: loop.call_soon_threadsafe(changed.set))
         try:
-            self.reply = engine.reply(messages, sampling, on_change=lambda: loop.call_soon_threadsafe(changed.set))
+            # A megabyte of text takes seconds to become tokens, in which the replies of others would stand still.
+            self.reply = reply = await loop.run_in_executor(None, start)
         except NotServedError as error:
             raise RequestError(503, str(error)) from None
         except RecipeError as error:
             raise RequestError(400, str(error), param="messages", code="context_length_exceeded") from None
-        reply = self.reply
+        if self.left:
+            reply.cancel()
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.model_id()}
         try:
             if body.get("stream"):
@@ -159,6 +167,8 @@ class Completions(Handler):
 
     def _body(self) -> dict[str, Any]:
         # A page of another site may send a form or plain text here without asking, but not this.
+        if len(self.request.body) > MAX_BODY:
+            raise RequestError(413, f"the body is larger than {MAX_BODY} bytes")
         if self.request.headers.get("Content-Type", "").split(";")[0].strip().lower() != "application/json":
             raise RequestError(415, "Content-Type must be application/json")
         try:
@@ -217,16 +227,6 @@ async def _pieces(reply: Reply, changed: asyncio.Event) -> AsyncIterator[str]:
             return
         else:
             await changed.wait()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name leads to this machine wherever it is used."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def application(model_host: ModelHost, key: str | None) -> Application:

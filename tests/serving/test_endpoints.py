@@ -3,34 +3,22 @@ healthy that is not."""
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_endpoint import DIRECT, HELLO, Endpoint, listen
+from small_endpoint import ASK, HELLO, WITHIN, Endpoint, health, listen, server, stream
 
 from recipe.engine import Engine, Sampling
 from recipe.engine.decoder import Decoder
 from recipe.engine.sampling import Sampler
 from recipe.engine.text import Text
-from recipe.paths import ROOT
 from recipe.serving.model_host import ModelHost
-
-WITHIN = 60  # seconds that nothing here takes
-ASK: dict[str, Any] = {"model": "quickstart", "messages": HELLO}
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +32,6 @@ def fresh_endpoint(served_work: Path) -> Iterator[Endpoint]:
     model_host = ModelHost(served_work, None, 3, verb="api", compare=False)
     model_host.load()
     yield from listen(model_host)
-
-
-def health(url: str) -> int:
-    try:
-        with DIRECT.open(f"{url}/health", timeout=WITHIN) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
 
 
 def lose_device(decoder: Decoder, *_: Any, **__: Any) -> Any:
@@ -154,48 +134,11 @@ def test_a_reader_that_fails_stops_no_other(model_host: ModelHost) -> None:
 
 # --- The process --------------------------------------------------------------------------------------------------
 
-# The command, after a change to what it does.
-COMMAND = "{change}; import sys; from recipe.cli import main; sys.exit(main(sys.argv[1:]))"
 ENDLESS = "from recipe.engine import engine; engine.stop_ids = lambda _: []"
 DEVICE_LOST = (
     "import sys; sys.path += ['tests', 'tests/serving']; from test_endpoints import lose_device;"
     "from recipe.engine.decoder import Decoder; Decoder.decode = lose_device"
 )
-
-
-@contextlib.contextmanager
-def stream(url: str, **options: Any) -> Iterator[Iterator[dict[str, Any]]]:
-    """The events of a streamed reply."""
-    body = json.dumps(ASK | {"stream": True} | options).encode()
-    request = urllib.request.Request(f"{url}/v1/chat/completions", body, {"Content-Type": "application/json"})
-    with DIRECT.open(request, timeout=WITHIN) as answer:
-        yield (json.loads(line[6:]) for line in answer if line.startswith(b"data: {"))
-
-
-@contextlib.contextmanager
-def server(change: str, work: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], Endpoint]]:
-    """`python -m recipe api`, changed, once it is healthy."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy") and key != "API_KEY"}
-    own |= {"TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", COMMAND.format(change=change), "api", "--port", str(port), "--work", str(work)]
-    url = f"http://127.0.0.1:{port}"
-    with (
-        (tmp_path / "log").open("w") as log,
-        subprocess.Popen(command, cwd=ROOT, env=own, stdout=log, stderr=log) as process,
-    ):
-        try:
-            end = time.monotonic() + WITHIN
-            while time.monotonic() < end and process.poll() is None:
-                with contextlib.suppress(OSError):
-                    if health(url) == 200:
-                        break
-                time.sleep(0.1)
-            yield process, Endpoint(url, port, ModelHost(work, None, port))
-        finally:
-            process.kill()
 
 
 def test_a_server_whose_device_is_lost_answers_and_exits_with_an_error(served_work: Path, tmp_path: Path) -> None:
