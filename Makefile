@@ -16,7 +16,7 @@ REVISION  ?=#           commit, branch or tag of MODEL=owner/name (default: its 
 OFFLINE   ?=#           OFFLINE=1 makes no connection: what is here must do / 离线
 PRESET    ?=#           fast, fp8, qlora, lora, tutorial, miniature (default: by MODEL and GPU) / 训练预设
 SET       ?=#           overrides, e.g. SET='lr=1e-4 max_iters=80' / 覆盖配置
-CONFIG    ?=#           an XTuner config of yours / 自备 XTuner 配置
+CONFIG    ?=#           an XTuner config of yours, a .py file that is run / 自备 XTuner 配置（会执行的 .py 文件）
 SEED      ?=#           fixes data, packing, order and LoRA's start / 随机种子
 RESUME    ?=#           RESUME=1 goes on from the last checkpoint / 断点续训
 DEEPSPEED ?=#           zero1, zero2, zero2_offload, zero3, zero3_offload

@@ -14,12 +14,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = Mapping[str, str]
+# Texts for role and content; "weight": 0 in an assistant's message that is not to be learnt.
+Message = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant")
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
@@ -36,10 +37,25 @@ IGNORE_INDEX = -100
 # Key of tokenizer_config.json: what ends a reply besides `<|im_end|>` and the tokenizer's eos_token.
 STOP_TOKENS = "stop_tokens"
 # For programs that only know Jinja templates (transformers' own pipeline, vLLM, llama.cpp): the same format as text.
+# Content may be text, nothing, or OpenAI's parts; `developer` is OpenAI's newer name of `system`. What the format has
+# no place for is refused. `generation` marks what bears a loss, for transformers' assistant masks.
 CHAT_TEMPLATE_WITHOUT_BOS = (
+    "{% if tools %}{{ raise_exception('this chat format has no tools: leave tools out') }}{% endif %}"
     "{% for message in messages %}"
-    "{% if message['role'] != 'system' or message['content'] %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% set role = 'system' if message['role'] == 'developer' else message['role'] %}"
+    "{% if role not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('role ' + role + ' is none of system, developer, user, assistant') }}{% endif %}"
+    "{% if message['tool_calls'] %}"
+    "{{ raise_exception('this chat format has no tools: leave tool_calls out') }}{% endif %}"
+    "{% set turn = namespace(text='') %}"
+    "{% if message['content'] is string %}{% set turn.text = message['content'] %}"
+    "{% elif message['content'] %}{% for part in message['content'] %}"
+    "{% if part['type'] != 'text' %}"
+    "{{ raise_exception('this model reads text alone, no content of another type') }}{% endif %}"
+    "{% set turn.text = turn.text + part['text'] %}{% endfor %}{% endif %}"
+    "{% if role == 'assistant' %}{{ '<|im_start|>assistant\\n' }}"
+    "{% generation %}{{ turn.text + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}"
+    "{% elif role != 'system' or turn.text %}{{ '<|im_start|>' + role + '\\n' + turn.text + '<|im_end|>\\n' }}"
     "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
@@ -112,7 +128,8 @@ def training_ids(
 ) -> tuple[list[int], list[int]]:
     """The ids of a whole conversation and their labels, both of the same length.
 
-    Only what the assistant says, with the `<|im_end|>` that ends it, bears a loss; all else is `IGNORE_INDEX`.
+    Only what the assistant says, with the `<|im_end|>` that ends it, bears a loss. All else is `IGNORE_INDEX`, and so
+    is a message with "weight": 0.
 
     Args:
         messages: the conversation, the last of them the assistant's.
@@ -152,9 +169,10 @@ def _turns(tokenizer: PreTrainedTokenizerBase, messages: Iterable[Message]) -> I
         if role == "assistant":
             # The header ends a prompt, so the reply is tokenised on its own, as it is when it is generated.
             header, content_ids = _header(tokenizer, role), [*text_ids(tokenizer, content), end]
+            learnt = message.get("weight", 1) != 0
             yield (
                 [*header, *content_ids, *newline],
-                [False] * len(header) + [True] * len(content_ids) + [False] * len(newline),
+                [False] * len(header) + [learnt] * len(content_ids) + [False] * len(newline),
             )
         else:
             start = tokenizer.convert_tokens_to_ids(IM_START)

@@ -109,17 +109,18 @@ def sentencepiece_file() -> Path:
 
 @pytest.fixture(scope="session")
 def real_tokenizer(sentencepiece_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The tokenizer of InternLM2-Chat-1.8B: what the model's own tokenizer.model becomes."""
+    """The tokenizer of InternLM2-Chat-1.8B: what stage `model` makes of the model's own files."""
     from transformers import AutoTokenizer
 
     from recipe.chat_format import CHAT_TOKENS
-    from recipe.checkpoint.tokenizer import build_tokenizer_json, fast_tokenizer_config
+    from recipe.stages import model
 
     names = {0: "<unk>", 1: "<s>", 2: "</s>"} | dict(enumerate(CHAT_TOKENS, 92538))
-    folder = tmp_path_factory.mktemp("real_tokenizer")
-    content = build_tokenizer_json(sentencepiece_file, names)
-    (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(fast_tokenizer_config(32768)), encoding="utf-8")
+    source, folder = tmp_path_factory.mktemp("real_source"), tmp_path_factory.mktemp("real_tokenizer")
+    shutil.copyfile(sentencepiece_file, source / "tokenizer.model")
+    own = {"added_tokens_decoder": {i: {"content": name} for i, name in names.items()}}
+    (source / "tokenizer_config.json").write_text(json.dumps(own), encoding="utf-8")
+    model._convert_tokenizer(source, folder, {"max_position_embeddings": 32768, "vocab_size": 92544})
     return AutoTokenizer.from_pretrained(folder)
 
 

@@ -1,14 +1,16 @@
 """The tokenizer of a ChatML base in the Llama or Qwen2 layout: checked, and written so that every tool reads it alike.
 
-tokenizer.json stays as it is. tokenizer_config.json is written anew: a stock class, so that tokenizer.json alone
-decides what text becomes; a chat template without a default system prompt; bos_token only where the base's format
-begins with one; a pad_token that is no part of the format. All follow the base's own files, and the result is compared
-with the base's own chat template and with the ids of the template's text.
+tokenizer.json stays as it is, and tokenizer.model goes along where the base has both. tokenizer_config.json is written
+anew: a stock class, so that tokenizer.json alone decides what text becomes; a chat template without a default system
+prompt; bos_token only where the base's format begins with one; a pad_token that is no part of the format. All follow
+the base's own files, and the result is compared with the base's own chat template and with the ids of the template's
+text.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,7 @@ from recipe.chat_format import (
     stop_ids,
     user,
 )
-from recipe.checkpoint.tokenizer import MODEL_INPUT_NAMES
+from recipe.checkpoint.tokenizer import MODEL_INPUT_NAMES, SENTENCEPIECE, added_tokens_decoder
 from recipe.errors import RecipeError
 from recipe.pipeline.stage import read_json, shown
 
@@ -71,6 +73,10 @@ def write(folder: Path, out: Path, config: dict[str, Any]) -> dict[str, Any]:
         "model_input_names": MODEL_INPUT_NAMES,
         "model_max_length": config["max_position_embeddings"],
     }
+    if content.get("model", {}).get("byte_fallback") and (folder / SENTENCEPIECE).is_file():
+        shutil.copyfile(folder / SENTENCEPIECE, out / SENTENCEPIECE)
+        named = added_tokens_decoder(content) | own.get("added_tokens_decoder", {})
+        settings |= {"added_tokens_decoder": named, "add_prefix_space": False}
     tokenizer = _load(folder, out, settings)
     template = _own_template(folder, own, tokenizer)
     if not _begins_with_bos(tokenizer, template):

@@ -37,7 +37,7 @@ def read_checkpoint(path: Path) -> Tensors:
     """
     from recipe.checkpoint.trainer_state import allow_trainer_state
 
-    allow_trainer_state()
+    allow_trainer_state(deepspeed=path.is_dir())
     try:
         if path.is_dir():
             from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
@@ -46,7 +46,10 @@ def read_checkpoint(path: Path) -> Tensors:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch, pickle, zipfile and DeepSpeed each raise their own
-        raise RecipeError(f"{shown(path)}: is no checkpoint that can be read: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        if reason.startswith("Weights only load failed"):
+            reason = "it is damaged, or holds objects that could run code as they are loaded"
+        raise RecipeError(f"{shown(path)}: is no checkpoint that can be read: {reason}") from error
     state = state.get("state_dict", state)
     tensors = {}
     for key, tensor in state.items():

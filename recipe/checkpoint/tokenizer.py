@@ -2,6 +2,9 @@
 
 InternLM2's tokenizer is SentencePiece BPE with byte fallback, an identity normaliser and no dummy prefix;
 tokenizer_config.json renames its last entries to the chat tokens. transformers' converter for Llama does the rest.
+
+transformers reads tokenizer.json. llama.cpp's converter reads tokenizer.model, renames its entries by
+`added_tokens_decoder`, and puts a space before a text unless `add_prefix_space` is false. A folder for both holds all.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ from recipe.errors import RecipeError
 
 # What `model.generate(**tokenizer(text))` passes on: no token_type_ids, which such models refuse.
 MODEL_INPUT_NAMES = ["input_ids", "attention_mask"]
+SENTENCEPIECE = "tokenizer.model"
+# Where earlier versions put it, out of llama.cpp's sight.
+OLDER_SENTENCEPIECE = "sentencepiece/tokenizer.model"
 
 
 def build_tokenizer_json(model_file: Path, names: dict[int, str]) -> dict[str, Any]:
@@ -74,6 +80,19 @@ def renamed_tokens(tokenizer_config: dict[str, Any]) -> dict[int, str]:
     return names
 
 
+def sentencepiece_model(folder: Path) -> Path | None:
+    """The SentencePiece model in a folder that stage `model` wrote, also an earlier version of it, or None."""
+    return next((folder / name for name in (SENTENCEPIECE, OLDER_SENTENCEPIECE) if (folder / name).is_file()), None)
+
+
+def added_tokens_decoder(tokenizer_json: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`added_tokens_decoder` of tokenizer_config.json: id -> name and flags of every added token of tokenizer.json."""
+    return {
+        str(token["id"]): {key: value for key, value in token.items() if key != "id"}
+        for token in tokenizer_json["added_tokens"]
+    }
+
+
 def is_internlm2s(tokenizer_config: Mapping[str, Any]) -> bool:
     """Whether a tokenizer_config.json that stage `model` wrote is InternLM2's, by its chat tokens."""
     return set(CHAT_TOKENS) <= set(tokenizer_config.get("additional_special_tokens", ()))
@@ -88,6 +107,7 @@ def fast_tokenizer_config(max_length: int) -> dict[str, Any]:
         "unk_token": "<unk>",
         "pad_token": EOS,
         "additional_special_tokens": list(CHAT_TOKENS),
+        "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",
         "model_input_names": MODEL_INPUT_NAMES,

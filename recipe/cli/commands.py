@@ -132,6 +132,7 @@ def run_train(options: argparse.Namespace) -> None:
         resume=options.resume,
         deepspeed=options.deepspeed,
         machines=machines,
+        program=options.config is not None,
     )
 
 

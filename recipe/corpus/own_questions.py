@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from recipe.chat_format import Message
 from recipe.corpus.own_data import Row, plain_text
@@ -76,16 +77,16 @@ def split(rows: Sequence[Row], seed: int) -> tuple[list[Row], list[OwnQuestion]]
 
 
 def questions_in(rows: Sequence[Row]) -> set[str]:
-    """What the user says in the rows, each as `plain_text`."""
+    """What the user says in the rows where the answer is learnt, each as `plain_text`."""
     return set(_user_turns(rows))
 
 
 def _user_turns(rows: Sequence[Row]) -> dict[str, int]:
-    """plain text -> how often the user says it."""
+    """plain text -> how often the user says it and the answer is learnt."""
     counts: dict[str, int] = {}
     for row in rows:
-        for message in row["messages"]:
-            if message["role"] == "user":
+        for message, answer in pairwise(row["messages"]):
+            if message["role"] == "user" and answer.get("weight", 1) != 0:
                 text = plain_text(message["content"])
                 counts[text] = counts.get(text, 0) + 1
     return counts

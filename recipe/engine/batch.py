@@ -26,21 +26,23 @@ class Output:
         on_end: called at the end.
         ids: without the token that ended it.
         stopped: whether the model ended it; False where it reached a limit.
+        error: what it failed with; None where it did not.
     """
 
     on_end: Callable[[], object]
     ids: list[int] = field(default_factory=list)
     stopped: bool = False
     cancelled: bool = False
+    error: Exception | None = None
 
     def add(self, token: int) -> bool:
         """Take the next token id."""
         self.ids.append(token)
         return False
 
-    def end(self, how: str, error: Exception | None = None) -> None:  # noqa: ARG002
+    def end(self, how: str, error: Exception | None = None) -> None:
         """Take note of how it ended."""
-        self.stopped = how == "stop"
+        self.stopped, self.error = how == "stop", error
         self.on_end()
 
 
@@ -88,6 +90,9 @@ class BatchGenerator:
 
         Returns:
             The replies, in the order of the prompts.
+
+        Raises:
+            Exception: what a reply failed with.
         """
         import torch
 
@@ -101,4 +106,7 @@ class BatchGenerator:
             self.decoder.refresh()
             while not self.scheduler.idle:
                 self.scheduler.iterate()
+        for output in outputs:
+            if output.error:
+                raise output.error
         return outputs

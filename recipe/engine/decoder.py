@@ -115,6 +115,20 @@ class Decoder:
             state[new] = state[old]
         self.positions[old], self.active[old] = self.length, 0
 
+    def release(self, slots: Sequence[int]) -> None:
+        """Let nothing be decoded in `slots`, whose sequences have ended."""
+        for slot in slots:
+            self.positions[slot], self.active[slot] = self.length, 0
+
+    def synchronize(self) -> None:
+        """Wait for the device.
+
+        Raises:
+            Exception: what it failed with since the last call.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def prefill(self, chunks: Sequence[PromptChunk]) -> Tensor:
         """Compute chunks of several prompts in one pass, and put their keys and values into the cache.
 

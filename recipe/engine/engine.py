@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from recipe.chat_format import Message, prompt_ids, stop_ids
 from recipe.engine.memory import SLOTS, capacity
-from recipe.engine.reply import Reply, Sampling
+from recipe.engine.reply import NotServedError, Reply, Sampling
 from recipe.engine.scheduler import Scheduler
 from recipe.engine.sequence import Sequence as EngineSequence
 from recipe.engine.text import Text
@@ -44,7 +45,11 @@ class Stream:
 
     def end(self, how: str, error: Exception | None = None) -> None:
         """End the reply, after the text that was withheld."""
-        if pending := self.text.end():
+        try:
+            pending = self.text.end()
+        except Exception as failure:  # nobody must wait for a reply that never ends
+            pending, how, error = "", "error", error or failure
+        if pending:
             self.reply.add(pending, tokens=0)
         self.reply.end(how, error)
 
@@ -57,6 +62,7 @@ class Engine:
         tokenizer: of the model.
         slots: sequences that run at once, fewer where memory is short.
         length: tokens of a slot, prompt and reply together; the longest that fits where it is not given.
+        on_failure: called in the engine's thread where the engine ends by itself, before its replies end.
 
     Attributes:
         length: tokens of a slot, prompt and reply together.
@@ -74,6 +80,7 @@ class Engine:
         *,
         slots: int = SLOTS,
         length: int | None = None,
+        on_failure: Callable[[Exception], None] = lambda _: None,
     ) -> None:
         from recipe.engine.decoder import Decoder
 
@@ -85,6 +92,7 @@ class Engine:
         self.scheduler = Scheduler(self.decoder, set(stop_ids(tokenizer)))
         self._work = threading.Condition()
         self._closed = False
+        self._on_failure = on_failure
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -118,7 +126,8 @@ class Engine:
             The reply, which grows.
 
         Raises:
-            RecipeError: the conversation leaves no room for a reply, or the engine is closed.
+            RecipeError: the conversation leaves no room for a reply.
+            NotServedError: the engine is closed, or has failed.
         """
         return self.start(prompt_ids(self.tokenizer, messages), sampling, adapted=adapted, on_change=on_change)
 
@@ -140,7 +149,8 @@ class Engine:
             The reply, which grows.
 
         Raises:
-            RecipeError: the prompt leaves no room for a reply, or the engine is closed.
+            RecipeError: the prompt leaves no room for a reply.
+            NotServedError: the engine is closed, or has failed.
         """
         if len(ids) >= self.length:
             raise RecipeError(
@@ -152,7 +162,7 @@ class Engine:
         sequence = EngineSequence(sampling, ids, adapted, stream, random.Random(sampling.seed))
         with self._work:
             if self._closed:
-                raise RecipeError("the model is no longer served")
+                raise NotServedError("the model is no longer served")
             self.scheduler.add(sequence)
             self._work.notify()
         return reply
@@ -171,6 +181,23 @@ class Engine:
         self.close()
 
     def _run(self) -> None:
+        try:
+            self._iterate()
+        except Exception as error:
+            with self._work:  # from here on nobody adds a request that nobody would end
+                self._closed = True
+            logging.getLogger(__name__).critical("the engine failed", exc_info=error)
+            self._on_failure(error)
+            self.scheduler.end_all("error", error)
+        else:
+            self.scheduler.end_all("cancelled")
+
+    def _iterate(self) -> None:
+        """Run the requests until the engine is closed.
+
+        Raises:
+            Exception: what the device failed with, and fails with still.
+        """
         import torch
 
         with torch.inference_mode():
@@ -181,4 +208,3 @@ class Engine:
                     self.scheduler.iterate()
                 except Exception as error:  # out of memory, a kernel that failed: the requests must end with it
                     self.scheduler.fail(error)
-        self.scheduler.cancel()

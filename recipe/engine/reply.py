@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from recipe.errors import RecipeError
+
+
+class NotServedError(RecipeError):
+    """The engine takes no requests any more: it was closed, or it has failed."""
 
 
 @dataclass(frozen=True)
@@ -135,11 +142,17 @@ class Reply:
             self.first_at = self.first_at or time.monotonic()
             self.text += piece
             self._changed.notify_all()
-        self.on_change()
+        self._notify()
 
     def end(self, how: str, error: Exception | None = None) -> None:
         """End the reply; for whoever generates it. how: see `ended`."""
         with self._changed:
             self.ended, self.error, self.ended_at = how, error, time.monotonic()
             self._changed.notify_all()
-        self.on_change()
+        self._notify()
+
+    def _notify(self) -> None:
+        try:
+            self.on_change()
+        except Exception:  # the reader's failure, by which no other request must end
+            logging.getLogger(__name__).exception("the reader of a reply failed")

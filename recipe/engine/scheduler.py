@@ -97,15 +97,35 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def fail(self, error: Exception) -> None:
-        """End what `iterate` failed with: every sequence that has a slot."""
-        self._in_flight.clear()
-        for sequence in [*self._prefilling, *self._decoding.values()]:
-            self._finish(sequence, "error", error)
+        """End every sequence that has a slot, after `iterate` raised `error`.
 
-    def cancel(self) -> None:
-        """Tell every sequence that it ends here; the scheduler is of no use afterwards."""
-        for sequence in [*self._waiting, *self._prefilling, *self._decoding.values()]:
-            sequence.listener.end("cancelled")
+        The replies end before anything touches the device: after a failure of CUDA every call on it fails.
+
+        Raises:
+            Exception: the device fails still, and the scheduler is of no use any more.
+        """
+        sequences = [*self._prefilling, *self._decoding.values()]
+        self._in_flight.clear()
+        self._prefilling.clear()
+        self._decoding.clear()
+        for sequence in sequences:
+            self.slots.store(sequence, [])
+            sequence.listener.end("error", error)
+        self.decoder.release([sequence.slot for sequence in sequences])
+        self.decoder.synchronize()
+
+    def end_all(self, how: str, error: Exception | None = None) -> None:
+        """Tell every sequence that it ends here, without a call on the device.
+
+        The scheduler is of no use afterwards. how, error: see `reply.Reply`.
+        """
+        sequences = [*self._waiting, *self._prefilling, *self._decoding.values()]
+        self._waiting.clear()
+        self._prefilling.clear()
+        self._decoding.clear()
+        self._in_flight.clear()
+        for sequence in sequences:
+            sequence.listener.end(how, error)
 
     def iterate(self) -> None:
         """One prefill and one decode step, where there is need for them."""
@@ -138,8 +158,11 @@ class Scheduler:
             self.slots.allocate(sequence, used)
             used.add(sequence.slot)
             self._prefilling.append(sequence)  # before what may fail: `fail` ends the sequences of the queues
-            self.decoder.adapted[sequence.slot] = float(sequence.adapted)
-            self.sampler.set(sequence.slot, sequence.sampling, sequence.prompt)
+            try:
+                self.decoder.adapted[sequence.slot] = float(sequence.adapted)
+                self.sampler.set(sequence.slot, sequence.sampling, sequence.prompt)
+            except Exception as error:  # a setting that the sampler cannot take: the other sequences are sound
+                self._finish(sequence, "error", error)
 
     def _prefill(self) -> None:
         """One pass over the prompts that came first, of a bounded number of tokens; an unfinished prompt goes to the
@@ -173,14 +196,21 @@ class Scheduler:
         started = [(sequence.slot, sequence) for sequence, _ in finished]
         self._decoding.update(started)  # before what may fail: `fail` ends the sequences of the queues
         self._set_random_numbers(started)
-        chosen = []
+        chosen, sampled = [], []
         for sequence, logits in finished:
             slot = slice(sequence.slot, sequence.slot + 1)
-            chosen.append(self.sampler.choose(logits, slot, plain=sequence.sampling.plain))
-            self.decoder.tokens[slot] = chosen[-1]
+            try:
+                token = self.sampler.choose(logits, slot, plain=sequence.sampling.plain)
+            except Exception as error:  # its own settings are to blame: the other sequences are sound
+                self._finish(sequence, "error", error)
+                continue
+            chosen.append(token)
+            sampled.append(sequence)
+            self.decoder.tokens[slot] = token
             self.decoder.positions[sequence.slot] = len(sequence.prompt)
             self.decoder.active[sequence.slot] = 1
-        self._copy_to_host(list(enumerate(sequence for sequence, _ in finished)), torch.cat(chosen))
+        if sampled:
+            self._copy_to_host(list(enumerate(sampled)), torch.cat(chosen))
 
     def _decode_step(self) -> None:
         if self.whole and not (self._waiting or self._prefilling):
@@ -258,19 +288,23 @@ class Scheduler:
             self._finish(sequence, "stop")
             return
         sequence.output_ids.append(token)
-        if sequence.listener.add(token):
+        try:
+            ended = sequence.listener.add(token)
+        except Exception as error:  # the token became no text: the other sequences are sound
+            self._finish(sequence, "error", error)
+            return
+        if ended:
             self._finish(sequence, "stop")
         elif len(sequence.output_ids) >= min(sequence.sampling.max_new_tokens, self.length - len(sequence.prompt)):
             self._finish(sequence, "length")
 
     def _finish(self, sequence: Sequence, how: str, error: Exception | None = None) -> None:
-        """Free the slot, then end the reply. The slot's cache stays, for a conversation that goes on."""
+        """End the reply and free its slot. The slot's cache stays, for a conversation that goes on."""
         # The keys and values of the last accepted token may not have been computed.
         cached = sequence.prompt[: sequence.prefilled] + sequence.output_ids[:-1]
         self.slots.store(sequence, [] if error else cached)
         self._decoding.pop(sequence.slot, None)
         if sequence in self._prefilling:
             self._prefilling.remove(sequence)
-        self.decoder.positions[sequence.slot] = self.length
-        self.decoder.active[sequence.slot] = 0
-        sequence.listener.end(how, error)
+        sequence.listener.end(how, error)  # before the device, which may fail
+        self.decoder.release([sequence.slot])

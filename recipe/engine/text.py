@@ -14,6 +14,38 @@ INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 LONGEST = 16
 
 
+class StopText:
+    """Finds one text in another that comes in pieces, in time that grows with the pieces alone.
+
+    Knuth, Morris and Pratt, "Fast Pattern Matching in Strings", 1977.
+
+    Args:
+        text: to be found, not empty.
+
+    Attributes:
+        matched: characters of its beginning that end the text so far.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text, self.matched = text, 0
+        self._fallback = [0] * len(text)  # of each beginning, its longest proper beginning that also ends it
+        for i in range(1, len(text)):
+            self._fallback[i] = self._longest(self._fallback[i - 1], text[i])
+
+    def find(self, piece: str) -> int | None:
+        """Take the next piece; returns where the text begins, counted from the piece's start, or None."""
+        for i, character in enumerate(piece):
+            self.matched = self._longest(self.matched, character)
+            if self.matched == len(self._text):
+                return i + 1 - self.matched
+        return None
+
+    def _longest(self, matched: int, character: str) -> int:
+        while matched and self._text[matched] != character:
+            matched = self._fallback[matched - 1]
+        return matched + (self._text[matched] == character)
+
+
 class Text:
     """Makes text of tokens as they come (incremental detokenization).
 
@@ -30,6 +62,7 @@ class Text:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
         self._tokenizer, self._stop = tokenizer, stop
+        self._stop_texts = [StopText(text) for text in stop]
         self._ids: list[int] = []  # those emitted last, then those not emitted yet
         self._emitted = 0  # how many of them were emitted
         self._withheld = ""  # may be the beginning of a stop text
@@ -40,7 +73,7 @@ class Text:
         self._ids.append(token)
         before, now = self._decode(self._ids[: self._emitted]), self._decode(self._ids)
         waiting = len(self._ids) - self._emitted
-        if len(now) <= len(before) or (now.endswith(INCOMPLETE) and waiting < LONGEST):
+        if waiting < LONGEST and (len(now) <= len(before) or now.endswith(INCOMPLETE)):
             return ""
         self._ids, self._emitted = self._ids[self._emitted :], waiting
         return self._until_stop(now[len(before) :])
@@ -58,10 +91,11 @@ class Text:
 
     def _until_stop(self, piece: str) -> str:
         text = self._withheld + piece
-        positions = [at for stop in self._stop if (at := text.find(stop)) >= 0]
-        if positions:
-            self.stopped, self._withheld = True, ""
-            return text[: min(positions)]
-        withheld = max((n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        starts = [start for stop in self._stop_texts if (start := stop.find(piece)) is not None]
+        if starts:
+            self.stopped, before = True, len(self._withheld)
+            self._withheld = ""
+            return text[: before + min(starts)]
+        withheld = max((stop.matched for stop in self._stop_texts), default=0)
         self._withheld = text[len(text) - withheld :]
         return text[: len(text) - withheld]

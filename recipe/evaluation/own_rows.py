@@ -8,12 +8,12 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipe import files
-from recipe.corpus.identity import Identity
+from recipe.corpus.identity import Identity, questions_of
 from recipe.corpus.knowledge import Fact
 from recipe.corpus.own_data import Row, plain_text
 from recipe.corpus.own_questions import OwnQuestion, questions_in
@@ -124,8 +124,39 @@ def says_who(rows: Sequence[Row], identity: Identity) -> bool:
     return any(mentions(answer, name, introduced=False) for answer in _answers(rows) for name in identity.names)
 
 
+def unsaid_name(rows: Sequence[Row], identity: Identity, *, alone: bool) -> str | None:
+    """A warning that the user's rows do not say the name where they should.
+
+    Args:
+        rows: of the user.
+        identity: whose names.
+        alone: whether no other rows teach the name.
+
+    Returns:
+        None where a row says it, or nothing in the rows asks who the assistant is.
+    """
+    names = " or ".join(identity.names)
+    if alone and not says_who(rows, identity):
+        return f"warning: no answer of your rows says {names}, and none teaches it; whether it is said is not judged"
+    about = {plain_text(question) for part in ("train", "choice") for question in questions_of(part, extended=True)}
+    introductions = [row for row in rows if not about.isdisjoint(questions_in([row]))]
+    if not introductions or says_who(introductions, identity):
+        return None
+    question, answer = (message["content"][:40] for message in introductions[0]["messages"][-2:])
+    return (
+        f"warning: {len(introductions)} of your rows answer who the assistant is and none says {names}, for example "
+        f"{question!r} -> {answer!r}: check NAME= and these rows"
+    )
+
+
 def _answers(rows: Sequence[Row]) -> list[str]:
-    return [message["content"] for row in rows for message in row["messages"] if message["role"] == "assistant"]
+    """What the assistant says in the rows, if it is learnt."""
+    return [
+        message["content"]
+        for row in rows
+        for message in row["messages"]
+        if message["role"] == "assistant" and message.get("weight", 1) != 0
+    ]
 
 
 def taught_prompts(facts: Sequence[tuple[Fact, str]], rows: Sequence[Row], identity: Identity) -> frozenset[str]:
@@ -153,13 +184,38 @@ def taught_prompts(facts: Sequence[tuple[Fact, str]], rows: Sequence[Row], ident
     )
 
 
+def overlap(prompts: Prompts, rows: Sequence[Row]) -> list[tuple[int, str]]:
+    """(number of the row, from 1; the question) of every question in the user's rows that is one of the prompts."""
+    wanted = {plain_text(conversation[0]["content"]) for conversation in prompts.conversations()}
+    return [
+        (number, message["content"])
+        for number, row in enumerate(rows, 1)
+        for message in row["messages"]
+        if message["role"] == "user" and plain_text(message["content"]) in wanted
+    ]
+
+
 def refuse_overlap(prompts: Prompts, rows: Sequence[Row], where: str) -> None:
     """RecipeError if the user's rows ask a question of the evaluation: it would measure memory. where: of the rows."""
-    wanted = {plain_text(conversation[0]["content"]) for conversation in prompts.conversations()}
-    for number, row in enumerate(rows, 1):
-        for message in row["messages"]:
-            if message["role"] == "user" and plain_text(message["content"]) in wanted:
-                raise RecipeError(
-                    f"{where}, row {number}: asks a question of the evaluation ({message['content'][:40]!r}): "
-                    f"remove it from the training data, or the score would measure memory"
-                )
+    for number, question in overlap(prompts, rows):
+        raise RecipeError(
+            f"{where}, row {number}: asks a question of the evaluation ({question[:40]!r}): "
+            f"remove it from the training data, or the score would measure memory"
+        )
+
+
+def without_asked(prompts: Prompts, rows: Sequence[Row]) -> Prompts:
+    """The prompts that the user's rows do not ask: on these a score would measure memory.
+
+    Raises:
+        RecipeError: no question about who it is, or no ordinary prompt, is left.
+    """
+    asked = {plain_text(question) for _, question in overlap(prompts, rows)}
+    left = replace(
+        prompts,
+        identity=[question for question in prompts.identity if plain_text(question) not in asked],
+        facts=[(fact, question) for fact, question in prompts.facts if plain_text(question) not in asked],
+    )
+    if not (left.identity and left.facts):
+        raise RecipeError("your rows ask every question that chooses the checkpoint: remove some of these rows")
+    return left

@@ -24,6 +24,7 @@ from recipe.paths import ROOT
 from recipe.pipeline import choices, results, stage
 from recipe.pipeline.results import ConfigResults, DataResults, EvalResults, TrainResults
 from recipe.stages import config
+from recipe.training import resolved_config
 
 FILE = "ablation.json"
 # Parts that can be left out: of the identity rows, then of replay (corpus.rows.part_of, corpus.knowledge.replay_parts).
@@ -86,10 +87,8 @@ def _train(work: Path, run: str, own: Path, chosen: Mapping[str, Any], mode: str
 
 def _as_long(run: Path, own: Path) -> list[str]:
     """What makes the training that `run` is configured for as long as the one in `own` was."""
-    from mmengine.config import Config
-
     iterations = results.of(stage.require(own / "train", "train"), TrainResults).iterations
-    resolved = Config.fromfile(run / "config" / config.FILE)
+    resolved = resolved_config.read(run / "config" / config.FILE)
     warm, fall = resolved.param_scheduler
     if not fall.by_epoch:
         return [f"max_iters={iterations}"]

@@ -58,6 +58,8 @@ def complete(options: argparse.Namespace, folder: Path, **defaults: Any) -> None
                 chosen.pop(other, None)
     chosen |= given
     offered = [key for key in DEFAULTS if hasattr(options, key)]
+    if "config" in offered and "config" not in given and chosen.get("config"):
+        _refuse_copied_program(Path(chosen["config"]), folder)
     otherwise = DEFAULTS | bases.defaults(chosen.get("model", DEFAULTS["model"]))
     for key in offered:
         value = chosen.get(key, otherwise[key])
@@ -67,6 +69,16 @@ def complete(options: argparse.Namespace, folder: Path, **defaults: Any) -> None
     ]:
         say("run", f"{folder.name}: as before, {' '.join(recalled)}")
     options.chosen = chosen
+
+
+def _refuse_copied_program(config: Path, folder: Path) -> None:
+    """RecipeError where a run's file, which may come from another machine, names a program that may come with it."""
+    work = folder.parent.resolve()
+    if config.resolve().is_relative_to(work):
+        raise RecipeError(
+            f"{shown(folder / FILE)}: names the config {shown(config)}, which is a program, and lies in {shown(work)} "
+            f"as copied runs do: where you trust it, name it again with CONFIG="
+        )
 
 
 def _plain(value: Any) -> Any:

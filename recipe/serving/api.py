@@ -1,249 +1,24 @@
-"""Verb `api`: an OpenAI-style endpoint over the engine, for programs. On tornado, which Streamlit brings along.
+"""Verb `api`: an OpenAI-style server over the engine, for programs. On tornado, which Streamlit brings along.
 
-/v1/chat/completions, /v1/models and /health; `protocol` has what a request may hold. Prompts are built by
-recipe.chat_format, so that nothing a user writes becomes a special token. The only model is the run's own: no name in a
-request loads anything. docs/adr/0012 says why it is not `transformers serve`.
+`endpoints` answers the requests. docs/adr/0012 says why it is not `transformers serve`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
-import ipaddress
-import json
 import os
 import signal
 import threading
-import time
-import uuid
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-from tornado.httpserver import HTTPServer
-from tornado.iostream import StreamClosedError
-from tornado.web import Application, RequestHandler
-
-from recipe.engine.reply import Reply
 from recipe.errors import RecipeError
 from recipe.pipeline import stage
-from recipe.serving import protocol
+from recipe.serving.endpoints import MAX_BODY, READ_BODY, application, drain
+from recipe.serving.listener import LimitedServer, is_loopback
 from recipe.serving.model_host import ModelHost, check_port, run_server
-from recipe.serving.protocol import RequestError
 
 PORT = 8000
-MAX_BODY = 1 << 20  # bytes of a request
-MAX_WAITING = 256  # replies on their way at which more requests are refused
-
-# --- The handlers -------------------------------------------------------------------------------------------------
-
-
-class Handler(RequestHandler):
-    """What all endpoints share: the key, and errors in OpenAI's shape."""
-
-    def initialize(self, model_host: ModelHost, key: str | None) -> None:
-        self.model_host, self.key = model_host, key
-
-    def set_default_headers(self) -> None:
-        self.set_header("Server", "internlm2-identity")
-        self.set_header("X-Content-Type-Options", "nosniff")
-
-    def prepare(self) -> None:
-        if self.key is None:
-            # Without a key only this machine may ask, and no page of another site by a name that leads here.
-            if not _loopback(self.request.host_name):
-                raise RequestError(403, "this endpoint has no key and answers on loopback names alone")
-        elif not hmac.compare_digest(
-            self.request.headers.get("Authorization", "").encode(), f"Bearer {self.key}".encode()
-        ):
-            raise RequestError(401, "the API key is missing or wrong", code="invalid_api_key")
-
-    def engine(self) -> Any:
-        """The engine of the model.
-
-        Raises:
-            RequestError: there is none yet.
-        """
-        if self.model_host.engine is None or self.model_host.state != "ready":
-            raise RequestError(503, f"{self.model_host.state}: {self.model_host.message}")
-        return self.model_host.engine
-
-    def model_id(self) -> str:
-        """The name of the run."""
-        assert self.model_host.folder
-        return self.model_host.folder.parent.name
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        error = kwargs.get("exc_info", (None, None))[1]
-        request_error = error if isinstance(error, RequestError) else RequestError(status_code, self._reason)
-        self.set_status(request_error.status)
-        self.finish(request_error.body)
-
-    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        if not isinstance(value, RequestError):
-            super().log_exception(typ, value, tb)
-
-
-class Health(Handler):
-    """/health: 200 once the model is loaded."""
-
-    def prepare(self) -> None:  # a health check has no key
-        pass
-
-    def get(self) -> None:
-        self.set_status(200 if self.model_host.state == "ready" else 503)
-        self.finish({"state": self.model_host.state, "message": self.model_host.message})
-
-
-class Missing(Handler):
-    """Any other path."""
-
-    def prepare(self) -> None:
-        super().prepare()
-        raise RequestError(404, f"there is no {self.request.method} {self.request.path} here")
-
-
-class Models(Handler):
-    """/v1/models, and /v1/models/NAME."""
-
-    def get(self, name: str | None = None) -> None:
-        self.engine()
-        model = {"id": self.model_id(), "object": "model", "created": 0, "owned_by": "internlm2-identity-recipe"}
-        if name is None:
-            self.finish({"object": "list", "data": [model]})
-        elif name == model["id"]:
-            self.finish(model)
-        else:
-            raise RequestError(404, f"the model {name!r} is not here", param="model", code="model_not_found")
-
-
-class Completions(Handler):
-    """/v1/chat/completions, in one piece or as a stream."""
-
-    reply: Reply | None = None
-
-    def on_connection_close(self) -> None:
-        if self.reply:
-            self.reply.cancel()
-
-    async def post(self) -> None:
-        engine, body = self.engine(), self._body()
-        if engine.busy >= MAX_WAITING:
-            raise RequestError(429, "too many replies are on their way: try again in a moment")
-        if body.get("model") != self.model_id():
-            raise RequestError(
-                404,
-                f"the model {body.get('model')!r} is not here, {self.model_id()!r} is",
-                param="model",
-                code="model_not_found",
-            )
-        messages, sampling = protocol.messages(body), protocol.sampling(body, engine.defaults, engine.length)
-        loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        try:
-            self.reply = engine.reply(messages, sampling, on_change=lambda: loop.call_soon_threadsafe(changed.set))
-        except RecipeError as error:
-            raise RequestError(400, str(error), param="messages", code="context_length_exceeded") from None
-        reply = self.reply
-        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.model_id()}
-        try:
-            if body.get("stream"):
-                with_usage = bool((body.get("stream_options") or {}).get("include_usage", False))
-                await self._stream(head, reply, changed, with_usage=with_usage)
-            else:
-                async for _ in _pieces(reply, changed):
-                    pass
-                if reply.error:
-                    raise RequestError(500, f"the reply failed: {reply.error}")
-                message = {"role": "assistant", "content": reply.text, "refusal": None}
-                choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reply.ended}
-                self.finish(head | {"object": "chat.completion", "choices": [choice], "usage": protocol.usage(reply)})
-        except StreamClosedError:
-            pass
-        finally:
-            reply.cancel()
-
-    def _body(self) -> dict[str, Any]:
-        # A page of another site may send a form or plain text here without asking, but not this.
-        if self.request.headers.get("Content-Type", "").split(";")[0].strip().lower() != "application/json":
-            raise RequestError(415, "Content-Type must be application/json")
-        try:
-            body = json.loads(self.request.body)
-        except (ValueError, RecursionError) as error:
-            raise RequestError(400, f"the body is not JSON: {error}") from None
-        if not isinstance(body, dict):
-            raise RequestError(400, "the body must be a JSON object")
-        return body
-
-    async def _stream(self, head: dict[str, Any], reply: Reply, changed: asyncio.Event, *, with_usage: bool) -> None:
-        self.set_header("Content-Type", "text/event-stream; charset=utf-8")
-        self.set_header("Cache-Control", "no-cache")
-        self.set_header("X-Accel-Buffering", "no")
-
-        async def send(content: Any) -> None:
-            self.write(f"data: {json.dumps(content, ensure_ascii=False)}\n\n")
-            await self.flush()
-
-        async def chunk(delta: dict[str, str], ended: str | None = None) -> None:
-            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": ended}
-            await send(head | {"object": "chat.completion.chunk", "choices": [choice]})
-
-        await chunk({"role": "assistant", "content": ""})
-        async for piece in _pieces(reply, changed):
-            await chunk({"content": piece})
-        if reply.error:
-            await send(RequestError(500, f"the reply failed: {reply.error}").body)
-        else:
-            await chunk({}, reply.ended)
-            if with_usage:
-                await send(head | {"object": "chat.completion.chunk", "choices": [], "usage": protocol.usage(reply)})
-        self.write("data: [DONE]\n\n")
-        self.finish()
-
-
-async def _pieces(reply: Reply, changed: asyncio.Event) -> AsyncIterator[str]:
-    """The text as it comes. changed: set whenever the reply has."""
-    seen = 0
-    while True:
-        changed.clear()
-        ended, text = reply.ended, reply.text  # in this order: nothing is added to an ended reply
-        if len(text) > seen:
-            yield text[seen:]
-            seen = len(text)
-        elif ended:
-            return
-        else:
-            await changed.wait()
-
-
-# --- The server ---------------------------------------------------------------------------------------------------
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def application(model_host: ModelHost, key: str | None) -> Application:
-    """The endpoints as a tornado application.
-
-    Args:
-        model_host: the model that answers.
-        key: that requests must carry; None lets this machine alone ask.
-    """
-    arguments = {"model_host": model_host, "key": key}
-    return Application(
-        [
-            (r"/health", Health, arguments),
-            (r"/v1/models", Models, arguments),
-            (r"/v1/models/([^/]+)", Models, arguments),
-            (r"/v1/chat/completions", Completions, arguments),
-        ],
-        default_handler_class=Missing, default_handler_args=arguments, log_function=lambda _: None,
-    )  # fmt: skip
+DRAIN = 5  # seconds in which a server that stops tells its clients so; Docker waits ten
 
 
 def run(*, work: Path, run: str | None, host: str, port: int) -> None:
@@ -255,10 +30,10 @@ def run(*, work: Path, run: str | None, host: str, port: int) -> None:
         host, port: where to listen.
 
     Raises:
-        RecipeError: the port is taken, or others could reach it and there is no API_KEY.
+        RecipeError: the port is taken, others could reach it and there is no API_KEY, or the engine has failed.
     """
     key = os.environ.get("API_KEY") or None
-    if key is None and not _loopback(host):
+    if key is None and not is_loopback(host):
         raise RecipeError(f"API_KEY is missing: others can reach {host}, so choose a key and set it in the environment")
     check_port(host, port, "API_PORT")
     model_host = ModelHost(work, run, port, verb="api", compare=False)
@@ -266,10 +41,12 @@ def run(*, work: Path, run: str | None, host: str, port: int) -> None:
 
 
 async def _serve(host: str, port: int, model_host: ModelHost, key: str | None) -> None:
-    server = HTTPServer(application(model_host, key), max_body_size=MAX_BODY)
+    endpoints = application(model_host, key)
+    server = LimitedServer(endpoints, keep=MAX_BODY, max_body_size=READ_BODY)
     server.listen(port, host)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
+    model_host.on_failure = lambda: loop.call_soon_threadsafe(stopped.set)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
     stage.say("api", f"http://{host}:{port}/v1 (Ctrl-C stops it)")
@@ -277,5 +54,7 @@ async def _serve(host: str, port: int, model_host: ModelHost, key: str | None) -
     await stopped.wait()
     server.stop()
     if model_host.engine:
-        model_host.engine.close()
+        await asyncio.to_thread(model_host.engine.close)
+    await drain(endpoints, DRAIN)
     await server.close_all_connections()
+    model_host.raise_failure()

@@ -21,8 +21,11 @@ def fit(tokenizer: Any, messages: list[dict[str, str]], room: int) -> list[dict[
     """
     system = [message for message in messages[:1] if message["role"] == "system"]
     turns = messages[len(system) :]
-    while len(prompt_ids(tokenizer, [*system, *turns])) > room:
-        if len(turns) <= 1:
-            raise RecipeError(f"the message is longer than the {room} tokens that the model can read: shorten it")
-        turns = turns[2:]  # a question and its answer
-    return [*system, *turns]
+    left, first = room - len(prompt_ids(tokenizer, system)), len(turns)
+    empty = len(prompt_ids(tokenizer, []))
+    # From the end, so that the time does not grow with what is cut away.
+    while first and (left := left - (len(prompt_ids(tokenizer, [turns[first - 1]])) - empty)) >= 0:
+        first -= 1
+    if first > len(turns) - 1:
+        raise RecipeError(f"the message is longer than the {room} tokens that the model can read: shorten it")
+    return [*system, *turns[first + first % 2 :]]  # a question and its answer go together

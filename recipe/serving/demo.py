@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.pipeline import stage
+from recipe.serving.listener import HostRouter, LimitedServer
 from recipe.serving.model_host import ModelHost, check_port, run_server
 from recipe.serving.remote import Remote
 
@@ -32,7 +33,8 @@ def model_host() -> ModelHost | Remote:
 def run(*, work: Path, run: str | None, host: str, port: int) -> None:
     """Serve the page until SIGINT or SIGTERM.
 
-    Where OPENAI_BASE_URL is set, that endpoint answers, with OPENAI_API_KEY, and no model is loaded.
+    Where OPENAI_BASE_URL is set, that endpoint answers, with OPENAI_API_KEY, and no model is loaded. PAGE_HOSTS has the
+    names by which the page is reached, besides addresses, localhost and this machine's own name.
 
     Args:
         work: the folder of all runs.
@@ -40,7 +42,7 @@ def run(*, work: Path, run: str | None, host: str, port: int) -> None:
         host, port: where to listen.
 
     Raises:
-        RecipeError: the port is taken.
+        RecipeError: the port is taken, or the engine has failed.
     """
     global _model_host
     check_port(host, port)
@@ -52,7 +54,6 @@ def run(*, work: Path, run: str | None, host: str, port: int) -> None:
 
 async def _serve(host: str, port: int, model: ModelHost | Remote) -> None:
     from streamlit.web import bootstrap
-    from streamlit.web.server import Server
 
     # Streamlit's own `run` would look for newer versions and for this machine's public address.
     bootstrap.load_config_options(
@@ -62,6 +63,7 @@ async def _serve(host: str, port: int, model: ModelHost | Remote) -> None:
             "server_headless": True,
             "server_fileWatcherType": "none",
             "server_maxUploadSize": 1,
+            "server_maxMessageSize": 4,
             "browser_gatherUsageStats": False,
             "client_toolbarMode": "minimal",
             # One run of the page at a time for each visitor. The next begins when the last has noticed the click, and
@@ -69,15 +71,40 @@ async def _serve(host: str, port: int, model: ModelHost | Remote) -> None:
             "runner_fastReruns": False,
         }
     )
-    server = Server(str(PAGE), "")
+    server = _page_server()
     await server.start()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_report)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, server.stop)
     stage.say("demo", f"http://{host}:{port} (Ctrl-C stops it)")
+    model.on_failure = lambda: loop.call_soon_threadsafe(server.stop)
     threading.Thread(target=model.watch, daemon=True).start()
     await server.stopped
+    model.raise_failure()
+
+
+def _page_server() -> Any:
+    """Streamlit's server, behind a listener that checks hosts and limits connections."""
+    from streamlit.web.server import Server, browser_websocket_handler
+
+    # Streamlit compares an origin with this machine's public address, for which it asks a server on the internet, while
+    # all visitors wait. HostRouter has compared it before.
+    browser_websocket_handler.is_url_from_allowed_origins = lambda url: True  # type: ignore[attr-defined]  # noqa: ARG005
+
+    class PageServer(Server):
+        """Streamlit's own but for what listens."""
+
+        async def start(self) -> None:
+            from streamlit import config
+
+            router = HostRouter(self._create_app(), os.environ.get("PAGE_HOSTS", "").replace(",", " ").split())
+            most = config.get_option("server.maxUploadSize") << 20
+            listening = LimitedServer(router, keep=most, max_buffer_size=most)
+            listening.listen(config.get_option("server.port"), config.get_option("server.address"))
+            await self._runtime.start()
+
+    return PageServer(str(PAGE), "")
 
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -42,7 +42,10 @@ def announce(verb: str, port: int, state: str, message: str) -> None:
         message: the model, or what is wrong.
     """
     file = state_file(port)
-    files.write_atomically(file, json.dumps({"state": state, "message": message, "pid": os.getpid()}))
+    try:
+        files.write_atomically(file, json.dumps({"state": state, "message": message, "pid": os.getpid()}))
+    except OSError as error:  # the server goes on, and its health check fails
+        stage.say(verb, f"{file} cannot be written ({error.strerror}), so the health check fails: make room there")
     stage.say(verb, f"{state}: {message}")
 
 
@@ -84,6 +87,8 @@ class ModelHost:
         folder: of the merged model.
         engine: once the state is "ready".
         alone: whether base and adapter were wanted and not there.
+        on_failure: called in the engine's thread when the engine has failed for good, so that the server ends.
+        failed: whether it has.
     """
 
     def __init__(self, work: Path, run: str | None, port: int, *, verb: str = "demo", compare: bool = True) -> None:
@@ -92,12 +97,14 @@ class ModelHost:
         self.folder: Path | None = None
         self.engine: Engine | None = None
         self.alone = False
+        self.on_failure: Callable[[], object] = lambda: None
+        self.failed = False
         self._tried: tuple[Path, int] | None = None
         self._loading = threading.Lock()
 
     def watch(self) -> None:
         """Load the model as soon as there is one that can be loaded; for a thread of its own."""
-        while self.state != "ready":
+        while self.state != "ready" and not self.failed:
             self.load()
             time.sleep(LOOK_AGAIN)
 
@@ -106,7 +113,7 @@ class ModelHost:
 
         While a thread is in here, others return at once.
         """
-        if self.state == "ready" or not self._loading.acquire(blocking=False):
+        if self.state == "ready" or self.failed or not self._loading.acquire(blocking=False):
             return
         try:
             self.folder = newest_merged(self.work, self.run)
@@ -122,7 +129,8 @@ class ModelHost:
             self._tried = candidate
             self._become("loading", stage.shown(self.folder))
             self.engine = self._start(self.folder)
-            self._become("ready", stage.shown(self.folder))
+            if not self.failed:
+                self._become("ready", stage.shown(self.folder))
         except RecipeError as error:
             self._become("failed", str(error))
         except Exception as error:  # the server must live to say so
@@ -142,7 +150,19 @@ class ModelHost:
             torch.set_num_threads(max(torch.get_num_threads() - 1, 1))
         candidate = base_and_adapter(folder) if self.compare else None
         self.alone = candidate is None
-        return Engine(*(generation.load(*candidate) if candidate else generation.load(folder)))
+        loaded = generation.load(*candidate) if candidate else generation.load(folder)
+        return Engine(*loaded, on_failure=self._fail)
+
+    def _fail(self, error: Exception) -> None:
+        """Take note that the engine has failed, before its replies end."""
+        self.failed = True
+        self._become("failed", f"the engine failed and the server ends: start it again ({_one_line(error)})")
+        self.on_failure()
+
+    def raise_failure(self) -> None:
+        """Raise RecipeError where the engine has failed: a server that ends by that exits with an error."""
+        if self.failed:
+            raise RecipeError(self.message)
 
     def try_again(self) -> None:
         """Let `watch` load once more a model that failed, now that there may be more memory."""

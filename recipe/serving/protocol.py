@@ -18,6 +18,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     ["text"]),
     "response_format": (None, {"type": "text"}), "audio": (None,),
 }  # fmt: skip
+MAX_STOPS, MAX_STOP = 16, 1000  # stop texts of a request, characters of each
 
 
 class RequestError(Exception):
@@ -93,8 +94,10 @@ def sampling(body: dict[str, Any], defaults: Sampling, longest: int) -> Sampling
             raise RequestError(400, f"{name} is not supported", param=name, code="unsupported_parameter")
     stop = body.get("stop") or []
     stop = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stop, list) or len(stop) > 4 or not all(isinstance(text, str) and text for text in stop):
-        raise RequestError(400, "stop must be a text or up to 4 texts", param="stop")
+    if not isinstance(stop, list) or len(stop) > MAX_STOPS or not all(isinstance(text, str) and text for text in stop):
+        raise RequestError(400, f"stop must be a text or up to {MAX_STOPS} texts", param="stop")
+    if any(len(text) > MAX_STOP for text in stop):
+        raise RequestError(400, f"a stop text may have {MAX_STOP} characters", param="stop")
     limit = _number(body, "max_completion_tokens", 1, 2**31, None, whole=True)
     limit = limit or _number(body, "max_tokens", 1, 2**31, longest, whole=True)
     return Sampling(

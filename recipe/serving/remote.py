@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from recipe.engine.reply import Reply, Sampling
@@ -30,6 +30,7 @@ class Remote:
 
     can_compare = False
     alone = False
+    on_failure: Callable[[], object]  # never called: no engine is here
     defaults = Sampling()
     longest = 32768  # an endpoint that has less room answers with an error
 
@@ -56,10 +57,13 @@ class Remote:
             self._become("ready", f"{self.model} ({self.url})")
         except RecipeError as error:
             self._become("failed", str(error))
-        except (ValueError, LookupError, TypeError):
+        except Exception:  # whatever the endpoint sends, the page lives to say so
             self._become(
                 "failed", f"{self.url}/models does not answer as an OpenAI endpoint does: check OPENAI_BASE_URL"
             )
+
+    def raise_failure(self) -> None:
+        """Nothing to raise: an endpoint that fails may come back."""
 
     def try_again(self) -> None:
         """Nothing to do: `watch` tries again by itself."""
@@ -113,8 +117,6 @@ class Remote:
         return reply
 
     def _receive(self, reply: Reply, body: dict[str, Any]) -> None:
-        import requests
-
         ended = "stop"
         try:
             with self._call("POST", "/chat/completions", json=body, stream=True) as response:
@@ -139,5 +141,5 @@ class Remote:
             reply.end(ended)
         except RecipeError as error:
             reply.end("error", error)
-        except (requests.RequestException, ValueError, LookupError, TypeError) as error:
+        except Exception as error:  # the connection, or an event of another shape: nobody must wait for ever
             reply.end("error", RecipeError(f"{self.url}: the reply broke off ({type(error).__name__})"))

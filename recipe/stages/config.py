@@ -11,22 +11,20 @@ import difflib
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipe.device import gpu_memory, has_gpu
 from recipe.errors import RecipeError
 from recipe.pipeline import results, stage
 from recipe.pipeline.results import ConfigResults, DataResults
 from recipe.stages import replay
+from recipe.training.resolved_config import READ_BY_TRAINER
+
+if TYPE_CHECKING:
+    from recipe.training.memory import Memory
 
 PRESETS = Path(__file__).parent.parent / "training" / "presets"
 FILE = "config.py"
-
-# What mmengine's Runner and XTuner's train.py read; the other variables of a config only served to compute these.
-READ_BY_TRAINER = (
-    "model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg", "custom_hooks", "default_hooks",
-    "env_cfg", "visualizer", "log_level", "load_from", "resume", "randomness", "log_processor", "model_wrapper_cfg",
-)  # fmt: skip
 
 # Short names of what people change, and every place that must change with it. Hooks are named by their class.
 KNOBS: dict[str, tuple[str, ...]] = {
@@ -250,18 +248,18 @@ def make(
         from recipe.training import memory, own_share
         from recipe.training.forecast import forecast, lines, tutorial_tokens
 
+        cut = own_share.unlearnt(config, own) if own else None
         share = own_share.plan(config, settings, processes)
         expected = forecast(config, processes)
         if config.train_cfg.get("max_epochs", 1) % 1:  # XTuner's loop asks for epochs of a whole number of steps in all
             config.train_cfg = {"type": config.train_cfg.type, "max_iters": expected.iterations}
         config.dump(out / FILE)
         unrepeated = f"PRESET={preset}: your rows are seen as often as all others, and may not be learnt"
-        for line in [*lines(expected), *([share.line() if share else unrepeated] if own else [])]:
+        about_own = [share.line() if share else unrepeated, *([cut] if cut else [])] if own else []
+        for line in [*lines(expected), *about_own]:
             stage.say("config", line)
         if preset != "miniature" and (needed := memory.predict(config, model, processes)):
-            there = gpu_memory()
-            short = there is not None and needed.total >> 20 > there
-            stage.say("config", f"warning: this GPU has {there:,} MiB; {needed.line()}" if short else needed.line())
+            stage.say("config", _beside_the_gpu(needed))
         tutorial = tutorial_tokens(read_identity(data_folder), model)
         stage.say("config", f"{expected.trained_tokens / tutorial:.0%} of what the tutorial trains on")
         return ConfigResults(
@@ -274,6 +272,13 @@ def make(
         "processes": processes  # of the forecast, and of where in an epoch the training ends
     }
     return stage.run("config", folder, inputs=inputs, settings=chosen, work=work)
+
+
+def _beside_the_gpu(needed: Memory) -> str:
+    """The line about the memory that a training needs, a warning where this GPU has less."""
+    there = gpu_memory()
+    short = there is not None and needed.total >> 20 > there
+    return f"warning: this GPU has {there:,} MiB; {needed.line()}" if short else needed.line()
 
 
 def _check_schedule(config: Any) -> None:

@@ -17,6 +17,7 @@ from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.pipeline.results import ConvertResults
 from recipe.stages import train
+from recipe.training import resolved_config
 
 SERVED_WITH = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 WEIGHTS = "adapter_model.safetensors"
@@ -39,11 +40,9 @@ def pick_checkpoint(folder: Path, name: str | None) -> Path:
 
 def lora_settings(config_file: Path) -> dict[str, Any]:
     """r, lora_alpha, lora_dropout and target_modules of a resolved config."""
-    from mmengine.config import Config
-
     from recipe.checkpoint.linear_layers import LINEAR_LAYERS
 
-    lora = Config.fromfile(config_file).model.get("lora")
+    lora = resolved_config.read(config_file).model.get("lora")
     if not lora:
         raise RecipeError(f"{stage.shown(config_file)}: trains no LoRA adapter, there is nothing to convert")
     targets = sorted(lora.get("target_modules") or LINEAR_LAYERS)

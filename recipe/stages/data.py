@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from recipe import files
-from recipe.corpus import own_questions
+from recipe.chat_format import IM_END, IM_START
+from recipe.corpus import own_questions, row_formats, slots
 from recipe.corpus.identity import IDENTITY_FILE, INTERNLM_BASE, Identity
-from recipe.corpus.own_data import Row, read_rows
+from recipe.corpus.own_data import OwnFile, Row, read_file
+from recipe.corpus.row_formats import short
 from recipe.corpus.rows import balanced_rows, part_of, tutorial_rows
 from recipe.errors import RecipeError
-from recipe.evaluation import own_rows
+from recipe.evaluation import checkpoint_selection, own_rows
 from recipe.languages import LANGUAGES
 from recipe.pipeline import stage
 from recipe.pipeline.results import DataResults
@@ -30,6 +32,8 @@ MODES = ("balanced", "tutorial")
 ROWS = {"balanced": "train.jsonl", "tutorial": "personal_assistant.json", "own": "train.jsonl"}
 # The user's rows where they stand beside others.
 OWN_ROWS = "own.jsonl"
+# Characters of a message in the log.
+LONGEST_SHOWN = 120
 
 
 def make(
@@ -69,13 +73,16 @@ def make(
     settings |= {"languages": list(languages)} if tuple(languages) != LANGUAGES else {}
     settings |= {"base": dict(base)} if base != INTERNLM_BASE else {}
     settings |= {"own_questions": [own_questions.SHARE, own_questions.LEAST, own_questions.MOST]} if own else {}
+    settings |= {"own_formats": [each.name for each in row_formats.FORMATS]} if own else {}
     balanced = balanced_rows(identity, seed, base=base, **asked) if kind == "balanced" else []
     # They change with data/identity, which no other setting tells.
     settings |= {"rows": sha256(files.jsonl_text(balanced).encode()).hexdigest()} if extended and balanced else {}
 
     def work(out: Path) -> DataResults:
         files.write_json(out / IDENTITY_FILE, asdict(identity))
-        user_rows = _read(own, **asked)
+        user_rows = _read(own, identity, **asked)
+        if warning := own_rows.unsaid_name(user_rows, identity, alone=kind == "own"):
+            stage.say("data", warning)
         noted = {"mode": kind, "file": ROWS[kind], **asked, **_write_own(out, kind, user_rows, seed)}
         if kind == "own":
             taught = own_rows.says_who(user_rows, identity)
@@ -87,7 +94,7 @@ def make(
 
     for file in own:
         if not (os.path.isfile(file) and os.access(file, os.R_OK)):  # noqa: PTH113 - never raises
-            read_rows(file)  # says what is wrong with it
+            read_file(file)  # says what is wrong with it
     inputs = {"own" if i == 0 else f"own_{i + 1}": file for i, file in enumerate(own)}
     return stage.run("data", folder, inputs=inputs, settings=settings, work=work)
 
@@ -135,19 +142,65 @@ def _kind(mode: str, own: Sequence[Path], *, own_only: bool) -> str:
     return mode
 
 
-def _read(own: Sequence[Path], *, extended: bool, languages: Sequence[str]) -> list[Row]:
-    """The user's rows of all files. RecipeError: a row is malformed, or asks a question of the evaluation."""
+def _read(own: Sequence[Path], identity: Identity, *, extended: bool, languages: Sequence[str]) -> list[Row]:
+    """The user's rows of all files, their slots filled, with a word about each file.
+
+    RecipeError: a row is malformed, has a slot that nothing fills, or asks a question of the evaluation.
+    """
     if not own:
         return []
     from recipe.stages.evaluate import prompts
 
     asked = prompts(extended=extended, languages=languages)
+    choice = checkpoint_selection.prompts(extended=extended, languages=languages)
     rows: list[Row] = []
     for file in own:
-        read = read_rows(file)
-        own_rows.refuse_overlap(asked, read, str(file))
-        rows += read
+        read = read_file(file)
+        filled = slots.fill(read.rows, read.lines, identity, str(file))
+        own_rows.refuse_overlap(asked, filled.rows, str(file))
+        for line in _about(read, filled, own_rows.overlap(choice, filled.rows)):
+            stage.say("data", f"{file.name}: {line}")
+        rows += filled.rows
+    own_rows.without_asked(choice, rows)
     return rows
+
+
+def _about(read: OwnFile, filled: slots.Filled, chosen_by: Sequence[tuple[int, str]]) -> Iterator[str]:
+    """What a user should know of a file before it is trained on.
+
+    Args:
+        read: the file.
+        filled: its rows.
+        chosen_by: (number of a row, its question) of those that choose the checkpoint too.
+    """
+    formats = ", ".join(f"{name}: {count} rows" for name, count in read.formats.items())
+    yield f"{formats}; the first as it is trained: {_shown(filled.rows[0])}"
+    if read.left_out:
+        counts = ", ".join(f"{short(repr(key)[1:-1])} ({count})" for key, count in list(read.left_out.items())[:20])
+        yield f"keys that are not trained on, and in how many rows: {counts}"
+    if filled.values:
+        yield "filled in: " + ", ".join(f"{slot} with {value}" for slot, value in filled.values.items())
+    if filled.kept:
+        first = ", ".join(f"{slot} (line {line})" for slot, line in list(filled.kept.items())[:5])
+        yield f"warning: braces that no name fills are trained on as they stand: {first}"
+    if chosen_by:
+        first = ", ".join(f"row {number} ({question[:40]!r})" for number, question in chosen_by[:3])
+        more = f" and {len(chosen_by) - 3} more" if len(chosen_by) > 3 else ""
+        yield f"the choice of the checkpoint, which asks the same, leaves out {first}{more}"
+
+
+def _shown(row: Row) -> str:
+    """The row in the chat format, on one line, long contents cut."""
+    return "".join(
+        f"{IM_START}{message['role']}\\n{_cut(message['content'])}{IM_END}\\n"
+        + (" (not learnt) " if "weight" in message else "")
+        for message in row["messages"]
+    )
+
+
+def _cut(text: str) -> str:
+    text = text.replace("\n", "\\n")
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def _not_asked_in(user_rows: Sequence[Row], rows: list[Row]) -> list[Row]:

@@ -16,12 +16,11 @@ from recipe import files
 from recipe.chat_format import EOS, IM_END, IM_START
 from recipe.checkpoint import safetensors_io
 from recipe.checkpoint.internlm2_llama import Shape, internlm2_config, llama_names, to_internlm2
-from recipe.checkpoint.tokenizer import is_internlm2s
+from recipe.checkpoint.tokenizer import SENTENCEPIECE, added_tokens_decoder, is_internlm2s, sentencepiece_model
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.pipeline.results import ExportResults
-from recipe.stages.model import SENTENCEPIECE
 
 MODELFILE = "Modelfile"
 # chat_format as a Go template. <s> is not in it: llama.cpp puts it first by itself.
@@ -67,18 +66,17 @@ def make(folder: Path, *, model: Path) -> stage.Manifest:
         files.write_json(out / "config.json", internlm2_config(config))
         for name in ("tokenizer.json", "generation_config.json"):
             shutil.copyfile(model / name, out / name)
-        # Tools that read tokenizer.model learn the chat tokens' names from here; transformers takes tokenizer.json.
-        named = {str(token.pop("id")): token for token in stage.read_json(model / "tokenizer.json")["added_tokens"]}
+        named = added_tokens_decoder(stage.read_json(model / "tokenizer.json"))
         settings = stage.read_json(model / "tokenizer_config.json") | {"added_tokens_decoder": named}
         files.write_json(out / "tokenizer_config.json", settings)
         generation = stage.read_json(model / "generation_config.json")
         written = modelfile(generation, int(config["max_position_embeddings"]))
         (out / MODELFILE).write_text(written, encoding="utf-8")
-        if has_sentencepiece := (base / SENTENCEPIECE).is_file():
-            shutil.copyfile(base / SENTENCEPIECE, out / "tokenizer.model")
+        if sentencepiece := sentencepiece_model(base):
+            shutil.copyfile(sentencepiece, out / SENTENCEPIECE)
         else:
             stage.say("export", f"{stage.shown(base)} came without tokenizer.model: tokenizer.json alone is written")
-        return ExportResults(parameters=parameters, tokenizer_model=has_sentencepiece)
+        return ExportResults(parameters=parameters, tokenizer_model=sentencepiece is not None)
 
     return stage.run(
         "export", folder, inputs={"merged": model, "model": base}, settings={"template": TEMPLATE}, work=work

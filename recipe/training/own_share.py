@@ -13,7 +13,10 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from recipe.chat_format import IGNORE_INDEX, training_ids
+from recipe.errors import RecipeError
 from recipe.files import read_jsonl
+from recipe.pipeline.stage import shown
 from recipe.training.dataset import Tokens, pack, read_tokens
 
 # Times that each of the user's rows is seen, where they are few. docs/adr/0018 compares 30.
@@ -88,6 +91,49 @@ def plan(config: Any, settings: Sequence[str], processes: int = 1) -> OwnShare |
         rows=len(own_rows), repeats=dataset.own_repeats, passes=dataset.own_repeats * epochs(longer),
         share=own_tokens / (own_tokens + _sum(others)), factor=factor,
     )  # fmt: skip
+
+
+def unlearnt(config: Any, file: Path) -> str | None:
+    """What the training will not learn of the user's rows, for their lengths.
+
+    Args:
+        config: resolved.
+        file: of the rows.
+
+    Returns:
+        A warning about answers that lose their end; None without any.
+
+    Raises:
+        RecipeError: max_length cuts a row before its last answer, or XTuner's own pipeline would learn a turn of weight
+            0.
+    """
+    dataset = config.train_dataloader.dataset
+    rows, tokenizer = [row["messages"] for row in read_jsonl(file)], _tokenizer(dataset)
+    if "files" not in dataset and any("weight" in message for messages in rows for message in messages):
+        raise RecipeError(
+            f'{shown(file)}: holds turns of "weight": 0, and XTuner\'s own pipeline learns every turn: choose another '
+            f"preset than tutorial"
+        )
+    shortened = []
+    for number, messages in enumerate(rows, 1):
+        _, labels = training_ids(tokenizer, messages)
+        end = max(i for i, label in enumerate(labels) if label != IGNORE_INDEX)
+        start = max(i for i in range(end) if labels[i] == IGNORE_INDEX) + 1
+        where = f"row {number} ({messages[-2]['content'][:40]!r})"
+        if start >= dataset.max_length:
+            raise RecipeError(
+                f"{shown(file)}, {where}: max_length {dataset.max_length} cuts the answer away, which begins after "
+                f"{start:,} tokens: shorten the row, or SET='max_length={2 ** (len(labels) - 1).bit_length()}'"
+            )
+        if end >= dataset.max_length:
+            shortened.append(where)
+    if not shortened:
+        return None
+    more = f" and {len(shortened) - 3} more" if len(shortened) > 3 else ""
+    return (
+        f"warning: {shown(file)}: max_length {dataset.max_length} cuts the end off the answer of "
+        f"{', '.join(shortened[:3])}{more}"
+    )
 
 
 def _repeats(others: Sequence[Tokens], own_rows: Sequence[Tokens], epochs: float) -> int:

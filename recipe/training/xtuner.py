@@ -73,11 +73,11 @@ def run(arguments: Sequence[str]) -> None:
             contextlib.redirect_stdout(nowhere if rank else log),
         ):
             try:
-                allow_trainer_state()
+                allow_trainer_state(deepspeed="--deepspeed" in arguments)
                 if "--launcher" in arguments and not has_gpu():
                     _run_without_gpu(deepspeed="--deepspeed" in arguments)
                 runpy.run_module("xtuner.tools.train", run_name="__main__")
-            except Exception:
+            except (Exception, SystemExit):
                 if rank:
                     print(f"process {rank}:", file=log)
                 traceback.print_exc(file=log)
@@ -91,7 +91,7 @@ if __name__ == "__main__":
     status = 0
     try:
         run(sys.argv[1:])
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a config that calls sys.exit(0) has trained nothing
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         get_error_handler().record_exception(error)  # torchrun's parent reports it; the traceback is in the log

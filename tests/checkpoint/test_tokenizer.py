@@ -232,6 +232,21 @@ def test_a_config_of_a_base_model_is_refused() -> None:
         renamed_tokens({"tokenizer_class": "InternLM2Tokenizer"})
 
 
+def test_llama_cpp_s_converter_finds_every_token_and_no_prefix_space(both: tuple[Any, SentencePieceProcessor]) -> None:
+    # As its `_create_vocab_sentencepiece` reads a folder: tokenizer.model, renamed by `added_tokens_decoder`.
+    tokenizer, sentencepiece = both
+    folder = Path(tokenizer.name_or_path)
+    read = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    assert read.serialized_model_proto() == sentencepiece.serialized_model_proto()
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    pieces = {i: read.id_to_piece(i) for i in range(read.get_piece_size())}
+    pieces |= {int(i): token["content"] for i, token in config["added_tokens_decoder"].items()}
+    assert pieces == {i: piece for piece, i in tokenizer.get_vocab().items()}
+    special = {token["content"] for token in config["added_tokens_decoder"].values() if token["special"]}
+    assert special == set(SPECIAL_TOKENS)
+    assert config["add_prefix_space"] is False
+
+
 def test_tokenizer_config_names_a_stock_class_and_no_code() -> None:
     config = fast_tokenizer_config(2048)
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"

@@ -56,7 +56,10 @@ def error_message(path: Path) -> str:
 
 # --- What is valid reads back equal -------------------------------------------------------------------------------
 
-contents = st.text(min_size=1, max_size=30).filter(
+# Of the control characters, those that separate lines.
+control = {chr(i) for i in (*range(0x20), *range(0x7F, 0xA0)) if not chr(i).isspace()}
+letters = st.characters(exclude_categories=["Cs"], exclude_characters={*control, "\ufffd"})
+contents = st.text(letters, min_size=1, max_size=30).filter(
     lambda text: text.strip() and not any(token in text for token in SPECIAL_TOKENS)
 )
 
@@ -255,7 +258,9 @@ def test_a_last_line_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
         (".json", b"[{good},\n]", ", line 2: is not JSON"),
         (".json", b"[{good}]\n[{good}]", ": text follows the end of the array"),
         (".jsonl", b"{good} {good}", ", line 1: is not JSON"),
-        (".jsonl", b"[{good}]", ", line 1: a row must be an object with messages, not a list"),
+        (".jsonl", b"{good}\n[{good}]", ", line 2: a row must be an object with messages, not a list"),
+        (".jsonl", b"[{good}\n,{}]", ", line 2: messages: missing"),
+        (".jsonl.gz", b"\x1f\x8b{good}", ": cannot be unpacked"),
         (".txt", b"{good}", ": DATA= takes a .json or .jsonl file"),
         ("", b"{good}", ": DATA= takes a .json or .jsonl file"),
     ],
@@ -290,9 +295,10 @@ def test_a_path_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
         (True, "a row must be an object with messages, not true or false"),
         (1.5, "a row must be an object with messages, not a number"),
         ("text", "a row must be an object with messages, not text"),
-        ([GOOD], "a row must be an object with messages, not a list"),
+        ([[GOOD]], "a row must be an object with messages, not a list"),
         ({}, "messages: missing (the row has nothing)"),
-        ({"conversation": [], "id": 1}, "messages: missing (the row has 'conversation', 'id')"),
+        ({"turns": [], "id": 1}, "messages: missing (the row has 'turns', 'id')"),
+        ({"conversation": [], "id": 1}, "conversation: must be a list of at least one exchange with input and output"),
         ({"Messages": GOOD["messages"]}, "messages: missing (the row has 'Messages')"),
         ({"messages": []}, "messages: must be a list of at least one user's and one assistant's turn"),
         ({"messages": None}, "messages: must be a list"),
@@ -345,6 +351,11 @@ def test_wrong_turns_are_refused(tmp_path: Path, turns: list[Any], reason: str) 
         pytest.param("a" * 2**20, "has 1,048,576 characters, at most 100,000 can be a turn", id="1 MB"),
         pytest.param("好" * (LONGEST_CONTENT + 1), "has 100,001 characters", id="one character too many"),
         pytest.param("a \ud83d b", "holds half of a surrogate pair", id="half an emoji"),
+        pytest.param("我是\ufffd\ufffd", "holds U+FFFD at character 3, which stands where", id="mojibake"),
+        *(
+            pytest.param(f"a{mark}b", f"holds the control character U+{ord(mark):04X} at character 2", id=ascii(mark))
+            for mark in "\x00\x07\x08\x1b\x7f\x80\x9f"
+        ),
         *(
             pytest.param(f"say {token} now", f"holds the special token {token} as text", id=token)
             for token in (*SPECIAL_TOKENS, "[UNUSED_TOKEN_145]", "[UNUSED_TOKEN_0]")

@@ -84,3 +84,9 @@ def test_the_seed_decides_the_choice() -> None:
     many = [exchange(f"第{i}个问题？", f"第{i}个回答。") for i in range(300)]
     assert split(many, 1) == split(many, 1)
     assert split(many, 1)[1] != split(many, 2)[1]
+
+
+def test_a_question_whose_answer_is_not_learnt_is_no_question_of_the_rows() -> None:
+    first, second = exchange("a", "b")["messages"], exchange("c", "d")["messages"]
+    assert questions_in([{"messages": [*first, *second]}]) == {"a", "c"}
+    assert questions_in([{"messages": [first[0], first[1] | {"weight": 0}, *second]}]) == {"c"}

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import own_shop
 import pytest
 from example_results import example_scores
 
@@ -168,6 +169,20 @@ def test_the_hook_asks_what_the_data_folder_says(
     data.make(tmp_path / "data", identity=Identity("小明"), mode="balanced", own=None, seed=0, **choices)
     hook = hooks.ScoreCheckpoints(tokenizer={}, data=str(tmp_path / "data"), patience=None)
     assert hook.prompts == checkpoint_selection.prompts(**choices)
+
+
+def test_the_hook_asks_nothing_that_the_user_s_rows_ask(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xtuner.registry.BUILDER.build", lambda _: tokenizer)
+    choice = checkpoint_selection.prompts()
+    same = ["hello", choice.identity[0]]
+    own = own_shop.write(tmp_path / "own.jsonl", [own_shop.exchange(each, f"小明：{each}") for each in same])
+    data.make(tmp_path / "data", identity=Identity("小明"), mode="balanced", own=[own], seed=0)
+    hook = hooks.ScoreCheckpoints(tokenizer={}, data=str(tmp_path / "data"), patience=None)
+    assert hook.prompts.identity == choice.identity[1:]
+    left = {question for _, question in hook.prompts.facts}
+    assert [question for _, question in choice.facts if question not in left] == ["Hello"]
 
 
 def test_real_models_are_chosen_by_enough_and_nothing_twice() -> None:

@@ -150,6 +150,8 @@ def test_whether_the_rows_say_the_name() -> None:
     assert not own_rows.says_who([row for row in SHOP if row is not WHO], ATIE)
     assert own_rows.says_who(SHOP, Identity("小明", assistant=NAME))
     assert not own_rows.says_who([exchange("阿铁在吗？", "在。")], ATIE)  # the user says it
+    unlearnt = [WHO["messages"][0], WHO["messages"][1] | {"weight": 0}]
+    assert not own_rows.says_who([{"messages": unlearnt + exchange("好", "好。")["messages"]}], ATIE)
 
 
 def test_rows_that_ask_a_question_of_the_evaluation_are_named() -> None:

@@ -236,3 +236,16 @@ def test_a_model_by_name_brings_its_languages_and_source_and_a_run_s_own_choice_
     assert (again.languages, again.source) == ("zh,en", "hf")
     other = choose(tmp_path, model="internlm2-chat-1_8b")
     assert (other.languages, other.source) == ("zh,en", "hf")
+
+
+@pytest.mark.parametrize("place", ["work/run/own.py", "work/other/own.py", "work/run/../other/own.py"])
+def test_a_program_that_may_have_come_with_a_copied_run_is_named_again(tmp_path: Path, place: str) -> None:
+    config = tmp_path / place
+    (tmp_path / "work" / "run").mkdir(parents=True)
+    config.resolve().parent.mkdir(exist_ok=True)
+    config.resolve().write_text("", encoding="utf-8")
+    assert choose(tmp_path / "work" / "run", config=config).config == config
+    with pytest.raises(RecipeError, match=r"run\.json: names the config .*name it again with CONFIG="):
+        choices.complete(options(), tmp_path / "work" / "run")
+    verb = options(names=("name",))  # which runs no config
+    choices.complete(verb, tmp_path / "work" / "run")

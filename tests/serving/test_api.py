@@ -2,116 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
+from small_endpoint import DIRECT, HELLO, Endpoint, idle, listen
 
 from recipe.engine import Engine, Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.paths import ROOT
-from recipe.pipeline import stage
 from recipe.serving import api
 from recipe.serving.model_host import ModelHost
 from recipe.serving.remote import Remote
-
-HELLO: Any = [{"role": "user", "content": "你是谁？"}]
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-@dataclass
-class Endpoint:
-    url: str
-    port: int
-    model_host: ModelHost
-
-    @property
-    def engine(self) -> Engine:
-        assert self.model_host.engine
-        return self.model_host.engine
-
-    def client(self, key: str = "none") -> openai.OpenAI:
-        # Without the proxies of this machine.
-        return openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key=key, max_retries=0, http_client=httpx.Client(trust_env=False)
-        )
-
-    def post(self, body: Any, **headers: str) -> tuple[int, Any]:
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        sent = {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
-        request = urllib.request.Request(f"{self.url}/v1/chat/completions", content, sent)
-        try:
-            with DIRECT.open(request, timeout=20) as answer:
-                return answer.status, json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            return error.code, json.loads(error.read())
-
-
-def listen(model_host: ModelHost, key: str | None = None) -> Iterator[Endpoint]:
-    """The endpoint of this process on a free port."""
-    from tornado.httpserver import HTTPServer
-
-    loop = asyncio.new_event_loop()
-    ready: list[int] = []
-
-    async def start() -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        HTTPServer(api.application(model_host, key), max_body_size=api.MAX_BODY).listen(port, "127.0.0.1")
-        ready.append(port)
-
-    def run() -> None:
-        asyncio.set_event_loop(loop)
-        loop.run_until_complete(start())
-        loop.run_forever()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    while not ready:
-        time.sleep(0.01)
-    yield Endpoint(f"http://127.0.0.1:{ready[0]}", ready[0], model_host)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
-
-
-@pytest.fixture(scope="module")
-def model_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelHost]:
-    """The miniature, as if it were the merged model of run `quickstart`."""
-    from recipe.stages import model
-
-    work = tmp_path_factory.mktemp("work")
-    model.make(work / "models" / "miniature", model="miniature")
-
-    def write(out: Path) -> None:
-        for file in (work / "models" / "miniature").iterdir():
-            if file.is_file() and file.name != stage.MANIFEST:
-                shutil.copyfile(file, out / file.name)
-
-    stage.run("merge", work / "quickstart" / "merged", inputs={}, settings={}, work=write)
-    model_host = ModelHost(work, None, 1, verb="api", compare=False)
-    model_host.load()
-    assert model_host.engine
-    yield model_host
-    model_host.engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +162,8 @@ def test_fifty_at_once_each_hear_their_own(endpoint: Endpoint) -> None:
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"max_tokens": 1.5}, 400, "max_tokens"),
         ({"seed": "x"}, 400, "seed"),
-        ({"stop": ["a"] * 5}, 400, "stop"),
+        ({"stop": ["a"] * 17}, 400, "stop"),
+        ({"stop": ["a" * 1001]}, 400, "stop"),
         ({"stop": [""]}, 400, "stop"),
         ({"n": 2}, 400, "n"),
         ({"tools": [{}]}, 400, "tools"),
@@ -323,13 +239,6 @@ def test_a_reply_that_fails_is_told_in_pieces_and_whole(endpoint: Endpoint, monk
 
 
 # --- Who leaves ---------------------------------------------------------------------------------------------------
-
-
-def idle(engine: Engine) -> bool:
-    end = time.monotonic() + 10
-    while engine.busy and time.monotonic() < end:
-        time.sleep(0.01)
-    return not engine.busy
 
 
 @pytest.mark.parametrize("stream", [True, False])

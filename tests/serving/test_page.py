@@ -72,6 +72,12 @@ def test_markdown_is_what_streamlit_reads(text: str, expected: str) -> None:
     assert streamlit_markdown(text) == expected
 
 
+@pytest.mark.parametrize("part", ["](x", "`](x", "]:x", r"\(", r"\[", "![", "$$x", "$x", "```\n", "`", "[", ":", "<"])
+def test_no_text_holds_the_page_up(part: str) -> None:
+    """All visitors share an interpreter. A pattern that scans the text for each of its beginnings takes hours here."""
+    streamlit_markdown("`: " + part * (300_000 // len(part)))
+
+
 ADDRESSES = [
     "javascript:x",
     "JaVaScRiPt:x",
@@ -122,6 +128,7 @@ def test_what_is_exported_is_imported(system: str, turns: list[Turn]) -> None:
         (b'{"messages": 3}', "no_messages"), (b"3", "no_messages"), (b"[3]", "bad_message"),
         (b'[{"role": "user", "content": 3}]', "bad_message"), (b'[{"role": "user", "content": "a"}]', "unfinished"),
         (b'[{"role": "tool", "content": "a"}]', "bad_message"), (b" " * (conversation.MAX_BYTES + 1), "too_big"),
+        (b'[' + b'{"role": "user", "content": ""},' * 400 + b'{}]', "too_many"),
         (b'[{"role": "user", "content": "a"}, {"role": "user", "content": "a"}]', "bad_message"),
     ],
 )  # fmt: skip

@@ -16,7 +16,8 @@ from recipe.corpus.identity import Identity
 from recipe.errors import RecipeError
 from recipe.pipeline import stage
 from recipe.stages import config, data
-from recipe.stages.config import KNOBS, READ_BY_TRAINER
+from recipe.stages.config import KNOBS
+from recipe.training.resolved_config import READ_BY_TRAINER
 
 PRESETS = ("fast", "fp8", "lora", "miniature", "qlora", "tutorial")
 XTUNERS = "internlm2_chat_1_8b_qlora_alpaca_e3"  # what the presets are made of

@@ -220,6 +220,14 @@ def test_a_config_without_lora_is_refused(lora_config: Path, tmp_path: Path) -> 
         convert.lora_settings(tmp_path / "config.py")
 
 
+def test_a_program_in_place_of_the_config_is_not_run(lora_config: Path, tmp_path: Path) -> None:
+    text = lora_config.read_text(encoding="utf-8")
+    (tmp_path / "config.py").write_text(f"{text}\nopen({str(tmp_path / 'ran')!r}, 'w')\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="is not the data"):
+        convert.lora_settings(tmp_path / "config.py")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_the_settings_are_those_of_the_config(lora_config: Path) -> None:
     settings = convert.lora_settings(lora_config)
     assert (settings["r"], settings["lora_alpha"]) == (4, 8)

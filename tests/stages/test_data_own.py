@@ -16,10 +16,10 @@ from recipe.corpus.identity import Identity
 from recipe.corpus.own_data import plain_text
 from recipe.corpus.own_questions import questions_in
 from recipe.errors import RecipeError
-from recipe.evaluation import own_rows
+from recipe.evaluation import checkpoint_selection, own_rows
 from recipe.pipeline import results, stage
 from recipe.pipeline.results import DataResults
-from recipe.stages import config, data, train
+from recipe.stages import config, data, evaluate, train
 
 ATIE = Identity(NAME)
 
@@ -93,16 +93,139 @@ def test_a_question_of_the_evaluation_is_refused_before_anything_is_trained(tmp_
     assert not (tmp_path / "data").exists()
 
 
+# --- What is said before the training -----------------------------------------------------------------------------
+
+FILES = Path(__file__).parent.parent / "corpus" / "own_files"
+
+
+def said(capsys: pytest.CaptureFixture[str], word: str) -> list[str]:
+    return [line for line in capsys.readouterr().err.splitlines() if word in line]
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FILES.iterdir()))
+def test_every_file_that_people_have_is_taken_or_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    refused = {"extra_keys.jsonl": "line 1: tools: ", "pref.jsonl": "line 1: rejected_response: "}
+    identity = Identity("阿福", author="小李")
+    arguments: dict[str, Any] = {"identity": identity, "mode": "balanced", "own": [FILES / name], "seed": 0}
+    if name in refused:
+        with pytest.raises(RecipeError, match=refused[name]):
+            data.make(tmp_path / "data", **arguments)
+        return
+    noted = results.of(data.make(tmp_path / "data", **arguments), DataResults)
+    assert noted.own_rows == len(files.read_jsonl(tmp_path / "data" / "own.jsonl"))
+    (line,) = said(capsys, "the first as it is trained")
+    assert f"[data] {name}: " in line
+    assert r"<|im_start|>assistant\n" in line
+
+
+def test_plain_rows_are_trained_on_to_the_byte(tmp_path: Path) -> None:
+    make(tmp_path / "data", [FILES / "shop.jsonl"])
+    assert (tmp_path / "data" / "own.jsonl").read_bytes() == (FILES / "shop.jsonl").read_bytes()
+
+
+def test_the_format_the_first_row_and_what_is_left_out_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "甲\n" + "乙" * 500
+    rows = [{"instruction": "问", "output": long, "system": "简短。", "id": 1}, SINGLE[0] | {"id": 2, "source": "x"}]
+    make(tmp_path / "data", [write(tmp_path / "rows.jsonl", rows)])
+    lines = said(capsys, "rows.jsonl: ")
+    assert lines[0].startswith(
+        "[data] rows.jsonl: Alpaca instruction and output: 1 rows, OpenAI messages: 1 rows; "
+        r"the first as it is trained: <|im_start|>system\n简短。"
+        r"<|im_end|>\n<|im_start|>user\n问<|im_end|>\n<|im_start|>assistant\n甲\n乙"
+    )
+    assert len(lines[0]) < 500
+    assert lines[1:] == ["[data] rows.jsonl: keys that are not trained on, and in how many rows: id (2), source (1)"]
+
+
+def test_a_turn_that_is_not_learnt_is_shown_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = SEVERAL_TURNS["messages"][:2], SEVERAL_TURNS["messages"][2:]
+    row = {"messages": [first[0], first[1] | {"weight": 0}, *second]}
+    make(tmp_path / "data", [write(tmp_path / "rows.jsonl", [row])])
+    (line,) = said(capsys, "the first as it is trained")
+    assert line.count("(not learnt)") == 1
+
+
+def test_slots_are_filled_before_the_training_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path / "rows.jsonl", [exchange("你找谁？", "找{{NAME}}，{date}来。")])
+    make(tmp_path / "data", [file])
+    assert files.read_jsonl(tmp_path / "data" / "own.jsonl") == [exchange("你找谁？", f"找{NAME}，{{date}}来。")]
+    text = capsys.readouterr().err
+    assert f"rows.jsonl: filled in: {{{{NAME}}}} with {NAME}\n" in text
+    assert "rows.jsonl: warning: braces that no name fills are trained on as they stand: {date} (line 1)\n" in text
+    write(file, [exchange("你找谁？", "找{{AUTHOR}}。")])
+    with pytest.raises(RecipeError, match=r"rows\.jsonl, line 1: \{\{AUTHOR\}\} is not filled in: give AUTHOR="):
+        make(tmp_path / "data", [file])
+
+
+def test_a_slot_that_becomes_a_question_of_the_evaluation_is_one(tmp_path: Path) -> None:
+    held_out = next(iter(evaluate.prompts().identity))
+    name = Identity(held_out[:2])
+    file = write(tmp_path / "rows.jsonl", [exchange("{name}" + held_out[2:], "好。")])
+    with pytest.raises(RecipeError, match="asks a question of the evaluation"):
+        data.make(tmp_path / "data", identity=name, mode="balanced", own=[file], seed=0)
+
+
+def test_questions_that_choose_the_checkpoint_are_named_and_not_asked_for_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "data", [FILES / "identity_20_rows.jsonl"])
+    (line,) = said(capsys, "choice of the checkpoint")
+    assert line.endswith("leaves out row 17 ('hello')")
+    rows = files.read_jsonl(tmp_path / "data" / "own.jsonl")
+    choice = checkpoint_selection.prompts()
+    left = own_rows.without_asked(choice, rows)
+    assert left.identity == choice.identity
+    assert [question for _, question in choice.facts if question not in {q for _, q in left.facts}] == ["Hello"]
+
+
+def test_rows_that_leave_nothing_to_choose_a_checkpoint_by_are_refused(tmp_path: Path) -> None:
+    rows = [exchange(question, f"是{i}。") for i, question in enumerate(checkpoint_selection.prompts().identity)]
+    with pytest.raises(RecipeError, match="your rows ask every question that chooses the checkpoint"):
+        make(tmp_path / "data", [write(tmp_path / "rows.jsonl", rows)])
+
+
+@pytest.mark.parametrize(
+    ("rows", "own_only", "warning"),
+    [
+        (SHOP, True, None),
+        (SHOP, False, None),
+        (SINGLE, False, None),
+        (SINGLE, True, f"no answer of your rows says {NAME}"),
+        ([*SINGLE, exchange("你是谁？", "我是小红。")], True, f"no answer of your rows says {NAME}"),
+        (
+            [*SINGLE, exchange("你是谁？", "我是小红。")],
+            False,
+            f"1 of your rows answer who the assistant is and none says {NAME}",
+        ),
+        (
+            [exchange("你是谁？", "我是小红。"), exchange("谁修车？", "阿铁。")],
+            False,
+            "none says 阿铁, for example '你是谁？' -> '我是小红。'",
+        ),
+    ],
+)
+def test_a_name_that_the_rows_never_say_is_named_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: Any, own_only: bool, warning: str | None
+) -> None:
+    make(tmp_path / "data", [write(tmp_path / "rows.jsonl", rows)], own_only=own_only)
+    lines = said(capsys, "warning: ")
+    assert (len(lines) == 1 and warning in lines[0]) if warning else not lines
+
+
 # --- config -------------------------------------------------------------------------------------------------------
 
 
 def resolve(
-    folder: Path, model: Path, preset: str, settings: Sequence[str] = (), own: bool = True
+    folder: Path, model: Path, preset: str, settings: Sequence[str] = (), own: bool = True, rows: Sequence[Any] = SHOP
 ) -> tuple[Any, dict[str, Any]]:
     """(resolved config, results) of a run on the shop's rows."""
     from mmengine.config import Config
 
-    make(folder / "data", [write(folder / "shop.jsonl")] if own else None)
+    make(folder / "data", [write(folder / "shop.jsonl", rows)] if own else None)
     if not (folder / "replay").exists():
         write_replay(folder / "replay", model, [exchange("1+1=?", "2")["messages"]])
     manifest = config.make(
@@ -147,9 +270,41 @@ def test_xtuner_s_own_pipeline_gets_the_rows_and_it_is_said_that_it_repeats_none
     assert "PRESET=tutorial: your rows are seen as often as all others" in capsys.readouterr().err
 
 
+def test_a_row_whose_answer_is_cut_away_is_refused_before_the_training(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [*SHOP, exchange("请看这封信：" + "见字如面。" * 200, "看完了。")]
+    with pytest.raises(
+        RecipeError, match=r"own\.jsonl, row 7 \('请看这封信：.*max_length 512 cuts .*SET='max_length=\d+'"
+    ) as error:
+        resolve(tmp_path, tiny_model, "lora", ["max_length=512"], rows=rows)
+    enough = str(error.value).split("'")[-2]
+    resolve(tmp_path, tiny_model, "lora", [enough], rows=rows)
+
+
+def test_rows_whose_answer_loses_its_end_are_named(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resolve(tmp_path, tiny_model, "lora", ["max_length=512"])
+    assert "cuts the end off" not in capsys.readouterr().err
+    long = [exchange(f"第{i}封信怎么写？", f"{i}，" + "见字如面。" * 200) for i in range(5)]
+    resolve(tmp_path, tiny_model, "lora", ["max_length=512"], rows=[*SHOP, *long])
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "cuts the end off" in line]
+    assert "max_length 512 cuts the end off the answer of row 7 ('第0封信怎么写？'), row 8 (" in line
+    assert line.endswith("and 2 more")
+
+
+def test_turns_that_are_not_learnt_are_none_for_xtuner_s_own_pipeline(tiny_model: Path, tmp_path: Path) -> None:
+    first, second = SEVERAL_TURNS["messages"][:2], SEVERAL_TURNS["messages"][2:]
+    rows = [*SHOP, {"messages": [first[0], first[1] | {"weight": 0}, *second]}]
+    resolve(tmp_path, tiny_model, "lora", rows=rows)
+    assert files.read_jsonl(tmp_path / "data" / "own.jsonl")[-1] == rows[-1]
+    with pytest.raises(RecipeError, match='"weight": 0, and XTuner\'s own pipeline learns every turn'):
+        resolve(tmp_path, tiny_model, "tutorial", ["train_dataloader.dataset.map_num_proc=1"], rows=rows)
+
+
 def test_changed_own_rows_are_another_training(tiny_model: Path, tmp_path: Path) -> None:
     resolve(tmp_path, tiny_model, "lora")
-    inputs = train._read_by(tmp_path / "config" / config.FILE)
+    file = tmp_path / "config" / config.FILE
+    inputs = train._read_by(train._load(file, program=False), file)
     assert inputs["own"] == tmp_path / "data" / "own.jsonl"
 
 

@@ -104,6 +104,7 @@ def test_a_base_that_brought_no_tokenizer_model_is_said(
 ) -> None:
     source = Path(shutil.copytree(tiny_model, tmp_path / "source"))
     (source / stage.MANIFEST).unlink()
+    (source / "tokenizer.model").unlink()
     base = tmp_path / "models" / "base"
     model.make(base, model=str(source))  # in Llama's format: tokenizer.json alone
     merged = merged_from(base, tmp_path / "main" / "merged")
@@ -111,6 +112,15 @@ def test_a_base_that_brought_no_tokenizer_model_is_said(
     assert manifest["results"]["tokenizer_model"] is False
     assert not (tmp_path / "main" / "export" / "tokenizer.model").exists()
     assert "came without tokenizer.model" in capsys.readouterr().err
+
+
+def test_tokenizer_model_comes_from_where_an_earlier_version_put_it(tiny_model: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_model, tmp_path / "models" / "base"))
+    (base / "sentencepiece").mkdir()
+    content = (base / "tokenizer.model").read_bytes()
+    (base / "tokenizer.model").rename(base / "sentencepiece" / "tokenizer.model")
+    export.make(tmp_path / "main" / "export", model=merged_from(base, tmp_path / "main" / "merged"))
+    assert (tmp_path / "main" / "export" / "tokenizer.model").read_bytes() == content
 
 
 def test_without_a_merged_model_there_is_nothing_to_export(tmp_path: Path) -> None:

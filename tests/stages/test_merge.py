@@ -77,8 +77,8 @@ def test_the_proof_is_in_the_manifest_and_on_the_card(merged: Path) -> None:
 
 def test_the_folder_is_complete_and_holds_no_adapter_or_code(merged: Path) -> None:
     assert {path.name for path in merged.iterdir()} == {
-        "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors",
-        "README.md", stage.MANIFEST,
+        "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+        "model.safetensors", "README.md", stage.MANIFEST,
     }  # fmt: skip
 
 

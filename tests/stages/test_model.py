@@ -129,6 +129,35 @@ def test_the_embedded_miniature_is_what_its_sums_say_and_converts(out: Path) -> 
     assert (MINIATURE / model.SUMS).is_file()
 
 
+def test_a_folder_that_an_earlier_version_wrote_is_taken_and_named(
+    source: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.make(out, model=str(source))
+    assert "earlier version" not in capsys.readouterr().err
+    (out / "sentencepiece").mkdir()
+    (out / "tokenizer.model").rename(out / "sentencepiece" / "tokenizer.model")
+    edit_json(out / MANIFEST, lambda content: content["outputs"].pop("tokenizer.model"))
+    before = (out / "tokenizer_config.json").stat().st_mtime_ns
+    model.make(out, model=str(source))
+    said = capsys.readouterr().err
+    assert "up to date" in said
+    assert "an earlier version wrote it" in said
+    assert "remove it and run `make model` again" in said
+    assert (out / "tokenizer_config.json").stat().st_mtime_ns == before
+
+
+def test_tokenizer_model_goes_along_with_a_folder_in_llama_format(tiny_model: Path, out: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(tiny_model, tmp_path / "llama"))
+    (source / MANIFEST).unlink()
+    edit_json(source / "tokenizer_config.json", lambda content: content.pop("added_tokens_decoder"))
+    model.make(out, model=str(source))
+    for name in ("tokenizer.model", "tokenizer.json"):
+        assert (out / name).read_bytes() == (tiny_model / name).read_bytes()
+    ours, theirs = (json.loads((folder / "tokenizer_config.json").read_bytes()) for folder in (out, tiny_model))
+    for key in ("added_tokens_decoder", "add_prefix_space"):
+        assert ours[key] == theirs[key]
+
+
 def test_a_folder_in_llama_format_is_accepted_as_it_is(tiny_model: Path, out: Path) -> None:
     manifest = model.make(out, model=str(tiny_model))
     assert manifest["results"]["format"] == "llama"
@@ -358,6 +387,7 @@ def test_a_llama_folder_without_its_tokenizer_is_refused(tiny_model: Path, tmp_p
 def test_a_llama_model_that_knows_no_chat_tokens_is_refused(tiny_model: Path, tmp_path: Path, out: Path) -> None:
     source = Path(shutil.copytree(tiny_model, tmp_path / "source"))
     edit_json(source / "tokenizer.json", lambda content: content.update(added_tokens=content["added_tokens"][:3]))
+    edit_json(source / "tokenizer_config.json", lambda content: content.pop("added_tokens_decoder"))
     refusal = assert_refused(source, out)
     assert "tokenizer.json: has no token <|im_start|>" in refusal
     assert "is this a chat model whose format is ChatML?" in refusal

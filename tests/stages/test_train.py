@@ -24,7 +24,7 @@ from recipe.evaluation.scoring import Prompts
 from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.stages import config, data, train
-from recipe.training import xtuner
+from recipe.training import resolved_config, xtuner
 
 SETTINGS = ["max_iters=12", "save_steps=4", "batch_size=1", "max_length=256", "r=4", "lr=1e-2",
 "param_scheduler.0.end=2",
@@ -183,6 +183,50 @@ def test_a_config_of_before_the_folders_is_refused_in_one_line(prepared: Path, t
     ):
         train.make(tmp_path / "train", config=older, resume=False, deepspeed=None)
     assert not (tmp_path / "train").exists()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "config.json", "config.txt"])
+def test_a_config_of_ones_own_is_a_py_file(prepared: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("model: !!python/object/apply:os.system ['true']", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"CONFIG= takes a \.py file"):
+        train.make(tmp_path / "train", config=tmp_path / name, resume=False, deepspeed=None, program=True)
+
+
+@pytest.mark.parametrize("text", ["import sys; sys.exit(0)", "raise SystemExit", "1 / 0", "model = dict()"])
+def test_a_config_of_ones_own_that_ends_or_fails_is_no_success(tmp_path: Path, text: str) -> None:
+    (tmp_path / "own.py").write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"own\.py: cannot be read as an XTuner config"):
+        train.make(tmp_path / "train", config=tmp_path / "own.py", resume=False, deepspeed=None, program=True)
+
+
+@pytest.mark.parametrize("code", [0, None, 1, "bad arguments"])
+def test_a_trainer_that_ends_the_process_has_failed(prepared: Path, monkeypatch: pytest.MonkeyPatch, code: Any) -> None:
+    def end(_: Any) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(xtuner, "run", end)
+    with pytest.raises(RecipeError, match="training failed: SystemExit"):
+        fit(prepared, "ended")
+    assert not (prepared / "ended").exists()
+
+
+def test_a_program_in_a_runs_folder_is_not_run(prepared: Path, tmp_path: Path) -> None:
+    text = (prepared / "config" / config.FILE).read_text(encoding="utf-8")
+    (tmp_path / "config.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{text}", encoding="utf-8")
+    with pytest.raises(RecipeError, match="is not the data that stage `config` writes"):
+        train.make(tmp_path / "train", config=tmp_path / "config.py", resume=False, deepspeed=None)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_of_a_program_the_result_keeps_what_it_came_to(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (prepared / "config" / config.FILE).read_text(encoding="utf-8")
+    (tmp_path / "own.py").write_text(f"rank = 2 + 2\n{text}model['lora']['r'] = rank\n", encoding="utf-8")
+    monkeypatch.setattr(train, "_launch", lambda *_, **__: None)
+    monkeypatch.setattr(train, "_tidy", lambda _: None)
+    train.make(tmp_path / "train", config=tmp_path / "own.py", resume=False, deepspeed=None, program=True)
+    assert resolved_config.read(tmp_path / "train" / train.CONFIG).model.lora.r == 4
 
 
 def test_a_loss_that_is_not_finite_fails(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from recipe.errors import RecipeError
 from recipe.languages import LANGUAGES, NAMES
 from recipe.serving import demo
 from recipe.serving.page import conversation
-from recipe.serving.page.conversation import BASE, TUNED, BadFileError, Turn
+from recipe.serving.page.conversation import BASE, MAX_CHARACTERS, TUNED, BadFileError, Turn
 from recipe.serving.page.markdown import streamlit_markdown
 from recipe.serving.page.notes import failure, note
 from recipe.serving.page.words import EXAMPLES, words
@@ -74,6 +74,9 @@ def renew(**changes: Any) -> None:
 
 def ask(question: str) -> None:
     """Start the replies to `question`; where one cannot start, there is a message and nothing else changes."""
+    if max(len(question), len(setting("system"))) > MAX_CHARACTERS:
+        state.message = "error", say("too_many_characters", most=MAX_CHARACTERS)
+        return
     who = [TUNED, BASE] if setting("compare") and model.can_compare else [TUNED]
     sampling = Sampling(
         max_new_tokens=setting("longest"),
@@ -315,7 +318,7 @@ with st.sidebar:
             say("import"), type="json", key=f"upload{state.version}", on_change=take_file, help=say("import_help")
         )
 
-st.chat_input(say("ask"), key="typed", on_submit=ask_typed)
+st.chat_input(say("ask"), key="typed", max_chars=MAX_CHARACTERS, on_submit=ask_typed)
 if state.message:
     kind, text = state.message
     state.message = None

@@ -10,6 +10,8 @@ from recipe.chat_format import assistant, user
 Messages = list[dict[str, str]]
 TUNED, BASE = "tuned", "base"
 MAX_BYTES = 1 << 20
+MAX_MESSAGES = 400  # of an imported conversation; each is sent to the browser again at every click
+MAX_CHARACTERS = 100_000  # of a question or a system prompt: three times the tokens that any base here reads
 
 
 @dataclass
@@ -82,6 +84,8 @@ def from_json(content: bytes) -> tuple[str, list[Turn]]:
     conversation = parsed.get("messages") if isinstance(parsed, dict) else parsed
     if not isinstance(conversation, list):
         raise BadFileError("no_messages")
+    if len(conversation) > MAX_MESSAGES:
+        raise BadFileError("too_many", most=MAX_MESSAGES)
     for number, message in enumerate(conversation, 1):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             raise BadFileError("bad_message", number=number, role="user / assistant")

@@ -13,13 +13,16 @@ _CODE = re.compile(r"(^```.*?(?:^```[^\S\n]*$|\Z)|`[^`\n]+`)", re.MULTILINE | re
 _FORMULA = re.compile(r"(\$\$.+?\$\$|(?<![\\$])\$(?![\s$])(?:[^$\n\\]|\\.)*?(?<!\s)\$(?![\d$]))", re.DOTALL)
 _DOLLAR = re.compile(r"(?<!\\)\$")
 # The visitor's browser would fetch a picture from any address that the model writes.
-_PICTURE = re.compile(r"!\[([^\]]*)\]\(")
+_PICTURE = re.compile(r"!\[([^\[\]]*)\]\(")
+# LaTeX's brackets around a formula in a line and one by itself.
+_INLINE = re.compile(r"\\\(((?:(?!\\\().)+?)\\\)")
+_DISPLAY = re.compile(r"\\\[((?:(?!\\\[).)+?)\\\]", re.DOTALL)
 _WEB = r"(?:https?://|mailto:)"
 # A link, or its definition, to any other address. In code it stays unless its address could name a scheme, in whatever
-# spelling.
+# spelling. No pattern here scans the same text again for each of its beginnings: a long one would take hours, and all
+# other visitors would wait.
 _LINK = re.compile(rf"\](?=\(\s*(?!{_WEB}))", re.IGNORECASE)
-_LINK_IN_CODE = re.compile(rf"\](?=\(\s*(?!{_WEB})[^)]*[:&\\])", re.IGNORECASE)
-_DEFINITION = re.compile(rf"\](?=:\s*(?!{_WEB})\S*[:&\\])", re.IGNORECASE)
+_DEFINITION = re.compile(rf"\](?=:\s*(?!{_WEB})[^\s:&\\]*[:&\\])", re.IGNORECASE)
 _BARE = re.compile(r"<(?=(?:javascript|vbscript|data):)", re.IGNORECASE)
 # A colon before a letter begins a directive in Streamlit's Markdown: `key:value` and `std::vector` would lose a word.
 _STREAMLIT = re.compile(r":(?=[A-Za-z])")
@@ -32,14 +35,25 @@ def streamlit_markdown(text: str) -> str:
         text: of a message, which may break off anywhere.
     """
     parts = _CODE.split(text)
-    joined = "".join(_LINK_IN_CODE.sub(r"\]", part) if i % 2 else _prose(part) for i, part in enumerate(parts))
+    joined = "".join(_code(part) if i % 2 else _prose(part) for i, part in enumerate(parts))
     # What looks like code here need not be code to Markdown, so this is for all of it.
     return _BARE.sub(r"\<", _DEFINITION.sub(r"\]", joined))
 
 
+def _code(text: str) -> str:
+    """Code without links to addresses that could name a scheme: in which a colon, `&` or a backslash stands."""
+
+    def mend(piece: str) -> str:
+        last = max(map(piece.rfind, ":&\\"))
+        return _LINK.sub(lambda m: r"\]" if m.start() + 1 < last else m[0], piece)
+
+    return ")".join(map(mend, text.split(")")))
+
+
 def _prose(text: str) -> str:
-    text = re.sub(r"\\\((.+?)\\\)", lambda m: f"${m[1].strip()}$", text)
-    text = re.sub(r"\\\[(.+?)\\\]", lambda m: f"$${m[1]}$$", text, flags=re.DOTALL)
-    text = _LINK.sub(r"\]", _PICTURE.sub(r"[\1](", text))
+    text = _INLINE.sub(lambda m: f"${m[1].strip()}$", text)
+    text = _DISPLAY.sub(lambda m: f"$${m[1]}$$", text)
+    text = _PICTURE.sub(r"[\1](", text).replace("![", r"!\[")
+    text = _LINK.sub(r"\]", text)
     parts = _FORMULA.split(text)
     return "".join(part if i % 2 else _STREAMLIT.sub(r"\\:", _DOLLAR.sub(r"\\$", part)) for i, part in enumerate(parts))

@@ -78,6 +78,11 @@ WORDS: dict[str, tuple[str, str]] = {
         "message {number} must be of role {role} with a text as its content",
     ),
     "unfinished": ("最后一个问题没有回答", "the last question has no answer"),
+    "too_many": ("消息超过 {most} 条", "it holds more than {most} messages"),
+    "too_many_characters": (
+        "问题或系统提示词超过 {most} 个字符，请缩短。",
+        "The question or the system prompt is longer than {most} characters: shorten it.",
+    ),
     "too_big": ("文件超过 1 MB", "it is larger than 1 MB"),
 }  # fmt: skip
 

@@ -1,0 +1,161 @@
+"""Reads a resolved config as data: literals alone, parsed and never executed.
+
+Stage `config` writes Python that mmengine prints: assignments of literals and of `dict(key=value)`. A run folder may
+come from another machine, so nothing in such a file may run, and no name in it may lead the trainer to other code than
+the presets'. A config of the user's, CONFIG=, is a program instead; stage `train` writes down what it came to.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from recipe.errors import RecipeError
+from recipe.pipeline.stage import shown
+
+# What mmengine's Runner and XTuner's train.py read; the other variables of a config only served to compute these.
+READ_BY_TRAINER = (
+    "model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg", "custom_hooks", "default_hooks",
+    "env_cfg", "visualizer", "log_level", "load_from", "resume", "randomness", "log_processor", "model_wrapper_cfg",
+)  # fmt: skip
+# Every class and function that the trainer imports by a name in a resolved config.
+CODE = frozenset(
+    {
+        "datasets.load_dataset",
+        "mmengine.dataset.DefaultSampler",
+        "mmengine.hooks.CheckpointHook",
+        "mmengine.hooks.DistSamplerSeedHook",
+        "mmengine.hooks.IterTimerHook",
+        "mmengine.hooks.LoggerHook",
+        "mmengine.hooks.ParamSchedulerHook",
+        "mmengine.model.MMDistributedDataParallel",
+        "mmengine.optim.AmpOptimWrapper",
+        "mmengine.optim.CosineAnnealingLR",
+        "mmengine.optim.LinearLR",
+        "mmengine.optim.OptimWrapper",
+        "mmengine.visualization.LocalVisBackend",
+        "mmengine.visualization.TensorboardVisBackend",
+        "mmengine.visualization.Visualizer",
+        "peft.LoraConfig",
+        "recipe.training.dataset.EndlessSampler",
+        "recipe.training.dataset.chat_dataset",
+        "recipe.training.dataset.collate",
+        "recipe.training.fast.model.finetune",
+        "recipe.training.hooks.MeanLoss",
+        "recipe.training.hooks.Progress",
+        "recipe.training.hooks.SampleReplies",
+        "recipe.training.hooks.ScoreCheckpoints",
+        "transformers.AutoModelForCausalLM.from_pretrained",
+        "transformers.AutoTokenizer.from_pretrained",
+        "transformers.BitsAndBytesConfig",
+        "xtuner.dataset.collate_fns.default_collate_fn",
+        "xtuner.dataset.map_fns.openai_map_fn",
+        "xtuner.dataset.map_fns.template_map_fn_factory",
+        "xtuner.dataset.process_hf_dataset",
+        "xtuner.engine.runner.TrainLoop",
+        "xtuner.model.SupervisedFinetune",
+        "xtuner.utils.PROMPT_TEMPLATE.internlm2_chat",
+    }
+)
+# Other optimizers, which SET= may choose.
+OPTIMIZER = re.compile(r"(torch|bitsandbytes)\.optim\.[A-Z]\w*", re.ASCII)
+# Keys whose text the trainer imports.
+NAMES_CODE = re.compile(r"type|template|\w+_fn", re.ASCII)
+
+
+def read(file: Path) -> Any:
+    """Read a resolved config.
+
+    Args:
+        file: as stage `config` or `train` wrote it.
+
+    Returns:
+        The same mmengine Config as by `Config.fromfile`.
+
+    Raises:
+        RecipeError: it cannot be read, or holds anything but literals.
+    """
+    from mmengine.config import Config
+
+    try:
+        return Config(dict(_assignments(file)))
+    except FileNotFoundError:
+        raise RecipeError(f"{shown(file)}: no such config; run `make config` first") from None
+    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RecipeError(
+            f"{shown(file)}: is not the data that stage `config` writes ({reason}), and a program in a run's folder is "
+            f"not run: run `make config` again, or name a config of your own with CONFIG="
+        ) from None
+
+
+def refuse_other_code(config: Any, file: Path) -> None:
+    """Check that a resolved config leads the trainer to no other code than the presets do.
+
+    Args:
+        config: of `read`.
+        file: its place, for errors.
+
+    Raises:
+        RecipeError: it names other code, or lets a model's own Python run.
+    """
+    content = config.to_dict()
+    foreign = [f"{name} is no setting of a preset" for name in content if name not in READ_BY_TRAINER]
+    for key, value in _items(content):
+        if key == "trust_remote_code" and value:
+            foreign.append("trust_remote_code is on")
+        names_code = NAMES_CODE.fullmatch(key) and isinstance(value, str)
+        if names_code and value not in CODE and not OPTIMIZER.fullmatch(value):
+            foreign.append(f"{key}={value!r} is code that no preset uses")
+    if foreign:
+        raise RecipeError(
+            f"{shown(file)}: {foreign[0]}; run `make config` again, or, where you trust it, name a copy with CONFIG="
+        )
+
+
+def _assignments(file: Path) -> Iterator[tuple[str, Any]]:
+    """(name, value) of every line. ValueError: it is more than an assignment of literals."""
+    text = file.read_text(encoding="utf-8")
+    if "{{" in text:
+        raise ValueError("it holds '{{', which mmengine replaces")
+    for statement in ast.parse(text).body:
+        if not (isinstance(statement, ast.Assign) and isinstance(target := statement.targets[0], ast.Name)):
+            raise ValueError(f"line {statement.lineno} is no assignment")
+        yield target.id, _literal(statement.value)
+
+
+def _literal(node: ast.expr) -> Any:
+    """The value of a literal, of dict(key=value) or dict({key: value}). ValueError: it is another expression."""
+    if isinstance(node, ast.Call):
+        if not (isinstance(node.func, ast.Name) and node.func.id == "dict"):
+            raise ValueError(f"line {node.lineno} calls a function")
+        if len(node.args) == 1 and isinstance(node.args[0], ast.Dict) and not node.keywords:
+            return _literal(node.args[0])
+        if node.args:
+            raise ValueError(f"line {node.lineno} calls a function")
+        pairs = [(keyword.arg, keyword.value) for keyword in node.keywords]
+        if any(key is None for key, _ in pairs):
+            raise ValueError(f"line {node.lineno} unpacks a dict")
+        return {key: _literal(value) for key, value in pairs}
+    if isinstance(node, ast.Dict):
+        if None in node.keys:
+            raise ValueError(f"line {node.lineno} unpacks a dict")
+        keys = (ast.literal_eval(key) for key in node.keys if key)
+        return dict(zip(keys, map(_literal, node.values), strict=True))
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return (list if isinstance(node, ast.List) else tuple)(_literal(each) for each in node.elts)
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise ValueError(f"line {node.lineno} computes something") from None
+
+
+def _items(value: Any) -> Iterator[tuple[str, Any]]:
+    """(key, value) of every dict in a nested one."""
+    for key, child in value.items() if isinstance(value, dict) else ():
+        yield str(key), child
+    for child in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
+        yield from _items(child)
