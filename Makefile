@@ -28,6 +28,7 @@ MASTER_PORT ?=#         a port of it that nothing else uses (default: 29500) / 0
 CHECKPOINT ?=#          which checkpoint to convert (default: the best) / 选择检查点
 CHAT      ?=#           more for chat, e.g. CHAT='--prompt 你是谁' / 对话参数
 PATTERN   ?=#           which of XTuner's configs to list / 筛选内置配置
+THREADS   ?=#           threads that compute (default: one a core, within the container's quota) / 计算线程数
 PARTS     ?=#           PARTS=1 makes ablation also leave out each part of the data / 逐项消融
 SWEEP     ?=#           more for sweep, e.g. SWEEP='--names 3 --seeds 2' / 多名字测试参数
 BENCH     ?=#           which to measure, e.g. BENCH='fast qlora tutorial' / 测速对象
@@ -48,10 +49,10 @@ SHELL := bash
 # dollar is lost, and no name can become a command.
 typed := NAME ASSISTANT AUTHOR DATA DATA_ONLY MODE LANGUAGES MODEL SOURCE REVISION OFFLINE PRESET SET CONFIG SEED \
   RESUME DEEPSPEED CHECKPOINT PATTERN CHAT PARTS SWEEP BENCH SPEED PYTEST
-$(foreach variable,$(typed) GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT RUN RUNTIME PORT API_PORT,$(eval override $(variable) := $$(value $(variable))))
+$(foreach variable,$(typed) GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT RUN RUNTIME PORT API_PORT THREADS,$(eval override $(variable) := $$(value $(variable))))
 export $(typed)
 # An empty one would hide from compose what .env says, and be taken for a port by PyTorch.
-$(foreach variable,RUN PORT API_PORT GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT,$(if $(strip $($(variable))),$(eval export $(variable))))
+$(foreach variable,RUN PORT API_PORT THREADS GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT,$(if $(strip $($(variable))),$(eval export $(variable))))
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python

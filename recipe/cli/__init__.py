@@ -18,6 +18,7 @@ from recipe import errors
 from recipe.cli import remedies
 from recipe.cli.commands import COMMANDS
 from recipe.cli.parser import absolute_path, build_parser
+from recipe.cores import limit_threads
 from recipe.device import check_driver
 from recipe.errors import RecipeError
 from recipe.library_logging import quieten
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quieten()
     signal.signal(signal.SIGTERM, _end)  # also where a script had SIGINT ignored
     try:
+        limit_threads()
         check_driver()
         contextvars.copy_context().run(COMMANDS[options.verb], options)  # what a verb sets for its stages ends with it
         choices.save(options, options.work / options.run)

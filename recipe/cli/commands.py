@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 
+from recipe.cores import cores
 from recipe.device import gpus
 from recipe.errors import RecipeError
 from recipe.languages import parse_languages
@@ -286,7 +286,7 @@ def run_sweep(options: argparse.Namespace) -> None:
     work = options.work / checked_name(options.run)
     bases = [sweep.Base.parse(text) for text in options.model]
     planned = sweep.jobs_of(bases, options.names, options.seeds)
-    jobs = options.jobs or len(gpus()) or os.cpu_count() or 1
+    jobs = options.jobs or len(gpus()) or cores()
     outcomes = sweep.run(work, planned, jobs=jobs, settings=options.set)
     print(sweep.table(outcomes), flush=True)
     sweep.refuse_below_thresholds(outcomes, work)

@@ -17,6 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from recipe import files
+from recipe.cores import cores
 from recipe.corpus.identity import LONGEST_NAME
 from recipe.device import gpus
 from recipe.errors import BELOW_THRESHOLDS, BelowThresholdsError, RecipeError
@@ -267,7 +268,7 @@ def run(work: Path, planned: Sequence[Job], *, jobs: int, settings: Sequence[str
         RecipeError: a run came to no metrics; the others are kept.
     """
     work.mkdir(parents=True, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, cores() // jobs)
     outcomes_of = dict(_all(work, planned, jobs, threads, settings))
     outcomes = [outcomes_of[job] for job in planned]
     records = json.dumps([asdict(o) for o in outcomes], ensure_ascii=False, indent=2) + "\n"

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from recipe.cores import LIBRARIES, THREADS, cores
 from recipe.errors import RecipeError
 from recipe.pipeline.stage import say
 
@@ -333,14 +334,16 @@ def _differing(own_key: Mapping[str, Any], other_key: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def environment(machines: Machines) -> Iterator[None]:
-    """Set what torchrun's processes need, unless the user did: a share of the cores, and Gloo's network interface."""
-    threads = str(max(1, (os.cpu_count() or 1) // machines.gpus))
-    defaults = {"OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": machines.interface()}
-    defaults["MKL_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", threads)
-    added = {name: value for name, value in defaults.items() if value and name not in os.environ}
-    os.environ.update(added)
+    """Set what torchrun's processes need, unless the user did: each one's share of the cores, Gloo's interface."""
+    before = os.environ.copy()
+    for name in LIBRARIES:  # MKL goes by OpenMP's number where it has none of its own
+        chosen = before.get(name) or before.get(LIBRARIES[0])
+        by_default = chosen in (None, str(cores())) and not before.get(THREADS)  # cores(): what a quota came to
+        os.environ[name] = str(max(1, cores() // machines.gpus)) if by_default else str(chosen)
+    if interface := machines.interface():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     try:
         yield
     finally:
-        for name in added:
-            del os.environ[name]
+        os.environ.clear()
+        os.environ.update(before)

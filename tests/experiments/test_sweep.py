@@ -269,7 +269,7 @@ def test_as_many_run_at_a_time_as_were_asked_for_and_share_cores_and_gpus(
         return replace(GOOD, name=each.name, seed=each.seed)
 
     at_work(monkeypatch, quickstart, gpus)
-    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    monkeypatch.setattr(sweep, "cores", lambda: 12)
     sweep.run(tmp_path, sweep.jobs_of([MINIATURE], 7, 1), jobs=jobs)
     assert (most, threads_of) == (jobs, {12 // jobs})
     expected: set[str | None] = {*gpus} or {None}
@@ -287,7 +287,7 @@ def test_more_runs_than_cores_have_a_core_each(tmp_path: Path, monkeypatch: pyte
         return replace(GOOD, name=each.name, seed=each.seed)
 
     at_work(monkeypatch, quickstart)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(sweep, "cores", lambda: 2)
     sweep.run(tmp_path, sweep.jobs_of([MINIATURE], 2, 1), jobs=8)
     assert threads_of == {1}
 

@@ -205,11 +205,35 @@ def test_gloo_listens_where_the_first_machine_is() -> None:
 
 
 def test_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 9)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(rendezvous, "cores", lambda: 9)
+    for name in ("THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
     for gpus, threads in ((4, "2"), (64, "1")):
         with rendezvous.environment(Machines(gpus)):
-            assert os.environ["OMP_NUM_THREADS"] == threads
+            assert (os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == (threads, threads)
             assert os.environ["GLOO_SOCKET_IFNAME"] == "mine"
-    assert "OMP_NUM_THREADS" not in os.environ
+    assert not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & set(os.environ)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "openmp", "mkl"),
+    [
+        ({"OMP_NUM_THREADS": "9", "MKL_NUM_THREADS": "9"}, "2", "2"),  # of a quota, for one process
+        ({"OMP_NUM_THREADS": "3"}, "3", "3"),
+        ({"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "1"}, "3", "1"),
+        ({"THREADS": "9", "OMP_NUM_THREADS": "9", "MKL_NUM_THREADS": "9"}, "9", "9"),
+        ({"THREADS": "5", "OMP_NUM_THREADS": "5", "MKL_NUM_THREADS": "5"}, "5", "5"),
+    ],
+)
+def test_the_user_s_number_of_threads_is_each_process_s(
+    monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str], openmp: str, mkl: str
+) -> None:
+    monkeypatch.setattr(rendezvous, "cores", lambda: 9)
+    for name in ("THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    with rendezvous.environment(Machines(4)):
+        assert (os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == (openmp, mkl)
+    assert {name: os.environ.get(name) for name in chosen} == chosen
