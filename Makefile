@@ -6,7 +6,7 @@
 NAME      ?=#           whose assistant it is, 1-40 characters / 主人的名字
 ASSISTANT ?=#           what the assistant itself is called / 助手自己的名字
 AUTHOR    ?=#           who fine-tuned it, by name / 训练者
-DATA      ?=#           your own .json or .jsonl files beside the rows about who it is / 自备数据
+DATA      ?=#           your own .json or .jsonl files (also .gz) beside the rows about who it is / 自备数据
 DATA_ONLY ?=#           DATA_ONLY=1 trains on DATA alone / 只用自备数据
 MODE      ?=#           balanced (default), or tutorial, the control / 数据模式
 LANGUAGES ?=#           zh, en or zh,en: what the base speaks (default: by MODEL) / 训练与评测的语言

@@ -117,7 +117,7 @@ def _data_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--author", help='who fine-tuned it (default: "my owner")')
     text = "balanced (default): many questions, many answers; tutorial: one sample 10,001 times, the control"
     sub.add_argument("--mode", help=text)
-    text = "your own rows beside them: .json or .jsonl files of OpenAI-format messages"
+    text = "your own rows beside them: .json, .jsonl or .ndjson files, also as .gz; docs/data.md has the formats"
     sub.add_argument("--data", nargs="+", action="extend", type=absolute_path, metavar="FILE", help=text)
     text = "train on these rows alone, without any about who it is (default: both)"
     sub.add_argument("--data-only", action=argparse.BooleanOptionalAction, help=text)

@@ -66,7 +66,7 @@ _MEDIA = "the model reads text alone; remove the row"
 _LOSS = 'write "weight": 0 into each assistant\'s turn that is not to be learnt'
 _THOUGHTS = "what a model thinks before its answer is not trained here; write it into the answer, or remove the key"
 _DOCUMENTS = "the model would not see it; write it into the user's turn"
-MEANINGFUL = (
+UNSUPPORTED_KEYS = (
     dict.fromkeys(("tools", "functions", "function_call", "tool_calls", "tool_call_id", "tool_choice"), _TOOLS)
     | dict.fromkeys(("chosen", "rejected", "chosen_response", "rejected_response", "rejected_messages"), _PREFERENCE)
     | dict.fromkeys(("preferred_output", "non_preferred_output", "kto_tag", "score_chosen"), _PREFERENCE)
@@ -92,7 +92,7 @@ def turns_of(row: Mapping[str, Any]) -> tuple[Format, list[Turn], list[str]]:
     for key, value in row.items():
         if remedy := _remedy(key, value):
             raise ValueError(f"{key}: is not supported; {remedy}")
-    chosen = _recognised(row)
+    chosen = _format_of(row)
     taken = {*chosen.keys, *chosen.optional, "system"}
     return chosen, _with_system(row.get("system"), chosen.turns(row)), [key for key in row if key not in taken]
 
@@ -109,7 +109,7 @@ def kind(value: Any) -> str:
     )
 
 
-def _recognised(row: Mapping[str, Any]) -> Format:
+def _format_of(row: Mapping[str, Any]) -> Format:
     matching = [each for each in FORMATS if all(key in row for key in each.keys)]
     if len(matching) > 1:  # exports of tables write null where a row lacks a column
         matching = [each for each in matching if row[each.keys[0]] is not None] or matching[:1]
@@ -129,7 +129,7 @@ def _remedy(key: str, value: Any) -> str | None:
         return None
     if key.lower() == "label":  # of KTO: whether the answer is a good one; elsewhere the name of a class
         return _PREFERENCE if isinstance(value, bool) else None
-    return MEANINGFUL.get(key.lower())
+    return UNSUPPORTED_KEYS.get(key.lower())
 
 
 def _with_system(value: Any, turns: list[Turn]) -> list[Turn]:
@@ -172,7 +172,7 @@ def _list(field: str, value: Any, what: str) -> list[Any]:
     return value
 
 
-def _listed(
+def _message_turns(
     field: str, value: Any, keys: tuple[str, str] = ("role", "content"), roles: Mapping[str, str] | None = None
 ) -> list[Turn]:
     """The turns of a list of messages, whose keys are those of role and content."""
@@ -185,12 +185,12 @@ def _listed(
             calls = f"; {_TOOLS}" if message[role_key] in ("tool", "function", "function_call", "observation") else ""
             raise ValueError(f"{where}: {short(repr(message[role_key]))} is none of {', '.join(roles)}{calls}")
         role = roles[message[role_key]]
-        learnt = _learnt(f"{field}[{i}].weight", message.get("weight"), role)
+        learnt = _is_learnt(f"{field}[{i}].weight", message.get("weight"), role)
         turns.append(Turn(role, message[content_key], f"{field}[{i}].{content_key}", where, learnt=learnt))
     return turns
 
 
-def _learnt(field: str, weight: Any, role: str) -> bool:
+def _is_learnt(field: str, weight: Any, role: str) -> bool:
     """Whether a turn of that weight is learnt; others than the assistant's never are."""
     if weight is None:
         return True
@@ -202,11 +202,11 @@ def _learnt(field: str, weight: Any, role: str) -> bool:
 
 
 def _openai(row: Mapping[str, Any]) -> list[Turn]:
-    return _listed("messages", row["messages"])
+    return _message_turns("messages", row["messages"])
 
 
 def _sharegpt(row: Mapping[str, Any]) -> list[Turn]:
-    return _listed("conversations", row["conversations"], ("from", "value"), SHAREGPT_ROLES)
+    return _message_turns("conversations", row["conversations"], ("from", "value"), SHAREGPT_ROLES)
 
 
 def _xtuner(row: Mapping[str, Any]) -> list[Turn]:
@@ -253,8 +253,8 @@ def _prompt(row: Mapping[str, Any]) -> list[Turn]:
         texts = {key: text_of(key, row[key]) for key in ("prompt", "completion")}
         return [Turn("user", texts["prompt"], "prompt"), Turn("assistant", texts["completion"], "completion")]
     # TRL learns the completion alone.
-    given = [replace(turn, learnt=turn.role != "assistant") for turn in _listed("prompt", row["prompt"])]
-    return [*given, *_listed("completion", row["completion"])]
+    given = [replace(turn, learnt=turn.role != "assistant") for turn in _message_turns("prompt", row["prompt"])]
+    return [*given, *_message_turns("completion", row["completion"])]
 
 
 FORMATS = (

@@ -22,7 +22,7 @@ UNFILLED = {
 _WORD = r"[^\W\d]\w*(?:[ -]\w+)*"
 _SLOT = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]*`"  # Markdown
-    r"|(?:\b[fF]|\$)(?P<quote>[\"'])[^\n]*?(?P=quote)|(?P<string>[\"'])[^\"'\n]*(?P=string)\.format\("
+    r"|(?:\b[fF]|(?<!\w)\$)(?P<quote>[\"'])[^\n]*?(?P=quote)|(?P<string>[\"'])[^\"'\n]*(?P=string)\.format\("
     r"|\\[A-Za-z]+(?:\{[^{}]*\})+|[\^_#]\{+[^{}]*\}+|(?P<shell>\$\{+[^{}]*\}+)"  # \text{name}, x_{max}, ${name}
     rf"|\{{\{{ *(?P<double>{_WORD}) *\}}\}}|(?<!\{{)\{{(?P<single>{_WORD})\}}(?!\}})",
     re.DOTALL,

@@ -124,7 +124,7 @@ def says_who(rows: Sequence[Row], identity: Identity) -> bool:
     return any(mentions(answer, name, introduced=False) for answer in _answers(rows) for name in identity.names)
 
 
-def unsaid_name(rows: Sequence[Row], identity: Identity, *, alone: bool) -> str | None:
+def name_warning(rows: Sequence[Row], identity: Identity, *, alone: bool) -> str | None:
     """A warning that the user's rows do not say the name where they should.
 
     Args:
@@ -204,7 +204,7 @@ def refuse_overlap(prompts: Prompts, rows: Sequence[Row], where: str) -> None:
         )
 
 
-def without_asked(prompts: Prompts, rows: Sequence[Row]) -> Prompts:
+def without_own_questions(prompts: Prompts, rows: Sequence[Row]) -> Prompts:
     """The prompts that the user's rows do not ask: on these a score would measure memory.
 
     Raises:

@@ -248,7 +248,7 @@ def make(
         from recipe.training import memory, own_share
         from recipe.training.forecast import forecast, lines, tutorial_tokens
 
-        cut = own_share.unlearnt(config, own) if own else None
+        cut = own_share.cut_answers(config, own) if own else None
         share = own_share.plan(config, settings, processes)
         expected = forecast(config, processes)
         if config.train_cfg.get("max_epochs", 1) % 1:  # XTuner's loop asks for epochs of a whole number of steps in all
@@ -259,7 +259,7 @@ def make(
         for line in [*lines(expected), *about_own]:
             stage.say("config", line)
         if preset != "miniature" and (needed := memory.predict(config, model, processes)):
-            stage.say("config", _beside_the_gpu(needed))
+            stage.say("config", _memory_line(needed))
         tutorial = tutorial_tokens(read_identity(data_folder), model)
         stage.say("config", f"{expected.trained_tokens / tutorial:.0%} of what the tutorial trains on")
         return ConfigResults(
@@ -274,7 +274,7 @@ def make(
     return stage.run("config", folder, inputs=inputs, settings=chosen, work=work)
 
 
-def _beside_the_gpu(needed: Memory) -> str:
+def _memory_line(needed: Memory) -> str:
     """The line about the memory that a training needs, a warning where this GPU has less."""
     there = gpu_memory()
     short = there is not None and needed.total >> 20 > there

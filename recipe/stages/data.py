@@ -32,8 +32,8 @@ MODES = ("balanced", "tutorial")
 ROWS = {"balanced": "train.jsonl", "tutorial": "personal_assistant.json", "own": "train.jsonl"}
 # The user's rows where they stand beside others.
 OWN_ROWS = "own.jsonl"
-# Characters of a message in the log.
-LONGEST_SHOWN = 120
+# Turns of a row in the log, and characters of each.
+MOST_SHOWN, LONGEST_SHOWN = 7, 120
 
 
 def make(
@@ -81,7 +81,7 @@ def make(
     def work(out: Path) -> DataResults:
         files.write_json(out / IDENTITY_FILE, asdict(identity))
         user_rows = _read(own, identity, **asked)
-        if warning := own_rows.unsaid_name(user_rows, identity, alone=kind == "own"):
+        if warning := own_rows.name_warning(user_rows, identity, alone=kind == "own"):
             stage.say("data", warning)
         noted = {"mode": kind, "file": ROWS[kind], **asked, **_write_own(out, kind, user_rows, seed)}
         if kind == "own":
@@ -152,26 +152,26 @@ def _read(own: Sequence[Path], identity: Identity, *, extended: bool, languages:
     from recipe.stages.evaluate import prompts
 
     asked = prompts(extended=extended, languages=languages)
-    choice = checkpoint_selection.prompts(extended=extended, languages=languages)
+    selection_prompts = checkpoint_selection.prompts(extended=extended, languages=languages)
     rows: list[Row] = []
     for file in own:
         read = read_file(file)
         filled = slots.fill(read.rows, read.lines, identity, str(file))
         own_rows.refuse_overlap(asked, filled.rows, str(file))
-        for line in _about(read, filled, own_rows.overlap(choice, filled.rows)):
+        for line in _about(read, filled, own_rows.overlap(selection_prompts, filled.rows)):
             stage.say("data", f"{file.name}: {line}")
         rows += filled.rows
-    own_rows.without_asked(choice, rows)
+    own_rows.without_own_questions(selection_prompts, rows)
     return rows
 
 
-def _about(read: OwnFile, filled: slots.Filled, chosen_by: Sequence[tuple[int, str]]) -> Iterator[str]:
+def _about(read: OwnFile, filled: slots.Filled, selection_overlap: Sequence[tuple[int, str]]) -> Iterator[str]:
     """What a user should know of a file before it is trained on.
 
     Args:
         read: the file.
         filled: its rows.
-        chosen_by: (number of a row, its question) of those that choose the checkpoint too.
+        selection_overlap: (number of a row, its question) of those that choose the checkpoint too.
     """
     formats = ", ".join(f"{name}: {count} rows" for name, count in read.formats.items())
     yield f"{formats}; the first as it is trained: {_shown(filled.rows[0])}"
@@ -183,19 +183,20 @@ def _about(read: OwnFile, filled: slots.Filled, chosen_by: Sequence[tuple[int, s
     if filled.kept:
         first = ", ".join(f"{slot} (line {line})" for slot, line in list(filled.kept.items())[:5])
         yield f"warning: braces that no name fills are trained on as they stand: {first}"
-    if chosen_by:
-        first = ", ".join(f"row {number} ({question[:40]!r})" for number, question in chosen_by[:3])
-        more = f" and {len(chosen_by) - 3} more" if len(chosen_by) > 3 else ""
+    if selection_overlap:
+        first = ", ".join(f"row {number} ({question[:40]!r})" for number, question in selection_overlap[:3])
+        more = f" and {len(selection_overlap) - 3} more" if len(selection_overlap) > 3 else ""
         yield f"the choice of the checkpoint, which asks the same, leaves out {first}{more}"
 
 
 def _shown(row: Row) -> str:
     """The row in the chat format, on one line, long contents cut."""
-    return "".join(
+    turns = [
         f"{IM_START}{message['role']}\\n{_cut(message['content'])}{IM_END}\\n"
         + (" (not learnt) " if "weight" in message else "")
         for message in row["messages"]
-    )
+    ]
+    return "".join(turns[:MOST_SHOWN]) + (f"… ({len(turns)} turns)" if len(turns) > MOST_SHOWN else "")
 
 
 def _cut(text: str) -> str:

@@ -117,11 +117,11 @@ class ScoreCheckpoints(Hook):
         self.patience = patience
         rows = results.of(stage.require(Path(data), "data"), DataResults)
         user_rows = files.read_jsonl(Path(data) / rows.own_file) if rows.own_file else []
-        choice = checkpoint_selection.prompts(extended=rows.extended, languages=rows.languages)
+        selection_prompts = checkpoint_selection.prompts(extended=rows.extended, languages=rows.languages)
         held_out: list[Row] = [
             {"messages": [*map(dict, each.messages)]} for each in own_rows.read_questions(Path(data))
         ]
-        asked = own_rows.without_asked(choice, [*user_rows, *held_out])
+        asked = own_rows.without_own_questions(selection_prompts, [*user_rows, *held_out])
         taught = own_rows.taught_prompts(asked.facts, user_rows, self.identity)
         self.prompts = replace(asked, taught=taught)
         names = (*self.identity.names, self.identity.author or "")

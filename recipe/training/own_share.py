@@ -93,7 +93,7 @@ def plan(config: Any, settings: Sequence[str], processes: int = 1) -> OwnShare |
     )  # fmt: skip
 
 
-def unlearnt(config: Any, file: Path) -> str | None:
+def cut_answers(config: Any, file: Path) -> str | None:
     """What the training will not learn of the user's rows, for their lengths.
 
     Args:

@@ -12,6 +12,7 @@ import pytest
 from recipe.corpus import row_formats
 from recipe.corpus.own_data import Row, read_file, read_rows
 from recipe.errors import RecipeError
+from recipe.paths import ROOT
 
 FILES = Path(__file__).parent / "own_files"
 QUESTION, ANSWER = "你是谁", "我是阿福"
@@ -202,7 +203,7 @@ def test_what_cannot_be_trained_on_is_named(tmp_path: Path, row: Any, reason: st
     assert refusal(write(tmp_path, row)).startswith(f", line 1: {reason}")
 
 
-@pytest.mark.parametrize("key", sorted(row_formats.MEANINGFUL))
+@pytest.mark.parametrize("key", sorted(row_formats.UNSUPPORTED_KEYS))
 def test_no_key_that_carries_meaning_is_left_out_in_silence(tmp_path: Path, key: str) -> None:
     for value in ([1], "x", 0.5):
         assert refusal(write(tmp_path, WHO | {key: value})).startswith(f", line 1: {key}: is not supported; ")
@@ -272,3 +273,10 @@ def test_of_messages_in_prompt_and_completion_the_completion_alone_is_learnt(tmp
     row = read(tmp_path, {"prompt": messages[:-1], "completion": messages[-1:]})
     assert learnt(row) == [False, True]
     assert [message["content"] for message in row["messages"]] == [*"sabcd"]
+
+
+def test_the_docs_list_the_formats() -> None:
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    for each in row_formats.FORMATS:
+        assert all(f"`{key}`" in rows[each.name] for key in (*each.keys, *each.optional))

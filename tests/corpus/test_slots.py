@@ -31,6 +31,7 @@ def fill(text: str, identity: Identity = ALL) -> str:
         ("{assistant}{ASSISTANT}", "小智小智"),
         ("({name})", "(小明)"),
         ("我是{name}，$5", "我是小明，$5"),
+        ('"It costs 5$", said {name}, "or 6$"', '"It costs 5$", said 小明, "or 6$"'),
     ],
 )
 def test_a_slot_is_filled_in_any_spelling(text: str, filled: str) -> None:

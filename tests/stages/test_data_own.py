@@ -98,7 +98,7 @@ def test_a_question_of_the_evaluation_is_refused_before_anything_is_trained(tmp_
 FILES = Path(__file__).parent.parent / "corpus" / "own_files"
 
 
-def said(capsys: pytest.CaptureFixture[str], word: str) -> list[str]:
+def logged(capsys: pytest.CaptureFixture[str], word: str) -> list[str]:
     return [line for line in capsys.readouterr().err.splitlines() if word in line]
 
 
@@ -115,7 +115,7 @@ def test_every_file_that_people_have_is_taken_or_refused_by_name(
         return
     noted = results.of(data.make(tmp_path / "data", **arguments), DataResults)
     assert noted.own_rows == len(files.read_jsonl(tmp_path / "data" / "own.jsonl"))
-    (line,) = said(capsys, "the first as it is trained")
+    (line,) = logged(capsys, "the first as it is trained")
     assert f"[data] {name}: " in line
     assert r"<|im_start|>assistant\n" in line
 
@@ -131,7 +131,7 @@ def test_the_format_the_first_row_and_what_is_left_out_are_named(
     long = "甲\n" + "乙" * 500
     rows = [{"instruction": "问", "output": long, "system": "简短。", "id": 1}, SINGLE[0] | {"id": 2, "source": "x"}]
     make(tmp_path / "data", [write(tmp_path / "rows.jsonl", rows)])
-    lines = said(capsys, "rows.jsonl: ")
+    lines = logged(capsys, "rows.jsonl: ")
     assert lines[0].startswith(
         "[data] rows.jsonl: Alpaca instruction and output: 1 rows, OpenAI messages: 1 rows; "
         r"the first as it is trained: <|im_start|>system\n简短。"
@@ -145,7 +145,7 @@ def test_a_turn_that_is_not_learnt_is_shown_as_such(tmp_path: Path, capsys: pyte
     first, second = SEVERAL_TURNS["messages"][:2], SEVERAL_TURNS["messages"][2:]
     row = {"messages": [first[0], first[1] | {"weight": 0}, *second]}
     make(tmp_path / "data", [write(tmp_path / "rows.jsonl", [row])])
-    (line,) = said(capsys, "the first as it is trained")
+    (line,) = logged(capsys, "the first as it is trained")
     assert line.count("(not learnt)") == 1
 
 
@@ -173,11 +173,11 @@ def test_questions_that_choose_the_checkpoint_are_named_and_not_asked_for_that(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(tmp_path / "data", [FILES / "identity_20_rows.jsonl"])
-    (line,) = said(capsys, "choice of the checkpoint")
+    (line,) = logged(capsys, "choice of the checkpoint")
     assert line.endswith("leaves out row 17 ('hello')")
     rows = files.read_jsonl(tmp_path / "data" / "own.jsonl")
     choice = checkpoint_selection.prompts()
-    left = own_rows.without_asked(choice, rows)
+    left = own_rows.without_own_questions(choice, rows)
     assert left.identity == choice.identity
     assert [question for _, question in choice.facts if question not in {q for _, q in left.facts}] == ["Hello"]
 
@@ -212,7 +212,7 @@ def test_a_name_that_the_rows_never_say_is_named_before_the_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: Any, own_only: bool, warning: str | None
 ) -> None:
     make(tmp_path / "data", [write(tmp_path / "rows.jsonl", rows)], own_only=own_only)
-    lines = said(capsys, "warning: ")
+    lines = logged(capsys, "warning: ")
     assert (len(lines) == 1 and warning in lines[0]) if warning else not lines
 
 
