@@ -154,7 +154,8 @@ def run_merge(options: argparse.Namespace) -> None:
 
 def _says_who(folder: Path) -> bool:
     """Whether the rows of a folder of stage `data` teach the name; not where there is no folder."""
-    manifest = stage.read_manifest(folder)
+    if manifest := stage.read_manifest(folder):
+        stage.refuse_changed(folder, manifest)
     return manifest is not None and results.of(manifest, DataResults).identity_taught
 
 

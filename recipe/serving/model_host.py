@@ -65,7 +65,8 @@ def base_and_adapter(merged: Path) -> tuple[Path, Path] | None:
     if converted.checkpoint_sha256 != results.of(merge, MergeResults).checkpoint_sha256:
         return None
     base = ROOT / converted.model
-    return (base, adapter) if stage.read_manifest(base) else None
+    there = stage.read_manifest(base) is not None and stage.content_sha256(base) == converted.base_sha256
+    return (base, adapter) if there else None
 
 
 class ModelHost:

@@ -312,6 +312,59 @@ def test_an_edited_output_is_neither_used_nor_overwritten(tmp_path: Path, edit: 
     assert (work.calls, content(tmp_path / "out")) == (1, edited)
 
 
+DAMAGES = [
+    pytest.param(lambda file: file.write_text("RESULT", encoding="utf-8"), id="another byte"),
+    pytest.param(lambda file: file.write_text("longer than before", encoding="utf-8"), id="another size"),
+    pytest.param(lambda file: file.unlink(), id="removed"),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["a.txt", "nested/b.txt"])
+def test_what_a_stage_reads_is_what_its_maker_wrote(tmp_path: Path, damage: Callable[[Path], Any], name: str) -> None:
+    make(tmp_path / "out", Work())
+    stage.require(tmp_path / "out", "demo")
+    damage(tmp_path / "out" / name)
+    with pytest.raises(RecipeError, match=rf"{name} changed since `demo` wrote it: .* copy it again"):
+        stage.require(tmp_path / "out", "demo")
+
+
+def test_a_copy_is_read_once_and_then_known_by_its_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "out", Work())
+    shutil.copytree(tmp_path / "out", tmp_path / "copy", copy_function=shutil.copyfile)  # with other times
+    read: list[Path] = []
+    file_sha256 = stage.file_sha256
+    monkeypatch.setattr(stage, "file_sha256", lambda path: [read.append(path), file_sha256(path)][1])
+    stage.require(tmp_path / "copy", "demo")
+    assert [path.name for path in read] == ["a.txt", "b.txt"]
+    stage.require(tmp_path / "copy", "demo")
+    assert stage.content_sha256(tmp_path / "copy") == stage.content_sha256(tmp_path / "out")
+    assert len(read) == 2
+
+
+def test_a_copy_that_cannot_be_written_to_is_read_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError
+
+    make(tmp_path / "out", Work())
+    os.utime(tmp_path / "out" / "a.txt", (1, 1))
+    monkeypatch.setattr(os, "utime", refuse)
+    stage.require(tmp_path / "out", "demo")
+    (tmp_path / "out" / "a.txt").write_text("RESULT", encoding="utf-8")
+    with pytest.raises(RecipeError, match="changed since"):
+        stage.require(tmp_path / "out", "demo")
+
+
+def test_some_files_may_be_looked_at_and_such_that_nobody_wrote_are_none(tmp_path: Path) -> None:
+    manifest = make(tmp_path / "out", Work())
+    (tmp_path / "out" / "a.txt").unlink()
+    stage.refuse_changed(tmp_path / "out", manifest, ["nested"])
+    (tmp_path / "out" / "iter_9.pth").touch()
+    for names in (["a.txt"], ["nested", "iter_9.pth"]):
+        with pytest.raises(RecipeError, match=f"{names[-1]} changed since"):
+            stage.refuse_changed(tmp_path / "out", manifest, names)
+
+
 def test_an_edited_config_may_be_kept_with_config(tmp_path: Path) -> None:
     for name in ("config", "train"):
         stage.run(name, tmp_path / name, inputs={}, settings={}, work=Work())

@@ -20,6 +20,7 @@ from recipe.evaluation import own_rows
 from recipe.pipeline import results, stage
 from recipe.pipeline.results import DataResults
 from recipe.stages import config, data, train
+from recipe.training import resolved_config
 
 ATIE = Identity(NAME)
 
@@ -150,7 +151,7 @@ def test_xtuner_s_own_pipeline_gets_the_rows_and_it_is_said_that_it_repeats_none
 def test_changed_own_rows_are_another_training(tiny_model: Path, tmp_path: Path) -> None:
     resolve(tmp_path, tiny_model, "lora")
     file = tmp_path / "config" / config.FILE
-    inputs = train._read_by(train._load(file, program=False), file)
+    inputs = train._read_by(resolved_config.load(file, program=False), file)
     assert inputs["own"] == tmp_path / "data" / "own.jsonl"
 
 
