@@ -28,6 +28,8 @@ from recipe.training import resolved_config
 FILE = "ablation.json"
 # In the order of a table: what is taken away comes back.
 VARIANTS = ("tutorial", "no-replay", "balanced")
+# Of every variant, and of hardly any other run: it trains to the end, whatever its scores.
+ENDLESS = "patience=None"
 # Choices of a run that its variants share, as options of the verbs.
 SHARED = ("name", "assistant", "author", "languages", "model", "source", "revision", "preset", "seed")
 
@@ -41,6 +43,8 @@ def make(folder: Path, *, work: Path, run: str) -> stage.Manifest:
         raise RecipeError(f"{stage.shown(own)} was not trained on balanced data: there is nothing to take away from it")
     chosen = {"model": choices.DEFAULTS["model"]} | json.loads((own / choices.FILE).read_text(encoding="utf-8"))
     runs = {variant: run if variant == "balanced" else f"{run}-{variant}" for variant in VARIANTS}
+    for variant in VARIANTS[:2]:
+        _refuse_foreign(work / runs[variant])
     _train(work, runs["tutorial"], own, chosen, "tutorial", [])
     _train(work, runs["no-replay"], own, chosen, "balanced", ["replay_ratio=0"])
 
@@ -58,12 +62,28 @@ def _train(work: Path, run: str, own: Path, chosen: Mapping[str, Any], mode: str
     shared = [part for key in SHARED if chosen.get(key) is not None for part in (f"--{key}", str(chosen[key]))]
     if mode == "balanced" and chosen.get("data"):
         shared += ["--data", *chosen["data"]]
-    settings = [*chosen.get("set", []), *settings, "patience=None"]
+    settings = [*chosen.get("set", []), *settings, ENDLESS]
     quickstart = ["quickstart", "--work", str(work), "--run", run, "--mode", mode, *shared]
     _call(run, [*quickstart, "--until", "config", "--set", *settings])
     _call(run, [*quickstart, "--set", *settings, *_as_long(work / run, own)])
     stage.require(work / run / "eval", f"ablation RUN={own.name}")
     _refuse_stale(work / run)
+
+
+def _refuse_foreign(run: Path) -> None:
+    """RecipeError where the folder of a variant is a run that no ablation began, which would be lost."""
+    if not any(run.glob("[!.]*")):
+        return
+    try:
+        chosen = json.loads((run / choices.FILE).read_text(encoding="utf-8"))
+        begun_here = ENDLESS in chosen.get("set", []) and chosen.get("mode") in ("tutorial", "balanced")
+    except (OSError, ValueError, AttributeError, TypeError):
+        begun_here = False
+    if not begun_here:
+        raise RecipeError(
+            f"{stage.shown(run)} is a run of its own, whose place a variant would take: rename it (mv "
+            f"{stage.shown(run)} {stage.shown(run)}-mine), or remove it with `make clean RUN={run.name}`"
+        )
 
 
 def _as_long(run: Path, own: Path) -> list[str]:

@@ -75,21 +75,22 @@ def complete(folder: Path, target: str) -> Manifest:
     return manifest
 
 
-def refuse_changed(folder: Path, manifest: Manifest, names: Sequence[str] | None = None) -> None:
+def refuse_changed(folder: Path, manifest: Manifest, only: Sequence[str] | None = None) -> None:
     """RecipeError where files of a complete folder are gone or are not what its stage wrote.
 
     Args:
         folder, manifest: of the stage.
-        names: files and folders in it to look at; None for all outputs.
+        only: files and folders in it to look at; None for all outputs.
     """
     outputs = manifest["outputs"]
-    if names is not None:
-        outputs = {name: entry for name, entry in outputs.items() if {name, name.partition("/")[0]} & set(names)}
-    unwritten = set(names or ()) - {part for name in outputs for part in (name, name.partition("/")[0])}
+    if only is not None:
+        outputs = {name: entry for name, entry in outputs.items() if {name, name.partition("/")[0]} & set(only)}
+    unwritten = set(only or ()) - {part for name in outputs for part in (name, name.partition("/")[0])}
     changed = sorted(unwritten) + [name for name, entry in outputs.items() if not _is(folder / name, entry)]
     if changed:
+        names = ", ".join(changed[:3])
         raise RecipeError(
-            f"{shown(folder)}: {', '.join(changed[:3])} changed since `{manifest['stage']}` wrote it: remove the folder "
+            f"{shown(folder)}: {names} changed since `{manifest['stage']}` wrote it: remove the folder "
             f"to make it anew, or copy it again where a copy was damaged"
             + (", or keep your edit with CONFIG=your-copy.py" if manifest["stage"] == "config" else "")
         )
@@ -209,6 +210,9 @@ def run(
         old, partial = (folder.parent / f".{folder.name}.{suffix}" for suffix in ("old", "partial"))
         if old.exists() and not folder.exists():  # killed between the two renames below
             old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        if resume is None:
+            shutil.rmtree(partial, ignore_errors=True)
         key = key_of(inputs, settings)
         manifest = read_manifest(folder)
         if manifest is None and folder.exists() and any(folder.iterdir()):

@@ -282,6 +282,16 @@ def test_a_killed_process_leaves_a_complete_result(tmp_path: Path, moment: str, 
     assert hidden(folder) == []
 
 
+@pytest.mark.parametrize("v", [1, 2], ids=["up to date", "other settings"])
+def test_what_a_killed_process_left_is_gone_at_the_next_start(tmp_path: Path, v: int) -> None:
+    make(tmp_path / "out", Work(), v=1)
+    for suffix in ("old", "partial"):
+        (tmp_path / f".out.{suffix}").mkdir()
+        (tmp_path / f".out.{suffix}" / "a.txt").touch()
+    make(tmp_path / "out", Work(), v=v)
+    assert hidden(tmp_path / "out") == []
+
+
 def test_a_killed_first_run_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
     _kill(tmp_path / "out", "rename 0")
     assert stage.read_manifest(tmp_path / "out") is None
@@ -334,7 +344,12 @@ def test_a_copy_is_read_once_and_then_known_by_its_times(tmp_path: Path, monkeyp
     shutil.copytree(tmp_path / "out", tmp_path / "copy", copy_function=shutil.copyfile)  # with other times
     read: list[Path] = []
     file_sha256 = stage.file_sha256
-    monkeypatch.setattr(stage, "file_sha256", lambda path: [read.append(path), file_sha256(path)][1])
+
+    def noted(path: Path) -> str:
+        read.append(path)
+        return file_sha256(path)
+
+    monkeypatch.setattr(stage, "file_sha256", noted)
     stage.require(tmp_path / "copy", "demo")
     assert [path.name for path in read] == ["a.txt", "b.txt"]
     stage.require(tmp_path / "copy", "demo")
