@@ -29,6 +29,11 @@ fi
 # Not REVISION, which is a model's.
 RECIPE_REVISION=${RECIPE_REVISION:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
 export RECIPE_UID RECIPE_GID RECIPE_REVISION
+# A project for each checkout and user: under one name for all, a second clone would take over the page of the first.
+if [ -z "$(setting COMPOSE_PROJECT_NAME "")" ]; then
+  place=$(printf '%s %s' "$PWD" "$RECIPE_UID" | cksum)
+  export COMPOSE_PROJECT_NAME=internlm2-identity-${place%% *}
+fi
 if [ -z "$(setting COMPOSE_FILE "")" ] && ! nvidia-smi -L >/dev/null 2>&1; then
   export COMPOSE_FILE=compose.yaml:docker/compose.cpu.yaml
 fi

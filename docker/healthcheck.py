@@ -17,7 +17,10 @@ try:
         urllib.request.ProxyHandler({})
     )  # whatever proxy Docker set for this container
     direct.open(f"http://127.0.0.1:{port}{path}", timeout=4).read()
-    told = json.loads((Path(tempfile.gettempdir()) / f"recipe-demo-{port}.json").read_text(encoding="utf-8"))
+    folder = Path(tempfile.gettempdir()) / f"recipe-{os.getuid()}"  # as in recipe/serving/model_host.py
+    if folder.is_symlink() or (folder.exists() and folder.stat().st_uid != os.getuid()):
+        sys.exit(f"{folder} is not this user's own")
+    told = json.loads((folder / f"recipe-demo-{port}.json").read_text(encoding="utf-8"))
 except (OSError, ValueError) as error:
     sys.exit(f"the page does not answer: {error}")
 print(f"{told['state']}: {told['message']}")

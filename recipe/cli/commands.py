@@ -14,7 +14,7 @@ from recipe.library_logging import OFFLINE
 from recipe.paths import ROOT
 from recipe.pipeline import choices, results, stage, table
 from recipe.pipeline.results import ConvertResults, DataResults
-from recipe.pipeline.run import Run, checked_name
+from recipe.pipeline.run import Run, checked_name, refuse_run
 
 # MiB of a card that the driver, the allocator's reserve and a desktop want beside what a training allocates.
 RESERVED_MIB = 2_000
@@ -154,7 +154,8 @@ def run_merge(options: argparse.Namespace) -> None:
 
 def _says_who(folder: Path) -> bool:
     """Whether the rows of a folder of stage `data` teach the name; not where there is no folder."""
-    manifest = stage.read_manifest(folder)
+    if manifest := stage.read_manifest(folder):
+        stage.refuse_changed(folder, manifest)
     return manifest is not None and results.of(manifest, DataResults).identity_taught
 
 
@@ -283,7 +284,8 @@ def run_quickstart(options: argparse.Namespace) -> None:
 def run_sweep(options: argparse.Namespace) -> None:
     from recipe.experiments import sweep
 
-    work = options.work / checked_name(options.run)
+    work = options.work / checked_name(options.run, "sweep")
+    refuse_run(work, "sweep")
     bases = [sweep.Base.parse(text) for text in options.model]
     planned = sweep.jobs_of(bases, options.names, options.seeds)
     jobs = options.jobs or len(gpus()) or cores()
@@ -295,12 +297,10 @@ def run_sweep(options: argparse.Namespace) -> None:
 def run_bench(options: argparse.Namespace) -> None:
     from recipe.experiments import training_speed
 
-    print(
-        training_speed.table(
-            training_speed.run(options.work / checked_name(options.run), options.names or list(training_speed.CASES))
-        ),
-        flush=True,
-    )
+    work = options.work / checked_name(options.run, "bench")
+    refuse_run(work, "bench")
+    measured = training_speed.run(work, options.names or list(training_speed.CASES))
+    print(training_speed.table(measured), flush=True)
 
 
 Command = Callable[[argparse.Namespace], None]

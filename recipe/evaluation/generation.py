@@ -19,6 +19,8 @@ from recipe.chat_format import Message, prompt_ids, stop_ids
 from recipe.engine.batch import BatchGenerator
 from recipe.engine.reply import Sampling
 from recipe.errors import RecipeError
+from recipe.pipeline import results, stage
+from recipe.pipeline.results import ConvertResults
 from recipe.pipeline.stage import shown
 
 if TYPE_CHECKING:
@@ -55,7 +57,8 @@ def load(
         The model, on the GPU if there is one, its weights frozen, and its tokenizer.
 
     Raises:
-        RecipeError: a folder holds no model or no adapter, or the model cannot be loaded.
+        RecipeError: a folder holds no model or no adapter, is not what its stage wrote, or cannot be loaded; or the
+            adapter was made on another base.
     """
     import torch
     from safetensors import SafetensorError
@@ -63,6 +66,7 @@ def load(
 
     if not (folder / "config.json").is_file():
         raise RecipeError(f"{shown(folder)}: holds no model (no config.json); run `make model`, or `make merge`, first")
+    _refuse_changed(folder, adapter)
     release()
     gpu = torch.cuda.is_available()
     try:
@@ -79,11 +83,34 @@ def load(
     if adapter is not None:
         from peft import PeftModel
 
-        if not (adapter / "adapter_config.json").is_file():
-            raise RecipeError(f"{shown(adapter)}: holds no adapter (no adapter_config.json); run `make convert` first")
         model = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
     model = model.to("cuda" if gpu else "cpu").eval().requires_grad_(False)
     return model, tokenizer
+
+
+def _refuse_changed(folder: Path, adapter: Path | None) -> None:
+    """RecipeError where a folder is not what its stage wrote, or the adapter was made on another base than `folder`."""
+    if manifest := stage.read_manifest(folder):
+        stage.refuse_changed(folder, manifest)
+    if adapter is None:
+        return
+    if not (adapter / "adapter_config.json").is_file():
+        raise RecipeError(f"{shown(adapter)}: holds no adapter (no adapter_config.json); run `make convert` first")
+    if manifest := stage.read_manifest(adapter):
+        stage.refuse_changed(adapter, manifest)
+        made = results.of(manifest, ConvertResults)
+        if stage.content_sha256(folder) != made.base_sha256:
+            raise RecipeError(
+                f"{shown(adapter)} was made on another base than {shown(folder)} holds: load it on {made.model} as it "
+                f"was (`make model`), or run `make train` on this one"
+            )
+
+
+def refuse_not_finite(model: PreTrainedModel, folder: Path) -> None:
+    """RecipeError where a weight is NaN or infinite. folder: of the model, for the error."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise RecipeError(f"{shown(folder)}: {name} holds values that are not finite; take another model")
 
 
 def answer(

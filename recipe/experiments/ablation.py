@@ -34,6 +34,8 @@ VARIANTS = {"tutorial": ("tutorial", ()), "no-replay": ("balanced", ("replay_rat
 PART_VARIANTS = {"words": ("balanced", ("train_dataloader.dataset.distill=False",))} | {
     f"no-{part}": ("balanced", (f'leave_out=["{part}"]',)) for part in PARTS
 }
+# Of every variant, and of hardly any other run: it trains to the end, whatever its scores.
+ENDLESS = "patience=None"
 # Choices of a run that its variants share, as options of the verbs.
 SHARED = ("name", "assistant", "author", "languages", "model", "source", "revision", "preset", "seed")
 
@@ -60,6 +62,8 @@ def make(folder: Path, *, work: Path, run: str, parts: bool = False) -> stage.Ma
     chosen = {"model": choices.DEFAULTS["model"]} | json.loads((own / choices.FILE).read_text(encoding="utf-8"))
     variants = VARIANTS | (PART_VARIANTS if parts else {})
     runs = {variant: f"{run}-{variant}" for variant in variants} | {"balanced": run}
+    for variant in variants:
+        _refuse_foreign(work / runs[variant])
     for variant, (mode, settings) in variants.items():
         _train(work, runs[variant], own, chosen, mode, settings)
 
@@ -77,12 +81,28 @@ def _train(work: Path, run: str, own: Path, chosen: Mapping[str, Any], mode: str
     shared = [part for key in SHARED if chosen.get(key) is not None for part in (f"--{key}", str(chosen[key]))]
     if mode == "balanced" and chosen.get("data"):
         shared += ["--data", *chosen["data"]]
-    settings = [*chosen.get("set", []), *settings, "patience=None"]
+    settings = [*chosen.get("set", []), *settings, ENDLESS]
     quickstart = ["quickstart", "--work", str(work), "--run", run, "--mode", mode, *shared]
     _call(run, [*quickstart, "--until", "config", "--set", *settings])
     _call(run, [*quickstart, "--set", *settings, *_as_long(work / run, own)])
     stage.require(work / run / "eval", f"ablation RUN={own.name}")
     _refuse_stale(work / run)
+
+
+def _refuse_foreign(run: Path) -> None:
+    """RecipeError where the folder of a variant is a run that no ablation began, which would be lost."""
+    if not any(run.glob("[!.]*")):
+        return
+    try:
+        chosen = json.loads((run / choices.FILE).read_text(encoding="utf-8"))
+        begun_here = ENDLESS in chosen.get("set", []) and chosen.get("mode") in ("tutorial", "balanced")
+    except (OSError, ValueError, AttributeError, TypeError):
+        begun_here = False
+    if not begun_here:
+        raise RecipeError(
+            f"{stage.shown(run)} is a run of its own, whose place a variant would take: rename it (mv "
+            f"{stage.shown(run)} {stage.shown(run)}-mine), or remove it with `make clean RUN={run.name}`"
+        )
 
 
 def _as_long(run: Path, own: Path) -> list[str]:

@@ -184,6 +184,7 @@ def _outcome(work: Path, job: Job, status: int) -> Outcome:
     says_why = f"{stage.shown(work / f'{run}.log')} says why"
     if not (manifest and trained and configured):
         raise RecipeError(f"the run for {job.name!r} came to no result; {says_why}")
+    stage.refuse_changed(work / run / "eval", manifest)
     tuned = results.of(manifest, EvalResults).tuned
     plan = results.of(configured, ConfigResults)
     training = plan.forecast.after(results.of(trained, TrainResults).iterations)

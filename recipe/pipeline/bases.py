@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,10 @@ def by_name(model: str, revision: str | None = None) -> PinnedModel | None:
     if not REPOSITORY.fullmatch(model):
         return None
     hubs = {source: Hub(model, revision) for source in HUBS}
-    return PinnedModel(model.replace("/", "--"), hubs, (), (), {})
+    name = model.replace("/", "--")
+    if model.count("--"):  # a--b/c and a/b--c
+        name += f"-{sha256(model.encode()).hexdigest()[:8]}"
+    return PinnedModel(name, hubs, (), (), {})
 
 
 def defaults(model: str) -> dict[str, Any]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from recipe.errors import RecipeError
 from recipe.languages import LANGUAGES
-from recipe.pipeline import bases
+from recipe.pipeline import bases, stage
 
-# Folders under --work that belong to no run.
+# Folders under --work that belong to no run, or to the runs of a verb that is called so, and to other tools.
 SHARED = ("models", "hub", "replay")
+RESERVED = ("sweep", "bench", "miniature", "browser")
+# Files in a run's folder that tell it from the folder of a sweep or a bench.
+OF_A_RUN = ("run.json", "data", "train")
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,20 @@ class Run:
         return self.work / self.name / folder
 
     def model(self, model: str) -> Path:
-        """The converted base model, which runs on the same base share."""
-        return self.work / "models" / model_name(model)
+        """The converted base model, which runs on the same base share.
+
+        Folders of the user's may have the same name, so their path is part of it. What an earlier version converted
+        from this very folder under its name alone stays in use.
+        """
+        folder = self.work / "models" / model_name(model)
+        if not Path(model).is_absolute() or bases.find(model):
+            return folder
+        if earlier := stage.read_manifest(folder):
+            settings = (earlier.get("key") or {}).get("settings") or {}
+            if settings.get("model") == model:
+                return folder
+        place = stage.shown(Path(model).resolve())  # the same in a container
+        return folder.with_name(f"{folder.name}-{sha256(place.encode()).hexdigest()[:8]}")
 
     def replay(self, model: str, languages: Sequence[str] = LANGUAGES) -> Path:
         """The base model's own replies, which runs on the same base in the same languages share.
@@ -42,7 +58,7 @@ class Run:
         holds the "+".
         """
         suffix = "" if tuple(languages) == LANGUAGES else f"+{'+'.join(languages)}"
-        return self.work / "replay" / f"{model_name(model)}{suffix}"
+        return self.work / "replay" / f"{self.model(model).name}{suffix}"
 
 
 def model_name(model: str) -> str:
@@ -52,10 +68,31 @@ def model_name(model: str) -> str:
     return re.sub(r"[^\w.-]", "_", Path(model).name).strip(".") or "model"
 
 
-def checked_name(run: str) -> str:
-    """The name of a run as it was given. RecipeError: no folder of a run can be called so."""
+def checked_name(run: str, verb: str | None = None) -> str:
+    """The name of a run as it was given.
+
+    Args:
+        run: the name.
+        verb: that has a folder of its own, `sweep` or `bench`; None for all others.
+
+    Raises:
+        RecipeError: no folder of a run can be called so, or another verb's folder is.
+    """
     if not re.fullmatch(r"[\w][\w.-]*", run) or run in SHARED:
         raise RecipeError(
             f"RUN={run!r}: a run is named with letters, digits, '-', '_' and '.', and none of {', '.join(SHARED)}"
         )
+    if run in RESERVED and run != verb:
+        raise RecipeError(
+            f"RUN={run!r}: work/{run} belongs to `make {'test-browser' if run == 'browser' else run}`: choose another "
+            f"RUN; rename the folder where it is a run of yours"
+        )
     return run
+
+
+def refuse_run(folder: Path, verb: str) -> None:
+    """RecipeError where a folder that a verb fills with runs or measurements is a run itself."""
+    if any((folder / name).exists() for name in OF_A_RUN):
+        raise RecipeError(
+            f"{stage.shown(folder)} is a run, which `{verb}` would write into: choose another RUN for `make {verb}`"
+        )

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from importlib import metadata
 from pathlib import Path
@@ -58,11 +58,42 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def require(folder: Path, target: str) -> Manifest:
-    """The manifest of a folder that another stage must have made. RecipeError names the `make` target that makes it."""
+    """The manifest of a folder that another stage must have made, once the files are found to be what that stage wrote.
+
+    RecipeError names the `make` target that makes it.
+    """
+    manifest = complete(folder, target)
+    refuse_changed(folder, manifest)
+    return manifest
+
+
+def complete(folder: Path, target: str) -> Manifest:
+    """The manifest as `require` gives it, for who compares the folder's content by itself."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise RecipeError(f"{shown(folder)} is missing or incomplete: run `make {target}` first")
     return manifest
+
+
+def refuse_changed(folder: Path, manifest: Manifest, only: Sequence[str] | None = None) -> None:
+    """RecipeError where files of a complete folder are gone or are not what its stage wrote.
+
+    Args:
+        folder, manifest: of the stage.
+        only: files and folders in it to look at; None for all outputs.
+    """
+    outputs = manifest["outputs"]
+    if only is not None:
+        outputs = {name: entry for name, entry in outputs.items() if {name, name.partition("/")[0]} & set(only)}
+    unwritten = set(only or ()) - {part for name in outputs for part in (name, name.partition("/")[0])}
+    changed = sorted(unwritten) + [name for name, entry in outputs.items() if not _is(folder / name, entry)]
+    if changed:
+        names = ", ".join(changed[:3])
+        raise RecipeError(
+            f"{shown(folder)}: {names} changed since `{manifest['stage']}` wrote it: remove the folder "
+            f"to make it anew, or copy it again where a copy was damaged"
+            + (", or keep your edit with CONFIG=your-copy.py" if manifest["stage"] == "config" else "")
+        )
 
 
 def shown(path: Path) -> str:
@@ -109,20 +140,21 @@ def key_of(inputs: Mapping[str, Path], settings: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _changed(folder: Path, manifest: Manifest) -> list[str]:
-    """The outputs that are gone or differ from what the stage wrote."""
-    changed = []
-    for name, entry in manifest["outputs"].items():
-        file = folder / name
-        if not file.is_file():
-            changed.append(name)
-            continue
-        stat = file.stat()
-        if (stat.st_size, stat.st_mtime_ns) != (entry["bytes"], entry["mtime_ns"]) and file_sha256(file) != entry[
-            "sha256"
-        ]:
-            changed.append(name)
-    return changed
+def _is(file: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether a file is the one of a manifest's entry: by size and time, by its content where the time differs.
+
+    A copy has other times. It gets those of the manifest once its content was read, so that this happens once.
+    """
+    if not file.is_file() or (stat := file.stat()).st_size != entry["bytes"]:
+        return False
+    if stat.st_mtime_ns == entry["mtime_ns"]:
+        return True
+    if file_sha256(file) != entry["sha256"]:
+        return False
+    with contextlib.suppress(OSError):  # read-only, or another's: then each process reads it
+        if file.stat().st_ctime_ns == stat.st_ctime_ns:  # else somebody writes to it just now
+            os.utime(file, ns=(stat.st_atime_ns, entry["mtime_ns"]))
+    return True
 
 
 _several_machines: ContextVar[bool] = ContextVar("_several_machines", default=False)
@@ -178,15 +210,15 @@ def run(
         old, partial = (folder.parent / f".{folder.name}.{suffix}" for suffix in ("old", "partial"))
         if old.exists() and not folder.exists():  # killed between the two renames below
             old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        if resume is None:
+            shutil.rmtree(partial, ignore_errors=True)
         key = key_of(inputs, settings)
         manifest = read_manifest(folder)
         if manifest is None and folder.exists() and any(folder.iterdir()):
             raise RecipeError(f"{shown(folder)} holds files that no stage wrote: move them away, or choose another RUN")
-        if manifest and (changed := _changed(folder, manifest)):
-            raise RecipeError(
-                f"{shown(folder)}: {', '.join(changed[:3])} changed since `{name}` wrote it: remove the folder to make "
-                f"it anew" + (", or keep your edit with CONFIG=your-copy.py" if name == "config" else "")
-            )
+        if manifest:
+            refuse_changed(folder, manifest)
         if manifest and manifest["key"] == key:
             say(name, f"up to date: {shown(folder)}")
             return manifest

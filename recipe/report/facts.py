@@ -165,6 +165,8 @@ def gather(run_folder: Path) -> Facts:
     used = {name: manifest for name, manifest in manifests.items() if _belongs(name, manifests, folders)}
     order = ["data", "model", "replay", *FOLDERS[1:]]
     stages = {name: used[name] for name in order if name in used}
+    for name, manifest in stages.items():
+        stage.refuse_changed(folders[name], manifest)
 
     sources = {name: folders[name] / MANIFEST for name in stages}
     compared = stage.read_manifest(run_folder / "ablation")

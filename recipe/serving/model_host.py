@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import socket
+import stat
 import tempfile
 import threading
 import time
@@ -29,7 +31,19 @@ LOOK_AGAIN = 3
 
 def state_file(port: int) -> Path:
     """The file with the state of the server on `port`, for docker/healthcheck.py: {"state": "ready", …}."""
-    return Path(tempfile.gettempdir()) / f"recipe-demo-{port}.json"
+    return Path(tempfile.gettempdir()) / f"recipe-{os.getuid()}" / f"recipe-demo-{port}.json"
+
+
+def _own_folder(folder: Path) -> None:
+    """Make the folder of state files, under a name that others may guess, in a place where others may write.
+
+    RecipeError: it is a link, another user's, or one that others may write to.
+    """
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise RecipeError(f"{folder}: is not this user's own folder (mode 700): remove it, or set TMPDIR to another")
 
 
 def announce(verb: str, port: int, state: str, message: str) -> None:
@@ -43,6 +57,7 @@ def announce(verb: str, port: int, state: str, message: str) -> None:
     """
     file = state_file(port)
     try:
+        _own_folder(file.parent)
         files.write_atomically(file, json.dumps({"state": state, "message": message, "pid": os.getpid()}))
     except OSError as error:  # the server goes on, and its health check fails
         stage.say(verb, f"{file} cannot be written ({error.strerror}), so the health check fails: make room there")
@@ -68,7 +83,8 @@ def base_and_adapter(merged: Path) -> tuple[Path, Path] | None:
     if converted.checkpoint_sha256 != results.of(merge, MergeResults).checkpoint_sha256:
         return None
     base = ROOT / converted.model
-    return (base, adapter) if stage.read_manifest(base) else None
+    there = stage.read_manifest(base) is not None and stage.content_sha256(base) == converted.base_sha256
+    return (base, adapter) if there else None
 
 
 class ModelHost:
@@ -246,6 +262,7 @@ def check_port(host: str, port: int, variable: str = "PORT") -> None:
 
 def run_server(port: int, run: Callable[[], None]) -> None:
     """Call `run`, a server on `port`, and remove the file with its state before and after."""
+    _own_folder(state_file(port).parent)
     state_file(port).unlink(missing_ok=True)  # of a server that was killed
     try:
         run()

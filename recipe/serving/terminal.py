@@ -9,6 +9,7 @@ from recipe.chat_format import assistant, user
 from recipe.engine import Engine, Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
+from recipe.pipeline import stage
 from recipe.serving.context import fit
 
 HELP = "/reset 清空对话 start over · /exit 退出 leave (Ctrl-D) · Ctrl-C 停止回答 stop the reply"
@@ -36,7 +37,10 @@ def run(
     Raises:
         RecipeError: the model cannot be loaded, or `max_new_tokens` leaves no room for a question.
     """
-    with Engine(*generation.load(model, adapter), slots=1) as engine:
+    loaded, tokenizer = generation.load(model, adapter)
+    if any(stage.read_manifest(folder) is None for folder in (model, adapter or model)):
+        generation.refuse_not_finite(loaded, adapter or model)  # no stage has looked at it
+    with Engine(loaded, tokenizer, slots=1) as engine:
         room = engine.length - max_new_tokens
         if room <= 0:
             raise RecipeError(f"--max-new-tokens leaves no room for a question: the model reads {engine.length} in all")

@@ -234,7 +234,7 @@ def make(
     files = [data_folder / data.file]
     inputs = {"data": data_folder, "model": model}
     if data.mode != "tutorial":
-        stage.require(replay_folder, "replay")
+        _refuse_another_replay(stage.require(replay_folder, "replay"), replay_folder, model)
         files.append(replay_folder / replay.FILE)
         inputs["replay"] = replay_folder
     own = data_folder / data.own_file if data.own_file else None
@@ -279,6 +279,14 @@ def _memory_line(needed: Memory) -> str:
     there = gpu_memory()
     short = there is not None and needed.total >> 20 > there
     return f"warning: this GPU has {there:,} MiB; {needed.line()}" if short else needed.line()
+
+
+def _refuse_another_replay(manifest: stage.Manifest, folder: Path, model: Path) -> None:
+    """RecipeError where the replies of a replay are another base's."""
+    if (base := manifest["key"]["inputs"].get("model")) and base != stage.content_sha256(model):
+        raise RecipeError(
+            f"{stage.shown(folder)} holds the answers of another base than {stage.shown(model)}: run `make replay`"
+        )
 
 
 def _check_schedule(config: Any) -> None:

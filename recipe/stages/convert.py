@@ -52,18 +52,19 @@ def lora_settings(config_file: Path) -> dict[str, Any]:
 
 def trained_with(train_folder: Path) -> tuple[Path, Path]:
     """(model folder, config) that a completed training used."""
-    manifest = stage.require(train_folder, "train")
+    manifest = stage.complete(train_folder, "train")
     return ROOT / manifest["inputs"]["model"], train_folder / train.CONFIG
 
 
 def make(folder: Path, *, train_folder: Path, checkpoint: str | None) -> stage.Manifest:
     """Write the adapter in a checkpoint of `train_folder` to `folder` in PEFT's format."""
-    manifest = stage.require(train_folder, "train")
+    manifest = stage.complete(train_folder, "train")
     model, config = trained_with(train_folder)
-    stage.require(model, "model")
+    stage.complete(model, "model")
     if stage.content_sha256(model) != manifest["key"]["inputs"]["model"]:
         raise RecipeError(f"{stage.shown(model)} is not the base that was trained on any more: run `make train` again")
     path = pick_checkpoint(train_folder, checkpoint)
+    stage.refuse_changed(train_folder, manifest, [config.name, path.name])
 
     def work(out: Path) -> ConvertResults:
         from peft import LoraConfig

@@ -69,6 +69,7 @@ def make(
     data = results.of(stage.require(data_folder, "data"), DataResults)
     evaluation_prompts = prompts(extended=asks_extended_prompts(base_name), languages=data.languages)
     _refuse_another_training(tuned_folder, train_folder)
+    _refuse_another_base(tuned_folder, train_folder, model)
     inputs = {"model": model, "train": train_folder, "tuned": tuned_folder, "data": data_folder}
     user_file = data.own_file or (data.file if data.mode == "own" else None)
 
@@ -242,6 +243,18 @@ def _refuse_another_training(tuned_folder: Path, train_folder: Path) -> None:
         raise RecipeError(
             f"{stage.shown(tuned_folder)} was made from another training than {stage.shown(train_folder)} holds: "
             f"run `make merge` first"
+        )
+
+
+def _refuse_another_base(tuned_folder: Path, train_folder: Path, model: Path) -> None:
+    """RecipeError if the tuned model or its training is of another base, or files of the training changed."""
+    training, tuned = stage.complete(train_folder, "train"), stage.complete(tuned_folder, "merge")
+    stage.refuse_changed(train_folder, training, [name for name in training["outputs"] if "/" not in name])
+    bases = {each["key"]["inputs"].get("model") for each in (training, tuned)}
+    if bases != {stage.content_sha256(model)}:
+        raise RecipeError(
+            f"{stage.shown(tuned_folder)} was made on another base than {stage.shown(model)} holds now: bring that "
+            f"base back with `make model`, or run `make train` again"
         )
 
 

@@ -57,7 +57,13 @@ def modelfile(generation: dict[str, Any], length: int) -> str:
 
 def make(folder: Path, *, model: Path) -> stage.Manifest:
     """Write the merged model in `model` to `folder` in InternLM2's layout."""
-    base = ROOT / stage.require(model, "merge")["inputs"]["model"]
+    merged = stage.require(model, "merge")
+    base = ROOT / merged["inputs"]["model"]
+    if stage.content_sha256(base) != merged["key"]["inputs"]["model"]:
+        raise RecipeError(
+            f"{stage.shown(base)} is not the base of {stage.shown(model)} any more: bring that base back with "
+            f"`make model`, or run `make merge` again"
+        )
     _refuse_other_bases(model)
 
     def work(out: Path) -> ExportResults:

@@ -38,7 +38,7 @@ def make(folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...])
     """Merge the adapter in `adapter_folder` with the base it was trained on."""
     adapter = results.of(stage.require(adapter_folder, "convert"), ConvertResults)
     model = ROOT / adapter.model
-    stage.require(model, "model")
+    stage.complete(model, "model")
     if stage.content_sha256(model) != adapter.base_sha256:
         raise RecipeError(
             f"{stage.shown(adapter_folder)} was made on another base than {stage.shown(model)} holds now: "

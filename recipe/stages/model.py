@@ -117,6 +117,10 @@ def _convert_weights(folder: Path, out: Path, config: dict[str, Any]) -> int:
 
     def change(tensors: dict[str, Any]) -> dict[str, Any]:
         ((name, tensor),) = tensors.items()
+        if not tensor.isfinite().all():
+            raise RecipeError(
+                f"{stage.shown(folder)}: {name} holds values that are not finite: fetch it again, or take another model"
+            )
         return to_llama(name, tensor, shape) if internlm2 else tensors
 
     # Some tools store the tied head a second time; transformers does not read it either.

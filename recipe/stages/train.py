@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
-import re
-import shutil
 import signal
 import sys
 import uuid
@@ -49,6 +48,20 @@ def checkpoints(folder: Path, processes: int = 0) -> list[Path]:
     return sorted(complete, key=lambda path: int(path.stem.removeprefix("iter_")))
 
 
+def _refuse_damaged(checkpoint: Path) -> None:
+    """RecipeError where the checksums in a checkpoint, which are those of a zip archive, are not of its content."""
+    for part in [checkpoint] if checkpoint.is_file() else sorted(checkpoint.glob("*.pt")):
+        try:
+            damaged = zipfile.ZipFile(part).testzip()
+        except zipfile.BadZipFile as error:
+            damaged = str(error)
+        if damaged:
+            raise RecipeError(
+                f"{stage.shown(part)}: is damaged ({damaged}): remove {stage.shown(checkpoint)} and resume from the "
+                f"checkpoint before it, or start over without RESUME"
+            )
+
+
 def make(
     folder: Path,
     *,
@@ -68,13 +81,14 @@ def make(
         machines: where; of several, this is the first one, which writes the result. The others call `join`.
         program: the config is a user's own, and may be run. Otherwise it is read as data.
     """
-    resolved = _load(config, program=program)
+    resolved = resolved_config.load(config, program=program)
     inputs, settings = _depends_on(config, resolved, deepspeed, machines)
     with hosting(machines) as host:
 
         def work(out: Path) -> TrainResults:
             last = saved[-1] if resume and (saved := checkpoints(out, machines.processes)) else None
             if last:
+                _refuse_damaged(last)
                 stage.say("train", f"resuming from {last.name}")
             if host:
                 (out / MEETING).write_text(name := uuid.uuid4().hex)
@@ -84,10 +98,12 @@ def make(
                     f"NNODES={machines.nodes}: say with MASTER_ADDR where machine 0 is, and with NODE_RANK which "
                     f"one this is"
                 )
+            write_down = functools.partial(resolved_config.write_down, resolved, config, out / CONFIG, program=program)
+            write_down()  # before hours of training, where it cannot be written
             with watching(host and host.store):
                 _launch(_arguments(config, out, last, deepspeed), out, machines, in_torchrun=deepspeed is not None)
             (out / MEETING).unlink(missing_ok=True)
-            _write_down(resolved, config, out / CONFIG, program=program)
+            write_down()  # again: mmengine writes its own under the config's name
             return _tidy(out)
 
         return stage.run("train", folder, inputs=inputs, settings=settings, work=work, resume=resume)
@@ -106,7 +122,7 @@ def join(
 
     Whether it goes on from a checkpoint, that machine decides.
     """
-    inputs, settings = _depends_on(config, _load(config, program=program), deepspeed, machines)
+    inputs, settings = _depends_on(config, resolved_config.load(config, program=program), deepspeed, machines)
     theirs = folder.parent / f".{folder.name}.partial"
     with joining(machines) as guest:
         if (plan := guest.plan(stage.key_of(inputs, settings))) is None:
@@ -166,47 +182,6 @@ def _arguments(config: Path, out: Path, last: Path | None, deepspeed: str | None
     return arguments
 
 
-def _load(config: Path, *, program: bool) -> Any:
-    """The config as mmengine's Config.
-
-    Args:
-        config: its file.
-        program: run it, as the user's own; otherwise read it as data.
-
-    Raises:
-        RecipeError: it is missing, no config, or data that a run's folder must not hold.
-    """
-    if not program:
-        resolved = resolved_config.read(config)
-        _refuse_older(config)
-        resolved_config.refuse_other_code(resolved, config)
-        return resolved
-    from mmengine.config import Config
-
-    if not config.is_file():
-        raise RecipeError(f"{stage.shown(config)}: no such config; check CONFIG=")
-    if config.suffix != ".py":
-        raise RecipeError(f"{stage.shown(config)}: CONFIG= takes a .py file, which is run as a program")
-    try:
-        return Config.fromfile(config)
-    except (Exception, SystemExit) as error:  # a user's Python may raise anything
-        raise _no_config(config, error) from error
-
-
-def _no_config(config: Path, error: BaseException) -> RecipeError:
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return RecipeError(f"{stage.shown(config)}: cannot be read as an XTuner config ({reason})")
-
-
-def _write_down(resolved: Any, config: Path, file: Path, *, program: bool) -> None:
-    """Keep a config in the result: a resolved one as it is, and of a program what it came to."""
-    if program:
-        resolved.dump(file)
-    else:
-        shutil.copyfile(config, file)
-    resolved_config.read(file)
-
-
 def _read_by(resolved: Any, config: Path) -> dict[str, Path]:
     """The model folder and the data files that a config names, by role."""
     try:
@@ -217,23 +192,16 @@ def _read_by(resolved: Any, config: Path) -> dict[str, Path]:
         inputs = {"model": model, **{f"data_{i}": ROOT / name for i, name in enumerate(files)}}
         inputs |= {role: ROOT / name for role, name in others.items() if name}
     except Exception as error:  # a config may have any shape
-        raise _no_config(config, error) from error
+        raise resolved_config.unreadable(config, error) from error
     stage.require(model, "model")
+    for folder in sorted({config.parent, *(file.parent for role, file in inputs.items() if role != "model")}):
+        if manifest := stage.read_manifest(folder):  # a file of the user's own has none
+            stage.refuse_changed(folder, manifest)
     return inputs
-
-
-def _refuse_older(config: Path) -> None:
-    """RecipeError where the config names modules by where they were before recipe/ had folders (docs/adr/0014)."""
-    if match := re.search(r"\brecipe\.(hooks|dataset|fast)\b", config.read_text(encoding="utf-8")):
-        raise RecipeError(
-            f"{stage.shown(config)}: was written by an older version, {match[0]} is recipe.training.{match[1]} now: "
-            f"run `make config` again, or change the name in a config of your own"
-        )
 
 
 def _launch(arguments: list[str], out: Path, machines: Machines, *, in_torchrun: bool) -> None:
     """In this process, which has torch loaded already, or in torchrun's, as several processes and DeepSpeed want."""
-    _refuse_older(Path(arguments[0]))
     try:
         if in_torchrun or machines.processes > 1:
             _torchrun(["-m", "recipe.training.xtuner", *arguments, "--launcher", "pytorch"], machines)
@@ -333,7 +301,7 @@ def _tidy(out: Path) -> TrainResults:
 def best_checkpoint(folder: Path) -> str | None:
     """The best checkpoint of a completed training, such as iter_80, as its manifest names it; None where none was
     scored."""
-    return results.of(stage.require(folder, "train"), TrainResults).best
+    return results.of(stage.complete(folder, "train"), TrainResults).best
 
 
 def _best_of(folder: Path, saved: Sequence[Path]) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,69 @@ CODE = frozenset(
 OPTIMIZER = re.compile(r"(torch|bitsandbytes)\.optim\.[A-Z]\w*", re.ASCII)
 # Keys whose text the trainer imports.
 NAMES_CODE = re.compile(r"type|template|\w+_fn", re.ASCII)
+
+
+def load(file: Path, *, program: bool) -> Any:
+    """Load a config to train by, as mmengine's Config.
+
+    Args:
+        file: of stage `config`, or the user's own.
+        program: run it, as the user's own; otherwise read it as data.
+
+    Raises:
+        RecipeError: it is missing, no config, or not what a run's folder may hold.
+    """
+    if not program:
+        resolved = read(file)
+        _refuse_older(file)
+        refuse_other_code(resolved, file)
+        return resolved
+    from mmengine.config import Config
+
+    if not file.is_file():
+        raise RecipeError(f"{shown(file)}: no such config; check CONFIG=")
+    if file.suffix != ".py":
+        raise RecipeError(f"{shown(file)}: CONFIG= takes a .py file, which is run as a program")
+    try:
+        resolved = Config.fromfile(file)
+    except (Exception, SystemExit) as error:  # a user's Python may raise anything
+        raise unreadable(file, error) from error
+    _refuse_older(file)
+    return resolved
+
+
+def unreadable(file: Path, error: BaseException) -> RecipeError:
+    """What to raise for a config that is none."""
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return RecipeError(f"{shown(file)}: cannot be read as an XTuner config ({reason})")
+
+
+def write_down(resolved: Any, source: Path, file: Path, *, program: bool) -> None:
+    """Write a config as data: a resolved one as it is, and of a program what it came to.
+
+    Args:
+        resolved: of `load`.
+        source: its file.
+        file: to write.
+        program: whether it was run.
+
+    Raises:
+        RecipeError: the program left a value that has no literal.
+    """
+    if program:
+        resolved.dump(file)
+    else:
+        shutil.copyfile(source, file)
+    read(file)
+
+
+def _refuse_older(file: Path) -> None:
+    """RecipeError where the config names modules by where they were before recipe/ had folders (docs/adr/0014)."""
+    if match := re.search(r"\brecipe\.(hooks|dataset|fast)\b", file.read_text(encoding="utf-8")):
+        raise RecipeError(
+            f"{shown(file)}: was written by an older version, {match[0]} is recipe.training.{match[1]} now: "
+            f"run `make config` again, or change the name in a config of your own"
+        )
 
 
 def read(file: Path) -> Any:

@@ -19,7 +19,8 @@ from recipe.paths import ROOT
 
 TOOLS = (
     "make", "bash", "sh", "id", "realpath", "mkdir", "chown", "dirname", "basename", "awk", "sed", "grep", "find",
-    "xargs", "printf", "sort", "head", "tail", "touch", "rm", "env", "cat",
+    "xargs", "printf", "sort", "head", "tail", "touch", "rm", "mv", "env", "cat", "cksum",
+    "flock",
 )  # fmt: skip
 RECORDED = (
     "COMPOSE_FILE",
@@ -27,6 +28,7 @@ RECORDED = (
     "RECIPE_GID",
     "RECIPE_REVISION",
     "RECIPE_IMAGE",
+    "COMPOSE_PROJECT_NAME",
     "RUN",
     "PORT",
     "TAG",
@@ -203,6 +205,22 @@ def test_another_runtime_is_refused_by_the_doctor_too(machine: Machine) -> None:
 def test_what_needs_no_runtime_does_not_ask_for_one(machine: Machine, target: str) -> None:
     done = machine.make(target)
     assert (done.status, done.errors, done.calls) == (0, [], [])
+
+
+# --- One project for each checkout --------------------------------------------------------------------------------
+
+
+def test_each_checkout_and_user_has_a_compose_project_of_its_own(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    projects = [
+        other.compose("ps", **user).of("docker", "compose ps")[0].environment["COMPOSE_PROJECT_NAME"]
+        for other in (machine, Machine(tmp_path / "second"))
+        for user in ({"RECIPE_UID": "1001"}, {"RECIPE_UID": "1002"})
+    ]
+    assert len({*projects}) == 4
+    assert all(re.fullmatch(r"internlm2-identity-\d+", project) for project in projects)
+    done = machine.compose("ps", COMPOSE_PROJECT_NAME="mine")
+    assert done.of("docker", "compose ps")[0].environment["COMPOSE_PROJECT_NAME"] == "mine"
 
 
 def test_help_names_the_targets_and_variables_of_this_runtime(machine: Machine) -> None:

@@ -282,6 +282,16 @@ def test_a_killed_process_leaves_a_complete_result(tmp_path: Path, moment: str, 
     assert hidden(folder) == []
 
 
+@pytest.mark.parametrize("v", [1, 2], ids=["up to date", "other settings"])
+def test_what_a_killed_process_left_is_gone_at_the_next_start(tmp_path: Path, v: int) -> None:
+    make(tmp_path / "out", Work(), v=1)
+    for suffix in ("old", "partial"):
+        (tmp_path / f".out.{suffix}").mkdir()
+        (tmp_path / f".out.{suffix}" / "a.txt").touch()
+    make(tmp_path / "out", Work(), v=v)
+    assert hidden(tmp_path / "out") == []
+
+
 def test_a_killed_first_run_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
     _kill(tmp_path / "out", "rename 0")
     assert stage.read_manifest(tmp_path / "out") is None
@@ -310,6 +320,64 @@ def test_an_edited_output_is_neither_used_nor_overwritten(tmp_path: Path, edit: 
     with pytest.raises(RecipeError, match=r"a\.txt changed since `demo` wrote it: remove the folder"):
         make(tmp_path / "out", work, v=v)
     assert (work.calls, content(tmp_path / "out")) == (1, edited)
+
+
+DAMAGES = [
+    pytest.param(lambda file: file.write_text("RESULT", encoding="utf-8"), id="another byte"),
+    pytest.param(lambda file: file.write_text("longer than before", encoding="utf-8"), id="another size"),
+    pytest.param(lambda file: file.unlink(), id="removed"),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["a.txt", "nested/b.txt"])
+def test_what_a_stage_reads_is_what_its_maker_wrote(tmp_path: Path, damage: Callable[[Path], Any], name: str) -> None:
+    make(tmp_path / "out", Work())
+    stage.require(tmp_path / "out", "demo")
+    damage(tmp_path / "out" / name)
+    with pytest.raises(RecipeError, match=rf"{name} changed since `demo` wrote it: .* copy it again"):
+        stage.require(tmp_path / "out", "demo")
+
+
+def test_a_copy_is_read_once_and_then_known_by_its_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "out", Work())
+    shutil.copytree(tmp_path / "out", tmp_path / "copy", copy_function=shutil.copyfile)  # with other times
+    read: list[Path] = []
+    file_sha256 = stage.file_sha256
+
+    def noted(path: Path) -> str:
+        read.append(path)
+        return file_sha256(path)
+
+    monkeypatch.setattr(stage, "file_sha256", noted)
+    stage.require(tmp_path / "copy", "demo")
+    assert [path.name for path in read] == ["a.txt", "b.txt"]
+    stage.require(tmp_path / "copy", "demo")
+    assert stage.content_sha256(tmp_path / "copy") == stage.content_sha256(tmp_path / "out")
+    assert len(read) == 2
+
+
+def test_a_copy_that_cannot_be_written_to_is_read_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError
+
+    make(tmp_path / "out", Work())
+    os.utime(tmp_path / "out" / "a.txt", (1, 1))
+    monkeypatch.setattr(os, "utime", refuse)
+    stage.require(tmp_path / "out", "demo")
+    (tmp_path / "out" / "a.txt").write_text("RESULT", encoding="utf-8")
+    with pytest.raises(RecipeError, match="changed since"):
+        stage.require(tmp_path / "out", "demo")
+
+
+def test_some_files_may_be_looked_at_and_such_that_nobody_wrote_are_none(tmp_path: Path) -> None:
+    manifest = make(tmp_path / "out", Work())
+    (tmp_path / "out" / "a.txt").unlink()
+    stage.refuse_changed(tmp_path / "out", manifest, ["nested"])
+    (tmp_path / "out" / "iter_9.pth").touch()
+    for names in (["a.txt"], ["nested", "iter_9.pth"]):
+        with pytest.raises(RecipeError, match=f"{names[-1]} changed since"):
+            stage.refuse_changed(tmp_path / "out", manifest, names)
 
 
 def test_an_edited_config_may_be_kept_with_config(tmp_path: Path) -> None:

@@ -229,6 +229,22 @@ def test_the_state_file_is_whole_at_any_time_and_one_for_each_port(work: Path) -
     ]
 
 
+@pytest.mark.parametrize("planted", ["a link", "a file", "others may write"])
+def test_the_state_is_not_written_where_another_user_laid_something(work: Path, tmp_path: Path, planted: str) -> None:
+    folder, elsewhere = model_host.state_file(PORT).parent, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if planted == "a link":
+        folder.symlink_to(elsewhere)
+    elif planted == "a file":
+        folder.touch()
+    else:
+        folder.mkdir()
+        folder.chmod(0o777)
+    with pytest.raises(RecipeError, match="is not this user's own folder"):
+        model_host.announce("demo", PORT, "ready", "so")
+    assert list(elsewhere.iterdir()) == []
+
+
 # --- What it is loaded from ---------------------------------------------------------------------------------------
 
 
@@ -413,7 +429,7 @@ def test_the_page_on_an_empty_work_folder(tmp_path: Path, work: Path) -> None:
     assert before.stderr.startswith("the page does not answer: ")
 
     command = [sys.executable, "-m", "recipe", "demo", "--port", str(port), "--work", str(work)]
-    state, log = tmp_path / "tmp" / f"recipe-demo-{port}.json", tmp_path / "log"
+    state, log = tmp_path / "tmp" / f"recipe-{os.getuid()}" / f"recipe-demo-{port}.json", tmp_path / "log"
     with (
         log.open("w") as written,
         subprocess.Popen(command, cwd=ROOT, env=environment(tmp_path), stdout=written, stderr=written) as server,
@@ -485,10 +501,11 @@ def page(tmp_path: Path) -> Iterator[tuple[int, Callable[[str], None]]]:
 
     with HTTPServer(("127.0.0.1", 0), Page) as server:
         port = server.server_port
-        file = tmp_path / "tmp" / f"recipe-demo-{port}.json"
+        file = tmp_path / "tmp" / f"recipe-{os.getuid()}" / f"recipe-demo-{port}.json"
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
         def become(state: str) -> None:
+            file.parent.mkdir(mode=0o700, exist_ok=True)
             file.write_text(json.dumps({"state": state, "message": "so"}), encoding="utf-8")
 
         yield port, become

@@ -20,6 +20,7 @@ from recipe.evaluation import checkpoint_selection, own_rows
 from recipe.pipeline import results, stage
 from recipe.pipeline.results import DataResults
 from recipe.stages import config, data, evaluate, train
+from recipe.training import resolved_config
 
 ATIE = Identity(NAME)
 
@@ -304,7 +305,7 @@ def test_turns_that_are_not_learnt_are_none_for_xtuner_s_own_pipeline(tiny_model
 def test_changed_own_rows_are_another_training(tiny_model: Path, tmp_path: Path) -> None:
     resolve(tmp_path, tiny_model, "lora")
     file = tmp_path / "config" / config.FILE
-    inputs = train._read_by(train._load(file, program=False), file)
+    inputs = train._read_by(resolved_config.load(file, program=False), file)
     assert inputs["own"] == tmp_path / "data" / "own.jsonl"
 
 

@@ -187,7 +187,9 @@ def test_what_a_process_fails_with_is_said(prepared: Path, resolved: Callable[..
         RecipeError,
         match=r"training failed: ValueError: .*Invalid learning rate: -1.*; the end of .*console\.log says more",
     ):
-        train.make(tmp_path / "train", config=broken, resume=False, deepspeed=None, machines=Machines(2))
+        train.make(
+            tmp_path / "train", config=broken, resume=False, deepspeed=None, machines=Machines(2), program=True
+        )  # fmt: skip
 
 
 ENDS = """

@@ -1,0 +1,95 @@
+"""What is loaded for inference is what its stage wrote, on the base that it was made on, and every weight is a number.
+
+Chat, page, API, evaluation and merge load through `generation.load`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from recipe.errors import RecipeError
+from recipe.evaluation import generation
+from recipe.pipeline import stage
+from recipe.serving import terminal
+from recipe.stages import convert, model
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def chat(folder: Path, adapter: Path | None = None) -> None:
+    terminal.run(
+        model=folder, adapter=adapter, prompt="你好", system="", temperature=0, top_p=1, max_new_tokens=2,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("damaged", ["base", "adapter"])
+def test_a_flipped_byte_is_refused_before_anything_is_loaded(
+    tiny_model: Path, adapter_folder: Path, tmp_path: Path, damaged: str
+) -> None:
+    base, adapter = (Path(shutil.copytree(f, tmp_path / f.name)) for f in (tiny_model, adapter_folder))
+    flip(base / "model.safetensors" if damaged == "base" else adapter / convert.WEIGHTS)
+    with pytest.raises(RecipeError, match=r"safetensors changed since `(model|convert)` wrote it"):
+        chat(base, adapter)
+
+
+def test_a_copy_with_other_times_is_loaded(tiny_model: Path, adapter_folder: Path, tmp_path: Path) -> None:
+    base, adapter = (
+        Path(shutil.copytree(f, tmp_path / f.name, copy_function=shutil.copyfile)) for f in (tiny_model, adapter_folder)
+    )
+    generation.load(base, adapter)
+
+
+def test_an_adapter_is_not_put_on_another_base(
+    tiny_model: Path, tiny_internlm2: Path, adapter_folder: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(tiny_internlm2, tmp_path / "source"))
+    flip(other / "model.safetensors")
+    model.make(tmp_path / "other", model=str(other))
+    with pytest.raises(RecipeError, match=r"was made on another base than .*make train"):
+        generation.load(tmp_path / "other", adapter_folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_where_they_enter(
+    tiny_model: Path, tiny_internlm2: Path, adapter_folder: Path, tmp_path: Path, value: float
+) -> None:
+    def spoil(file: Path) -> None:
+        weights = load_file(file)
+        next(iter(weights.values())).view(-1)[3] = value
+        save_file(weights, file, {"format": "pt"})
+
+    source = Path(shutil.copytree(tiny_internlm2, tmp_path / "source"))
+    spoil(source / "model.safetensors")
+    with pytest.raises(RecipeError, match="holds values that are not finite"):
+        model.make(tmp_path / "converted", model=str(source))
+    assert not (tmp_path / "converted").exists()
+    base, adapter = (Path(shutil.copytree(f, tmp_path / f.name)) for f in (tiny_model, adapter_folder))
+    for folder in (base, adapter):  # of nobody's making
+        (folder / stage.MANIFEST).unlink()
+    spoil(adapter / convert.WEIGHTS)
+    with pytest.raises(RecipeError, match="holds values that are not finite"):
+        chat(tiny_model, adapter)
+    spoil(base / "model.safetensors")
+    with pytest.raises(RecipeError, match="holds values that are not finite"):
+        chat(base)
+
+
+def test_torch_s_checksums_of_a_checkpoint_are_looked_at_before_a_training_resumes(tmp_path: Path) -> None:
+    from recipe.stages import train
+
+    torch.save({"a": torch.arange(10_000)}, tmp_path / "iter_4.pth")
+    train._refuse_damaged(tmp_path / "iter_4.pth")
+    content = bytearray((tmp_path / "iter_4.pth").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "iter_4.pth").write_bytes(content)
+    with pytest.raises(RecipeError, match=r"is damaged .*checkpoint before it"):
+        train._refuse_damaged(tmp_path / "iter_4.pth")

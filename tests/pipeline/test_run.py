@@ -1,0 +1,90 @@
+"""One name is one thing: bases by their path, runs apart from what verbs write, variants apart from runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recipe import cli
+from recipe.errors import RecipeError
+from recipe.experiments import ablation
+from recipe.pipeline import bases, stage
+from recipe.pipeline.run import Run, checked_name, refuse_run
+
+
+def test_bases_of_one_name_have_folders_of_their_own(tmp_path: Path) -> None:
+    run = Run(tmp_path / "work", "main")
+    places = [tmp_path / name for name in ("a/merged", "b/merged", "a b", "a_b", "miniature")]
+    models = [run.model(str(place)) for place in places] + [run.model("miniature")]
+    replays = [run.replay(str(place)) for place in places] + [run.replay("miniature")]
+    assert len({*models}) == len({*replays}) == 6
+    assert [folder.name for folder in replays] == [folder.name for folder in models]
+    assert models[0].name.startswith("merged-")
+    assert models[-1] == tmp_path / "work" / "models" / "miniature"
+
+
+def test_a_base_is_named_the_same_by_a_link_and_by_its_place(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "base")
+    run = Run(tmp_path / "work", "main")
+    assert run.model(str(tmp_path / "link")).name[-8:] == run.model(str(tmp_path / "base")).name[-8:]
+
+
+def test_what_an_earlier_version_converted_from_the_same_folder_stays_in_use(tmp_path: Path) -> None:
+    run, mine, other = Run(tmp_path / "work", "main"), tmp_path / "a" / "merged", tmp_path / "b" / "merged"
+    earlier = tmp_path / "work" / "models" / "merged"
+    stage.run("model", earlier, inputs={}, settings={"model": str(mine), "files": {}}, work=lambda _: None)
+    assert run.model(str(mine)) == earlier
+    assert run.replay(str(mine)) == tmp_path / "work" / "replay" / "merged"
+    assert run.model(str(other)) != earlier
+
+
+def test_owners_and_names_with_dashes_are_not_mixed_up() -> None:
+    names = {base.name for model in ("a--b/c", "a/b--c", "a/b", "a-b/c") if (base := bases.by_name(model))}
+    assert len(names) == 4
+
+
+@pytest.mark.parametrize("run", ["sweep", "bench", "miniature", "browser"])
+def test_a_run_is_not_called_as_what_a_verb_writes(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["data", "--name", "小明", "--run", run, "--work", str(tmp_path)]) == 1
+    assert f"RUN='{run}': work/{run} belongs to `make" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    if run in ("sweep", "bench"):
+        assert checked_name(run, run) == run
+
+
+@pytest.mark.parametrize("verb", ["sweep", "bench"])
+def test_a_verb_does_not_write_into_a_run(verb: str, tmp_path: Path) -> None:
+    refuse_run(tmp_path / "main", verb)
+    (tmp_path / "main" / "data").mkdir(parents=True)
+    assert cli.main([verb, "--run", "main", "--work", str(tmp_path)]) == 1
+    with pytest.raises(RecipeError, match=f"is a run, which `{verb}` would write into"):
+        refuse_run(tmp_path / "main", verb)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "foreign"),
+    [
+        ({"name": "小明", "mode": "tutorial", "set": ["r=8", "patience=None"]}, False),
+        ({"name": "小明", "mode": "balanced", "set": ["replay_ratio=0", "patience=None", "max_iters=9"]}, False),
+        ({"name": "小明", "mode": "tutorial"}, True),
+        ({"name": "小明"}, True),
+        ([], True),
+        (None, True),
+    ],
+)
+def test_an_ablation_does_not_train_over_a_run_of_the_user_s(tmp_path: Path, chosen: object, foreign: bool) -> None:
+    run = tmp_path / "main-tutorial"
+    ablation._refuse_foreign(run)
+    (run / "data").mkdir(parents=True)
+    if chosen is not None:
+        (run / "run.json").write_text(json.dumps(chosen), encoding="utf-8")
+    if not foreign:
+        ablation._refuse_foreign(run)
+        return
+    with pytest.raises(RecipeError, match="main-tutorial is a run of its own"):
+        ablation._refuse_foreign(run)
