@@ -13,6 +13,7 @@ from pathlib import Path
 
 from recipe.errors import RecipeError
 from recipe.pipeline import stage
+from recipe.plain_text import flaw
 from recipe.serving.endpoints import MAX_BODY, READ_BODY, application, drain
 from recipe.serving.listener import LimitedServer, is_loopback
 from recipe.serving.model_host import ModelHost, check_port, run_server
@@ -33,6 +34,8 @@ def run(*, work: Path, run: str | None, host: str, port: int) -> None:
         RecipeError: the port is taken, others could reach it and there is no API_KEY, or the engine has failed.
     """
     key = os.environ.get("API_KEY") or None
+    if key and (found := flaw(key)):
+        raise RecipeError(f"API_KEY holds {found}: choose another key")
     if key is None and not is_loopback(host):
         raise RecipeError(f"API_KEY is missing: others can reach {host}, so choose a key and set it in the environment")
     check_port(host, port, "API_PORT")

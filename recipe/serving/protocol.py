@@ -10,6 +10,7 @@ from typing import Any
 
 from recipe.chat_format import ROLES
 from recipe.engine.reply import Reply, Sampling
+from recipe.plain_text import flaw
 
 # Fields that ask for something that this model cannot do, and the values that ask for nothing.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -75,7 +76,13 @@ def _message(where: str, message: Any) -> dict[str, str]:
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise RequestError(400, f"{where}.content must be a text", param=f"{where}.content")
+    _refuse_flaw(f"{where}.content", content, control=role != "assistant")
     return {"role": role, "content": content}
+
+
+def _refuse_flaw(where: str, text: str, *, control: bool = True) -> None:
+    if found := flaw(text, control=control):
+        raise RequestError(400, f"{where} is no text: it holds {found}", param=where)
 
 
 def sampling(body: dict[str, Any], defaults: Sampling, longest: int) -> Sampling:
@@ -98,6 +105,8 @@ def sampling(body: dict[str, Any], defaults: Sampling, longest: int) -> Sampling
         raise RequestError(400, f"stop must be a text or up to {MAX_STOPS} texts", param="stop")
     if any(len(text) > MAX_STOP for text in stop):
         raise RequestError(400, f"a stop text may have {MAX_STOP} characters", param="stop")
+    for text in stop:
+        _refuse_flaw("stop", text)
     limit = _number(body, "max_completion_tokens", 1, 2**31, None, whole=True)
     limit = limit or _number(body, "max_tokens", 1, 2**31, longest, whole=True)
     return Sampling(

@@ -178,6 +178,26 @@ def test_what_cannot_be_done_is_refused_by_name(endpoint: Endpoint, change: Any,
     assert body["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("text", ["\ud800", "half \udc00 of", "\0", "\x1b[0m"])
+def test_text_that_is_none_is_refused_wherever_it_stands(endpoint: Endpoint, text: str) -> None:
+    changes: list[Any] = [
+        {"messages": [{"role": "user", "content": text}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": text}]}]},
+        {"messages": [{"role": "system", "content": text}, *HELLO]},
+        {"stop": text},
+        {"stop": ["fine", text]},
+    ]
+    for change in changes:
+        status, body = endpoint.post({"model": "quickstart", "messages": HELLO, "max_tokens": 1} | change)
+        assert (status, "U+" in body["error"]["message"]) == (400, True)
+    assert endpoint.post({"model": text, "messages": HELLO})[0] == 404
+    answered = [*HELLO, {"role": "assistant", "content": "\x1b"}, *HELLO]  # whatever a model says can be sent again
+    assert endpoint.post({"model": "quickstart", "messages": answered, "max_tokens": 1})[0] == 200
+    for white in ("a\tb\r\n", "\v\f\x85", "\u2028👩\u200d🚀"):
+        messages = [{"role": "user", "content": white}]
+        assert endpoint.post({"model": "quickstart", "messages": messages, "max_tokens": 1})[0] == 200
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
 def test_a_body_that_is_no_json_object_is_refused(endpoint: Endpoint, body: bytes) -> None:
     status, response = endpoint.post(body)
