@@ -2,7 +2,8 @@ import os
 import sys
 
 from recipe.cli import main
-from recipe.errors import BROKEN_PIPE
+from recipe.cli.remedies import remedy
+from recipe.errors import BROKEN_PIPE, ERROR
 
 try:
     try:
@@ -10,6 +11,9 @@ try:
     except SystemExit as leaving:  # argparse, after --help or a wrong call
         status = leaving.code
     sys.stdout.flush()
+except UnicodeEncodeError as error:  # of --help; `main` has caught its own
+    print(f"error: {remedy(error)}", file=sys.stderr)
+    status = ERROR
 except BrokenPipeError:  # `… --help | head`: the reader has seen enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     status = BROKEN_PIPE

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from recipe import errors
 from recipe.cli import remedies
@@ -24,6 +25,7 @@ from recipe.errors import RecipeError
 from recipe.library_logging import quieten
 from recipe.paths import ROOT
 from recipe.pipeline import choices
+from recipe.plain_text import flaw
 
 # Threads that wait for each other sleep instead of spinning: on cores that others use too, a step of the miniature took
 # a third of the time (docs/experiments.md). OpenMP reads it when torch is imported.
@@ -45,6 +47,18 @@ def _end_again(*_: object) -> None:
         raise KeyboardInterrupt
 
 
+def _refuse_what_is_no_text(options: dict[str, Any]) -> None:
+    """Check every option, also paths: none could stand in a manifest.
+
+    Raises:
+        RecipeError: one holds half of a surrogate pair, bytes that are no UTF-8, or a control character.
+    """
+    for name, value in options.items():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, str | Path) and (found := flaw(str(each))):
+                raise RecipeError(f"--{name.replace('_', '-')} is no text: it holds {found}; remove it")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb.
 
@@ -63,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _end)  # also where a script had SIGINT ignored
     try:
         limit_threads()
+        _refuse_what_is_no_text(vars(options))
         check_driver()
         contextvars.copy_context().run(COMMANDS[options.verb], options)  # what a verb sets for its stages ends with it
         choices.save(options, options.work / options.run)

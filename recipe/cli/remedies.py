@@ -19,12 +19,15 @@ REMEDIES = {
 
 
 def remedy(error: BaseException | None) -> str | None:
-    """The remedy for an operating-system error, also one that a library wrapped in its own."""
+    """The remedy for an error of the operating system or the output, also one that a library wrapped in its own."""
     seen: list[BaseException] = []  # some libraries' errors go in circles
     while error is not None and error not in seen:
         seen.append(error)
         if isinstance(error, OSError) and error.errno in REMEDIES:
             return f"{error.filename or 'writing'}: {REMEDIES[error.errno]}"
+        if isinstance(error, UnicodeEncodeError):
+            character = error.object[error.start]
+            return f"the output, in {error.encoding}, cannot show {character!a}: set PYTHONIOENCODING=utf-8"
         text = str(error)
         if "No space left on device" in text or "os error 28" in text:
             return f"writing: {REMEDIES[errno.ENOSPC]}"

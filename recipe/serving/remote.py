@@ -7,21 +7,55 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from recipe.engine.reply import Reply, Sampling
 from recipe.errors import RecipeError
+from recipe.plain_text import printable
 from recipe.serving import model_host
 
 TIMEOUT = (5, 120)  # seconds to connect, and between two pieces
+
+
+LONGEST = 300  # characters of an endpoint's words that are shown
+
+
+class _Bearer:
+    """The key of every request. As `auth`, since requests would else prefer a key of ~/.netrc."""
+
+    def __init__(self, key: str) -> None:
+        self._header = f"Bearer {key}".encode()
+
+    def __call__(self, request: Any) -> Any:
+        request.headers["Authorization"] = self._header
+        return request
+
+
+def _parse(url: str) -> tuple[str, str, tuple[str, str] | None]:
+    """(address without any secret, query with its question mark, (user, password) if any) of OPENAI_BASE_URL."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or parts.scheme not in ("http", "https"):
+        raise RecipeError("OPENAI_BASE_URL is no address: it is like http://127.0.0.1:8000/v1")
+    host = f"[{host}]" if ":" in host else host
+    address = f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
+    user = (unquote(parts.username or ""), unquote(parts.password or "")) if parts.username or parts.password else None
+    return address, f"?{parts.query}" if parts.query else "", user
 
 
 class Remote:
     """What `model_host.ModelHost` is to the page, over HTTP.
 
     Args:
-        url: such as http://127.0.0.1:8000/v1.
+        url: such as http://127.0.0.1:8000/v1. User, password and query in it are sent and never shown.
         key: of the endpoint, if it wants one.
         port: of the page, for the health check.
+
+    Raises:
+        RecipeError: the URL is none.
 
     Attributes:
         state, message: see ModelHost.
@@ -37,12 +71,17 @@ class Remote:
     def __init__(self, url: str, key: str | None, port: int) -> None:
         import requests
 
-        self.url, self.port = url.rstrip("/"), port
+        self._address, self._query, user = _parse(url)
+        self.url, self.port = self._address, port  # what is shown
         self.state, self.message = "loading", ""
         self.model = ""
         self._http = requests.Session()
+        self._http.auth = user
+        self._secrets = [
+            secret for secret in (key, *(value for _, value in parse_qsl(self._query[1:])), *(user or ())[1:]) if secret
+        ]
         if key:
-            self._http.headers["Authorization"] = f"Bearer {key}"
+            self._http.auth = _Bearer(key)
 
     def watch(self) -> None:
         """Call the endpoint until it answers; for a thread of its own."""
@@ -53,14 +92,21 @@ class Remote:
     def load(self) -> None:
         """Look which models the endpoint has; the first is taken."""
         try:
-            self.model = self._call("GET", "/models").json()["data"][0]["id"]
-            self._become("ready", f"{self.model} ({self.url})")
+            self.model = str(self._call("GET", "/models").json()["data"][0]["id"])
+            self._become("ready", f"{self._shown(self.model)} ({self.url})")
         except RecipeError as error:
             self._become("failed", str(error))
         except Exception:  # whatever the endpoint sends, the page lives to say so
             self._become(
                 "failed", f"{self.url}/models does not answer as an OpenAI endpoint does: check OPENAI_BASE_URL"
             )
+
+    def _shown(self, text: object) -> str:
+        """What the endpoint wrote, for page and log: one line, short, without what it may repeat of a secret."""
+        line = printable(" ".join(str(text).split()))
+        for secret in self._secrets:
+            line = line.replace(secret, "…")
+        return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
     def raise_failure(self) -> None:
         """Nothing to raise: an endpoint that fails may come back."""
@@ -79,14 +125,15 @@ class Remote:
         import requests
 
         try:
-            response = self._http.request(method, self.url + path, timeout=TIMEOUT, **options)
+            address = self._address + path + self._query
+            response = self._http.request(method, address, timeout=TIMEOUT, **options)
         except requests.RequestException as error:
             raise RecipeError(f"{self.url} cannot be reached ({type(error).__name__}): check OPENAI_BASE_URL") from None
         if response.status_code == 401:
             raise RecipeError(f"{self.url} refuses the key: check OPENAI_API_KEY")
         if not response.ok:
             try:
-                message = str(response.json()["error"]["message"])
+                message = self._shown(response.json()["error"]["message"])
             except (ValueError, LookupError, TypeError):
                 message = response.reason
             raise RecipeError(f"{self.url}: {message}")
@@ -128,7 +175,7 @@ class Remote:
                         continue
                     event = json.loads(line[6:])
                     if "error" in event:
-                        raise RecipeError(f"{self.url}: {event['error']['message']}")
+                        raise RecipeError(f"{self.url}: {self._shown(event['error']['message'])}")
                     for choice in event.get("choices", ()):
                         if piece := choice.get("delta", {}).get("content"):
                             reply.add(piece)

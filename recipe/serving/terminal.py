@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from recipe.engine import Engine, Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.pipeline import stage
+from recipe.plain_text import flaw, printable
 from recipe.serving.context import fit
 
 HELP = "/reset 清空对话 start over · /exit 退出 leave (Ctrl-D) · Ctrl-C 停止回答 stop the reply"
@@ -57,7 +59,8 @@ def _converse(engine: Engine, prompt: str | None, start: list[dict[str, str]], s
         pieces = engine.reply(fit(engine.tokenizer, messages, room), sampling).pieces()
         try:
             for piece in pieces:
-                print(piece, end="", flush=True)
+                # A reply that steers the terminal could change its title, or what stands above.
+                print(printable(piece) if sys.stdout.isatty() else piece, end="", flush=True)
                 reply_text += piece
         except KeyboardInterrupt:
             if prompt is not None:
@@ -72,6 +75,8 @@ def _converse(engine: Engine, prompt: str | None, start: list[dict[str, str]], s
         reply([*start, user(prompt)])
         return
     print(HELP, file=sys.stderr)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # what is no UTF-8 is refused below, and ends nothing
     messages = list(start)
     while True:
         try:
@@ -83,6 +88,8 @@ def _converse(engine: Engine, prompt: str | None, start: list[dict[str, str]], s
             return
         if question == "/reset":
             messages = list(start)
+        elif found := flaw(question):
+            print(f"what you typed holds {found}: it was not sent", file=sys.stderr)
         elif question:
             try:
                 reply_text = reply([*messages, user(question)])

@@ -37,3 +37,9 @@ def model_host(served_work: Path) -> Iterator[ModelHost]:
     assert model_host.engine
     yield model_host
     model_host.engine.close()
+
+
+@pytest.fixture(scope="session")
+def miniature(served_work: Path) -> Path:
+    """The folder of the miniature after stage `model`."""
+    return served_work / "models" / "miniature"

@@ -129,6 +129,7 @@ def test_what_is_exported_is_imported(system: str, turns: list[Turn]) -> None:
         (b'[{"role": "user", "content": 3}]', "bad_message"), (b'[{"role": "user", "content": "a"}]', "unfinished"),
         (b'[{"role": "tool", "content": "a"}]', "bad_message"), (b" " * (conversation.MAX_BYTES + 1), "too_big"),
         (b'[' + b'{"role": "user", "content": ""},' * 400 + b'{}]', "too_many"),
+        (b'[{"role": "user", "content": "\\ud83d"}]', "bad_text"),
         (b'[{"role": "user", "content": "a"}, {"role": "user", "content": "a"}]', "bad_message"),
     ],
 )  # fmt: skip

@@ -3,6 +3,9 @@ only."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 from recipe.engine import Engine, Reply, Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
+from recipe.paths import ROOT
 from recipe.serving import terminal
 from recipe.serving.terminal import HELP
 
@@ -157,3 +161,46 @@ def test_the_settings_reach_the_model(tiny_model: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Engine, "reply", reply)
     run(tiny_model, "a", temperature=0.7, top_p=0.5, max_new_tokens=3)
     assert samplings == [Sampling(temperature=0.7, top_p=0.5, max_new_tokens=3)]
+
+
+# --- Text that is none --------------------------------------------------------------------------------------------
+
+
+def chat(model: Path, *options: bytes, typed: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """`python -m recipe chat`, with what the user types."""
+    command: list[str | bytes] = [sys.executable, "-m", "recipe", "chat", "--model", str(model), *options]
+    command += ["--max-new-tokens", "3"]
+    own = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONUTF8": "0", "LC_ALL": "C.UTF-8"}
+    return subprocess.run(command, cwd=ROOT, env=own | environment, input=typed, check=False, capture_output=True)
+
+
+def test_what_is_no_text_is_not_sent_and_the_conversation_goes_on(tiny_model: Path) -> None:
+    done = chat(tiny_model, typed=b"\x1b[31mred\n" + b"\xff\xfe\n" + "你好\n".encode())
+    errors = done.stderr.decode()
+    assert "what you typed holds the control character U+001B at character 1: it was not sent" in errors
+    assert "what you typed holds the byte 0xFF, which is no UTF-8, at character 1" in errors
+    assert "Traceback" not in errors
+    assert done.stdout.decode().count("you> ") == 4
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("option", [b"--prompt", b"--system"])
+def test_an_option_that_is_no_text_is_one_line(tiny_model: Path, option: bytes) -> None:
+    done = chat(tiny_model, option, "你好".encode() + b"\xe4\xbd")
+    why = "it holds the byte 0xE4, which is no UTF-8, at character 3; remove it"
+    assert (done.returncode, done.stderr.decode().splitlines()) == (1, [f"error: {option.decode()} is no text: {why}"])
+
+
+def test_an_output_that_cannot_show_the_reply_is_one_line(miniature: Path) -> None:
+    done = chat(miniature, b"--prompt", "你是谁？".encode(), PYTHONIOENCODING="ascii")
+    (error,) = done.stderr.decode().splitlines()
+    assert (done.returncode, error.startswith("error: the output, in ascii, cannot show '\\u")) == (1, True)
+    assert error.endswith("set PYTHONIOENCODING=utf-8")
+
+
+def test_a_help_that_cannot_be_shown_is_one_line() -> None:
+    command = [sys.executable, "-m", "recipe", "--help"]
+    own = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=ROOT, env=own, check=False, capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "set PYTHONIOENCODING=utf-8" in done.stderr

@@ -17,10 +17,11 @@ from streamlit.runtime.scriptrunner import StopException
 from recipe.engine.reply import Reply, Sampling
 from recipe.errors import RecipeError
 from recipe.languages import LANGUAGES, NAMES
+from recipe.plain_text import flaw
 from recipe.serving import demo
 from recipe.serving.page import conversation
 from recipe.serving.page.conversation import BASE, MAX_CHARACTERS, TUNED, BadFileError, Turn
-from recipe.serving.page.markdown import streamlit_markdown
+from recipe.serving.page.markdown import escaped, streamlit_markdown
 from recipe.serving.page.notes import failure, note
 from recipe.serving.page.words import EXAMPLES, words
 
@@ -76,6 +77,9 @@ def ask(question: str) -> None:
     """Start the replies to `question`; where one cannot start, there is a message and nothing else changes."""
     if max(len(question), len(setting("system"))) > MAX_CHARACTERS:
         state.message = "error", say("too_many_characters", most=MAX_CHARACTERS)
+        return
+    if found := flaw(question) or flaw(setting("system")):
+        state.message = "error", say("not_text", what=found)
         return
     who = [TUNED, BASE] if setting("compare") and model.can_compare else [TUNED]
     sampling = Sampling(
@@ -271,7 +275,7 @@ say = words(language)
 st.title("💬 InternLM2")
 
 if model.state == "loading":
-    with st.spinner(say("loading", what=model.message)):
+    with st.spinner(say("loading", what=escaped(model.message))):
         st.caption(say("loading_hint"))
         waiting = st.empty()
         while model.state == "loading":
@@ -279,7 +283,7 @@ if model.state == "loading":
             waiting.empty()  # here Streamlit ends a script whose visitor left or whose server stops
     st.experimental_rerun()
 if model.state != "ready":
-    st.error(f"{say(model.state)}: {model.message}")
+    st.error(f"{say(model.state)}: {escaped(model.message)}")
     st.button(say("again"), on_click=model.try_again)
     st.stop()
 
@@ -298,7 +302,7 @@ state.initial = {
     "longest": min(512, longest // 2),
 } | state.initial
 with st.sidebar:
-    st.caption(model.message)
+    st.caption(escaped(model.message))
     if model.can_compare:
         widget(st.checkbox, "compare")
     elif model.alone:
@@ -322,7 +326,7 @@ st.chat_input(say("ask"), key="typed", max_chars=MAX_CHARACTERS, on_submit=ask_t
 if state.message:
     kind, text = state.message
     state.message = None
-    getattr(st, kind)(text)
+    getattr(st, kind)(escaped(text))
 for turn in state.turns:
     show(turn)
 if state.pending:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 
 from recipe.chat_format import assistant, user
+from recipe.plain_text import flaw
 
 Messages = list[dict[str, str]]
 TUNED, BASE = "tuned", "base"
@@ -89,6 +90,8 @@ def from_json(content: bytes) -> tuple[str, list[Turn]]:
     for number, message in enumerate(conversation, 1):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             raise BadFileError("bad_message", number=number, role="user / assistant")
+        if found := flaw(message["content"], control=False):
+            raise BadFileError("bad_text", number=number, what=found)
     system = conversation.pop(0)["content"] if conversation and conversation[0].get("role") == "system" else ""
     first = 2 if system else 1
     for i, message in enumerate(conversation):

@@ -24,6 +24,8 @@ _WEB = r"(?:https?://|mailto:)"
 _LINK = re.compile(rf"\](?=\(\s*(?!{_WEB}))", re.IGNORECASE)
 _DEFINITION = re.compile(rf"\](?=:\s*(?!{_WEB})[^\s:&\\]*[:&\\])", re.IGNORECASE)
 _BARE = re.compile(r"<(?=(?:javascript|vbscript|data):)", re.IGNORECASE)
+# What can mean something in Markdown: all ASCII punctuation may be escaped.
+_MARKUP = re.compile(r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]""")
 # A colon before a letter begins a directive in Streamlit's Markdown: `key:value` and `std::vector` would lose a word.
 _STREAMLIT = re.compile(r":(?=[A-Za-z])")
 
@@ -38,6 +40,11 @@ def streamlit_markdown(text: str) -> str:
     joined = "".join(_code(part) if i % 2 else _prose(part) for i, part in enumerate(parts))
     # What looks like code here need not be code to Markdown, so this is for all of it.
     return _BARE.sub(r"\<", _DEFINITION.sub(r"\]", joined))
+
+
+def escaped(text: str) -> str:
+    """Text that is no Markdown, as Markdown that shows it: of a model's name, a path, an error."""
+    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def _code(text: str) -> str:

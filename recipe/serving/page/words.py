@@ -77,6 +77,8 @@ WORDS: dict[str, tuple[str, str]] = {
         "第 {number} 条消息应为 {role} 且 content 为文本",
         "message {number} must be of role {role} with a text as its content",
     ),
+    "bad_text": ("第 {number} 条消息含有不是文字的字符（{what}）", "message {number} holds {what}, which is no text"),
+    "not_text": ("输入含有不是文字的字符（{what}），请删除。", "What you typed holds {what}, which is no text: remove it."),
     "unfinished": ("最后一个问题没有回答", "the last question has no answer"),
     "too_many": ("消息超过 {most} 条", "it holds more than {most} messages"),
     "too_many_characters": (

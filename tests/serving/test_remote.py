@@ -1,0 +1,157 @@
+"""The page in front of an endpoint: what it sends there, and what it shows of it and its secrets."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_endpoint import WITHIN, server
+from streamlit.proto.BackMsg_pb2 import BackMsg  # type: ignore[attr-defined]
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg  # type: ignore[attr-defined]
+from tornado.websocket import websocket_connect
+
+from recipe.engine import Sampling
+from recipe.errors import RecipeError
+from recipe.serving.model_host import state_file
+from recipe.serving.page.markdown import escaped
+from recipe.serving.remote import Remote
+
+MODEL = "evil [click](https://evil.example) ![x](https://evil.example/x.png) :red[x] \x1b]0;title\x07"
+SECRETS = ("pa@ss", "pa%40ss", "sk-query", "sk-key", "somebody")
+
+
+class Other(ThreadingHTTPServer):
+    """An endpoint of somebody else.
+
+    Attributes:
+        requests: (path, Authorization) of each.
+        events: of the replies it streams.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str]] = []
+        self.events: list[Any] = []
+        super().__init__(("127.0.0.1", 0), Answer)
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Other
+
+    def do_GET(self) -> None:
+        self.server.requests.append((self.path, self.headers.get("Authorization", "")))
+        self.answer(200, json.dumps({"data": [{"id": MODEL}]}))
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.server.events:
+            self.answer(200, "".join(f"data: {json.dumps(event)}\n\n" for event in self.server.events))
+        else:
+            words = f"wrong key {self.headers['Authorization']} sk-query\n\x1b[31m" + "x" * 10_000
+            self.answer(400, json.dumps({"error": {"message": words}}))
+
+    def answer(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text.encode())))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def other(monkeypatch: pytest.MonkeyPatch) -> Iterator[Other]:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with Other() as listening:
+        threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield listening
+        listening.shutdown()
+
+
+async def page(port: int) -> bytes:
+    """All that the page sends a visitor until its script has run."""
+    visitor = await websocket_connect(f"ws://127.0.0.1:{port}/_stcore/stream")
+    message = BackMsg()
+    message.rerun_script.query_string = ""
+    await visitor.write_message(message.SerializeToString(), binary=True)
+    content = b""
+    while True:
+        received = await asyncio.wait_for(visitor.read_message(), WITHIN)
+        assert isinstance(received, bytes)
+        content += received
+        if ForwardMsg.FromString(received).WhichOneof("type") == "script_finished":
+            visitor.close()
+            return content
+
+
+def test_no_secret_of_the_address_and_no_markup_of_the_model_reaches_the_page_or_the_log(
+    other: Other, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"127.0.0.1:{other.server_port}/v1"
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://somebody:pa%40ss@{address}/?key=sk-query")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with server("pass", tmp_path / "work", tmp_path, "demo") as (_, endpoint):
+        state = tmp_path / state_file(endpoint.port).name
+        end = time.monotonic() + WITHIN
+        while not state.exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        published = state.read_text(encoding="utf-8")
+        shown = asyncio.run(page(endpoint.port)).decode("utf-8", "replace")
+    user = base64.b64encode(b"somebody:pa@ss").decode()
+    assert other.requests == [("/v1/models?key=sk-query", f"Basic {user}")]
+    log = (tmp_path / "log").read_text(encoding="utf-8")
+    assert json.loads(published)["state"] == "ready"
+    for text in (published, shown, log):
+        assert "evil" in text
+        assert not any(secret in text for secret in SECRETS)
+        assert "\x1b]0" not in text
+    assert "[click](" not in shown
+    assert ":red[" not in shown
+
+
+def test_what_an_endpoint_says_is_short_and_repeats_no_secret(other: Other) -> None:
+    remote = Remote(f"http://somebody:pa%40ss@127.0.0.1:{other.server_port}/v1?key=sk-query", "sk-key", 3)
+    reply = remote.ask([{"role": "user", "content": "hi"}], Sampling())
+    reply.join()
+    text = str(reply.error)
+    assert "wrong key Bearer …" in text
+    assert not any(secret in text for secret in SECRETS)
+    assert "\x1b" not in text
+    assert "\n" not in text
+    assert len(text) < 400
+
+
+@pytest.mark.parametrize(
+    "events", [[["no object"]], [3], [{"choices": ["x"]}], [{"choices": [{"delta": "x"}]}], [{"error": "no object"}]]
+)
+def test_events_of_another_shape_end_the_reply(other: Other, events: list[Any]) -> None:
+    other.events = events
+    reply = Remote(f"http://127.0.0.1:{other.server_port}/v1", None, 3).ask([], Sampling())
+    assert reply.wait(10**9, WITHIN)
+    assert (reply.ended, isinstance(reply.error, RecipeError)) == ("error", True)
+
+
+def test_a_key_that_no_header_takes_is_said(other: Other) -> None:
+    remote = Remote(f"http://127.0.0.1:{other.server_port}/v1", "sk-\nkey", 3)
+    remote.load()
+    assert (remote.state, "sk-" in remote.message) == ("failed", False)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "ftp://sk-key@host/v1", "http://", "http://[::1", "http://h:x/"])
+def test_an_address_that_is_none_is_refused_without_being_shown(url: str) -> None:
+    with pytest.raises(RecipeError, match="OPENAI_BASE_URL is no address") as caught:
+        Remote(url, None, 3)
+    assert "sk-key" not in str(caught.value)
+
+
+def test_what_is_no_markdown_is_shown_as_it_is() -> None:
+    assert escaped("a_b [c](d)\n`e`") == r"a\_b \[c\]\(d\) \`e\`"
