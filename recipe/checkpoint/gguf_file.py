@@ -202,10 +202,10 @@ def _values(
 
     if type_ is GGMLQuantizationType.F32:
         return tensor.float().numpy()
-    half = tensor.to(torch.float16)
-    if not half.isfinite().all():
-        raise RecipeError(f"{name} holds values beyond float16, which GGUF files of f16 and 8 bits cannot hold")
     if type_ is GGMLQuantizationType.F16:
+        half = tensor.to(torch.float16)
+        if not half.isfinite().all():
+            raise RecipeError(f"{name} holds values beyond float16, which a GGUF file of 16 bits cannot hold")
         return half.numpy()
     rows = max(1, CHUNK // tensor.shape[1])
     return np.concatenate(list(each(lambda part: quantize(part.float().numpy(), type_), tensor.split(rows))))
