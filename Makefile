@@ -149,6 +149,10 @@ ablation: eval ## The same on the tutorial's data, and without replay: the repor
 export: merge ## The result of RUN in InternLM2's own layout / 导出 InternLM2 格式
 	@$(RECIPE) export $(common)
 
+.PHONY: gguf
+gguf: merge ## The result of RUN for llama.cpp and Ollama: 16, 8 and 4 bits, a Modelfile / 导出 GGUF
+	@$(RECIPE) gguf $(common)
+
 .PHONY: sweep
 sweep: ready ## The quickstart for 20 random names, half an hour on two cores / 二十个随机名字
 	@$(call split,SWEEP); $(RECIPE) sweep $(common) "$${words[@]}"

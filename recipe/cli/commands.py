@@ -206,6 +206,13 @@ def run_export(options: argparse.Namespace) -> None:
     export.make(run.folder("export"), model=run.folder("merged"))
 
 
+def run_gguf(options: argparse.Namespace) -> None:
+    from recipe.stages import gguf
+
+    run = _run(options)
+    gguf.make(run.folder("gguf"), model=run.folder("merged"), run=run.name)
+
+
 def run_chat(options: argparse.Namespace) -> None:
     from recipe.serving import terminal
     from recipe.stages import convert
@@ -316,6 +323,7 @@ COMMANDS: dict[str, Command] = {
     "report": run_report,
     "ablation": run_ablation,
     "export": run_export,
+    "gguf": run_gguf,
     "chat": run_chat,
     "demo": run_demo,
     "api": run_api,

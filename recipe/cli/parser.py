@@ -14,7 +14,7 @@ from recipe.pipeline import bases, table
 FLOW = """\
 data ─┐
 model ┼─> replay ─> config ─> train ─> convert ─> merge ─> eval ─> report
-                                           └────────┴───> chat · demo · api · export
+                                           └────────┴───> chat · demo · api · export · gguf
 
 Each verb reads what its predecessors wrote under work/RUN/ and writes one folder there. Run again with the same inputs
 it does nothing; with others it does its work again. A run remembers what you chose for it.

@@ -215,6 +215,16 @@ class ExportResults:
     tokenizer_model: bool
 
 
+@dataclass(frozen=True)
+class GgufResults:
+    """files: names, one a kind. tokenizer, pre_tokenizer: llama.cpp's names of them."""
+
+    parameters: int
+    files: list[str]
+    tokenizer: str
+    pre_tokenizer: str
+
+
 def of(manifest: Mapping[str, Any], kind: type[Results]) -> Results:
     """The results in a manifest.
 

@@ -78,6 +78,12 @@ STAGES = (
         ("merge", "model"),
         "the merged model in InternLM2's own layout, for tools that expect it / 导出 InternLM2 格式",
     ),
+    Stage(
+        "gguf",
+        "gguf",
+        ("merge", "model"),
+        "the merged model for llama.cpp and Ollama, in 16, 8 and 4 bits / 导出 GGUF（16、8、4 位）",
+    ),
 )
 BY_VERB = {stage.verb: stage for stage in STAGES}
 # The folders under work/RUN/ that a result is made of, in the order of the work.

@@ -1,6 +1,6 @@
 """Stage `export`: a model of this recipe written in InternLM2's own layout, for tools that expect that one.
 
-With a Modelfile for Ollama, which takes what llama.cpp converts from this layout.
+With a Modelfile for Ollama, which names what stage `gguf` writes.
 
 The way back of stage `model`: wqkv fused again, the old names, config.json of an InternLM2 model, tokenizer.model where
 the base brought one. Bit for bit the same weights, and still no Python: a tool that knows InternLM2 brings its own.
@@ -13,46 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from recipe import files
-from recipe.chat_format import EOS, IM_END, IM_START
+from recipe.chat_format import EOS, IM_END
 from recipe.checkpoint import safetensors_io
 from recipe.checkpoint.internlm2_llama import Shape, internlm2_config, llama_names, to_internlm2
+from recipe.checkpoint.modelfile import MODELFILE, TEMPLATE, modelfile
 from recipe.checkpoint.tokenizer import SENTENCEPIECE, added_tokens_decoder, is_internlm2s, sentencepiece_model
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.pipeline.results import ExportResults
+from recipe.pipeline.table import BY_VERB
+from recipe.stages import gguf
 
-MODELFILE = "Modelfile"
-# chat_format as a Go template. <s> is not in it: llama.cpp puts it first by itself.
-TEMPLATE = (
-    '{{ range .Messages }}{{ if or (ne .Role "system") .Content }}'
-    f"{IM_START}{{{{ .Role }}}}\n{{{{ .Content }}}}{IM_END}\n"
-    f"{{{{ end }}}}{{{{ end }}}}{IM_START}assistant\n"
-)
-
-
-def modelfile(generation: dict[str, Any], length: int) -> str:
-    """For `ollama create`. generation: generation_config.json. length: tokens that the model reads."""
-    sampling = generation if generation.get("do_sample") else {"temperature": 0}
-    parameter_names = {
-        "temperature": "temperature",
-        "top_p": "top_p",
-        "top_k": "top_k",
-        "repetition_penalty": "repeat_penalty",
-    }
-    parameters = {parameter_names[key]: value for key, value in sampling.items() if key in parameter_names}
-    parameters.setdefault("repeat_penalty", generation.get("repetition_penalty", 1.0))  # Ollama's own default is 1.1
-    lines = [
-        "# In this folder: python llama.cpp/convert_hf_to_gguf.py . --outfile model.gguf --outtype f16",
-        "#                 ollama create my-assistant -f Modelfile && ollama run my-assistant",
-        "# Both read special tokens out of what a user types; chat, page and API of the recipe do not.",
-        "FROM ./model.gguf",
-        f'TEMPLATE """{TEMPLATE}"""',
-        *(f'PARAMETER stop "{stop}"' for stop in (IM_END, EOS)),
-        *(f"PARAMETER {name} {value}" for name, value in parameters.items()),
-        f"PARAMETER num_ctx {min(length, 8192)}",
-    ]
-    return "\n".join(lines) + "\n"
+# Beside this stage's folder.
+GGUF = f"../{BY_VERB['gguf'].folder}/{gguf.DEFAULT}"
 
 
 def make(folder: Path, *, model: Path) -> stage.Manifest:
@@ -76,7 +50,7 @@ def make(folder: Path, *, model: Path) -> stage.Manifest:
         settings = stage.read_json(model / "tokenizer_config.json") | {"added_tokens_decoder": named}
         files.write_json(out / "tokenizer_config.json", settings)
         generation = stage.read_json(model / "generation_config.json")
-        written = modelfile(generation, int(config["max_position_embeddings"]))
+        written = modelfile(GGUF, generation, int(config["max_position_embeddings"]), (IM_END, EOS))
         (out / MODELFILE).write_text(written, encoding="utf-8")
         if sentencepiece := sentencepiece_model(base):
             shutil.copyfile(sentencepiece, out / SENTENCEPIECE)
@@ -84,9 +58,8 @@ def make(folder: Path, *, model: Path) -> stage.Manifest:
             stage.say("export", f"{stage.shown(base)} came without tokenizer.model: tokenizer.json alone is written")
         return ExportResults(parameters=parameters, tokenizer_model=sentencepiece is not None)
 
-    return stage.run(
-        "export", folder, inputs={"merged": model, "model": base}, settings={"template": TEMPLATE}, work=work
-    )
+    settings = {"template": TEMPLATE, "gguf": GGUF}
+    return stage.run("export", folder, inputs={"merged": model, "model": base}, settings=settings, work=work)
 
 
 def _refuse_other_bases(model: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from recipe.chat_format import prompt_ids, stop_ids
+from recipe.checkpoint.modelfile import MODELFILE, modelfile
 from recipe.engine import Engine, Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
@@ -183,7 +184,7 @@ TALKS: dict[str, tuple[list[dict[str, str]], str]] = {
 @pytest.mark.parametrize("talk", TALKS)
 def test_the_modelfile_s_template_is_the_chat_format(talk: str, there_and_back: Any, tokenizer: Any) -> None:
     messages, expected = TALKS[talk]
-    text = (there_and_back[2] / export.MODELFILE).read_text(encoding="utf-8")
+    text = (there_and_back[2] / MODELFILE).read_text(encoding="utf-8")
     (template,) = re.findall(r'^TEMPLATE """(.*?)"""$', text, re.MULTILINE | re.DOTALL)
     assert go_template(template, messages) == expected
     ids = tokenizer(f"<s>{expected}", add_special_tokens=False)["input_ids"]
@@ -191,16 +192,17 @@ def test_the_modelfile_s_template_is_the_chat_format(talk: str, there_and_back: 
 
 
 def test_the_modelfile_stops_where_a_reply_ends(there_and_back: Any, tokenizer: Any) -> None:
-    text = (there_and_back[2] / export.MODELFILE).read_text(encoding="utf-8")
+    text = (there_and_back[2] / MODELFILE).read_text(encoding="utf-8")
     stops = re.findall(r'^PARAMETER stop "(.*)"$', text, re.MULTILINE)
     assert [tokenizer.convert_tokens_to_ids(stop) for stop in stops] == stop_ids(tokenizer)
     assert "PARAMETER temperature 0\n" in text
     assert "PARAMETER repeat_penalty 1.0\n" in text
-    assert "\nFROM ./model.gguf\n" in text
+    assert "\nFROM ../gguf/model-f16.gguf\n" in text
 
 
 def test_sampling_of_the_model_s_own_goes_along() -> None:
-    text = export.modelfile({"do_sample": True, "temperature": 0.8, "top_p": 0.7, "repetition_penalty": 1.005}, 32768)
+    own = {"do_sample": True, "temperature": 0.8, "top_p": 0.7, "repetition_penalty": 1.005}
+    text = modelfile("./model.gguf", own, 32768, ("<|im_end|>",))
     for line in ("temperature 0.8", "top_p 0.7", "repeat_penalty 1.005", "num_ctx 8192"):
         assert f"PARAMETER {line}\n" in text
 

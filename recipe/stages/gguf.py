@@ -1,0 +1,49 @@
+"""Stage `gguf`: the merged model as GGUF files for llama.cpp and Ollama: 16, 8 and 4 bits, and a Modelfile.
+
+Written by the library `gguf` alone, without a checkout of llama.cpp; `checkpoint.gguf_file` has the format.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recipe.chat_format import stop_ids
+from recipe.checkpoint import gguf_file
+from recipe.checkpoint.modelfile import MODELFILE, modelfile
+from recipe.checkpoint.tokenizer import sentencepiece_model
+from recipe.paths import ROOT
+from recipe.pipeline import stage
+from recipe.pipeline.results import GgufResults
+
+# The file that both Modelfiles name: the one whose replies are those that `eval` measured.
+DEFAULT = gguf_file.file_name("f16")
+
+
+def make(folder: Path, *, model: Path, run: str) -> stage.Manifest:
+    """Write the merged model in `model` to `folder` as GGUF files. run: the name of the run, and so of the model."""
+    base = ROOT / stage.require(model, "merge")["inputs"]["model"]
+
+    def work(out: Path) -> GgufResults:
+        from transformers import AutoTokenizer
+
+        sentencepiece = sentencepiece_model(model) or sentencepiece_model(base)
+        parameters, vocabulary = gguf_file.write(model, out, sentencepiece=sentencepiece, name=run)
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+        written = modelfile(
+            f"./{DEFAULT}",
+            stage.read_json(model / "generation_config.json"),
+            int(stage.read_json(model / "config.json")["max_position_embeddings"]),
+            tokenizer.convert_ids_to_tokens(stop_ids(tokenizer)),
+        )
+        (out / MODELFILE).write_text(written, encoding="utf-8")
+        sizes = {kind: (out / gguf_file.file_name(kind)).stat().st_size for kind in gguf_file.KINDS}
+        stage.say("gguf", ", ".join(f"{kind} {size / 1e6:,.0f} MB" for kind, size in sizes.items()))
+        return GgufResults(
+            parameters=parameters,
+            files=[gguf_file.file_name(kind) for kind in gguf_file.KINDS],
+            tokenizer=vocabulary.kind,
+            pre_tokenizer=vocabulary.pre,
+        )
+
+    settings = {"kinds": list(gguf_file.KINDS), "name": run}
+    return stage.run("gguf", folder, inputs={"merged": model, "model": base}, settings=settings, work=work)
