@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Endpoint:
             return error.code, json.loads(error.read())
 
 
-def listen(model_host: ModelHost, key: str | None = None) -> Iterator[Endpoint]:
+def listen(model_host: ModelHost, key: str | None = None, origins: Sequence[str] = ()) -> Iterator[Endpoint]:
     """The endpoint of this process on a free port."""
     loop = asyncio.new_event_loop()
     ready: list[int] = []
@@ -71,7 +71,7 @@ def listen(model_host: ModelHost, key: str | None = None) -> Iterator[Endpoint]:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         LimitedServer(
-            endpoints.application(model_host, key), keep=endpoints.MAX_BODY, max_body_size=endpoints.READ_BODY
+            endpoints.application(model_host, key, origins), keep=endpoints.MAX_BODY, max_body_size=endpoints.READ_BODY
         ).listen(port, "127.0.0.1")
         ready.append(port)
 

@@ -24,6 +24,8 @@ class Sampling:
         max_new_tokens: of the reply, at most.
         temperature: divides the logits; 0 is greedy.
         top_p: tokens are drawn from the likeliest that together reach this probability.
+        top_k: tokens are drawn from so many of the likeliest; 0 is all.
+        min_p: tokens are drawn from those with at least this share of the likeliest one's probability.
         repetition_penalty: divides the positive logits, and multiplies the negative ones, of tokens that were there
             before; 1 is none.
         seed: the same seed gives the same reply; None gives another each time.
@@ -33,6 +35,8 @@ class Sampling:
     max_new_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -19,11 +20,12 @@ from recipe.serving.listener import LimitedServer, is_loopback
 from recipe.serving.model_host import ModelHost, check_port, run_server
 
 PORT = 8000
+ORIGIN = re.compile(r"https?://[^/\s*@?#]+")  # scheme, host and port alone, as browsers send it
 DRAIN = 5  # seconds in which a server that stops tells its clients so; Docker waits ten
 
 
 def run(*, work: Path, run: str | None, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM.
+    """Serve until SIGINT or SIGTERM. API_KEY and API_ORIGINS, see `endpoints.application`, come from the environment.
 
     Args:
         work: the folder of all runs.
@@ -38,13 +40,17 @@ def run(*, work: Path, run: str | None, host: str, port: int) -> None:
         raise RecipeError(f"API_KEY holds {found}: choose another key")
     if key is None and not is_loopback(host):
         raise RecipeError(f"API_KEY is missing: others can reach {host}, so choose a key and set it in the environment")
+    origins = os.environ.get("API_ORIGINS", "").replace(",", " ").split()
+    for origin in origins:
+        if not ORIGIN.fullmatch(origin):
+            raise RecipeError(f"API_ORIGINS: {origin} is no origin, which is like https://chat.example.com: mend it")
     check_port(host, port, "API_PORT")
     model_host = ModelHost(work, run, port, verb="api", compare=False)
-    run_server(port, lambda: asyncio.run(_serve(host, port, model_host, key)))
+    run_server(port, lambda: asyncio.run(_serve(host, port, model_host, key, origins)))
 
 
-async def _serve(host: str, port: int, model_host: ModelHost, key: str | None) -> None:
-    endpoints = application(model_host, key)
+async def _serve(host: str, port: int, model_host: ModelHost, key: str | None, origins: list[str]) -> None:
+    endpoints = application(model_host, key, origins)
     server = LimitedServer(endpoints, keep=MAX_BODY, max_body_size=READ_BODY)
     server.listen(port, host)
     stopped = asyncio.Event()

@@ -11,7 +11,7 @@ import hmac
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from tornado.web import Application, RequestHandler
 
 from recipe.engine.reply import NotServedError, Reply
 from recipe.errors import RecipeError
+from recipe.pipeline import stage
 from recipe.serving import protocol
 from recipe.serving.listener import is_loopback
 from recipe.serving.model_host import ModelHost
@@ -39,16 +40,40 @@ class Handler(RequestHandler):
     def set_default_headers(self) -> None:
         self.set_header("Server", "internlm2-identity")
         self.set_header("X-Content-Type-Options", "nosniff")
+        if self.settings["origins"]:
+            self.set_header("Vary", "Origin")
+        if self._origin_allowed():
+            self.set_header("Access-Control-Allow-Origin", self.request.headers["Origin"])
 
     def prepare(self) -> None:
         if self.key is None:
             # Without a key only this machine may ask, and no page of another site by a name that leads here.
             if not is_loopback(self.request.host_name):
                 raise RequestError(403, "this endpoint has no key and answers on loopback names alone")
-        elif not hmac.compare_digest(
-            self.request.headers.get("Authorization", "").encode(), f"Bearer {self.key}".encode()
-        ):
+        elif not self._has_key() and self.request.method != "OPTIONS":  # a browser asks that before it sends the key
             raise RequestError(401, "the API key is missing or wrong", code="invalid_api_key")
+
+    def _has_key(self) -> bool:
+        scheme, _, key = self.request.headers.get("Authorization", "").partition(" ")
+        given = key.strip().encode("latin-1", "replace")  # the bytes that came: tornado reads headers as Latin-1
+        return scheme.lower() == "bearer" and hmac.compare_digest(given, (self.key or "").encode())
+
+    def options(self, *_: str) -> None:
+        """What may be done here; a browser asks it for a page of another origin."""
+        self.set_header("Allow", ", ".join(self._methods()))
+        if self._origin_allowed():
+            self.set_header("Access-Control-Allow-Methods", ", ".join(self._methods()))
+            wanted = self.request.headers.get("Access-Control-Request-Headers", "Authorization, Content-Type")
+            self.set_header("Access-Control-Allow-Headers", wanted)
+            self.set_header("Access-Control-Max-Age", "600")
+        self.set_status(204)
+
+    def _methods(self) -> list[str]:
+        own = [method for method in ("get", "head", "post") if method in vars(type(self))]
+        return [*(method.upper() for method in own), "OPTIONS"]
+
+    def _origin_allowed(self) -> bool:
+        return self.request.headers.get("Origin") in self.settings["origins"]
 
     def engine(self) -> Any:
         """The engine of the model.
@@ -69,6 +94,8 @@ class Handler(RequestHandler):
         error = kwargs.get("exc_info", (None, None))[1]
         request_error = error if isinstance(error, RequestError) else RequestError(status_code, self._reason)
         self.set_status(request_error.status)
+        if request_error.status == 405:
+            self.set_header("Allow", ", ".join(self._methods()))
         self.finish(request_error.body)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
@@ -86,6 +113,8 @@ class Health(Handler):
         self.set_status(200 if self.model_host.state == "ready" else 503)
         self.finish({"state": self.model_host.state, "message": self.model_host.message})
 
+    head = get
+
 
 class Missing(Handler):
     """Any other path."""
@@ -99,14 +128,21 @@ class Models(Handler):
     """/v1/models, and /v1/models/NAME."""
 
     def get(self, name: str | None = None) -> None:
-        self.engine()
-        model = {"id": self.model_id(), "object": "model", "created": 0, "owned_by": "internlm2-identity-recipe"}
+        length = self.engine().length
+        assert self.model_host.folder
+        model = {
+            "id": self.model_id(), "object": "model", "owned_by": "internlm2-identity-recipe",
+            "created": int((self.model_host.folder / stage.MANIFEST).stat().st_mtime),
+            "context_length": length, "max_model_len": length,
+        }  # fmt: skip
         if name is None:
             self.finish({"object": "list", "data": [model]})
         elif name == model["id"]:
             self.finish(model)
         else:
             raise RequestError(404, f"the model {name!r} is not here", param="model", code="model_not_found")
+
+    head = get
 
 
 class Completions(Handler):
@@ -136,6 +172,7 @@ class Completions(Handler):
                 code="model_not_found",
             )
         messages, sampling = protocol.messages(body), protocol.sampling(body, engine.defaults, engine.length)
+        in_pieces, with_usage = protocol.streaming(body)
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         start = partial(engine.reply, messages, sampling, on_change=lambda: loop.call_soon_threadsafe(changed.set))
         try:
@@ -149,8 +186,7 @@ class Completions(Handler):
             reply.cancel()
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.model_id()}
         try:
-            if body.get("stream"):
-                with_usage = bool((body.get("stream_options") or {}).get("include_usage", False))
+            if in_pieces:
                 await self._stream(head, reply, changed, with_usage=with_usage)
             else:
                 async for _ in _pieces(reply, changed):
@@ -229,12 +265,13 @@ async def _pieces(reply: Reply, changed: asyncio.Event) -> AsyncIterator[str]:
             await changed.wait()
 
 
-def application(model_host: ModelHost, key: str | None) -> Application:
+def application(model_host: ModelHost, key: str | None, origins: Collection[str] = ()) -> Application:
     """The endpoints as a tornado application.
 
     Args:
         model_host: the model that answers.
         key: that requests must carry; None lets this machine alone ask.
+        origins: of other sites, such as https://chat.example.com, whose pages may ask from a visitor's browser.
     """
     arguments = {"model_host": model_host, "key": key}
     return Application(
@@ -245,6 +282,7 @@ def application(model_host: ModelHost, key: str | None) -> Application:
             (r"/v1/chat/completions", Completions, arguments),
         ],
         default_handler_class=Missing, default_handler_args=arguments, log_function=lambda _: None, running=set(),
+        origins=frozenset(origins),
     )  # fmt: skip
 
 

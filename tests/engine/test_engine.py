@@ -209,6 +209,31 @@ def test_a_token_is_drawn_from_the_nucleus_in_its_shares(
     assert before - 1e-5 <= draw <= float(shares[rank]) + 1e-5
 
 
+@given(
+    logits=st.lists(st.floats(-8, 8), min_size=2, max_size=12), top_p=st.floats(0.01, 1), top_k=st.integers(0, 14),
+    min_p=st.floats(0, 1), draw=st.floats(0, 1, exclude_max=True),
+)  # fmt: skip
+@settings(max_examples=300)
+def test_top_k_and_min_p_are_transformers(
+    logits: list[float], top_p: float, top_k: int, min_p: float, draw: float
+) -> None:
+    """One of the tokens that transformers' warpers leave; which of them, the test above checks for the nucleus."""
+    from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    sampler = Sampler(1, len(logits), torch.device("cpu"))
+    sampler.set(0, Sampling(temperature=1.0, top_p=top_p, top_k=top_k, min_p=min_p), [])
+    sampler.draw[0] = draw
+    (chosen,) = sampler.choose(torch.tensor([logits]), slice(0, 1), plain=False).tolist()
+    scores = torch.tensor([logits])
+    if top_k:
+        scores = TopKLogitsWarper(top_k)(None, scores)
+    # Rounding decides about tokens at the very edge, which may go either way.
+    nucleus = TopPLogitsWarper(min(top_p + 1e-5, 1.0))(None, scores)
+    likely = MinPLogitsWarper(max(min_p - 1e-5, 0.0))(None, torch.tensor([logits]))
+    for left in (nucleus, likely):  # of logits that are equal but for rounding either may be chosen
+        assert logits[chosen] >= float(left[torch.isfinite(left)].min()) - 1e-5
+
+
 # --- Text ---------------------------------------------------------------------------------------------------------
 
 

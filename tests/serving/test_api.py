@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -158,7 +159,27 @@ def test_fifty_at_once_each_hear_their_own(endpoint: Endpoint) -> None:
         ({"temperature": 3}, 400, "temperature"),
         ({"temperature": "hot"}, 400, "temperature"),
         ({"temperature": True}, 400, "temperature"),
-        ({"top_p": 0}, 400, "top_p"),
+        ({"top_p": -0.1}, 400, "top_p"),
+        ({"top_k": 1.5}, 400, "top_k"),
+        ({"top_k": -2}, 400, "top_k"),
+        ({"min_p": 2}, 400, "min_p"),
+        ({"max_tokens": -2}, 400, "max_tokens"),
+        ({"n": True}, 400, "n"),
+        ({"best_of": 2}, 400, "best_of"),
+        ({"guided_json": {}}, 400, "guided_json"),
+        ({"stop_token_ids": [1]}, 400, "stop_token_ids"),
+        ({"tempurature": 0}, 400, "tempurature"),
+        ({"logprobs": True}, 400, "logprobs"),
+        ({"tool_choice": "required"}, 400, "tool_choice"),
+        ({"tools": [{}], "tool_choice": "auto"}, 400, "tools"),
+        ({"stream": "yes"}, 400, "stream"),
+        ({"stream": True, "stream_options": "usage"}, 400, "stream_options"),
+        ({"stream": True, "stream_options": ["include_usage"]}, 400, "stream_options"),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, 400, "stream_options.include_usage"),
+        ({"stream": True, "stream_options": {"usage": True}}, 400, "stream_options.usage"),
+        ({"messages": [{"role": "user", "content": None}]}, 400, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "x", "images": ["y"]}]}, 400, "messages[0].images"),
+        ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, 400, "messages[0].tool_calls"),
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"max_tokens": 1.5}, 400, "max_tokens"),
         ({"seed": "x"}, 400, "seed"),
@@ -176,6 +197,97 @@ def test_what_cannot_be_done_is_refused_by_name(endpoint: Endpoint, change: Any,
     assert body["error"].keys() == {"message", "type", "param", "code"}
     assert body["error"]["param"] == param
     assert body["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"top_p": 0, "temperature": 2},
+        {"top_k": 1, "temperature": 2},
+        {"min_p": 1, "temperature": 2, "seed": 3},
+        {"top_k": -1, "min_p": 0},
+        {"max_tokens": -1},
+        {"max_completion_tokens": -1, "max_tokens": None},
+        {"tools": [{"type": "function"}], "tool_choice": "none"},
+        {"tools": [], "tool_choice": "auto", "parallel_tool_calls": False},
+        {"stop": [f"never {i}" for i in range(16)]},
+        {"n": 1, "frequency_penalty": 0.0, "logit_bias": {}, "store": False, "response_format": {"type": "text"}},
+        {"user": "me", "metadata": {"a": "b"}, "service_tier": "auto", "guided_json": None},
+        {"stream": None, "stream_options": None},
+        {"stream_options": {"include_usage": False}},
+        {"messages": [*HELLO, {"role": "assistant", "content": None, "tool_calls": None, "refusal": None}, *HELLO]},
+        {"messages": [{"role": "user", "name": "me", "content": HELLO[0]["content"]}]},
+    ],
+)
+def test_what_asks_for_nothing_special_is_answered(endpoint: Endpoint, expected_reply: str, change: Any) -> None:
+    status, body = endpoint.post({"model": "quickstart", "messages": HELLO} | change)
+    assert status == 200
+    choice = body["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    if len(change.get("messages", HELLO)) == 1:
+        assert choice["message"]["content"] == expected_reply
+
+
+def call(endpoint: Endpoint, method: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    client = http.client.HTTPConnection("127.0.0.1", endpoint.port, timeout=20)
+    client.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    answer = client.getresponse()
+    return answer.status, dict(answer.getheaders()), answer.read()
+
+
+def test_head_and_options_are_answered(endpoint: Endpoint) -> None:
+    for path in ("/health", "/v1/models", "/v1/models/quickstart"):
+        status, headers, body = call(endpoint, "HEAD", path)
+        assert (status, body, int(headers["Content-Length"]) > 20) == (200, b"", True)
+        status, headers, _ = call(endpoint, "OPTIONS", path)
+        assert (status, headers["Allow"]) == (204, "GET, HEAD, OPTIONS")
+    assert call(endpoint, "OPTIONS", "/v1/chat/completions")[1]["Allow"] == "POST, OPTIONS"
+    status, headers, body = call(endpoint, "DELETE", "/v1/chat/completions")
+    assert (status, headers["Allow"], "error" in json.loads(body)) == (405, "POST, OPTIONS", True)
+
+
+def test_models_say_since_when_and_how_much_they_read(endpoint: Endpoint) -> None:
+    (model,) = json.loads(call(endpoint, "GET", "/v1/models")[2])["data"]
+    assert model["created"] == pytest.approx(time.time(), abs=86_400)
+    assert model["context_length"] == model["max_model_len"] == endpoint.engine.length == 2048
+
+
+def test_pages_of_allowed_origins_may_ask_and_no_others(model_host: ModelHost) -> None:
+    friend = "https://chat.example.com"
+    for endpoint in listen(model_host, "secret", [friend, "http://localhost:3000"]):
+        wanted = "authorization,content-type,x-stainless-os"
+        status, headers, _ = call(
+            endpoint, "OPTIONS", "/v1/chat/completions", Origin=friend, Access_Control_Request_Headers=wanted
+        )
+        assert (status, headers["Access-Control-Allow-Origin"]) == (204, friend)
+        assert headers["Access-Control-Allow-Headers"] == wanted
+        assert "POST" in headers["Access-Control-Allow-Methods"]
+        key = "Bearer secret"
+        for status, headers, _ in (
+            call(endpoint, "GET", "/v1/models", Origin=friend, Authorization=key),
+            call(endpoint, "GET", "/v1/models", Origin=friend),  # an error, too, must be readable
+        ):
+            assert (status in (200, 401), headers["Access-Control-Allow-Origin"]) == (True, friend)
+            assert headers["Vary"] == "Origin"
+        for other in (
+            "https://evil.example",
+            "null",
+            f"{friend}.evil.example",
+            f"{friend}:444",
+            "http://chat.example.com",
+        ):
+            for method in ("GET", "OPTIONS"):
+                headers = call(endpoint, method, "/v1/models", Origin=other, Authorization=key)[1]
+                assert not any(name.startswith("Access-Control") for name in headers)
+
+
+def test_the_scheme_of_the_key_is_in_any_case(model_host: ModelHost) -> None:
+    for endpoint in listen(model_host, "sécret"):
+        for scheme in ("Bearer", "bearer", "BEARER"):
+            sent = f"{scheme} sécret".encode().decode("latin-1")
+            assert call(endpoint, "GET", "/v1/models", Authorization=sent)[0] == 200
+        for wrong in ("sécret", "Basic sécret", "Bearer", "Bearer sécre"):
+            assert call(endpoint, "GET", "/v1/models", Authorization=wrong.encode().decode("latin-1"))[0] == 401
 
 
 @pytest.mark.parametrize("text", ["\ud800", "half \udc00 of", "\0", "\x1b[0m"])
@@ -334,6 +446,11 @@ def test_beyond_this_machine_it_needs_a_key(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(RecipeError, match="API_KEY is missing"):
             api.run(work=tmp_path, run=None, host=host, port=8000)
     monkeypatch.setenv("API_KEY", "secret")
+    for wrong in ("*", "chat.example.com", "https://chat.example.com/"):
+        monkeypatch.setenv("API_ORIGINS", f"https://fine.example,{wrong}")
+        with pytest.raises(RecipeError, match=r"API_ORIGINS: .* is no origin"):
+            api.run(work=tmp_path, run=None, host="0.0.0.0", port=8000)
+    monkeypatch.setenv("API_ORIGINS", "https://fine.example, http://localhost:3000")
     with pytest.raises(RecipeError, match=r"cannot listen on 192\.0\.2\.1"):
         api.run(work=tmp_path, run=None, host="192.0.2.1", port=8000)
 
