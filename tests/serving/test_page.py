@@ -147,3 +147,17 @@ def test_each_reads_its_own_replies() -> None:
     assert [message["content"] for message in read] == ["a", "2", "b", "3", "c"]
     read = conversation.messages("be brief", turns)
     assert [message["content"] for message in read] == ["be brief", "a", "1", "b", "3"]
+
+
+def test_what_is_typed_is_checked() -> None:
+    assert conversation.fault("你好\n\t👩\u200d🚀", "") is None
+    for typed, key in (
+        (("hi\0", ""), "not_text"),
+        (("hi", "\x1b[0m"), "not_text"),
+        (("x" * (conversation.MAX_CHARACTERS + 1), ""), "too_many_characters"),
+    ):
+        fault = conversation.fault(*typed)
+        assert fault
+        assert fault.key == key
+        for language in LANGUAGES:
+            assert "\n" not in words(language)(key, **fault.values)

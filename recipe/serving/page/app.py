@@ -17,7 +17,6 @@ from streamlit.runtime.scriptrunner import StopException
 from recipe.engine.reply import Reply, Sampling
 from recipe.errors import RecipeError
 from recipe.languages import LANGUAGES, NAMES
-from recipe.plain_text import flaw
 from recipe.serving import demo
 from recipe.serving.page import conversation
 from recipe.serving.page.conversation import BASE, MAX_CHARACTERS, TUNED, BadFileError, Turn
@@ -75,11 +74,8 @@ def renew(**changes: Any) -> None:
 
 def ask(question: str) -> None:
     """Start the replies to `question`; where one cannot start, there is a message and nothing else changes."""
-    if max(len(question), len(setting("system"))) > MAX_CHARACTERS:
-        state.message = "error", say("too_many_characters", most=MAX_CHARACTERS)
-        return
-    if found := flaw(question) or flaw(setting("system")):
-        state.message = "error", say("not_text", what=found)
+    if fault := conversation.fault(question, setting("system")):
+        state.message = "error", say(fault.key, **fault.values)
         return
     who = [TUNED, BASE] if setting("compare") and model.can_compare else [TUNED]
     sampling = Sampling(

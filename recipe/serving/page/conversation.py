@@ -31,7 +31,7 @@ class Turn:
 
 
 class BadFileError(Exception):
-    """A file that is no conversation.
+    """A file that is no conversation, or a typed text that is no question.
 
     Attributes:
         key: of the text in `words` that says what is wrong.
@@ -41,6 +41,14 @@ class BadFileError(Exception):
     def __init__(self, key: str, **values: object) -> None:
         super().__init__(key)
         self.key, self.values = key, values
+
+
+def fault(*typed: str) -> BadFileError | None:
+    """What is wrong with texts that a visitor typed; None where nothing is."""
+    if max(map(len, typed)) > MAX_CHARACTERS:
+        return BadFileError("too_many_characters", most=MAX_CHARACTERS)
+    found = next((found for text in typed if (found := flaw(text))), None)
+    return BadFileError("not_text", what=found) if found else None
 
 
 def messages(system: str, turns: list[Turn], question: str | None = None, *, who: str = TUNED) -> Messages:
