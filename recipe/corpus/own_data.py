@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,8 @@ def plain_text(text: str) -> str:
 
 def _values(path: Path) -> Iterator[tuple[int, Any]]:
     """(line number, parsed value) of every row in the file."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112, PTH113
+        raise RecipeError(f"{path}: is a pipe or a device; DATA= takes .json and .jsonl files")  # they may never end
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
