@@ -182,9 +182,8 @@ list-cfg: ready ## XTuner's built-in configs, PATTERN=chat_1_8b filters / 列出
 	@$(RECIPE) config --list "$$PATTERN"
 
 .PHONY: clean
-clean: ## Remove all of RUN (models and downloads stay) / 删除该次运行的结果
-	@run="$${RUN:-main}"; [[ "$$run" =~ ^[[:alnum:]_][[:alnum:]_.-]*$$ && "$$run" != models && "$$run" != hub ]] || { echo "error: RUN=$$run is no run" >&2; exit 1; }; \
-	  rm -rf "work/$$run" && echo "removed work/$$run"
+clean: ## Remove all of RUN, unless a stage works on it (models and downloads stay) / 删除该次运行的结果
+	@recipe/env/clean.sh "$${RUN:-main}"
 
 ##@ The machine / 环境
 

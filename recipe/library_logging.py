@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 
 from recipe.device import has_gpu
@@ -28,3 +29,10 @@ def quieten() -> None:
     logging.getLogger("streamlit.watcher.local_sources_watcher").disabled = True  # its search of torch's modules
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     warnings.filterwarnings("ignore", message=".*torch.utils.checkpoint.*")
+
+
+def close_bars() -> None:
+    """Close all progress bars of this process, so that what is printed next begins a line and stands last."""
+    if tqdm := sys.modules.get("tqdm"):
+        for bar in list(getattr(tqdm.tqdm, "_instances", ())):
+            bar.close()

@@ -22,7 +22,7 @@ from recipe.cli.parser import absolute_path, build_parser
 from recipe.cores import limit_threads
 from recipe.device import check_driver
 from recipe.errors import RecipeError
-from recipe.library_logging import quieten
+from recipe.library_logging import close_bars, quieten
 from recipe.paths import ROOT
 from recipe.pipeline import choices
 from recipe.plain_text import flaw
@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         contextvars.copy_context().run(COMMANDS[options.verb], options)  # what a verb sets for its stages ends with it
         choices.save(options, options.work / options.run)
     except RecipeError as error:
+        close_bars()
         print(f"error: {remedies.remedy(error.__cause__) or error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
@@ -89,12 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "train": "; `make train RESUME=1` goes on from the last checkpoint",
             "model": "; run it again to go on with the download",
         }.get(options.verb, "")
+        close_bars()
         print(f"\nstopped; what was complete is kept{resume}", file=sys.stderr)
         return errors.INTERRUPTED
     except BrokenPipeError:
         raise
     except Exception as error:
         if remedy := remedies.remedy(error):
+            close_bars()
             print(f"error: {remedy}", file=sys.stderr)
             return errors.ERROR
         raise

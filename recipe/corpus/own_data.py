@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -90,6 +91,8 @@ def plain_text(text: str) -> str:
 
 def _text(path: Path) -> str:
     """The whole file, unpacked."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112, PTH113
+        raise RecipeError(f"{path}: is a pipe or a device; DATA= takes .json and .jsonl files")  # they may never end
     try:
         content = path.read_bytes()
     except FileNotFoundError:

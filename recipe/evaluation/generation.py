@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+ADAPTER = "adapter_model.safetensors"
 BATCH = 64  # prompts that `generate` answers together
 
 
@@ -96,6 +97,10 @@ def _refuse_changed(folder: Path, adapter: Path | None) -> None:
         return
     if not (adapter / "adapter_config.json").is_file():
         raise RecipeError(f"{shown(adapter)}: holds no adapter (no adapter_config.json); run `make convert` first")
+    if stage.read_json(adapter / "adapter_config.json").get("megatron_config"):  # PEFT would import what it names
+        raise RecipeError(f"{shown(adapter)}: is an adapter for Megatron, which is not loaded here")
+    if not (adapter / ADAPTER).is_file():
+        raise RecipeError(f"{shown(adapter / ADAPTER)}: missing; an adapter as a pickle (.bin) is not taken")
     if manifest := stage.read_manifest(adapter):
         stage.refuse_changed(adapter, manifest)
         made = results.of(manifest, ConvertResults)

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from recipe import cli
+from recipe.cli import commands
 from recipe.cli.parser import build_parser
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
@@ -607,3 +608,21 @@ def test_the_preset_that_nobody_chose_is_the_quickest_that_fits_the_card(
     monkeypatch.setattr("recipe.device.gpu_memory", lambda: card)
     assert default_preset("owner/base", folder) == preset
     assert default_preset("miniature", folder) == "miniature"
+
+
+def test_a_bar_is_closed_before_the_error_which_is_the_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tqdm import tqdm
+
+    bars: list[Any] = []
+
+    def fail(_: Any) -> None:
+        bars.append(tqdm(total=3, desc="train", leave=True))
+        bars[0].update()
+        raise RecipeError("mend it")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(commands.COMMANDS, "report", fail)
+    assert cli.main(["report", "--work", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: mend it"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -386,3 +387,14 @@ def test_text_that_only_looks_like_a_token_is_taken(tmp_path: Path, text: str) -
 )
 def test_a_refusal_fits_the_screen_whatever_the_row_holds(tmp_path: Path, row: Any) -> None:
     assert len(error_message(write(tmp_path, json.dumps(row)))) < 1000
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to a device"])
+def test_what_may_never_end_is_not_read(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "link to a device":
+        file.symlink_to("/dev/zero")
+    with pytest.raises(RecipeError, match="is a pipe or a device"):
+        read_rows(Path("/dev/zero") if kind == "device" else file)

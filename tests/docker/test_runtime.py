@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -205,6 +206,44 @@ def test_another_runtime_is_refused_by_the_doctor_too(machine: Machine) -> None:
 def test_what_needs_no_runtime_does_not_ask_for_one(machine: Machine, target: str) -> None:
     done = machine.make(target)
     assert (done.status, done.errors, done.calls) == (0, [], [])
+
+
+# --- Cleaning -----------------------------------------------------------------------------------------------------
+
+
+def test_clean_removes_a_run_and_says_where_there_was_none(machine: Machine) -> None:
+    work = machine.checkout / "work"
+    (work / "七" / "train").mkdir(parents=True)
+    (work / "七" / ".train.lock").touch()
+    (work / "七" / ".data.old").mkdir()
+    (work / "models" / "miniature").mkdir(parents=True)
+    assert machine.make("clean", "RUN=七").out == "removed work/七\n"
+    assert [path.name for path in work.iterdir()] == ["models"]
+    done = machine.make("clean", "RUN=七")
+    assert (done.status, done.out, done.errors) == (0, "there is no work/七: nothing to remove\n", [])
+
+
+@pytest.mark.parametrize("place", ["main", "main/name-12345678-0"])
+def test_clean_waits_for_nobody_and_takes_nothing_away_from_a_stage(machine: Machine, place: str) -> None:
+    folder = machine.checkout / "work" / place
+    folder.mkdir(parents=True)
+    with (folder / ".train.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = machine.make("clean")
+        assert done.status != 0
+        assert f"error: another process is working on work/{place}: " in done.errors[0]
+        assert folder.is_dir()
+    assert machine.make("clean").status == 0
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("run", ["models", "hub", "replay", "..", "a/b", ".hidden"])
+def test_clean_refuses_what_is_shared_and_what_is_no_run(machine: Machine, run: str) -> None:
+    (machine.checkout / "work" / "replay" / "miniature").mkdir(parents=True)
+    done = machine.make("clean", f"RUN={run}")
+    assert done.status != 0
+    assert done.errors[0].startswith(f"error: RUN={run}")
+    assert (machine.checkout / "work" / "replay" / "miniature").is_dir()
 
 
 # --- One project for each checkout --------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Chat, page, API, evaluation and merge load through `generation.load`.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.pipeline import stage
 from recipe.serving import terminal
-from recipe.stages import convert, model
+from recipe.stages import config, convert, evaluate, export, model
 
 
 def flip(file: Path) -> None:
@@ -93,3 +94,49 @@ def test_torch_s_checksums_of_a_checkpoint_are_looked_at_before_a_training_resum
     (tmp_path / "iter_4.pth").write_bytes(content)
     with pytest.raises(RecipeError, match=r"is damaged .*checkpoint before it"):
         train._refuse_damaged(tmp_path / "iter_4.pth")
+
+
+def test_an_adapter_that_would_have_code_imported_or_is_a_pickle_is_refused(
+    tiny_model: Path, adapter_folder: Path, tmp_path: Path
+) -> None:
+    adapter = Path(shutil.copytree(adapter_folder, tmp_path / "adapter"))
+    (adapter / stage.MANIFEST).unlink()
+    (adapter / convert.WEIGHTS).rename(adapter / "adapter_model.bin")
+    with pytest.raises(RecipeError, match="as a pickle"):
+        generation.load(tiny_model, adapter)
+    file = adapter / "adapter_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(settings | {"megatron_config": {"a": 1}, "megatron_core": "evil"}), encoding="utf-8")
+    with pytest.raises(RecipeError, match="for Megatron"):
+        generation.load(tiny_model, adapter)
+
+
+def made(folder: Path, name: str, content: str, **inputs: Path) -> Path:
+    """A complete folder of a stage."""
+
+    def work(out: Path) -> dict[str, str]:
+        (out / "file").write_text(content, encoding="utf-8")
+        return {}
+
+    stage.run(name, folder, inputs=inputs, settings={}, work=work)
+    return folder
+
+
+def test_evaluation_export_and_config_compare_the_base_too(tmp_path: Path) -> None:
+    base, other = (made(tmp_path / name, "model", name) for name in ("base", "other"))
+    train = made(tmp_path / "train", "train", "t", model=base)
+    merged = made(tmp_path / "merged", "merge", "m", model=base)
+    evaluate._refuse_another_base(merged, train, base)
+    with pytest.raises(RecipeError, match=r"was made on another base than .*other holds now"):
+        evaluate._refuse_another_base(merged, train, other)
+    replay = stage.require(made(tmp_path / "replay", "replay", "r", model=base), "replay")
+    config._refuse_another_replay(replay, tmp_path / "replay", base)
+    with pytest.raises(RecipeError, match=r"holds the answers of another base than .*make replay"):
+        config._refuse_another_replay(replay, tmp_path / "replay", other)
+    shutil.rmtree(base)
+    made(base, "model", "another")
+    with pytest.raises(RecipeError, match=r"base is not the base of .*merged any more"):
+        export.make(tmp_path / "export", model=merged)
+    (train / "file").write_text("T", encoding="utf-8")
+    with pytest.raises(RecipeError, match="file changed since `train` wrote it"):
+        evaluate._refuse_another_base(merged, train, base)

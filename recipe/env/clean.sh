@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# clean.sh RUN: remove work/RUN, unless a stage works on it or other runs share it. Needs no Python and no container.
+set -euo pipefail
+run=$1
+
+fail() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+case $run in
+models | hub | replay) fail "RUN=$run: all runs share work/$run: remove by hand what no run needs any more" ;;
+'' | .* | -* | */*) fail "RUN=$run is no run" ;;
+esac
+rm -rf "work/.$run.removed" # of a clean that was killed
+if [ ! -e "work/$run" ] && [ ! -L "work/$run" ]; then
+  printf 'there is no work/%s: nothing to remove\n' "$run"
+  exit
+fi
+command -v flock >/dev/null ||
+  fail "flock is missing, which tells whether a stage works on work/$run: install it (util-linux), or remove work/$run by hand"
+# Held until this script ends, so that no stage begins in what is on its way out.
+while IFS= read -r lock; do
+  exec {held}>"$lock"
+  flock -n "$held" || fail "another process is working on ${lock%/*}: stop it or wait for it, then run make clean again"
+done < <(find "work/$run/" -name '.*.lock')
+mv "work/$run" "work/.$run.removed"
+rm -rf "work/.$run.removed"
+printf 'removed work/%s\n' "$run"
