@@ -948,21 +948,17 @@ def test_other_thresholds_give_another_report(tmp_path: Path, monkeypatch: pytes
 
 def test_the_verb_names_the_page_at_once_and_without_torch(good: Path) -> None:
     script = (
-        "import sys, time; started = time.perf_counter(); from recipe import cli;"
+        "import sys, time; from recipe import cli;"
         f"status = cli.main(['report', '--run', 'good', '--work', {str(good.parent)!r}]);"
         "print(status, sorted({'torch', 'transformers', 'mmengine', 'numpy'} & set(sys.modules)), "
-        "time.perf_counter() - started)"
+        "time.process_time())"  # of the processor, which others may use meanwhile
     )
-    took = []
-    for _ in range(3):  # the best of three: the machine may be busy with something else
-        shutil.rmtree(good / "report", ignore_errors=True)
-        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-        *_, path, result = done.stdout.splitlines()
-        assert path.startswith("报告 report:  ")
-        assert Path(path.removeprefix("报告 report:  ")).is_file()
-        assert result.startswith("0 [] ")
-        took.append(float(result.split()[-1]))
-    assert min(took) < 1
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    *_, path, result = done.stdout.splitlines()
+    assert path.startswith("报告 report:  ")
+    assert Path(path.removeprefix("报告 report:  ")).is_file()
+    assert result.startswith("0 [] ")
+    assert float(result.split()[-1]) < 1
 
 
 @pytest.mark.parametrize(("replies", "status"), [(GOOD, 0), (BAD, 3)])
@@ -984,9 +980,9 @@ def test_eval_ends_with_the_report_whatever_the_verdict(
     metrics = json.loads((run / "eval/metrics.json").read_text(encoding="utf-8"))
     monkeypatch.setattr(evaluate, "table", lambda shown: repr(to_json(shown.tuned) == metrics["tuned"]))
     monkeypatch.chdir(ROOT)
-    started = time.perf_counter()
+    started = time.process_time()
     assert cli.main(["eval", "--run", "r", "--work", str(tmp_path)]) == status
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     inner = capsys.readouterr()
     assert inner.out.startswith("True\n")
     assert f"报告 report:  {run}/report/index.html" in inner.out
