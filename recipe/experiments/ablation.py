@@ -22,7 +22,7 @@ from recipe.errors import BELOW_THRESHOLDS, INTERRUPTED, RecipeError
 from recipe.evaluation.metrics import JUDGED_SUITES, METRICS
 from recipe.paths import ROOT
 from recipe.pipeline import choices, results, stage
-from recipe.pipeline.results import ConfigResults, DataResults, EvalResults, TrainResults
+from recipe.pipeline.results import ConfigResults, DataResults, EvalResults, TrainResults, VariantResults
 from recipe.stages import config
 from recipe.training import resolved_config
 
@@ -67,8 +67,8 @@ def make(folder: Path, *, work: Path, run: str, parts: bool = False) -> stage.Ma
     for variant, (mode, settings) in variants.items():
         _train(work, runs[variant], own, chosen, mode, settings)
 
-    def compare(out: Path) -> dict[str, Any]:
-        numbers = {variant: _numbers(work / name) for variant, name in runs.items()}
+    def compare(out: Path) -> dict[str, dict[str, float]]:
+        numbers = {variant: asdict(_compared(work / name)) for variant, name in runs.items()}
         files.write_json(out / FILE, numbers)
         return numbers
 
@@ -144,10 +144,9 @@ def _refuse_stale(run: Path) -> None:
         )
 
 
-def _numbers(run: Path) -> dict[str, float]:
-    tuned = asdict(results.of(stage.require(run / "eval", "eval"), EvalResults).tuned)
+def _compared(run: Path) -> VariantResults:
+    tuned = results.of(stage.require(run / "eval", "eval"), EvalResults).tuned
     iterations = results.of(stage.require(run / "train", "train"), TrainResults).iterations
     training = results.of(stage.require(run / "config", "config"), ConfigResults).forecast.after(iterations)
-    return {key: tuned[key] for key in (*METRICS, *JUDGED_SUITES, "kl_per_token")} | {
-        "iterations": iterations, "trained_tokens": training.trained_tokens,
-    }  # fmt: skip
+    shown = {key: getattr(tuned, key) for key in (*METRICS, *JUDGED_SUITES, "kl_per_token")}
+    return VariantResults(**shown, iterations=iterations, trained_tokens=training.trained_tokens)

@@ -225,6 +225,21 @@ class GgufResults:
     pre_tokenizer: str
 
 
+@dataclass(frozen=True)
+class VariantResults:
+    """What one variant of the ablation came to: shares, nats a token, steps, tokens with padding."""
+
+    identity_hit: float
+    identity_leak: float
+    retention: float
+    multi_turn_hit: float
+    injection_hit: float
+    broken: float
+    kl_per_token: float
+    iterations: int
+    trained_tokens: int
+
+
 def of(manifest: Mapping[str, Any], kind: type[Results]) -> Results:
     """The results in a manifest.
 
@@ -243,3 +258,12 @@ def of(manifest: Mapping[str, Any], kind: type[Results]) -> Results:
             f"the manifest of stage `{name}` {error}: an older version wrote it; remove the stage's folder and run "
             f"`make {name}` again"
         ) from None
+
+
+def of_variants(manifest: Mapping[str, Any]) -> dict[str, VariantResults]:
+    """The results of stage `ablation`, by the variant's name. RecipeError: as in `of`."""
+    name = manifest["stage"]
+    return {
+        variant: of({"stage": name, "results": numbers}, VariantResults)
+        for variant, numbers in manifest["results"].items()
+    }

@@ -8,7 +8,7 @@ from typing import Any
 
 from recipe.evaluation import thresholds
 from recipe.pipeline import results
-from recipe.pipeline.results import MergeResults
+from recipe.pipeline.results import MergeResults, VariantResults
 from recipe.report.facts import Facts, Rows
 from recipe.report.words import WORDS, Text, label, plain, text
 
@@ -119,7 +119,7 @@ class Origin:
 class Background:
     """settings: None where a config of the user's own trained, and `own_config` None where a preset did.
 
-    ablation: of each variant of the data its name and numbers, empty where none were compared.
+    ablation: of each variant of the data its name and results, empty where none were compared.
     """
 
     data: Data
@@ -127,7 +127,7 @@ class Background:
     own_config: OwnConfig | None
     cost: Cost
     merge: Merge
-    ablation: Sequence[tuple[Text, Mapping[str, float]]]
+    ablation: Sequence[tuple[Text, VariantResults]]
     origin: Origin
 
 

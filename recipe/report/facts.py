@@ -18,7 +18,7 @@ from recipe.files import read_jsonl
 from recipe.languages import LANGUAGES
 from recipe.paths import ROOT
 from recipe.pipeline import results, stage, table
-from recipe.pipeline.results import ConfigResults, DataResults, TrainResults
+from recipe.pipeline.results import ConfigResults, DataResults, TrainResults, VariantResults
 from recipe.pipeline.stage import MANIFEST, Manifest
 from recipe.stages import config, replay, train
 
@@ -63,7 +63,7 @@ class Facts:
     left_out: Sequence[str]
     losses: Sequence[Mapping[str, float]]
     rows: Mapping[str, Rows]
-    ablation: Mapping[str, Mapping[str, float]]
+    ablation: Mapping[str, VariantResults]
     sources: Mapping[str, Path]
 
     @cached_property
@@ -191,7 +191,7 @@ def gather(run_folder: Path) -> Facts:
         left_out=[name for name in order if name in manifests and name not in used],
         losses=read_jsonl(sources["losses"]) if "losses" in sources else [],
         rows={role: _count(sources[f"rows_{role}"]) for role in ("data", "own", "replay") if f"rows_{role}" in sources},
-        ablation=compared["results"] if compared else {},
+        ablation=results.of_variants(compared) if compared else {},
         sources=sources,
     )
 
