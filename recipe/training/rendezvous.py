@@ -2,9 +2,8 @@
 
 torchrun starts the processes and connects them, but does not check that the machines run the same training. The first
 machine, the coordinator, therefore holds a store at MASTER_ADDR:MASTER_PORT, which torchrun's processes use afterwards.
-Each other machine, a worker, publishes there what it would train on. The coordinator answers with a plan or with an
-error, and at the end with the outcome. A machine that fails publishes its error in the store. So no machine waits for
-one that is gone, and all end with the same outcome.
+Each other machine, a worker, publishes there what it would train on. The coordinator answers with a plan or an error,
+and at the end with the outcome. A machine that fails publishes its error. So none waits for one that is gone.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from typing import Any
 from recipe.cores import LIBRARIES, THREADS, cores
 from recipe.errors import RecipeError
 from recipe.pipeline.stage import say
+from recipe.training.xtuner import PARENT
 
 # Seconds. The machines arrive one by one: one of them may have to download a model first.
 PATIENCE = 3600.0
@@ -336,6 +336,7 @@ def _differing(own_key: Mapping[str, Any], other_key: Mapping[str, Any]) -> str:
 def environment(machines: Machines) -> Iterator[None]:
     """Set what torchrun's processes need, unless the user did: each one's share of the cores, Gloo's interface."""
     before = os.environ.copy()
+    os.environ[PARENT] = str(os.getpid())
     for name in LIBRARIES:  # MKL goes by OpenMP's number where it has none of its own
         chosen = before.get(name) or before.get(LIBRARIES[0])
         by_default = chosen in (None, str(cores())) and not before.get(THREADS)  # cores(): what a quota came to

@@ -22,6 +22,8 @@ from recipe.device import has_gpu
 from recipe.library_logging import quieten
 
 LOG = "console.log"
+# The variable with torchrun's process id.
+PARENT = "RECIPE_TRAIN_PID"
 
 
 def _run_without_gpu(*, deepspeed: bool) -> None:
@@ -53,6 +55,8 @@ def _run_without_gpu(*, deepspeed: bool) -> None:
 def _end_with_parent() -> None:
     """Have the kernel end this process when torchrun's is killed (SIGKILL), so that it does not train on by itself."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+        os._exit(1)  # it was killed before the kernel knew
 
 
 def run(arguments: Sequence[str]) -> None:

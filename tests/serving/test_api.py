@@ -491,7 +491,7 @@ def test_it_starts_loads_answers_and_ends_when_told(model_host: ModelHost, tmp_p
         finally:
             server.kill()
     assert "Traceback" not in log.read_text()
-    assert not list(tmp_path.glob("recipe-*"))
+    assert not list(tmp_path.glob("recipe-*/*"))
 
 
 def test_the_model_loads_for_the_api_as_for_everyone(model_host: ModelHost) -> None:

@@ -148,7 +148,7 @@ def test_a_server_whose_device_is_lost_answers_and_exits_with_an_error(served_wo
         assert process.wait(WITHIN) == 1
     last = (tmp_path / "log").read_text().splitlines()[-1]
     assert last.startswith("error: the engine failed and the server ends")
-    assert not list(tmp_path.glob("recipe-*"))
+    assert not list(tmp_path.glob("recipe-*/*"))
 
 
 def test_what_a_stopped_server_did_not_finish_is_no_success(served_work: Path, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_no_secret_of_the_address_and_no_markup_of_the_model_reaches_the_page_or
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://somebody:pa%40ss@{address}/?key=sk-query")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with server("pass", tmp_path / "work", tmp_path, "demo") as (_, endpoint):
-        state = tmp_path / state_file(endpoint.port).name
+        state = tmp_path.joinpath(*state_file(endpoint.port).parts[-2:])  # its own folder of temporary files
         end = time.monotonic() + WITHIN
         while not state.exists() and time.monotonic() < end:
             time.sleep(0.05)

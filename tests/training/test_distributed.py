@@ -235,6 +235,15 @@ def test_a_stop_leaves_no_process_behind(tmp_path: Path, resolved: Callable[...,
         assert "Traceback" not in text
 
 
+def test_a_process_whose_torchrun_is_gone_does_not_train(tmp_path: Path, resolved: Callable[..., Path]) -> None:
+    """It may be killed while the process still starts, before the kernel was asked to end the one with the other."""
+    work_dir = tmp_path / "train"
+    words = [sys.executable, "-m", "recipe.training.xtuner", str(resolved(1, 2)), "--work-dir", str(work_dir)]
+    gone_by_now = os.environ | {"RECIPE_TRAIN_PID": "1073741824"}
+    assert subprocess.run(words, cwd=ROOT, env=gone_by_now, check=False).returncode == 1
+    assert not work_dir.exists()
+
+
 # --- Two machines -------------------------------------------------------------------------------------------------
 
 
