@@ -21,6 +21,25 @@ _CHECKPOINT_KEY = re.compile(r"^llm\.(base_model\.model\..+\.lora_[AB])\.default
 _PEFT_KEY = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.weight$")
 
 Tensors = dict[str, torch.Tensor]  # by name
+# What PEFT's LoraConfig says of an adapter that is W + alpha / r * lora_B @ lora_A in every target, and no more.
+PLAIN = {
+    "peft_type": "LORA", "use_dora": False, "use_rslora": False, "bias": "none", "lora_bias": False,
+    "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "layer_replication": None,
+    "fan_in_fan_out": False, "alora_invocation_tokens": None, "use_qalora": False,
+}  # fmt: skip
+
+
+def refuse_more_than_lora(settings: Mapping[str, Any], folder: Path) -> None:
+    """RecipeError where an adapter is more than plain LoRA.
+
+    Args:
+        settings: its adapter_config.json.
+        folder: of the adapter, for the error.
+    """
+    for key, plain in PLAIN.items():
+        value = settings.get(key, plain)
+        if value != plain and (value or plain):  # null, [] and {} say the same
+            raise RecipeError(f"{shown(folder)}: {key}={value!r} is more than plain LoRA, which alone is taken here")
 
 
 def read_checkpoint(path: Path) -> Tensors:

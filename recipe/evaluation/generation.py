@@ -90,15 +90,19 @@ def load(
 
 
 def _refuse_changed(folder: Path, adapter: Path | None) -> None:
-    """RecipeError where a folder is not what its stage wrote, or the adapter was made on another base than `folder`."""
+    """RecipeError where a folder is not what its stage wrote, or the adapter is no LoRA of the base in `folder`."""
+    from recipe.checkpoint.lora import refuse_more_than_lora
+
     if manifest := stage.read_manifest(folder):
         stage.refuse_changed(folder, manifest)
     if adapter is None:
         return
     if not (adapter / "adapter_config.json").is_file():
         raise RecipeError(f"{shown(adapter)}: holds no adapter (no adapter_config.json); run `make convert` first")
-    if stage.read_json(adapter / "adapter_config.json").get("megatron_config"):  # PEFT would import what it names
+    settings = stage.read_json(adapter / "adapter_config.json")
+    if settings.get("megatron_config"):  # PEFT would import what it names
         raise RecipeError(f"{shown(adapter)}: is an adapter for Megatron, which is not loaded here")
+    refuse_more_than_lora(settings, adapter)
     if not (adapter / ADAPTER).is_file():
         raise RecipeError(f"{shown(adapter / ADAPTER)}: missing; an adapter as a pickle (.bin) is not taken")
     if manifest := stage.read_manifest(adapter):

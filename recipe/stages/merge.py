@@ -31,7 +31,6 @@ COPIED = ("config.json", *convert.SERVED_WITH)
 PROBES = ("请你介绍一下你自己", "Who are you?", "法国的首都是哪里？", "What is 3 plus 4?", "你好", "Tell me a joke.")
 # Of a sum in float32, the share that may be lost to rounding: 16 units of its last place.
 FLOAT32_ERROR = 2.0**-20
-PLAIN_LORA = {"use_dora": False, "use_rslora": False, "bias": "none"}
 
 
 def make(folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...]) -> stage.Manifest:
@@ -75,10 +74,7 @@ def _merge_weights(model: Path, adapter_folder: Path, out: Path) -> None:
     from recipe.checkpoint import lora
 
     settings = json.loads((adapter_folder / "adapter_config.json").read_text(encoding="utf-8"))
-    if odd := [key for key, plain in PLAIN_LORA.items() if settings.get(key, plain) != plain]:
-        raise RecipeError(
-            f"{stage.shown(adapter_folder)}: {odd[0]}={settings[odd[0]]!r} is more than plain LoRA, not merged here"
-        )
+    lora.refuse_more_than_lora(settings, adapter_folder)
     tensors = load_file(adapter_folder / convert.WEIGHTS)
     base = json.loads((model / "config.json").read_text(encoding="utf-8"))
     lora.check(tensors, base=base, r=settings["r"], targets=tuple(settings["target_modules"]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,6 +109,24 @@ def test_an_adapter_that_would_have_code_imported_or_is_a_pickle_is_refused(
     settings = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(settings | {"megatron_config": {"a": 1}, "megatron_core": "evil"}), encoding="utf-8")
     with pytest.raises(RecipeError, match="for Megatron"):
+        generation.load(tiny_model, adapter)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("use_dora", True), ("alpha_pattern", {"q_proj": 4}), ("modules_to_save", ["lm_head"]), ("peft_type", "LOHA")],
+)
+def test_an_adapter_that_is_more_than_lora_is_refused_wherever_it_is_loaded(
+    tiny_model: Path, adapter_folder: Path, tmp_path: Path, key: str, value: Any
+) -> None:
+    adapter = Path(shutil.copytree(adapter_folder, tmp_path / "adapter"))
+    (adapter / stage.MANIFEST).unlink()
+    file = adapter / "adapter_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) | {"modules_to_save": []}
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    generation.load(tiny_model, adapter)
+    file.write_text(json.dumps(settings | {key: value}), encoding="utf-8")
+    with pytest.raises(RecipeError, match=rf"{key}=.* is more than plain LoRA"):
         generation.load(tiny_model, adapter)
 
 
