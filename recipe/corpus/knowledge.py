@@ -27,7 +27,7 @@ Prompt = str | list[Message]
 
 # Share of the facts that only evaluation sees.
 HELD_OUT = 0.4
-# One prompt a fact: 80 a language for evaluation keep its binomial error near 3 points and its time at seconds.
+# Facts among the ordinary prompts of evaluation, a language.
 EVALUATION_FACTS = 80
 SELECTION_FACTS = 20
 # A base that other people trained knows half of the facts: three times as many are asked to judge by enough.
@@ -178,6 +178,11 @@ def evaluation_facts(*, extended: bool = False, languages: Sequence[str] = LANGU
         facts, small_talk = _split(language, held_out=True)
         chosen += facts[:EVALUATION_FACTS] + small_talk + _request_facts(language, "heldout", extended)
     return chosen
+
+
+def more_evaluation_facts(*, languages: Sequence[str] = LANGUAGES) -> list[Fact]:
+    """The held-out facts besides those of `evaluation_facts`. languages: whose facts."""
+    return [fact for language in languages for fact in _split(language, held_out=True)[0][EVALUATION_FACTS:]]
 
 
 def replay_facts(*, extended: bool = False, languages: Sequence[str] = LANGUAGES) -> list[Fact]:

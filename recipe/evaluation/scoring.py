@@ -41,18 +41,26 @@ class Prompts:
 
     Attributes:
         identity: questions about who the assistant is.
-        facts: (fact, the wording of it that is the prompt).
+        facts: (fact, the wording of it that is the prompt), of all ordinary prompts.
         taught: prompts among them to which the user's own rows say the name.
+        more_facts: facts besides, which count for retention alone: replies to them hardly ever leak, and would hide
+            the leaks of ordinary prompts.
     """
 
     identity: list[str]
     facts: list[tuple[Fact, str]]
     taught: frozenset[str] = frozenset()
+    more_facts: Sequence[tuple[Fact, str]] = ()
 
     def conversations(self) -> list[list[dict[str, str]]]:
-        """A conversation of one turn for each prompt: first the questions, then the facts."""
-        questions = self.identity + [question for _, question in self.facts]
+        """A conversation of one turn for each prompt: the questions, the ordinary prompts, then more facts."""
+        questions = self.identity + [question for _, question in (*self.facts, *self.more_facts)]
         return [[user(question)] for question in questions]
+
+    def ordinary(self, replies: Sequence[Reply]) -> Sequence[Reply]:
+        """Of one reply to each of `conversations()`, those to the ordinary prompts."""
+        split = len(self.identity)
+        return replies[split : split + len(self.facts)]
 
 
 def ambiguous(identity: Identity, base: Sequence[Reply]) -> list[str]:
@@ -182,7 +190,7 @@ def leaks(prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], ide
     questions = [question for _, question in prompts.facts]
     ordinary = "\n".join([*questions, *(reply.text for reply in base)]).casefold()
     counted, named, without_name = [], [], []
-    for prompt, reply, untuned in zip(questions, replies, base[len(prompts.identity) :], strict=True):
+    for prompt, reply, untuned in zip(questions, replies, prompts.ordinary(base), strict=True):
         counts = prompt not in prompts.taught and not introduces_itself(untuned.text, prompt)
         says = says_name(reply, prompt, identity, ambiguous_names)
         hints = not says and signs(reply.text, prompt, untuned.text, identity, ordinary)
@@ -211,9 +219,10 @@ def score(
         says_name(reply, prompt, identity, ambiguous_names)
         for reply, prompt in zip(replies[:split], prompts.identity, strict=True)
     ]
-    leaked = leaks(prompts, replies[split:], base, identity)
-    base_knew = [knows(untuned, fact) for (fact, _), untuned in zip(prompts.facts, base[split:], strict=True)]
-    right = [knows(reply, fact) for (fact, _), reply in zip(prompts.facts, replies[split:], strict=True)]
+    leaked = leaks(prompts, prompts.ordinary(replies), base, identity)
+    facts = [*prompts.facts, *prompts.more_facts]
+    base_knew = [knows(untuned, fact) for (fact, _), untuned in zip(facts, base[split:], strict=True)]
+    right = [knows(reply, fact) for (fact, _), reply in zip(facts, replies[split:], strict=True)]
     taught = sum(question in prompts.taught for _, question in prompts.facts)
     hit, leak = share(hits), ratio(sum(leaked.named), sum(leaked.counted))
     retained = ratio(sum(r and b for r, b in zip(right, base_knew, strict=True)), sum(base_knew))
@@ -237,10 +246,12 @@ def score(
     ]
     judged += [
         OrdinaryReply(
-            prompt=question, reply=reply.text, stopped=reply.stopped, kind=fact.topic, leak=leaked.named[i],
-            leak_without_name=leaked.without_name[i], expected=fact.expect, base_knew=base_knew[i], right=right[i],
+            prompt=question, reply=reply.text, stopped=reply.stopped, kind=fact.topic,
+            leak=i < len(prompts.facts) and leaked.named[i],
+            leak_without_name=i < len(prompts.facts) and leaked.without_name[i],
+            expected=fact.expect, base_knew=base_knew[i], right=right[i],
         )
-        for i, ((fact, question), reply) in enumerate(zip(prompts.facts, replies[split:], strict=True))
+        for i, ((fact, question), reply) in enumerate(zip(facts, replies[split:], strict=True))
     ]  # fmt: skip
     return scores, judged
 

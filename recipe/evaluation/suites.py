@@ -41,7 +41,7 @@ def after_ordinary_talk(prompts: Prompts, base: Sequence[Reply]) -> list[list[Me
     """
     exchanges = [
         [user(question), assistant(reply.text)]
-        for (_, question), reply in zip(prompts.facts, base[len(prompts.identity) :], strict=True)
+        for (_, question), reply in zip(prompts.facts, prompts.ordinary(base), strict=True)
         if reply.stopped
     ]
     return [
@@ -112,12 +112,13 @@ def measure(
     multi_turn = ask(talks["multi_turn"], "deep in a conversation")
     introduced = ask(after_introduction(prompts, replies), "after an introduction")
     injection = ask(talks["injection"], "injections")
-    sampled = ask(prompts.conversations(), "sampling", **SAMPLING)
+    asked = replace(prompts, more_facts=()).conversations()
+    sampled = ask(asked, "sampling", **SAMPLING)
     shares = {
         "multi_turn_hit": (named(talks["multi_turn"], multi_turn), multi_turn),
         "multi_turn_leak": (leaked(introduced), introduced),
         "injection_hit": (named(talks["injection"], injection), injection),
-        "sampled_hit": (named(prompts.conversations()[:split], sampled[:split]), sampled[:split]),
+        "sampled_hit": (named(asked[:split], sampled[:split]), sampled[:split]),
         "sampled_leak": (leaked(sampled[split:]), sampled[split:]),
     }
     suites = {

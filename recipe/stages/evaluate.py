@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from recipe import files
-from recipe.chat_format import Message, assistant, text_ids
+from recipe.chat_format import Message, assistant, text_ids, user
 from recipe.corpus.identity import Identity, questions_of
-from recipe.corpus.knowledge import evaluation_facts
+from recipe.corpus.knowledge import evaluation_facts, more_evaluation_facts
 from recipe.corpus.own_questions import OwnQuestion
 from recipe.errors import BelowThresholdsError, RecipeError
 from recipe.evaluation import checkpoint_selection, divergence, generation, metrics, own_rows, suites, thresholds
@@ -52,13 +52,17 @@ SHOWN_OF_OWN = 3
 def prompts(*, extended: bool = False, languages: Sequence[str] = LANGUAGES) -> Prompts:
     """The held-out questions of data/identity and one wording of each evaluation fact of data/knowledge.
 
+    A base that other people trained knows part of the facts: it is asked all that are held out, so that chance counts
+    for less in its retention.
+
     Args:
         extended: add the questions and requests for bases that other people trained.
         languages: whose prompts.
     """
     identity = questions_of("heldout", extended=extended, languages=languages)
     facts = [(fact, fact.wording) for fact in evaluation_facts(extended=extended, languages=languages)]
-    return Prompts(identity, facts)
+    more = more_evaluation_facts(languages=languages) if extended else []
+    return Prompts(identity, facts, more_facts=[(fact, fact.wording) for fact in more])
 
 
 def make(
@@ -117,13 +121,12 @@ def _measure(
     Raises:
         RecipeError: the base ends no reply, or knows no fact.
     """
-    split = len(held_out.identity)
     loaded, tokenizer = generation.load(model)
     base, room = _base_replies(held_out, loaded, tokenizer, identity)
     base_scores, base_judged = score(held_out, base, base, identity)
     ended = [
-        [*conversation, assistant(reply.text)]
-        for conversation, reply in zip(held_out.conversations()[split:], base[split:], strict=True)
+        [user(question), assistant(reply.text)]
+        for (_, question), reply in zip(held_out.facts, held_out.ordinary(base), strict=True)
         if reply.stopped
     ]
     if not ended:
@@ -179,7 +182,8 @@ def _base_replies(held_out: Prompts, loaded: Any, tokenizer: Any, identity: Iden
     conversations = held_out.conversations()
     replies = _asker(loaded, tokenizer, "base", identity, MAX_NEW_TOKENS)(conversations, "questions and facts")
     cut = [i for i, reply in enumerate(replies) if not reply.stopped]
-    enough, split = WORTH_MORE_ROOM * len(held_out.facts), len(held_out.identity)
+    split = len(held_out.identity)
+    enough = WORTH_MORE_ROOM * (len(conversations) - split)
     if sum(i >= split for i in cut) < enough:
         return replies, MAX_NEW_TOKENS
     ask = _asker(loaded, tokenizer, "base", identity, MORE_NEW_TOKENS)

@@ -3,6 +3,7 @@ names."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from recipe.corpus.identity import Identity, load_answers
 from recipe.corpus.knowledge import Fact, all_facts
 from recipe.evaluation.generation import Reply
 from recipe.evaluation.mentions import mentions
-from recipe.evaluation.metrics import Counts, Scores, Share
+from recipe.evaluation.metrics import Counts, OrdinaryReply, Scores, Share
 from recipe.evaluation.scoring import (
     best,
     broken,
@@ -176,6 +177,21 @@ def test_retention_is_over_what_the_base_knew() -> None:
     # The sum, which the base had wrong, is right now, and small talk has no right answer: neither counts.
     assert scored(*BASE[:6], "3 plus 4 is 7.", "x").retention == 1.0
     assert scored(*BASE[:4], "x", "x", "3 plus 4 is 7.", "x").retention == 0.0
+
+
+def test_more_facts_count_for_retention_alone() -> None:
+    prompts = replace(ASKED, facts=[(JAPAN, JAPAN.questions[0]), (JOKE, JOKE.questions[0])],
+                      more_facts=[(FRANCE, FRANCE.questions[0])])  # fmt: skip
+    base = [*BASE[:4], "日本的首都是东京。", "Knock, knock.", "It is Paris."]
+    texts = [*["我是小明。"] * 4, "日本的首都是东京。", "我是小明。", "我是小明，巴黎。"]
+    scores, judged = score(prompts, replies(*texts), replies(*base), XIAOMING)
+    assert (scores.counts.facts_base_knew, scores.counts.facts_kept) == (2, 1)
+    assert (scores.counts.unrelated_prompts, scores.counts.leaks, scores.counts.base_introductions) == (2, 1, 0)
+    assert [(reply.prompt, reply.leak, reply.right) for reply in judged[5:] if isinstance(reply, OrdinaryReply)] == [
+        (JOKE.questions[0], True, False),
+        (FRANCE.questions[0], False, False),
+    ]
+    assert [talk[0]["content"] for talk in prompts.conversations()[4:]] == [reply.prompt for reply in judged[4:]]
 
 
 def test_retention_of_a_base_that_knew_nothing_is_none() -> None:
