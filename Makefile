@@ -227,7 +227,7 @@ test-image: $(VENV)/.installed-dev ## Build the images and test them for real; n
 	@$(call split,PYTEST); $(PYTHON) -m pytest tests/image -m image "$${words[@]}"
 
 .PHONY: lint
-lint: $(VENV)/.installed-dev ## Style, types, workflows, Makefile, shell / 代码检查
+lint: $(VENV)/.installed-dev ## Style, types, workflows, Makefile, shell, links and numbers of the docs / 代码检查
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
@@ -237,6 +237,7 @@ lint: $(VENV)/.installed-dev ## Style, types, workflows, Makefile, shell / 代�
 	@$(VENV)/bin/mbake validate Makefile
 	@$(VENV)/bin/shellcheck recipe/env/*.sh docker/*.sh .ci/run
 	@$(VENV)/bin/hadolint Dockerfile
+	@$(PYTHON) -m pytest tests/test_readme.py
 	@if docker info >/dev/null 2>&1; then docker/compose.sh config -q && docker/compose.sh build --check --quiet recipe demo; \
 	  else echo "no Docker engine: docker compose config and docker build --check are left out" >&2; fi
 
@@ -252,6 +253,10 @@ lock: $(VENV)/.installed-dev ## Resolve requirements*.lock anew from pyproject.t
 .PHONY: lock-check
 lock-check: $(VENV)/.installed-dev ## The locks hold what pyproject.toml asks for / 检查锁文件
 	@recipe/env/lock.sh --check
+
+.PHONY: audit
+audit: $(VENV)/.installed-dev ## Known weaknesses of the locked packages, a report / 软件包已知漏洞报告
+	@$(PYTHON) recipe/env/audit.py
 
 .PHONY: miniature
 miniature: setup ## Pre-train the miniature anew into work/miniature (minutes on a GPU) / 重新预训练微型模型

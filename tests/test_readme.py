@@ -1,29 +1,43 @@
-"""What the README tells a user to type or to open exists, and both languages tell the same."""
+"""What README and docs tell a user to type or to open exists, their numbers hold, and both languages tell the same."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from recipe import device
+from recipe.cli.commands import RESERVED_MIB
 from recipe.cli.parser import build_parser
 from recipe.corpus.identity import Identity
 from recipe.corpus.rows import balanced_rows
 from recipe.evaluation import thresholds
+from recipe.experiments.training_speed import workload
 from recipe.paths import ROOT
 from recipe.pipeline.table import BY_VERB, STAGES, Stage
 from recipe.stages import config
 from recipe.stages.evaluate import prompts
+from recipe.training import memory
 
 READMES = ("README.md", "README.zh-CN.md")
-TEXT = {
-    name: (ROOT / name).read_text(encoding="utf-8") for name in (*READMES, "CONTRIBUTING.md", "docs/architecture.md")
-}
+DOCS = [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
+PAGES = (*READMES, "CONTRIBUTING.md", "SECURITY.md", *DOCS)
+# What the record of past work says was true on its day; its links hold all the same.
+RECORDS = ("CHANGELOG.md", *(f"docs/adr/{path.name}" for path in sorted((ROOT / "docs/adr").glob("*.md"))))
+TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in (*PAGES, *RECORDS)}
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):.*## ", MAKEFILE, re.MULTILINE))
 VARIABLES = set(re.findall(r"^([A-Z_]+) +\?=", MAKEFILE, re.MULTILINE))
+# The environment's: those of compose, and those that libraries and tools read.
+SETTINGS = set(re.findall(r"^# ([A-Z_]+)=", (ROOT / ".env.example").read_text(encoding="utf-8"), re.MULTILINE))
+OF_UV = {"UV_SYSTEM_CERTS", "UV_DEFAULT_INDEX", "UV_PYTHON_INSTALL_MIRROR"}
+OF_OTHERS = OF_UV | {"CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY"}
+MAX_WORDS = 1800  # of the README
 
 
 def code_of(text: str) -> list[str]:
@@ -33,7 +47,7 @@ def code_of(text: str) -> list[str]:
     return [line for block in blocks for line in block.splitlines()] + inline
 
 
-@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.parametrize("name", PAGES)
 def test_every_make_target_and_variable_named_exists(name: str) -> None:
     commands = [line for line in code_of(TEXT[name]) if line.startswith("make ")]
     assert commands or name not in READMES
@@ -43,7 +57,31 @@ def test_every_make_target_and_variable_named_exists(name: str) -> None:
         assert set(targets) <= TARGETS, command
         assert {word.split("=")[0] for word in words if "=" in word} <= VARIABLES, command
     for variable in re.findall(r"`([A-Z_]+)=", TEXT[name]):
-        assert variable in VARIABLES
+        assert variable in VARIABLES or (name not in READMES and variable in SETTINGS | OF_OTHERS), variable
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_verb_option_and_service_named_exists(name: str) -> None:
+    (verbs,) = (action.choices for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    services = set(re.findall(r"^  (\w+):", (ROOT / "compose.yaml").read_text(encoding="utf-8"), re.MULTILINE))
+    for line in code_of(TEXT[name]):
+        if command := re.search(r"python -m recipe ([a-z]+)(.*)", line):
+            options = {option for action in verbs[command[1]]._actions for option in action.option_strings}
+            assert set(re.findall(r"(?<!\S)--[a-z-]+", command[2])) <= options, line
+        if command := re.search(r"(?:docker compose|docker/compose\.sh) (?:up|run --rm) ([a-z]+)", line):
+            assert command[1] in services, line
+
+
+def test_every_make_target_and_variable_is_documented() -> None:
+    documented = "\n".join(line for name in PAGES if name != "README.zh-CN.md" for line in code_of(TEXT[name]))
+    for name in TARGETS:
+        assert re.search(rf"\bmake (\S+ )*{name}\b", documented) or f"\n{name}\n" in documented, name
+    for name in VARIABLES:
+        assert re.search(rf"\b{name}=", documented), name
+
+
+def test_the_readme_is_short() -> None:
+    assert len(TEXT["README.md"].split()) <= MAX_WORDS
 
 
 @pytest.mark.parametrize("name", READMES)
@@ -61,7 +99,7 @@ def test_every_stage_is_described_in_order(name: str) -> None:
     assert described[: len(STAGES)] == [stage.verb for stage in STAGES]
     assert set(described) <= TARGETS
     for stage in STAGES:
-        (row,) = re.findall(rf"^\| `{stage.verb}` \|[^|]*\| `([^`]*)`", table, re.MULTILINE)
+        (row,) = re.findall(rf"^\| `{stage.verb}` \| `([^`]*)` \|", table, re.MULTILINE)
         assert row.startswith(f"work/{stage.folder}/" if stage.shared else f"{stage.folder}/"), stage.verb
 
 
@@ -84,9 +122,29 @@ def test_make_makes_what_a_stage_reads_and_nothing_that_comes_after_it(stage: St
 def test_every_file_linked_or_named_exists(name: str) -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT[name]) if "://" not in link]
     here = Path(name).parent
-    folders = re.findall(r"`((?:recipe|data|docs|tests|\.ci)/[\w./-]+)`", TEXT[name])
-    for path in [str(here / link) for link in links] + folders + file_tree(name):
+    folders = re.findall(r"`((?:recipe|data|docs|tests|\.ci)/[\w./-]+)`", TEXT[name]) if name in PAGES else []
+    files = [str(here / link.partition("#")[0]) if not link.startswith("#") else name for link in links]
+    for path in files + folders + file_tree(name):
         assert (ROOT / path.rstrip("/")).exists(), path
+    for path, link in zip(files, links, strict=True):
+        anchor = link.partition("#")[2]
+        assert not anchor or anchor in anchors_of((ROOT / path).read_text(encoding="utf-8")), link
+
+
+def anchors_of(text: str) -> set[str]:
+    """The anchors that GitHub gives the headings of a page: lower case, no punctuation, numbered where equal."""
+    seen: Counter[str] = Counter()
+    anchors = set()
+    for heading in re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()).replace(" ", "-")
+        anchors.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
+        seen[slug] += 1
+    return anchors
+
+
+def test_anchors_are_github_s() -> None:
+    text = "# Who is it?\n```\n# no heading\n```\n## A `code`, a [link](x.md)\n## Who is it?\n## 数据 (2026-11-27)\n"
+    assert anchors_of(text) == {"who-is-it", "a-code-a-link", "who-is-it-1", "数据-2026-11-27"}
 
 
 def file_tree(name: str) -> list[str]:
@@ -112,27 +170,87 @@ def test_the_picture_of_the_folders_is_that_of_the_import_contract() -> None:
     assert set(foundation.split(", ")) == set(contract[len(shown) :])
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_counts_and_thresholds_are_the_code_s(name: str) -> None:
-    text, held_out = TEXT[name], prompts()
-    trained = len(balanced_rows(Identity("小明"), 0))
-    lines = {
-        start: re.search(rf"^{re.escape(start)}.*", text, re.MULTILINE)
-        for start in ("| `data` |", "- **identity hit**", "- **身份命中", "- **identity leak**", "- **身份泄漏")
+def test_counts_are_the_code_s() -> None:
+    table = TEXT["docs/data.md"].split("\n| | rows |")[1].split("\n\n")[0]
+    rows = {
+        False: re.search(r"^\| miniature \|(.*)", table, re.MULTILINE),
+        True: re.search(r"^\| every other base \|(.*)", table, re.MULTILINE),
     }
-    shown = [re.findall(r"(?<![\d.,])\d+(?![\d.,])", line.group()) for line in lines.values() if line]
-    counts = (trained, len(held_out.identity), len(held_out.facts))
-    assert [numbers[0] for numbers in shown] == [str(number) for number in counts]
-    extended = prompts(extended=True)
-    more = (len(balanced_rows(Identity("小明"), 0, extended=True)), len(extended.identity), len(extended.facts))
-    assert [f"{number:,}" in line.group() for number, line in zip(more, filter(None, lines.values()), strict=True)] == [
-        True, True, True,
-    ]  # fmt: skip
-    limits = re.findall(r"[≥≤] [\d.]*\d", text)  # whole numbers: 0.9 is not found in 0.95
-    assert limits.count(f"≥ {thresholds.MIN_IDENTITY_HIT}") >= 2
-    assert f"≥ {thresholds.MIN_MULTI_TURN_HIT}" in limits
-    assert f"≥ {thresholds.MIN_INJECTION_HIT}" in limits
-    assert f"≤ {thresholds.MAX_IDENTITY_LEAK}" in limits
+    for extended, row in rows.items():
+        assert row
+        shown = [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*\d", row[1])]
+        held_out = prompts(extended=extended)
+        assert shown[0] == len(balanced_rows(Identity("小明"), 0, extended=extended))
+        assert shown[-2:] == [len(held_out.identity), len(held_out.facts)]
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_thresholds_are_the_code_s(name: str) -> None:
+    text = TEXT[name].split("\n## ")
+    (section,) = (part for part in text if "- **identity hit**" in part or "- **身份命中" in part)
+    metrics = re.findall(r"^- \*\*(.*(?:\n  .*)*)", section, re.MULTILINE)
+    limits = [
+        f"≥ {thresholds.MIN_IDENTITY_HIT}",
+        f"≤ {thresholds.MAX_IDENTITY_LEAK}",
+        f"≤ {thresholds.MAX_IDENTITY_LEAK}",
+        f"≥ {thresholds.MIN_RETENTION}",
+        f"≥ {thresholds.MIN_OWN_HIT}",
+        f"≥ {thresholds.MIN_MULTI_TURN_HIT}",
+        f"≥ {thresholds.MIN_INJECTION_HIT}",
+        f"≤ {thresholds.MAX_BROKEN}",
+        f"≤ {thresholds.MAX_KL_PER_TOKEN}",
+    ]
+    assert [re.findall(r"[≥≤] [\d.]*\d", metric) for metric in metrics] == [[limit] for limit in limits]
+
+
+def test_the_facts_that_retention_needs_are_the_code_s() -> None:
+    assert f"at least {thresholds.MIN_FACTS_KNOWN} facts" in TEXT["docs/data.md"]
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_what_a_machine_needs_is_what_doctor_checks(name: str) -> None:
+    doctor = (ROOT / "recipe/env/doctor.sh").read_text(encoding="utf-8")
+    (packages,) = re.findall(r"^disk disk \. (\d+) ", doctor, re.MULTILINE)
+    (images,) = re.findall(r'^  disk "docker disk" \S+ (\d+) ', doctor, re.MULTILINE)
+    (model,) = re.findall(r"a run of the 1\.8B model (\d+) GB more", doctor)
+    (line,) = re.findall(r"^- \*\*(?:Disk|磁盘)\*\*.*", TEXT[name], re.MULTILINE)
+    assert re.findall(r"(\d+) GB", line) == [packages, model, images]
+    engine, compose = re.findall(r'at_least "\$\{?version[^"]*" ([\d.]+)', doctor)[:2]
+    assert re.search(rf"Docker {engine}.{{1,5}}Compose {re.escape(compose)}\b", TEXT[name])
+    (card,) = re.findall(r"needs a card of (\d+) GB", doctor)
+    assert re.search(rf"(?:card of|一块) {card} GB", TEXT[name])
+
+
+def test_predicted_memory_is_the_code_s(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(workload.MODEL))
+    text = TEXT["docs/gpus.md"]
+    for preset in ("fast", "fp8", "qlora"):
+        needed = memory.predict(config.load_preset(preset), tmp_path)
+        assert needed
+        mib = needed.total >> 20
+        assert re.search(rf"{mib:,} MiB\s+with\s+`{preset}`", text), (preset, mib)
+        for name in READMES:
+            (card,) = re.findall(rf"^\| `{preset}` \|.*\| (\d+) GB \|$", TEXT[name], re.MULTILINE)
+            assert mib + RESERVED_MIB <= int(card) * 1024, (preset, mib)
+    assert f"{RESERVED_MIB:,} MiB more than predicted" in text
+    assert f"{device.DRIVER} or newer (CUDA {device.CUDA[0]}.{device.CUDA[1]})" in text
+
+
+def test_a_measured_number_stands_on_one_page() -> None:
+    """Beside it stands the command that measures it: see the next test."""
+    constants = {"10,001", "1,024", "2,048"}  # rows of the tutorial; tokens of a pack and of a step
+    pages = [name for name in PAGES if name not in ("README.zh-CN.md", "docs/experiments.md")]
+    numbers = {name: set(re.findall(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])", TEXT[name])) for name in pages}
+    counted = Counter(number for found in numbers.values() for number in found - constants)
+    assert [number for number, pages_with in counted.items() if pages_with > 1] == []
+
+
+@pytest.mark.parametrize("name", ["docs/results.md", "docs/gpus.md", "docs/page-and-containers.md"])
+def test_a_table_of_measurements_has_its_command(name: str) -> None:
+    measured = [part for part in TEXT[name].split("\n## ") if re.search(r"^\|.*\d[.,]\d{3}", part, re.MULTILINE)]
+    assert measured
+    for part in measured:
+        assert any(line.startswith("make ") for line in code_of(part)), part.splitlines()[0]
 
 
 def test_both_languages_hold_the_same_commands_numbers_and_sections() -> None:

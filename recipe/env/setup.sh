@@ -3,6 +3,8 @@
 # Needs bash and either uv or any python3; brings uv and, through it, Python 3.10 where they are missing.
 set -euo pipefail
 lock=$1 venv=$2
+# shellcheck source=recipe/env/heartbeat.sh
+. "$(dirname "${BASH_SOURCE[0]}")/heartbeat.sh"
 
 fail() {
   printf 'error: %s\n' "$*" >&2
@@ -16,18 +18,21 @@ if command -v flock >/dev/null; then
   flock 9
 fi
 
+# The version and the hashes of uv in the lock, as pip reads them.
+pinned_uv() { sed -n '/^uv==/,/[^\\]$/p' "$(dirname "$lock")/requirements-dev.lock"; }
+
 find_uv() {
-  local version tool
+  local tool=$venv-uv
   if command -v uv; then return; fi
-  version=$(sed -nE 's/^uv==([^ ]+).*/\1/p' "$(dirname "$lock")/requirements-dev.lock")
-  tool=$venv-uv
   if [ ! -x "$tool/bin/uv" ]; then
     command -v python3 >/dev/null ||
       fail "neither uv nor python3 is installed: install uv (https://docs.astral.sh/uv/) and run make again"
-    echo "installing uv $version into $tool" >&2
-    { python3 -m venv "$tool" && "$tool/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$version"; } >&2 ||
+    echo "installing uv into $tool" >&2
+    [ -z "${UV_DEFAULT_INDEX:-}" ] || export PIP_INDEX_URL=${PIP_INDEX_URL:-$UV_DEFAULT_INDEX}
+    { python3 -m venv "$tool" && pinned_uv >"$tool/requirements.txt" && patiently "installing uv" "$tool/bin/python" \
+      -m pip install --quiet --disable-pip-version-check --require-hashes --requirement "$tool/requirements.txt"; } >&2 ||
       fail "uv could not be installed with python3: install it yourself (https://docs.astral.sh/uv/; on Debian and" \
-        "Ubuntu, 'apt-get install python3-venv' mends python3) and run make again"
+        "Ubuntu, 'apt-get install python3-venv' mends python3; UV_DEFAULT_INDEX names a mirror) and run make again"
   fi
   echo "$tool/bin/uv"
 }
@@ -48,9 +53,11 @@ find_python() {
     return
   fi
   echo "no Python 3.10 here: letting uv install one" >&2
-  if ! "$uv" python install 3.10 >&2; then
-    fail "XTuner 0.1.17 needs Python 3.10 and none was found: install it (apt-get install python3.10, pyenv install" \
-      "3.10, or conda create -p ~/py310 python=3.10 and add ~/py310/bin to PATH) and run make again"
+  if ! patiently "installing Python 3.10" "$uv" python install 3.10 >&2; then
+    fail "XTuner 0.1.17 needs Python 3.10 and none was found: uv fetches one from GitHub, or from the mirror in" \
+      "UV_PYTHON_INSTALL_MIRROR (UV_SYSTEM_CERTS=1 takes the system's certificates); Debian 12 and Ubuntu 24.04 have no" \
+      "package of it, but 'conda create -p ~/py310 python=3.10' and ~/py310/bin in PATH do: then run make again;" \
+      "docs/troubleshooting.md has more ways"
   fi
   "$uv" python find 3.10
 }
@@ -64,5 +71,9 @@ fi
 # `sync` removes what a lock does not name: where the test tools are installed, keep them.
 [ ! -e "$venv/.installed-dev" ] || lock=$(dirname "$lock")/requirements-dev.lock
 echo "installing the $(grep -c '^[a-z0-9].*==' "$lock") packages of $(basename "$lock") into $venv (5.7 GB on disk)" >&2
-"$uv" pip sync --quiet --compile-bytecode --python "$venv/bin/python" --require-hashes "$lock" ||
-  fail "the packages could not be installed (see above): check the network and the free disk space, then run make again"
+sync() { "$uv" pip sync --quiet "$@" --python "$venv/bin/python" --require-hashes "$lock"; }
+if ! patiently "installing packages" sync; then
+  fail "the packages could not be installed (see above): check the network and the free disk space, then run make again;" \
+    "UV_DEFAULT_INDEX names a mirror, and UV_SYSTEM_CERTS=1 takes the system's certificates (docs/troubleshooting.md)"
+fi
+patiently "compiling packages" sync --compile-bytecode # otherwise the first command would, and again for each new user

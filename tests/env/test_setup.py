@@ -89,6 +89,34 @@ def test_without_any_and_without_network_it_says_what_to_do(machine: Path) -> No
     assert done.returncode != 0
     assert "error: XTuner 0.1.17 needs Python 3.10" in done.stderr
     assert not any("venv" in call for call in calls)
+    assert "UV_PYTHON_INSTALL_MIRROR" in done.stderr
+
+
+def test_packages_that_cannot_be_fetched_name_the_mirror_and_the_certificates(machine: Path) -> None:
+    script(machine / "bin" / "uv", UV.replace("esac", '"pip sync") exit 2 ;;\nesac'))
+    script(machine / "bin" / "python3.10", PYTHON.format(status=0))
+    done, _ = setup(machine)
+    assert done.returncode != 0
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "UV_DEFAULT_INDEX" in error
+    assert "UV_SYSTEM_CERTS=1" in error
+
+
+def test_what_takes_long_is_not_silent(tmp_path: Path) -> None:
+    """The pauses take no time here, and the command ends at the third."""
+    text = """
+    . "$1"
+    pause() { echo >>pauses; }
+    command() { until [ "$(wc -l <pauses)" -ge 3 ]; do :; done; return 7; }
+    touch pauses
+    patiently "fetching" command
+    """
+    done = subprocess.run(
+        ["bash", "-c", text, "bash", str(ROOT / "recipe/env/heartbeat.sh")],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 7
+    assert done.stderr.splitlines()[:2] == ["fetching: 10 s", "fetching: 20 s"]
 
 
 def test_without_uv_the_locked_one_is_brought(machine: Path) -> None:
@@ -101,7 +129,8 @@ def test_without_uv_the_locked_one_is_brought(machine: Path) -> None:
     script(machine / "bin" / "python3.10", PYTHON.format(status=0))
     done, calls = setup(machine)
     assert done.returncode == 0, done.stderr
-    assert calls[0].endswith("uv==1.2.3")
+    assert calls[0].endswith("--require-hashes --requirement .venv-uv/requirements.txt")
+    assert (machine / ".venv-uv/requirements.txt").read_text() == "uv==1.2.3 \\\n    --hash=sha256:0\n"
     assert "--require-hashes requirements.lock" in calls[-1]
 
 
