@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from recipe.checkpoint.base_config import ConfigShape
 from recipe.device import has_gpu
 from recipe.errors import RecipeError
 from recipe.evaluation import checkpoint_selection, scoring
@@ -164,7 +165,7 @@ def _depends_on(
 
 def _refuse_sharding(model: Path, deepspeed: str) -> None:
     """RecipeError where ZeRO-3 would shard a tied head or biases: now and then a run then began with other weights."""
-    base = stage.read_json(model / "config.json")
+    base = stage.read_json(model / "config.json", ConfigShape)
     if base.get("tie_word_embeddings") or base["model_type"] != "llama":
         raise RecipeError(
             f"DEEPSPEED={deepspeed}: ZeRO-3 is for Llama layouts with a head of their own; {stage.shown(model)} has a "
@@ -278,8 +279,7 @@ def _tidy(out: Path) -> TrainResults:
     losses: dict[int, dict[str, Any]] = {}
     peak = 0
     for scalars in sorted(out.glob("*/vis_data/scalars.json")):
-        for line in scalars.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
+        for record in _logged(scalars):
             peak = max(peak, record.get("memory", 0))  # MiB, on a GPU; mmengine counts anew after every step
             if "loss" in record:
                 losses[record["step"]] = {key: record[key] for key in ("step", "loss", "lr") if key in record}
@@ -296,6 +296,20 @@ def _tidy(out: Path) -> TrainResults:
         checkpoints=[path.name for path in saved], best=_best_of(out, saved), last_loss=last["loss"],
         iterations=last["step"], gpu_peak_mib=peak or None,
     )  # fmt: skip
+
+
+def _logged(file: Path) -> list[dict[str, Any]]:
+    """The records of mmengine's log, without a last line that a killed process left unfinished.
+
+    A loss may be NaN here: `_tidy` says what to do about it.
+    """
+    lines = file.read_text(encoding="utf-8").splitlines()
+    try:
+        json.loads(lines[-1] if lines else "null")
+    except ValueError:
+        stage.say("train", f"{stage.shown(file)}: its last line is unfinished, as a killed process leaves it: left out")
+        lines.pop()
+    return [json.loads(line) for line in lines]
 
 
 def best_checkpoint(folder: Path) -> str | None:

