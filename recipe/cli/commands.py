@@ -84,7 +84,10 @@ def run_config(options: argparse.Namespace) -> None:
     if options.list is not None:
         print("\n".join(config.builtin_configs(options.list)))
         return
-    if options.copy:
+    if options.settings:
+        print(config.settings_help(options.preset or "fast"))
+        return
+    if options.copy is not None:
         print(config.copy_builtin(options.copy, options.to))
         return
     run = _run(options)

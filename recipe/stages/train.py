@@ -22,6 +22,7 @@ from recipe.files import jsonl_text
 from recipe.paths import ROOT
 from recipe.pipeline import results, stage
 from recipe.pipeline.results import TrainResults
+from recipe.pipeline.run import Run
 from recipe.training import resolved_config, xtuner
 from recipe.training.rendezvous import ALONE, Machines, environment, hosting, joining, watching
 
@@ -157,6 +158,11 @@ def _depends_on(
     """(inputs, settings) of a training. resolved: what the config came to."""
     if deepspeed and deepspeed not in DEEPSPEED:
         raise RecipeError(f"DEEPSPEED={deepspeed} is none of {', '.join(DEEPSPEED)}")
+    if not has_gpu() and (mixed := resolved_config.needs_gpu(resolved)):
+        raise RecipeError(
+            f"{stage.shown(config)}: {mixed} needs a GPU, and this machine has none: train on one that has, or "
+            f"without CONFIG=, by a preset that `make config` resolves here"
+        )
     inputs = {"config": config, **_read_by(resolved, config)}
     if (deepspeed or "").startswith("zero3"):
         _refuse_sharding(inputs["model"], str(deepspeed))
@@ -186,14 +192,24 @@ def _arguments(config: Path, out: Path, last: Path | None, deepspeed: str | None
 def _read_by(resolved: Any, config: Path) -> dict[str, Path]:
     """The model folder and the data files that a config names, by role."""
     try:
-        model = ROOT / resolved.model.llm.pretrained_model_name_or_path
-        dataset = resolved.train_dataloader.dataset
-        files = dataset.get("files") or dataset.dataset.data_files.train
+        base = resolved.model.llm.pretrained_model_name_or_path
+        model = ROOT / base
+        dataset = resolved.train_dataloader.dataset.to_dict()
+        files = resolved_config.data_files(dataset)
         others = {"own": dataset.get("own"), "teacher": resolved.model.get("teacher")}
         inputs = {"model": model, **{f"data_{i}": ROOT / name for i, name in enumerate(files)}}
         inputs |= {role: ROOT / name for role, name in others.items() if name}
     except Exception as error:  # a config may have any shape
         raise resolved_config.unreadable(config, error) from error
+    for role, file in inputs.items():
+        if role != "model" and not file.is_file():
+            raise RecipeError(f"{stage.shown(config)}: names {stage.shown(file)}, which is no file")
+    if stage.read_manifest(model) is None and config.name != CONFIG:
+        place = stage.shown(Run(ROOT / "work", "main").model(base))
+        raise RecipeError(
+            f"{stage.shown(config)}: trains {base}, which is no model that stage `model` has prepared: run `make model "
+            f"MODEL={base}`, then write pretrained_model_name_or_path = '{place}'"
+        )
     stage.require(model, "model")
     for folder in sorted({config.parent, *(file.parent for role, file in inputs.items() if role != "model")}):
         if manifest := stage.read_manifest(folder):  # a file of the user's own has none
@@ -284,8 +300,13 @@ def _tidy(out: Path) -> TrainResults:
             if "loss" in record:
                 losses[record["step"]] = {key: record[key] for key in ("step", "loss", "lr") if key in record}
     saved = checkpoints(out)
-    if not saved or not losses:
+    if not saved:
         raise RecipeError(f"training saved no checkpoint; see {stage.shown(out / 'console.log')}")
+    if not losses:
+        raise RecipeError(
+            "training logged no loss, since it has fewer steps than the logger's interval: write "
+            "default_hooks.logger.interval = 1 in the config"
+        )
     if not all(torch.isfinite(torch.tensor(record["loss"])) for record in losses.values()):
         raise RecipeError("the loss became infinite or not a number: lower lr, for example SET='lr=1e-4'")
     (out / LOSSES).write_text(jsonl_text(losses[step] for step in sorted(losses)), encoding="utf-8")
