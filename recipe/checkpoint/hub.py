@@ -9,6 +9,7 @@ connection is made. `hub_clients` and `package_index` make the connections.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import shutil
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.checkpoint import repository_files, retry
-from recipe.checkpoint.hub_clients import Client, HuggingFace, ModelScope, RemoteFile
+from recipe.checkpoint.hub_clients import Client, HuggingFace, ModelScope, MoreThanAnnouncedError, RemoteFile
 from recipe.checkpoint.package_index import PackageIndex
 from recipe.errors import RecipeError
 from recipe.files import json_text, parse_json, write_atomically
@@ -111,6 +112,9 @@ def fetch(
         revision = _resolve(source, hub, recorded)
     client = CLIENTS[source](hub.repo, revision)
     folder = _folder(downloads, pinned, revision)
+    if not pinned.sha256 and not recorded.get(source, {}).get(revision):
+        place = stage.shown(record)
+        stage.say("model", f"{hub.repo}: this first download is trusted; its sha256 are written to {place} and hold")
     files = recorded.get(source, {}).get(revision, {})
     expected = {name: entry["sha256"] for name, entry in files.items()}
     files = _download(client, folder, pinned, source, expected, record, check)
@@ -238,7 +242,8 @@ def _fetch_files(
     for number, (name, remote) in enumerate(missing_files.items(), 1):
         stage.say("model", f"{where}: {name}, {_size(remote.bytes)} ({number} of {len(missing_files)})")
         download = partial(client.download, name, remote, folder)
-        retry.with_retries(download, f"{where}: {name}", progress=partial(_bytes_in, folder))
+        with contextlib.suppress(MoreThanAnnouncedError):  # said below: what is there is not the file
+            retry.with_retries(download, f"{where}: {name}", progress=partial(_bytes_in, folder))
         digest = _matching_sha256(folder / name, remote)
         if digest is None or any(digest != sha256.get(name, digest) for sha256, _ in expected):
             (folder / name).unlink(missing_ok=True)

