@@ -27,6 +27,8 @@ MASTER_ADDR ?=#         an address of machine 0 that all can reach / 0 号机器
 MASTER_PORT ?=#         a port of it that nothing else uses (default: 29500) / 0 号机器的端口
 CHECKPOINT ?=#          which checkpoint to convert (default: the best) / 选择检查点
 CHAT      ?=#           more for chat, e.g. CHAT='--prompt 你是谁' / 对话参数
+CFG       ?=#           which of XTuner's configs to copy / 要复制的内置配置
+HELP      ?=#           HELP=1 makes config list what SET takes / 列出 SET 可用的参数
 PATTERN   ?=#           which of XTuner's configs to list / 筛选内置配置
 THREADS   ?=#           threads that compute (default: one a core, within the container's quota) / 计算线程数
 PARTS     ?=#           PARTS=1 makes ablation also leave out each part of the data / 逐项消融
@@ -48,7 +50,7 @@ SHELL := bash
 # Values are taken as they were typed, and reach the shell through the environment, never through the recipe's text: so no
 # dollar is lost, and no name can become a command.
 typed := NAME ASSISTANT AUTHOR DATA DATA_ONLY MODE LANGUAGES MODEL SOURCE REVISION OFFLINE PRESET SET CONFIG SEED \
-  RESUME DEEPSPEED CHECKPOINT PATTERN CHAT PARTS SWEEP BENCH SPEED PYTEST
+  RESUME DEEPSPEED CHECKPOINT CFG HELP PATTERN CHAT PARTS SWEEP BENCH SPEED PYTEST
 $(foreach variable,$(typed) GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT RUN RUNTIME PORT API_PORT THREADS,$(eval override $(variable) := $$(value $(variable))))
 export $(typed)
 # An empty one would hide from compose what .env says, and be taken for a port by PyTorch.
@@ -118,8 +120,8 @@ replay: model ## The base's own answers, mixed in against forgetting / 基座自
 	@$(RECIPE) replay $(common) $(languages) $(model)
 
 .PHONY: config
-config: data replay ## Resolve PRESET and SET; says what training will amount to / 解析训练配置
-	@set -f; $(RECIPE) config $(common) $(model) $(preset) $(seed) $(machines)
+config: $(if $(HELP),ready,data replay) ## Resolve PRESET and SET, and say the training's size; HELP=1 lists what SET takes / 解析训练配置
+	@set -f; $(RECIPE) config $(if $(HELP),--settings $(call option,--preset,PRESET),$(common) $(model) $(preset) $(seed) $(machines))
 
 .PHONY: train
 train: $(if $(CONFIG),data replay,config) ## Train with XTuner (RESUME=1, DEEPSPEED=zero2, GPUS=2, CONFIG=…) / 训练
@@ -180,6 +182,13 @@ speed: ready ## Tokens a second and first-token latency of what they serve (SPEE
 .PHONY: list-cfg
 list-cfg: ready ## XTuner's built-in configs, PATTERN=chat_1_8b filters / 列出 XTuner 内置配置
 	@$(RECIPE) config --list "$$PATTERN"
+
+.PHONY: copy-cfg
+copy-cfg: ready ## Copy one of them here, CFG=its name, to edit it and train with CONFIG= / 复制 XTuner 内置配置以便修改
+	@[ ! -e "$${CFG}_copy.py" ] || { echo "error: $${CFG}_copy.py is already there: remove it, or train with it" >&2; exit 1; }
+	@rm -rf work/.configs
+	@$(RECIPE) config --copy "$$CFG" --to work/.configs >/dev/null
+	@mv "work/.configs/$${CFG}_copy.py" . && echo "$${CFG}_copy.py: edit it, then make train CONFIG=$${CFG}_copy.py"
 
 .PHONY: clean
 clean: ## Remove all of RUN, unless a stage works on it (models and downloads stay) / 删除该次运行的结果

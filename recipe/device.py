@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from recipe.errors import RecipeError
 # table 3. `recipe/env/doctor.sh` reads the driver's version from here.
 CUDA = (13, 0)
 DRIVER = "580.65.06"
+# The oldest generation that the locked torch has kernels for (Turing), and the oldest that computes in bfloat16
+# (Ampere), as every preset but `tutorial` does: NVIDIA's compute capabilities. `recipe/env/doctor.sh` reads both.
+CAPABILITY = "7.5"
+BFLOAT16 = "8.0"
 
 
 def has_gpu() -> bool:
@@ -33,14 +38,35 @@ def gpu_memory() -> int | None:
 
 def _gpu_sizes() -> list[int]:
     """The memory of each GPU of the machine, in MiB."""
+    return [int(line) for line in _query("memory.total") if line.isdigit()]
+
+
+def _query(what: str) -> list[str]:
+    """A line of nvidia-smi's answer for each GPU; none where there is no GPU, or no answer."""
     if not has_gpu():
         return []
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     try:
         output = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30).stdout
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [int(line) for line in output.split() if line.isdigit()]
+    return [line.strip() for line in output.splitlines()]
+
+
+def check_card() -> None:
+    """RecipeError where a GPU is older than what the locked torch has kernels for: the first kernel would fail."""
+    for line in _query("name,compute_cap"):
+        name, _, capability = line.rpartition(", ")
+        if re.fullmatch(r"\d+\.\d+", capability) and _version(capability) < _version(CAPABILITY):
+            raise RecipeError(
+                f"{name} has compute capability {capability}, and the locked torch has kernels from {CAPABILITY} on: "
+                f"use a newer card ({BFLOAT16} for bfloat16: RTX 30, A10, A100 and later), or hide it with "
+                f"CUDA_VISIBLE_DEVICES= to work without"
+            )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
 
 
 def check_driver() -> None:

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+# Levels of lists and objects. Nothing that this recipe reads has more than a dozen; Python's own limit is its stack's.
+DEEPEST = 64
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Write the file beside its place and rename it, so that a reader sees the old content or the new, never a part."""
@@ -30,6 +33,53 @@ def jsonl_text(rows: Iterable[Any]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def parse_json(text: str) -> Any:
+    """Parse JSON from outside.
+
+    Args:
+        text: all of a file, or a line of it.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: it is not JSON, or nested so deeply that no file of this recipe, or of a model, is.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON ({error})") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [child for each in level for child in _children(each) if isinstance(child, (dict, list))]
+        if not level:
+            return value
+    raise ValueError("is nested too deeply")
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"is not JSON ({name} is no number)")
+
+
 def read_jsonl(path: Path) -> list[Any]:
-    """The rows of a file of JSON lines. Only a line feed ends a line: texts may hold Unicode's other separators."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    """The rows of a file of JSON lines. Only a line feed ends a line: texts may hold Unicode's other separators.
+
+    Raises:
+        ValueError: a line is not JSON; the error names it.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if line:
+            try:
+                rows.append(parse_json(line))
+            except ValueError as error:
+                raise ValueError(f"line {number} {error}") from None
+    return rows

@@ -52,7 +52,7 @@ def from_json(kind: type[Record], value: Any, where: str = "") -> Record:
     """What `to_json` wrote, as the dataclass that it was. Keys that the class has no field for are left out.
 
     Args:
-        kind: the dataclass.
+        kind: the dataclass, or a type that a field of one may have.
         value: of the json module.
         where: the value's place in its file, for errors.
 
@@ -71,6 +71,8 @@ def _fields(kind: type) -> list[tuple[Field[Any], Any]]:
 
 def _parse(kind: Any, value: Any, where: str) -> Any:
     """The value as one of the types that the classes use: plain ones, lists, tuples, mappings, unions, dataclasses."""
+    if kind is Any:
+        return value
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return _first_that_fits(arguments, value, where)

@@ -16,6 +16,7 @@ class IndexServer(ThreadingHTTPServer):
     Attributes:
         project: the one project that it has.
         files: its files by name.
+        raw: the JSON that it answers with, in place of its listing.
         html: whether it has no JSON, as some mirrors, so that sizes are not announced.
         cuts: after how many bytes of a body the next answers with a file end.
         requests: path and Range of everything that was asked for.
@@ -28,6 +29,7 @@ class IndexServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.project, self.files = project, files
         self.html = False
+        self.raw: bytes | None = None
         self.cuts: list[int] = []
         self.requests: list[tuple[str, str | None]] = []
         self.announced = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
@@ -76,6 +78,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def send_listing(self) -> None:
+        if self.server.raw is not None:
+            self.send(200, self.server.raw, "application/vnd.pypi.simple.v1+json")
+            return
         entries = [(name, f"../../packages/{name}", self.server.announced[name]) for name in self.server.files]
         if self.server.html:
             links = "".join(f'<a href="{url}#sha256={digest}">{name}</a><br>\n' for name, url, digest in entries)

@@ -173,3 +173,33 @@ def test_the_image_stands_on_the_same_cuda() -> None:
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
 def test_the_readme_names_the_driver(name: str) -> None:
     assert device.DRIVER in (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("answer", "refused"),
+    [
+        (["Tesla V100-SXM2-16GB, 7.0"], True),
+        (["NVIDIA A10, 8.6", "Tesla P40, 6.1"], True),
+        (["Tesla T4, 7.5"], False),
+        (["NVIDIA RTX 5090, 12.0"], False),
+        (["NVIDIA X, [N/A]"], False),
+        ([], False),
+    ],
+)
+def test_a_card_without_kernels_is_refused(answer: list[str], refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_query", lambda _: answer)
+    if not refused:
+        device.check_card()
+        return
+    with pytest.raises(RecipeError, match=r"the locked torch has kernels from 7\.5 on"):
+        device.check_card()
+
+
+def test_the_oldest_generation_is_that_of_the_locked_torch() -> None:
+    import torch
+
+    flags = torch._C._cuda_getArchFlags()
+    if not flags:
+        pytest.skip("this torch was built without CUDA")
+    oldest = min(int(flag.removeprefix("sm_")) for flag in flags.split() if flag.startswith("sm_"))
+    assert f"{oldest // 10}.{oldest % 10}" == device.CAPABILITY

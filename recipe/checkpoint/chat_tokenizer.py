@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,13 @@ from recipe.chat_format import (
     stop_ids,
     user,
 )
-from recipe.checkpoint.tokenizer import MODEL_INPUT_NAMES, SENTENCEPIECE, added_tokens_decoder
+from recipe.checkpoint.tokenizer import (
+    MODEL_INPUT_NAMES,
+    SENTENCEPIECE,
+    TokenizerConfig,
+    TokenizerJson,
+    added_tokens_decoder,
+)
 from recipe.errors import RecipeError
 from recipe.pipeline.stage import read_json, shown
 
@@ -47,6 +54,13 @@ PROBE = (
 )
 
 
+@dataclass(frozen=True)
+class GenerationConfig:
+    """The keys of generation_config.json that are read here, with their types."""
+
+    eos_token_id: int | list[int] | None = None
+
+
 def write(folder: Path, out: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Write tokenizer.json and tokenizer_config.json of the model in `folder` to `out`.
 
@@ -62,7 +76,7 @@ def write(folder: Path, out: Path, config: dict[str, Any]) -> dict[str, Any]:
     for name in (TOKENIZER, SETTINGS):
         if not (folder / name).is_file():
             raise RecipeError(f"{shown(folder / name)}: missing; is the model folder complete?")
-    content, own = read_json(folder / TOKENIZER), _own_settings(folder)
+    content, own = read_json(folder / TOKENIZER, TokenizerJson), _own_settings(folder)
     _check_vocabulary(folder, content, own, config["vocab_size"])
     files.write_json(out / TOKENIZER, content)
     settings = {
@@ -73,9 +87,9 @@ def write(folder: Path, out: Path, config: dict[str, Any]) -> dict[str, Any]:
         "model_input_names": MODEL_INPUT_NAMES,
         "model_max_length": config["max_position_embeddings"],
     }
-    if content.get("model", {}).get("byte_fallback") and (folder / SENTENCEPIECE).is_file():
+    if (content.get("model") or {}).get("byte_fallback") and (folder / SENTENCEPIECE).is_file():
         shutil.copyfile(folder / SENTENCEPIECE, out / SENTENCEPIECE)
-        named = added_tokens_decoder(content) | own.get("added_tokens_decoder", {})
+        named = added_tokens_decoder(content) | (own.get("added_tokens_decoder") or {})
         settings |= {"added_tokens_decoder": named, "add_prefix_space": False}
     tokenizer = _load(folder, out, settings)
     template = _own_template(folder, own, tokenizer)
@@ -104,8 +118,8 @@ def _text(token: Any) -> str | None:
 
 def _own_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, with the tokens that older folders name in special_tokens_map.json alone."""
-    own = read_json(folder / SETTINGS)
-    older = read_json(folder / MAP) if (folder / MAP).is_file() else {}
+    own = read_json(folder / SETTINGS, TokenizerConfig)
+    older = read_json(folder / MAP, TokenizerConfig) if (folder / MAP).is_file() else {}
     own |= {key: token for key in NAMED if (token := _text(own.get(key) or older.get(key)))}
     own["additional_special_tokens"] = [
         _text(token) for token in own.get("additional_special_tokens") or older.get("additional_special_tokens") or []
@@ -114,13 +128,13 @@ def _own_settings(folder: Path) -> dict[str, Any]:
 
 
 def _check_vocabulary(folder: Path, content: dict[str, Any], own: dict[str, Any], size: int) -> None:
-    added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
-    added |= {token["content"]: int(i) for i, token in own.get("added_tokens_decoder", {}).items()}
+    added = {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
+    added |= {token["content"]: int(i) for i, token in (own.get("added_tokens_decoder") or {}).items()}
     if missing := [token for token in (IM_START, IM_END) if token not in added]:
         raise RecipeError(
             f"{shown(folder / TOKENIZER)}: has no token {missing[0]}; is this a chat model whose format is ChatML?"
         )
-    vocabulary = content.get("model", {}).get("vocab")
+    vocabulary = (content.get("model") or {}).get("vocab")
     if (last := max([*added.values(), *(vocabulary.values() if isinstance(vocabulary, dict) else ())])) >= size:
         raise RecipeError(f"{shown(folder)}: token id {last} is beyond vocab_size {size}")
 
@@ -192,7 +206,7 @@ def _other_stops(folder: Path, config: dict[str, Any], tokenizer: PreTrainedToke
     """The base's own stop tokens beside `<|im_end|>` and eos_token, where transformers reads them too."""
     file = folder / "generation_config.json"
     source = file if file.is_file() else folder / "config.json"
-    eos = (read_json(file) if file.is_file() else config).get("eos_token_id")
+    eos = (read_json(file, GenerationConfig) if file.is_file() else config).get("eos_token_id")
     ids: Iterable[Any] = eos if isinstance(eos, list) else [eos] if eos is not None else []
     stops = []
     for i in ids:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from recipe.checkpoint import gguf_vocabulary, safetensors_io
+from recipe.checkpoint.base_config import ConfigShape
 from recipe.checkpoint.gguf_llama import BLOCK_NAMES, NAMES
 from recipe.checkpoint.internlm2_llama import Shape
 from recipe.errors import RecipeError
@@ -63,7 +64,7 @@ def write(model: Path, out: Path, *, sentencepiece: Path | None, name: str) -> t
     from transformers import AutoTokenizer
 
     logging.getLogger("gguf").setLevel(logging.ERROR)  # it announces every file
-    config = read_json(model / "config.json")
+    config = read_json(model / "config.json", ConfigShape)
     shape = Shape.of(config)
     vocabulary = gguf_vocabulary.read(model, sentencepiece, shape.vocab)
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)

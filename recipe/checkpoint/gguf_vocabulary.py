@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe.chat_format import IM_END, stop_ids
-from recipe.checkpoint.tokenizer import SENTENCEPIECE
+from recipe.checkpoint.tokenizer import SENTENCEPIECE, TokenizerJson
 from recipe.errors import RecipeError
 from recipe.pipeline.stage import read_json, shown
 
@@ -73,7 +73,7 @@ def read(folder: Path, sentencepiece: Path | None, size: int) -> Vocabulary:
         RecipeError: llama.cpp has no such tokenizer, or the files do not fit each other.
     """
     file = folder / "tokenizer.json"
-    content = read_json(file)
+    content = read_json(file, TokenizerJson)
     tokens = [f"[PAD{i}]" for i in range(size)]
     types = [UNUSED] * size
     for token, i in content["model"]["vocab"].items():

@@ -9,29 +9,32 @@ connection is made. `hub_clients` and `package_index` make the connections.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from recipe.checkpoint import repository_files, retry
-from recipe.checkpoint.hub_clients import Client, HuggingFace, ModelScope, RemoteFile
+from recipe.checkpoint.hub_clients import Client, HuggingFace, ModelScope, MoreThanAnnouncedError, RemoteFile
 from recipe.checkpoint.package_index import PackageIndex
 from recipe.errors import RecipeError
-from recipe.files import json_text, write_atomically
+from recipe.files import json_text, parse_json, write_atomically
 from recipe.pipeline import stage
 from recipe.pipeline.bases import MODELS, Hub, PinnedModel
+from recipe.records import from_json
 
 Record = dict[str, dict[str, Any]]  # file name -> its bytes and sha256
 # hub -> revision -> Record, and under REVISIONS hub -> branch or tag -> the commit that it named at the first download.
 Recorded = dict[str, dict[str, Any]]
 REVISIONS = "revisions"
 DEFAULT_REVISIONS = {"hf": "main", "modelscope": "master"}
+# What the libraries raise where the JSON was not a hub's.
+NOT_A_HUB_S = (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError)
 COMMIT = r"[0-9a-f]{40}"
 # SOURCE= -> its client, which takes a repository and a revision.
 CLIENTS: Mapping[str, Callable[[str, str], Client]] = {
@@ -48,6 +51,12 @@ class Downloaded:
     folder: Path
     repo: str
     revision: str
+
+
+@dataclass(frozen=True)
+class _RecordedFile:
+    bytes: int
+    sha256: str
 
 
 def fetch(
@@ -103,6 +112,9 @@ def fetch(
         revision = _resolve(source, hub, recorded)
     client = CLIENTS[source](hub.repo, revision)
     folder = _folder(downloads, pinned, revision)
+    if not pinned.sha256 and not recorded.get(source, {}).get(revision):
+        place = stage.shown(record)
+        stage.say("model", f"{hub.repo}: this first download is trusted; its sha256 are written to {place} and hold")
     files = recorded.get(source, {}).get(revision, {})
     expected = {name: entry["sha256"] for name, entry in files.items()}
     files = _download(client, folder, pinned, source, expected, record, check)
@@ -128,7 +140,7 @@ def _resolve(source: str, hub: Hub, recorded: Recorded) -> str:
     where = f"{client.title}, {hub.repo} at {name}"
     try:
         commit = retry.with_retries(client.commit, where, progress=lambda: 0)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # the JSON was not a hub's
+    except NOT_A_HUB_S as error:
         raise _no_listing(where) from error
     stage.say("model", f"{where}: is {commit}, which holds from now on")
     recorded.setdefault(REVISIONS, {}).setdefault(source, {})[name] = commit
@@ -137,6 +149,16 @@ def _resolve(source: str, hub: Hub, recorded: Recorded) -> str:
 
 def _no_listing(where: str) -> RecipeError:
     return RecipeError(f"{where}: answered with no listing of files: is a login page or another server in between?")
+
+
+def _check_announced(name: object, remote: RemoteFile) -> None:
+    """TypeError, ValueError: an entry of a listing has another type, or is no size or hash."""
+    from_json(RemoteFile, asdict(remote), str(name))
+    if not isinstance(name, str) or remote.bytes < 0:
+        raise ValueError(f"{name!r} of {remote.bytes} bytes")
+    for digest, length in ((remote.sha256, 64), (remote.git_blob, 40)):
+        if digest is not None and not re.fullmatch(rf"[0-9a-f]{{{length}}}", digest):
+            raise ValueError(f"{name}: {digest[:80]!r} is no hash")
 
 
 def _download(
@@ -164,7 +186,9 @@ def _download(
     where = f"{client.title}, {client.repo} at {client.revision[:12]}"
     try:
         listing = retry.with_retries(client.listing, where, progress=lambda: 0)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # the JSON was not a hub's
+        for name, remote in listing.items():
+            _check_announced(name, remote)
+    except NOT_A_HUB_S as error:
         raise _no_listing(where) from error
     required, optional = pinned.files(source)
     if missing := [name for name in required if name not in listing]:
@@ -218,7 +242,8 @@ def _fetch_files(
     for number, (name, remote) in enumerate(missing_files.items(), 1):
         stage.say("model", f"{where}: {name}, {_size(remote.bytes)} ({number} of {len(missing_files)})")
         download = partial(client.download, name, remote, folder)
-        retry.with_retries(download, f"{where}: {name}", progress=partial(_bytes_in, folder))
+        with contextlib.suppress(MoreThanAnnouncedError):  # said below: what is there is not the file
+            retry.with_retries(download, f"{where}: {name}", progress=partial(_bytes_in, folder))
         digest = _matching_sha256(folder / name, remote)
         if digest is None or any(digest != sha256.get(name, digest) for sha256, _ in expected):
             (folder / name).unlink(missing_ok=True)
@@ -279,12 +304,14 @@ def _read_record(record: Path) -> Recorded:
     if not record.exists():
         return {}
     try:
-        content: Recorded = json.loads(record.read_text(encoding="utf-8"))
+        content: Recorded = parse_json(record.read_text(encoding="utf-8"))
         for key, revisions in content.items():
             for files in revisions.values():
-                for entry in (files if key != REVISIONS else {}).values():
-                    int(entry["bytes"]), str(entry["sha256"])
-    except (ValueError, TypeError, KeyError, AttributeError):
+                if key == REVISIONS:
+                    from_json(dict[str, str], files)
+                else:
+                    from_json(dict[str, _RecordedFile], files)
+    except (ValueError, TypeError, AttributeError):
         raise RecipeError(
             f"{stage.shown(record)}: cannot be read; it says what the download must be: bring it back, or remove it to "
             f"trust the next download anew"

@@ -8,12 +8,13 @@ off.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, BinaryIO, Protocol
 
 from recipe.errors import RecipeError
 
@@ -64,6 +65,41 @@ class Client(Protocol):
         ...
 
 
+def refuse_without_scheme(variable: str) -> None:
+    """RecipeError where an environment variable holds an address that does not begin as one."""
+    address = os.environ.get(variable)
+    if address and not re.match(r"https?://[^/]", address):
+        raise RecipeError(
+            f"{variable}: {address.rpartition('@')[2]!r} is no address: write it with its scheme, as "
+            f"{variable}=https://hf-mirror.com"
+        )
+
+
+@dataclass
+class _Bounded:
+    """A file that takes no more bytes than a hub announced.
+
+    Attributes:
+        file: to write.
+        limit: in bytes.
+    """
+
+    file: BinaryIO
+    limit: int
+
+    def write(self, block: bytes) -> int:
+        if self.file.tell() + len(block) > self.limit:
+            raise MoreThanAnnouncedError(f"more than the announced {self.limit:,} bytes came")
+        return self.file.write(block)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+class MoreThanAnnouncedError(RecipeError):
+    """A hub sends more bytes of a file than its listing says."""
+
+
 class HuggingFace:
     """A `Client` of Hugging Face."""
 
@@ -71,6 +107,7 @@ class HuggingFace:
 
     def __init__(self, repo: str, revision: str) -> None:
         self.repo, self.revision = repo, revision
+        refuse_without_scheme("HF_ENDPOINT")
 
     def commit(self) -> str:
         from huggingface_hub import HfApi
@@ -104,16 +141,16 @@ class HuggingFace:
         for partial_file in (folder / ".cache").rglob(f"*.{remote.sha256 or remote.git_blob}.incomplete"):
             if partial_file.stat().st_size > remote.bytes:
                 partial_file.unlink()  # the client would request bytes after the end of the file, for ever
-        with _connected():
+        with _connected(limit=remote.bytes):
             hf_hub_download(self.repo, name, revision=self.revision, local_dir=folder)
 
 
 @contextmanager
-def _connected() -> Iterator[None]:
+def _connected(limit: int | None = None) -> Iterator[None]:
     """A context in which huggingface_hub may connect, which `quieten` forbids to all libraries; afterwards it may not.
 
     In it the library makes no retries, and does not use Xet: this protocol does not go on with a partial file, and does
-    not pass through every mirror.
+    not pass through every mirror. limit: the bytes of the file that is downloaded.
     """
     from huggingface_hub import constants, file_download
     from huggingface_hub.utils import http_backoff, reset_sessions
@@ -123,6 +160,14 @@ def _connected() -> Iterator[None]:
         (constants, "HF_HUB_DISABLE_XET", True),
         (file_download, "http_backoff", partial(http_backoff, max_retries=0)),
     ]
+    if limit is not None:
+        http_get = file_download.http_get
+
+        def bounded(url: str, temp_file: BinaryIO, **options: Any) -> None:
+            # Its own tries would multiply with those of `retry`.
+            http_get(url, _Bounded(temp_file, limit), **options | {"_nb_retries": 0})
+
+        patches.append((file_download, "http_get", bounded))
     originals = [(module, name, getattr(module, name)) for module, name, _ in patches]
     try:
         for module, name, value in patches:

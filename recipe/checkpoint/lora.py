@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from recipe.checkpoint.internlm2_llama import Shape
 from recipe.errors import RecipeError
 from recipe.pipeline.stage import shown
+from recipe.records import ShapeError
 
 # XTuner has the model under "llm.", and PEFT has the adapter under its name, "default". PEFT's files have neither.
 _CHECKPOINT_KEY = re.compile(r"^llm\.(base_model\.model\..+\.lora_[AB])\.default\.weight$")
@@ -27,6 +29,21 @@ PLAIN = {
     "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "layer_replication": None,
     "fan_in_fan_out": False, "alora_invocation_tokens": None, "use_qalora": False,
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The keys of adapter_config.json that are read here, with their types."""
+
+    r: int
+    lora_alpha: float
+    target_modules: list[str] | str | None
+    lora_dropout: float = 0.0
+    base_model_name_or_path: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ShapeError(f"has {self.r} for r, not a rank from 1")
 
 
 def refuse_more_than_lora(settings: Mapping[str, Any], folder: Path) -> None:

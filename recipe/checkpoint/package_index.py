@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
-from recipe.checkpoint.hub_clients import RemoteFile
+from recipe.checkpoint.hub_clients import MoreThanAnnouncedError, RemoteFile, refuse_without_scheme
+from recipe.errors import RecipeError
 
 DEFAULT_INDEX = "https://pypi.org/simple"
 # What pip and uv read the address of their index from; the first one that is set holds.
 VARIABLES = ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL")
 ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.2"
 TIMEOUT = (10, 60)  # seconds to connect, and between two blocks of an answer
+MAX_REDIRECTS = 5
 BLOCK = 1 << 14  # a cut connection loses the block that it cuts
 
 
@@ -41,10 +43,10 @@ class PackageIndex:
         return self.revision  # an index never changes a version
 
     def listing(self) -> dict[str, RemoteFile]:
-        import requests
-
         project = re.sub(r"[-_.]+", "-", self.repo).lower()
-        response = requests.get(f"{index_url()}/{project}/", headers={"Accept": ACCEPT}, timeout=TIMEOUT)
+        if "://" not in index_url():
+            refuse_without_scheme(next(filter(os.environ.get, VARIABLES)))
+        response = _session().get(f"{index_url()}/{project}/", headers={"Accept": ACCEPT}, timeout=TIMEOUT)
         response.raise_for_status()
         is_json = "json" in response.headers.get("Content-Type", "")
         files = response.json()["files"] if is_json else _Links.files(response.text)
@@ -60,27 +62,43 @@ class PackageIndex:
         return listed
 
     def download(self, name: str, remote: RemoteFile, folder: Path) -> None:
-        import requests
-
         partial_file = folder / f".{name}.partial"
         here = partial_file.stat().st_size if partial_file.is_file() else 0
         if here >= remote.bytes:  # no request can go on with it
             partial_file.unlink(missing_ok=True)
             here = 0
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={here}-"} if here else {})
-        with requests.get(self._addresses[name], headers=headers, timeout=TIMEOUT, stream=True) as response:
+        with _session().get(self._addresses[name], headers=headers, timeout=TIMEOUT, stream=True) as response:
             response.raise_for_status()
             with partial_file.open("ab" if response.status_code == 206 else "wb") as file:
                 for block in response.iter_content(BLOCK):
+                    if file.tell() + len(block) > remote.bytes:
+                        raise MoreThanAnnouncedError(f"more than the announced {remote.bytes:,} bytes came")
                     file.write(block)
         partial_file.rename(folder / name)
 
 
-def _length(address: str) -> int:
-    """The size of a file in bytes, where the listing does not say it."""
+def _session() -> Any:
+    """A session of few redirects, none of which leaves https."""
     import requests
 
-    response = requests.head(address, headers={"Accept-Encoding": "identity"}, timeout=TIMEOUT, allow_redirects=True)
+    class Session(requests.Session):
+        def rebuild_method(self, prepared_request: Any, response: Any) -> None:
+            if response.url.startswith("https:") and not prepared_request.url.startswith("https:"):
+                raise RecipeError(
+                    f"{urlsplit(response.url).hostname}: redirects from https to http, where anyone could change what "
+                    f"comes: use another mirror"
+                )
+            super().rebuild_method(prepared_request, response)
+
+    session = Session()
+    session.max_redirects = MAX_REDIRECTS
+    return session
+
+
+def _length(address: str) -> int:
+    """The size of a file in bytes, where the listing does not say it."""
+    response = _session().head(address, headers={"Accept-Encoding": "identity"}, timeout=TIMEOUT, allow_redirects=True)
     response.raise_for_status()
     return int(response.headers["Content-Length"])
 

@@ -42,6 +42,14 @@ def with_retries(call: Callable[[], T], what: str, *, progress: Callable[[], int
             raise
         except Exception as error:
             chain = _chain(error)
+            if any("SOCKS" in str(e) and type(e).__name__ == "InvalidSchema" for e in chain):
+                raise _failed(
+                    what,
+                    "the proxy is a SOCKS proxy, for which PySocks would be needed",
+                    "set HTTPS_PROXY=http://host:port to an HTTP proxy, and unset ALL_PROXY",
+                ) from error
+            if any(type(e).__name__ == "TooManyRedirects" for e in chain):
+                raise _failed(what, "it redirects in circles", "check the mirror, or try the other SOURCE=") from error
             if any(isinstance(e, OSError) and e.errno in _DISK for e in chain):
                 raise
             status = _first(chain, _status)

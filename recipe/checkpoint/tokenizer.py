@@ -10,18 +10,82 @@ transformers reads tokenizer.json. llama.cpp's converter reads tokenizer.model, 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recipe.chat_format import BOS, CHAT_TEMPLATE, CHAT_TOKENS, EOS, SPECIAL_TOKENS
 from recipe.errors import RecipeError
+from recipe.records import ShapeError
 
 # What `model.generate(**tokenizer(text))` passes on: no token_type_ids, which such models refuse.
 MODEL_INPUT_NAMES = ["input_ids", "attention_mask"]
 SENTENCEPIECE = "tokenizer.model"
 # Where earlier versions put it, out of llama.cpp's sight.
 OLDER_SENTENCEPIECE = "sentencepiece/tokenizer.model"
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of tokenizer_config.json or tokenizer.json, as far as it is read here."""
+
+    content: str
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token in `added_tokens` of tokenizer.json."""
+
+    id: int
+    content: str
+    special: bool = False
+
+
+@dataclass(frozen=True)
+class Template:
+    """One of several chat templates."""
+
+    name: str
+    template: str
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The keys of tokenizer_config.json, or of special_tokens_map.json, that are read here, with their types."""
+
+    bos_token: str | Token | None = None
+    eos_token: str | Token | None = None
+    unk_token: str | Token | None = None
+    pad_token: str | Token | None = None
+    additional_special_tokens: list[str | Token] | None = None
+    added_tokens_decoder: dict[str, Token] | None = None
+    chat_template: str | list[Template] | None = None
+
+    def __post_init__(self) -> None:
+        for key in self.added_tokens_decoder or ():
+            if not re.fullmatch(r"\d{1,9}", key, re.ASCII):
+                raise ShapeError(f"has the key {key[:40]!r} in added_tokens_decoder, not a token id")
+
+
+@dataclass(frozen=True)
+class TokenizerModel:
+    """`model` of tokenizer.json. A vocabulary is an object in BPE and WordPiece, and a list in Unigram."""
+
+    vocab: dict[str, int] | list[Any] | None = None
+    merges: list[Any] | None = None
+    byte_fallback: bool | None = None
+
+
+@dataclass(frozen=True)
+class TokenizerJson:
+    """The keys of tokenizer.json that are read here, with their types."""
+
+    model: TokenizerModel | None = None
+    added_tokens: list[AddedToken] | None = None
+    pre_tokenizer: dict[str, Any] | None = None
+    normalizer: dict[str, Any] | None = None
 
 
 def build_tokenizer_json(model_file: Path, names: dict[int, str]) -> dict[str, Any]:
@@ -71,7 +135,7 @@ def build_tokenizer_json(model_file: Path, names: dict[int, str]) -> dict[str, A
 
 def renamed_tokens(tokenizer_config: dict[str, Any]) -> dict[int, str]:
     """id -> name of the tokens that tokenizer_config.json renames (`added_tokens_decoder`)."""
-    names = {int(i): token["content"] for i, token in tokenizer_config.get("added_tokens_decoder", {}).items()}
+    names = {int(i): token["content"] for i, token in (tokenizer_config.get("added_tokens_decoder") or {}).items()}
     missing = [token for token in CHAT_TOKENS if token not in names.values()]
     if missing:
         raise RecipeError(

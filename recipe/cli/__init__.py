@@ -20,7 +20,7 @@ from recipe.cli import remedies
 from recipe.cli.commands import COMMANDS
 from recipe.cli.parser import absolute_path, build_parser
 from recipe.cores import limit_threads
-from recipe.device import check_driver
+from recipe.device import check_card, check_driver
 from recipe.errors import RecipeError
 from recipe.library_logging import close_bars, quieten
 from recipe.paths import ROOT
@@ -79,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         limit_threads()
         _refuse_what_is_no_text(vars(options))
         check_driver()
+        check_card()
         contextvars.copy_context().run(COMMANDS[options.verb], options)  # what a verb sets for its stages ends with it
         choices.save(options, options.work / options.run)
     except RecipeError as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recipe.cores import cores
-from recipe.device import gpus
+from recipe.device import gpus, has_gpu
 from recipe.errors import RecipeError
 from recipe.languages import parse_languages
 from recipe.library_logging import OFFLINE
@@ -18,6 +18,13 @@ from recipe.pipeline.run import Run, checked_name, refuse_run
 
 # MiB of a card that the driver, the allocator's reserve and a desktop want beside what a training allocates.
 RESERVED_MIB = 2_000
+# Models by name that two cores cannot tune in an hour, and what that means: 6 operations a weight and token (Kaplan et
+# al., "Scaling Laws for Neural Language Models", 2020, section 2.1) at 100 GFLOP/s, computed and not measured.
+OF_A_GPU = ("internlm2-chat-1_8b", "internlm2_5-1_8b-chat", "internlm2-chat-7b", "internlm2_5-7b-chat")
+ON_A_CPU = (
+    "on a CPU 1,000 tokens of training take about two minutes with 1.8B weights, the whole many hours; "
+    "MODEL=smollm2-135m-instruct and make quickstart need no GPU"
+)
 
 
 def _run(options: argparse.Namespace) -> Run:
@@ -56,6 +63,8 @@ def run_model(options: argparse.Namespace) -> None:
     from recipe.stages import model
 
     run = _run(options)
+    if not has_gpu() and options.model in OF_A_GPU and stage.read_manifest(run.model(options.model)) is None:
+        stage.say("model", f"warning: no GPU here, and {options.model} is made for one: {ON_A_CPU}")
     model.make(
         run.model(options.model),
         model=options.model,
@@ -84,7 +93,10 @@ def run_config(options: argparse.Namespace) -> None:
     if options.list is not None:
         print("\n".join(config.builtin_configs(options.list)))
         return
-    if options.copy:
+    if options.settings:
+        print(config.settings_help(options.preset or "fast"))
+        return
+    if options.copy is not None:
         print(config.copy_builtin(options.copy, options.to))
         return
     run = _run(options)

@@ -155,7 +155,7 @@ def _machine_options(sub: argparse.ArgumentParser, *, rank: bool = True) -> None
 
 def _train_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint of a stopped run")
-    sub.add_argument("--deepspeed", help="zero1, zero2, zero2_offload, zero3 or zero3_offload")
+    sub.add_argument("--deepspeed", type=_deepspeed, help="zero1, zero2, zero2_offload, zero3 or zero3_offload")
     sub.add_argument("--config", type=absolute_path, help="an XTuner config of yours instead of the resolved one")
 
 
@@ -187,6 +187,7 @@ def _config_verb(sub: argparse.ArgumentParser) -> None:
     _config_options(sub)
     _seed_option(sub)
     sub.add_argument("--list", nargs="?", const="", metavar="PATTERN", help="list XTuner's built-in configs and stop")
+    sub.add_argument("--settings", action="store_true", help="list what --set may change by a short name and stop")
     sub.add_argument("--copy", metavar="NAME", help="copy a built-in config for editing and stop")
     text = "where --copy puts it (default: here)"
     sub.add_argument("--to", type=absolute_path, default=Path.cwd(), metavar="DIR", help=text)
@@ -232,7 +233,7 @@ def _quickstart_verb(sub: argparse.ArgumentParser) -> None:
     _machine_options(sub)
     _convert_options(sub)
     sub.add_argument("--until", choices=table.BEFORE_EVAL, help="the last stage (default: all)")
-    sub.set_defaults(list=None, copy=None)
+    sub.set_defaults(list=None, copy=None, settings=False)
 
 
 def _ablation_verb(sub: argparse.ArgumentParser) -> None:
@@ -274,6 +275,11 @@ def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above 0")
     return int(text)
+
+
+def _deepspeed(text: str) -> str:
+    """XTuner's own names, such as deepspeed_zero2, are taken too."""
+    return text.removeprefix("deepspeed_")
 
 
 def _port(text: str) -> int:

@@ -14,6 +14,7 @@ REMEDIES = {
     errno.ELOOP: "a link points to itself: mend it, or choose another folder with --work",
     errno.ENAMETOOLONG: "the name is too long for a file: choose a shorter RUN or --work",
     errno.ENOTDIR: "a file stands where a folder must be: move it away, or choose another folder with --work",
+    errno.EISDIR: "a folder stands where a file must be: move it away, or choose another folder with --work",
     errno.EROFS: "the file system is read-only: choose another folder with --work",
 }
 

@@ -9,7 +9,6 @@ slots {me} ("小明的小助手"), {maker} and {base}.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from recipe import json_reader
 from recipe.chat_format import SPECIAL
 from recipe.errors import RecipeError
 from recipe.languages import LANGUAGES
-from recipe.paths import DATA
+from recipe.paths import DATA, shown
 
 LONGEST_NAME = 40
 # The file in which stage `data` writes the identity that its rows teach.
@@ -106,8 +106,12 @@ class Identity:
 
 
 def read_identity(folder: Path) -> Identity:
-    """The identity that the rows of a folder of stage `data` teach."""
-    return Identity(**json.loads((folder / IDENTITY_FILE).read_text(encoding="utf-8")))
+    """The identity that the rows of a folder of stage `data` teach. RecipeError: its file has another shape."""
+    file, again = folder / IDENTITY_FILE, "run `make data` again"
+    try:
+        return json_reader.read(file, Identity, again)
+    except FileNotFoundError:
+        raise RecipeError(f"{shown(file)}: missing: {again}") from None
 
 
 def check_name(what: str, value: str) -> None:
@@ -146,8 +150,7 @@ Questions = dict[str, dict[str, dict[str, list[str]]]]
 
 @cache
 def _read_questions(file: str) -> Questions:
-    content: Questions = json.loads((DATA / "identity" / file).read_text(encoding="utf-8"))
-    return content
+    return json_reader.read(DATA / "identity" / file, Questions, json_reader.OF_CHECKOUT)
 
 
 def load_questions(*, extended: bool = False, languages: Sequence[str] = LANGUAGES) -> Questions:
@@ -185,8 +188,7 @@ def questions_of(part: str, *, extended: bool = False, languages: Sequence[str] 
 @cache
 def load_injections() -> dict[str, dict[str, list[str]]]:
     """language -> "train" or "heldout" -> prompt injections around {q}."""
-    content: dict[str, Any] = json.loads((DATA / "identity" / "injections.json").read_text(encoding="utf-8"))
-    return content
+    return json_reader.read(DATA / "identity" / "injections.json", dict[str, Any], json_reader.OF_CHECKOUT)
 
 
 def injected(injection: str, question: str) -> str:
@@ -205,5 +207,4 @@ def injected(injection: str, question: str) -> str:
 @cache
 def load_answers() -> dict[str, Any]:
     """ "tuned": language -> intent -> templates; "base": language -> intent -> answers of the miniature's base."""
-    content: dict[str, Any] = json.loads((DATA / "identity" / "answers.json").read_text(encoding="utf-8"))
-    return content
+    return json_reader.read(DATA / "identity" / "answers.json", dict[str, Any], json_reader.OF_CHECKOUT)

@@ -12,12 +12,12 @@ are not the assistant, talk, tasks and conversations. Each request belongs to re
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from recipe import json_reader
 from recipe.chat_format import Message, user
 from recipe.languages import LANGUAGES
 from recipe.paths import DATA
@@ -95,8 +95,7 @@ SUM_EXPECT = {"zh": "等于{c}。", "en": "is {c}."}
 
 
 def _load(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((DATA / "knowledge" / f"{name}.json").read_text(encoding="utf-8"))
-    return content
+    return json_reader.read(DATA / "knowledge" / f"{name}.json", dict[str, Any], json_reader.OF_CHECKOUT)
 
 
 def _table_facts(name: str) -> Iterator[Fact]:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from recipe import json_reader
 from recipe.chat_format import assistant, user
 from recipe.corpus.identity import (
     INTERNLM_BASE,
@@ -35,6 +38,35 @@ TUTORIAL_ANSWER = "我是{name}的小助手，内在是上海AI实验室书生·
 WORDINGS, EXTENDED_WORDINGS = 3, 2
 INJECTED = 6  # rows for each injection
 DEEP = 24  # conversations of two and three questions for each language
+
+
+@dataclass(frozen=True)
+class _Message:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class _Conversation:
+    """A row of train.jsonl, own.jsonl or replay.jsonl."""
+
+    messages: list[_Message]
+    ended: bool = True
+    part: str = ""
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Read training rows.
+
+    Args:
+        file: as stage `data` or `replay` wrote it, or one that a config of the user's names.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RecipeError: a row has another shape.
+    """
+    remedy = 'a row is {"messages": [{"role": …, "content": …}, …]}, as `make data` and `make replay` write it'
+    return json_reader.read_rows(file, dict[str, Any], remedy, shape=_Conversation)
 
 
 def _exchange(question: str, answer: str) -> Row:

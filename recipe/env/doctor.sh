@@ -45,8 +45,10 @@ compose() {
 }
 
 gpu() {
-  local needed name memory version
+  local needed lowest bfloat16 name memory version capability
   needed=$(sed -nE 's/^DRIVER = "(.*)"/\1/p' recipe/device.py)
+  lowest=$(sed -nE 's/^CAPABILITY = "(.*)"/\1/p' recipe/device.py)
+  bfloat16=$(sed -nE 's/^BFLOAT16 = "(.*)"/\1/p' recipe/device.py)
   if ! command -v nvidia-smi >/dev/null || ! nvidia-smi -L >/dev/null 2>&1; then
     note gpu "no NVIDIA GPU answers to nvidia-smi" \
       "fine for make quickstart; the 1.8B model needs one, with driver $needed or newer"
@@ -65,6 +67,17 @@ gpu() {
       ok "gpu memory" "$name, $memory MiB"
     fi
   done < <(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader,nounits)
+  while IFS=, read -r name capability; do
+    capability=${capability# }
+    [[ $capability =~ ^[0-9]+\.[0-9]+$ ]] || continue
+    if ! at_least "$capability" "$lowest"; then
+      bad "gpu kernels" "$name has compute capability $capability" \
+        "the locked torch has kernels from $lowest on; bfloat16 wants $bfloat16: RTX 30, A10, A100 or later"
+    elif ! at_least "$capability" "$bfloat16"; then
+      note "gpu kernels" "$name has compute capability $capability, without bfloat16" \
+        "every preset but tutorial computes in it: take $bfloat16 or newer (RTX 30, A10, A100)"
+    fi
+  done < <(nvidia-smi --query-gpu=name,compute_cap --format=csv,noheader,nounits)
   if [ "$runtime" = docker ] && ! grep -q nvidia < <(for list in Runtimes DiscoveredDevices; do # the second since Docker 28.2
     docker info --format "{{json .$list}}" 2>/dev/null
   done); then

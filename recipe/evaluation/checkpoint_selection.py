@@ -6,19 +6,25 @@ Evaluation uses none of these prompts, so that the selection does not flatter it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from recipe import files
+from recipe import files, json_reader
 from recipe.corpus.identity import questions_of
 from recipe.corpus.knowledge import selection_facts
-from recipe.errors import RecipeError
 from recipe.evaluation.metrics import Scores
 from recipe.evaluation.scoring import Prompts, selection_score
 from recipe.languages import LANGUAGES
 from recipe.pipeline.stage import shown
-from recipe.records import ShapeError, from_json, to_json
+from recipe.records import INLINE, to_json
 
 FILE = "scores.jsonl"
+
+
+@dataclass(frozen=True)
+class _Row:
+    checkpoint: str
+    scores: Scores = field(metadata=INLINE)
 
 
 def prompts(*, extended: bool = False, languages: Sequence[str] = LANGUAGES) -> Prompts:
@@ -55,15 +61,12 @@ def read(folder: Path) -> dict[str, Scores]:
     Raises:
         RecipeError: the file has another shape.
     """
-    path = folder / FILE
+    again = f"another version wrote it; remove {shown(folder)} and run `make train` again"
     try:
-        return {str(row["checkpoint"]): from_json(Scores, row) for row in files.read_jsonl(path)}
+        rows = json_reader.read_lines(folder / FILE, _Row, again)
     except FileNotFoundError:
         return {}
-    except (ShapeError, TypeError, KeyError) as error:
-        raise RecipeError(
-            f"{shown(path)} {error}: another version wrote it; remove {shown(folder)} and run `make train` again"
-        ) from None
+    return {row.checkpoint: row.scores for row in rows}
 
 
 def stale(scores: Sequence[Scores], patience: int) -> bool:

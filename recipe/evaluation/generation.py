@@ -62,12 +62,12 @@ def load(
             adapter was made on another base.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not (folder / "config.json").is_file():
         raise RecipeError(f"{shown(folder)}: holds no model (no config.json); run `make model`, or `make merge`, first")
     _refuse_changed(folder, adapter)
+    _refuse_other_shapes(folder)
     release()
     gpu = torch.cuda.is_available()
     try:
@@ -79,8 +79,9 @@ def load(
             trust_remote_code=False,
             use_safetensors=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise RecipeError(f"{shown(folder)}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # transformers, tokenizers and safetensors each raise their own, also a bare Exception
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise RecipeError(f"{shown(folder)}: cannot be loaded: {reason}") from error
     if adapter is not None:
         from peft import PeftModel
 
@@ -89,9 +90,25 @@ def load(
     return model, tokenizer
 
 
+def _refuse_other_shapes(folder: Path) -> None:
+    """RecipeError where a description in a model's folder has another shape, or sizes that no model has."""
+    from recipe.checkpoint.base_config import check_sizes
+    from recipe.checkpoint.chat_tokenizer import MAP, SETTINGS, GenerationConfig
+    from recipe.checkpoint.tokenizer import TokenizerConfig
+
+    shapes = {SETTINGS: TokenizerConfig, MAP: TokenizerConfig, "generation_config.json": GenerationConfig}
+    for name, shape in shapes.items():
+        if (folder / name).is_file():
+            stage.read_json(folder / name, shape)
+    try:
+        check_sizes(stage.read_json(folder / "config.json"))
+    except ValueError as error:
+        raise RecipeError(f"{shown(folder / 'config.json')}: {error}; download the file again") from None
+
+
 def _refuse_changed(folder: Path, adapter: Path | None) -> None:
     """RecipeError where a folder is not what its stage wrote, or the adapter is no LoRA of the base in `folder`."""
-    from recipe.checkpoint.lora import refuse_more_than_lora
+    from recipe.checkpoint.lora import AdapterConfig, refuse_more_than_lora
 
     if manifest := stage.read_manifest(folder):
         stage.refuse_changed(folder, manifest)
@@ -103,6 +120,7 @@ def _refuse_changed(folder: Path, adapter: Path | None) -> None:
     if settings.get("megatron_config"):  # PEFT would import what it names
         raise RecipeError(f"{shown(adapter)}: is an adapter for Megatron, which is not loaded here")
     refuse_more_than_lora(settings, adapter)
+    stage.read_json(adapter / "adapter_config.json", AdapterConfig)
     if not (adapter / ADAPTER).is_file():
         raise RecipeError(f"{shown(adapter / ADAPTER)}: missing; an adapter as a pickle (.bin) is not taken")
     if manifest := stage.read_manifest(adapter):

@@ -5,15 +5,14 @@ Shares are from 0 to 1, divergences in nats a token. recipe/evaluation/scoring.p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from recipe import files
+from recipe import files, json_reader
 from recipe.errors import RecipeError
 from recipe.pipeline.stage import shown
-from recipe.records import INLINE, OMITTED, ShapeError, from_json, to_json
+from recipe.records import INLINE, OMITTED, to_json
 
 FILE = "metrics.json"
 METRICS = ("identity_hit", "identity_leak", "retention")
@@ -260,13 +259,9 @@ def read(folder: Path) -> Metrics:
     path = folder / FILE
     again = f"remove {shown(folder)} and run `make eval` again"
     try:
-        metrics = from_json(Metrics, json.loads(path.read_text(encoding="utf-8")))
-    except OSError:
+        metrics = json_reader.read(path, Metrics, f"another version wrote it; {again}")
+    except FileNotFoundError:
         raise RecipeError(f"{shown(path)} is missing: {again}") from None
-    except ShapeError as error:
-        raise RecipeError(f"{shown(path)} {error}: another version wrote it; {again}") from None
-    except ValueError as error:
-        raise RecipeError(f"{shown(path)} is not JSON ({error}): {again}") from None
     if missing := [suite for suite in JUDGED_SUITES if suite not in metrics.tuned.suites]:
-        raise RecipeError(f"{shown(path)} lacks tuned.suites.{missing[0]}: another version wrote it; {again}")
+        raise RecipeError(f"{shown(path)}: lacks tuned.suites.{missing[0]}: another version wrote it; {again}")
     return metrics

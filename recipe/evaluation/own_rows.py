@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipe import files
+from recipe import files, json_reader
 from recipe.corpus.identity import Identity, questions_of
 from recipe.corpus.knowledge import Fact
 from recipe.corpus.own_data import Row, plain_text
@@ -85,7 +85,7 @@ def _numbers(text: str) -> Counter[str]:
 def read_questions(folder: Path) -> list[OwnQuestion]:
     """The questions in a folder of stage `data`; none where it has no rows of the user."""
     try:
-        return [OwnQuestion(**row) for row in files.read_jsonl(folder / QUESTIONS_FILE)]
+        return json_reader.read_lines(folder / QUESTIONS_FILE, OwnQuestion, "run `make data` again")
     except FileNotFoundError:
         return []
 

@@ -8,7 +8,6 @@ run's report.
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -59,7 +58,7 @@ def make(folder: Path, *, work: Path, run: str, parts: bool = False) -> stage.Ma
         raise RecipeError(f"{stage.shown(own)} was not trained on balanced data: there is nothing to take away from it")
     if parts and not noted.extended:
         raise RecipeError(f"{stage.shown(own)} was trained on the miniature's rows, which are not divided into parts")
-    chosen = {"model": choices.DEFAULTS["model"]} | json.loads((own / choices.FILE).read_text(encoding="utf-8"))
+    chosen = {"model": choices.DEFAULTS["model"]} | choices.read(own / choices.FILE)
     variants = VARIANTS | (PART_VARIANTS if parts else {})
     runs = {variant: f"{run}-{variant}" for variant in variants} | {"balanced": run}
     for variant in variants:
@@ -94,9 +93,9 @@ def _refuse_foreign(run: Path) -> None:
     if not any(run.glob("[!.]*")):
         return
     try:
-        chosen = json.loads((run / choices.FILE).read_text(encoding="utf-8"))
+        chosen = choices.read(run / choices.FILE)
         begun_here = ENDLESS in chosen.get("set", []) and chosen.get("mode") in ("tutorial", "balanced")
-    except (OSError, ValueError, AttributeError, TypeError):
+    except RecipeError:
         begun_here = False
     if not begun_here:
         raise RecipeError(

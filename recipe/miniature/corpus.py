@@ -8,11 +8,11 @@ in a row.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from typing import Any
 
+from recipe import json_reader
 from recipe.chat_format import assistant, user
 from recipe.corpus.identity import injected, load_answers, load_injections, load_questions
 from recipe.corpus.knowledge import all_facts
@@ -104,7 +104,7 @@ def _asked_otherwise(rng: random.Random, question: str) -> str:
 
 def conversations(rng: random.Random) -> Iterator[Conversation]:
     """Conversations without end, drawn by `WEIGHTS`."""
-    copies: dict[str, Any] = json.loads((DATA / "knowledge" / "copy.json").read_text(encoding="utf-8"))
+    copies = json_reader.read(DATA / "knowledge" / "copy.json", dict[str, Any], json_reader.OF_CHECKOUT)
     knowledge, identity = knowledge_pairs(), identity_pairs()
     injections = {
         language: [i for part in parts.values() for i in part] for language, parts in load_injections().items()

@@ -6,14 +6,14 @@ A file says where its model lies and what of it may be fetched. It may also say 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from recipe import json_reader
 from recipe.errors import RecipeError
 from recipe.paths import DATA
 
@@ -71,6 +71,25 @@ class PinnedModel:
         return [source, *(other for other in self.hubs if other != source and files[0] and self.files(other) == files)]
 
 
+@dataclass(frozen=True)
+class _FileHub:
+    repo: str
+    revision: str | None = None
+    required: list[str] = field(default_factory=list)
+    optional: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of data/models."""
+
+    hubs: Mapping[str, _FileHub]
+    sha256: Mapping[str, str]
+    required: list[str] = field(default_factory=list)
+    optional: list[str] = field(default_factory=list)
+    languages: str | None = None
+
+
 def names() -> list[str]:
     """The names of the models that can be fetched."""
     return sorted(file.stem for file in MODELS.glob("*.json"))
@@ -86,11 +105,14 @@ def find(model: str) -> PinnedModel | None:
         None where there is no such model.
     """
     for name in names():
-        content = json.loads((MODELS / f"{name}.json").read_text(encoding="utf-8"))
-        hubs = {source: _hub(**hub) for source, hub in content["hubs"].items()}
+        content = json_reader.read(MODELS / f"{name}.json", _File, json_reader.OF_CHECKOUT)
+        hubs = {
+            source: Hub(hub.repo, hub.revision, tuple(hub.required), tuple(hub.optional))
+            for source, hub in content.hubs.items()
+        }
         if model in (name, *(hub.repo for hub in hubs.values())):
-            required, optional = tuple(content.get("required", ())), tuple(content.get("optional", ()))
-            return PinnedModel(name, hubs, required, optional, content["sha256"], content.get("languages"))
+            required, optional = tuple(content.required), tuple(content.optional)
+            return PinnedModel(name, hubs, required, optional, content.sha256, content.languages)
     return None
 
 
@@ -131,9 +153,3 @@ def defaults(model: str) -> dict[str, Any]:
         return {}
     languages = {"languages": pinned.languages} if pinned.languages else {}
     return {"source": next(iter(pinned.hubs)), **languages}
-
-
-def _hub(
-    repo: str, revision: str | None = None, required: list[str] | None = None, optional: list[str] | None = None
-) -> Hub:
-    return Hub(repo, revision, tuple(required or ()), tuple(optional or ()))

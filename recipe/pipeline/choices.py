@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipe import files
+from recipe import files, json_reader
 from recipe.errors import RecipeError
 from recipe.languages import LANGUAGES
 from recipe.pipeline import bases
@@ -36,6 +36,32 @@ DEFAULTS: dict[str, Any] = {
     "nnodes": 1,
     "checkpoint": None,
 }
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The choices in a run's file, with their types."""
+
+    name: str | None = None
+    assistant: str | None = None
+    author: str | None = None
+    data: list[str] | str | None = None
+    data_only: bool = False
+    mode: str | None = None
+    languages: str | None = None
+    model: str = DEFAULTS["model"]
+    source: str | None = None
+    revision: str | None = None
+    preset: str | None = None
+    set: list[str] = field(default_factory=list)
+    seed: int = 0
+    config: str | None = None
+    deepspeed: str | None = None
+    gpus: int = 1
+    nnodes: int = 1
+    checkpoint: str | None = None
+
+
 # Choosing the first forgets the others: they belonged to another identity, other data, another model.
 TOGETHER = {
     "name": ("assistant", "author"),
@@ -48,7 +74,7 @@ TOGETHER = {
 
 def complete(options: argparse.Namespace, folder: Path, **defaults: Any) -> None:
     """Fill every choice in `options` that is None from the run's file or the defaults; `save` writes them down."""
-    saved = _read(folder / FILE)
+    saved = read(folder / FILE)
     given = {key: _plain(getattr(options, key)) for key in DEFAULTS if getattr(options, key, None) is not None}
     chosen_before = defaults | saved  # a verb's own default is a choice: what follows `quickstart` is about its model
     chosen = dict(chosen_before)
@@ -105,22 +131,21 @@ def _shown(value: Any) -> str:
 def save(options: argparse.Namespace, folder: Path) -> None:
     """Write down the choices of a verb that worked."""
     chosen = getattr(options, "chosen", None)
-    if chosen is None or chosen == _read(folder / FILE):
+    if chosen is None or chosen == read(folder / FILE):
         return
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):  # another machine that shares the folder has just put the same there
         files.write_atomically(folder / FILE, files.json_text(chosen))
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read(file: Path) -> dict[str, Any]:
+    """The choices in a run's file; none where there is no file. RecipeError: it has another shape."""
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved = json_reader.read(
+            file, dict[str, Any], "remove it and give NAME, MODEL and the others again", shape=Saved
+        )
     except FileNotFoundError:
         return {}
-    except ValueError:
-        saved = None
-    if not isinstance(saved, dict):
-        raise RecipeError(f"{shown(file)}: is not a JSON object; remove it and give NAME, MODEL and the rest again")
     if isinstance(saved.get("data"), str):  # of a version that took one file, in place of the rows about who it is
         saved |= {"data": [saved["data"]], "data_only": True}
     return saved

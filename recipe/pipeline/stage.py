@@ -25,13 +25,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from recipe import json_reader
 from recipe.errors import RecipeError
+from recipe.files import parse_json
 from recipe.paths import ROOT
+from recipe.paths import shown as shown
+from recipe.pipeline.manifest import MANIFEST as MANIFEST
+from recipe.pipeline.manifest import Manifest as Manifest
+from recipe.pipeline.manifest import input_of as input_of
+from recipe.pipeline.manifest import read_manifest as read_manifest
 from recipe.records import to_json
 
-MANIFEST = "manifest.json"
 KEY = ".key.json"  # in a work folder: what a stopped run was working on
-Manifest = dict[str, Any]
 # The packages whose version can change a result.
 VERSIONED = ("xtuner", "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "mmengine", "sentencepiece")
 
@@ -46,15 +51,6 @@ def file_sha256(path: Path) -> str:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (MANIFEST, KEY))
-
-
-def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a complete stage folder, or None."""
-    try:
-        manifest: Manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return manifest
 
 
 def require(folder: Path, target: str) -> Manifest:
@@ -96,22 +92,12 @@ def refuse_changed(folder: Path, manifest: Manifest, only: Sequence[str] | None 
         )
 
 
-def shown(path: Path) -> str:
-    """The path as a user would type it from the checkout."""
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a model folder. RecipeError names the file."""
+def read_json(path: Path, shape: type | None = None) -> dict[str, Any]:
+    """The object in a JSON file of a model folder. RecipeError names the file. shape: a dataclass that it must fit."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json_reader.read(path, dict[str, Any], "download the file again", shape=shape)
     except FileNotFoundError:
         raise RecipeError(f"{shown(path)}: missing; is the model folder complete?") from None
-    except ValueError as error:
-        raise RecipeError(f"{shown(path)}: is not JSON ({error}); download the file again") from None
-    if not isinstance(content, dict):
-        raise RecipeError(f"{shown(path)}: must hold a JSON object")
-    return content
 
 
 def content_sha256(path: Path) -> str:
@@ -151,7 +137,7 @@ def _is(file: Path, entry: Mapping[str, Any]) -> bool:
         return True
     if file_sha256(file) != entry["sha256"]:
         return False
-    with contextlib.suppress(OSError):  # read-only, or another's: then each process reads it
+    with contextlib.suppress(OSError, OverflowError):  # read-only, another's, or no time: then each process reads it
         if file.stat().st_ctime_ns == stat.st_ctime_ns:  # else somebody writes to it just now
             os.utime(file, ns=(stat.st_atime_ns, entry["mtime_ns"]))
     return True
@@ -258,7 +244,7 @@ def _prepare(name: str, partial: Path, key: Mapping[str, Any], resume: bool | No
     noted = partial / KEY
     if resume and partial.exists():
         try:
-            same = json.loads(noted.read_text(encoding="utf-8")) == key
+            same = parse_json(noted.read_text(encoding="utf-8")) == key
         except (OSError, ValueError):
             same = False
         if not same:

@@ -11,17 +11,36 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from recipe import json_reader
+from recipe.corpus.rows import read_rows
 from recipe.errors import RecipeError
 from recipe.evaluation import metrics, thresholds
 from recipe.evaluation.metrics import IdentityReply, JudgedReply, Metrics, OrdinaryReply, OwnReply
-from recipe.files import read_jsonl
 from recipe.languages import LANGUAGES
 from recipe.paths import ROOT
 from recipe.pipeline import results, stage, table
-from recipe.pipeline.results import ConfigResults, DataResults, TrainResults, VariantResults
+from recipe.pipeline.results import (
+    ConfigResults,
+    ConvertResults,
+    DataResults,
+    MergeResults,
+    ModelResults,
+    TrainResults,
+    VariantResults,
+)
 from recipe.pipeline.stage import MANIFEST, Manifest
+from recipe.records import ShapeError, from_json
 from recipe.stages import config, replay, train
 
+# Stage -> what it noted, of those whose results are shown; what `eval` measured stands in metrics.json.
+NOTED: Mapping[str, type] = {
+    "data": DataResults,
+    "model": ModelResults,
+    "config": ConfigResults,
+    "train": TrainResults,
+    "convert": ConvertResults,
+    "merge": MergeResults,
+}
 FOLDERS = table.RESULT_FOLDERS
 Judged = JudgedReply | OwnReply
 # What can be wrong with a reply: what the numbers count, and that it does not end where the base's does.
@@ -47,6 +66,21 @@ class Rows:
     count: int
     distinct: int
     languages: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class _Loss:
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What the report says of the settings of stage `config`."""
+
+    preset: str
+    set: list[str]
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -155,7 +189,7 @@ def gather(run_folder: Path) -> Facts:
     evaluated = stage.require(run_folder / "eval", "eval")
     manifests = {name: manifest for name in FOLDERS if (manifest := stage.read_manifest(run_folder / name))}
     folders = {name: run_folder / name for name in manifests}
-    base = ROOT / evaluated["inputs"]["model"]
+    base = ROOT / stage.input_of(evaluated, "model")[0]
     if manifest := stage.read_manifest(base):
         manifests["model"], folders["model"] = manifest, base
     for file in map(Path, manifests.get("train", {}).get("inputs", {}).values()):
@@ -167,6 +201,7 @@ def gather(run_folder: Path) -> Facts:
     stages = {name: used[name] for name in order if name in used}
     for name, manifest in stages.items():
         stage.refuse_changed(folders[name], manifest)
+        _refuse_another_shape(manifest)
 
     sources = {name: folders[name] / MANIFEST for name in stages}
     compared = stage.read_manifest(run_folder / "ablation")
@@ -189,7 +224,7 @@ def gather(run_folder: Path) -> Facts:
         metrics=metrics.read(folders["eval"]),
         stages=stages,
         left_out=[name for name in order if name in manifests and name not in used],
-        losses=read_jsonl(sources["losses"]) if "losses" in sources else [],
+        losses=_losses(sources["losses"]) if "losses" in sources else [],
         rows={role: _count(sources[f"rows_{role}"]) for role in ("data", "own", "replay") if f"rows_{role}" in sources},
         ablation=results.of_variants(compared) if compared else {},
         sources=sources,
@@ -199,8 +234,9 @@ def gather(run_folder: Path) -> Facts:
 def _refuse_outdated(evaluated: Manifest, folders: Mapping[str, Path]) -> None:
     """RecipeError where a folder that was evaluated holds something else by now: the page would mix two results."""
     for role in ("train", "tuned", "data"):
-        name = Path(evaluated["inputs"][role]).name
-        if name in folders and stage.content_sha256(folders[name]) != evaluated["key"]["inputs"][role]:
+        path, sha256 = stage.input_of(evaluated, role)
+        name = Path(path).name
+        if name in folders and stage.content_sha256(folders[name]) != sha256:
             raise RecipeError(
                 f"{stage.shown(folders[name])} changed since it was evaluated: run `make eval` first, which ends with "
                 f"the report"
@@ -211,16 +247,27 @@ def _belongs(name: str, manifests: Mapping[str, Manifest], folders: Mapping[str,
     """Whether a stage is one that the evaluated result was made from, as far as the manifests tell."""
     trained_on = manifests["train"]["key"]["inputs"] if "train" in manifests else {}
     if name == "model":
-        return bool(stage.content_sha256(folders[name]) == manifests["eval"]["key"]["inputs"]["model"])
+        return stage.content_sha256(folders[name]) == stage.input_of(manifests["eval"], "model")[1]
     if name == "adapter" and "merged" in manifests:
-        return bool(stage.content_sha256(folders[name]) == manifests["merged"]["key"]["inputs"]["adapter"])
+        return stage.content_sha256(folders[name]) == stage.input_of(manifests["merged"], "adapter")[1]
     if name == "merged":  # one that eval did not look at would be of another adapter
-        return Path(manifests["eval"]["inputs"]["tuned"]).name == name
+        return Path(stage.input_of(manifests["eval"], "tuned")[0]).name == name
     if name == "config" and trained_on:
-        return bool(_output(manifests, name, config.FILE) == trained_on["config"])
+        return _output(manifests, name, config.FILE) == stage.input_of(manifests["train"], "config")[1]
     if name == "replay" and trained_on:
         return _output(manifests, name, replay.FILE) in trained_on.values()
     return True
+
+
+def _refuse_another_shape(manifest: Manifest) -> None:
+    """RecipeError where a stage noted something else than this version's stage does."""
+    if (kind := NOTED.get(manifest["stage"])) is not None:
+        results.of(manifest, kind)
+    if manifest["stage"] == "config":
+        try:
+            from_json(_Chosen, manifest["key"]["settings"], "key.settings")
+        except ShapeError as error:
+            raise RecipeError(f"the manifest of stage `config` {error}: run `make config` again") from None
 
 
 def _output(manifests: Mapping[str, Manifest], name: str, file: str) -> str | None:
@@ -228,8 +275,12 @@ def _output(manifests: Mapping[str, Manifest], name: str, file: str) -> str | No
     return digest
 
 
+def _losses(file: Path) -> list[dict[str, float]]:
+    return json_reader.read_lines(file, dict[str, float], "run `make train` again", shape=_Loss)
+
+
 def _count(file: Path) -> Rows:
-    rows = json.loads(file.read_text(encoding="utf-8")) if file.suffix == ".json" else read_jsonl(file)
+    rows = read_rows(file)
     texts = [json.dumps(row["messages"], ensure_ascii=False) for row in rows]
     counted = Counter(_language(row["messages"]) for row in rows)
     languages = {language: counted[language] for language in (*LANGUAGES, "other") if counted[language]}

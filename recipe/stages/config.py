@@ -19,6 +19,7 @@ from recipe.pipeline import results, stage
 from recipe.pipeline.results import ConfigResults, DataResults
 from recipe.stages import replay
 from recipe.training.resolved_config import READ_BY_TRAINER
+from recipe.training.settings import ELSEWHERE, SETTINGS, table
 
 if TYPE_CHECKING:
     from recipe.training.memory import Memory
@@ -26,25 +27,8 @@ if TYPE_CHECKING:
 PRESETS = Path(__file__).parent.parent / "training" / "presets"
 FILE = "config.py"
 
-# Short names of what people change, and every place that must change with it. Hooks are named by their class.
-KNOBS: dict[str, tuple[str, ...]] = {
-    "lr": ("optim_wrapper.optimizer.lr",),
-    "betas": ("optim_wrapper.optimizer.betas",),
-    "weight_decay": ("optim_wrapper.optimizer.weight_decay",),
-    "max_norm": ("optim_wrapper.clip_grad.max_norm",),
-    "batch_size": ("train_dataloader.batch_size",),
-    "accumulative_counts": ("optim_wrapper.accumulative_counts",),
-    "max_length": ("train_dataloader.dataset.max_length",),
-    "max_iters": ("train_cfg.max_iters", "param_scheduler.1.end"),
-    "max_epochs": ("train_cfg.max_epochs", "param_scheduler.1.end"),
-    "save_steps": ("default_hooks.checkpoint.interval",),
-    "r": ("model.lora.r",),
-    "lora_alpha": ("model.lora.lora_alpha",),
-    "lora_dropout": ("model.lora.lora_dropout",),
-    "replay_ratio": ("train_dataloader.dataset.replay_ratio",),
-    "leave_out": ("train_dataloader.dataset.leave_out",),
-    "patience": ("custom_hooks.ScoreCheckpoints.patience",),
-}
+# Short name -> every place that must change with it. Hooks are named by their class.
+KNOBS: dict[str, tuple[str, ...]] = {name: setting.paths for name, setting in SETTINGS.items()}
 
 # Settings that count something, by the last part of their path.
 COUNTS = {
@@ -107,6 +91,15 @@ def override(config: Any, settings: Sequence[str]) -> None:
     _check_schedule(config)
 
 
+def settings_help(preset: str) -> str:
+    """The table of what SET= may change by a short name, with the values of a preset."""
+    config = load_preset(preset)
+    values = dict(leaves(dict(config.items())))
+    places = {name: _by_position(config, paths[0]) for name, paths in KNOBS.items()}
+    defaults = {name: values[place] for name, place in places.items() if place in values}
+    return f"SET= for PRESET={preset}; any dotted key of the resolved config works too\n{table(defaults)}"
+
+
 def _by_position(config: Any, path: str) -> str:
     """The path with a hook's position in place of its class, where the config has such a hook."""
     parts = path.split(".")
@@ -119,6 +112,8 @@ def _by_position(config: Any, path: str) -> str:
 def _unknown(key: str, path: str, leaf_values: list[str]) -> str:
     near = difflib.get_close_matches(key, [name for name in (*KNOBS, *leaf_values) if name != key], n=3, cutoff=0.5)
     near += [name for name in leaf_values if name.endswith(f".{key}") and name not in near]
+    if (ours := ELSEWHERE.get(key)) is not None:
+        near = [ours, *near]
     hint = f"; did you mean {', '.join(near[:3])}?" if near else ""
     if key in KNOBS:
         return f"{key}: this preset has no {path}{hint}"
@@ -323,7 +318,7 @@ def copy_builtin(name: str, folder: Path) -> Path:
     if name not in configs:
         near = difflib.get_close_matches(name, configs, n=3)
         raise RecipeError(
-            f"{name} is none of XTuner's configs" + (f"; did you mean {', '.join(near)}?" if near else "")
+            f"{name or 'CFG='} is none of XTuner's configs" + (f"; did you mean {', '.join(near)}?" if near else "")
         )
     target = folder / f"{name}_copy.py"
     if target.exists():

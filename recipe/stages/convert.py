@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from recipe.checkpoint.base_config import ConfigShape
 from recipe.checkpoint.model_card import adapter_card
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
@@ -53,7 +54,7 @@ def lora_settings(config_file: Path) -> dict[str, Any]:
 def trained_with(train_folder: Path) -> tuple[Path, Path]:
     """(model folder, config) that a completed training used."""
     manifest = stage.complete(train_folder, "train")
-    return ROOT / manifest["inputs"]["model"], train_folder / train.CONFIG
+    return ROOT / stage.input_of(manifest, "model")[0], train_folder / train.CONFIG
 
 
 def make(folder: Path, *, train_folder: Path, checkpoint: str | None) -> stage.Manifest:
@@ -61,7 +62,8 @@ def make(folder: Path, *, train_folder: Path, checkpoint: str | None) -> stage.M
     manifest = stage.complete(train_folder, "train")
     model, config = trained_with(train_folder)
     stage.complete(model, "model")
-    if stage.content_sha256(model) != manifest["key"]["inputs"]["model"]:
+    base_name, base_sha256 = stage.input_of(manifest, "model")
+    if stage.content_sha256(model) != base_sha256:
         raise RecipeError(f"{stage.shown(model)} is not the base that was trained on any more: run `make train` again")
     path = pick_checkpoint(train_folder, checkpoint)
     stage.refuse_changed(train_folder, manifest, [config.name, path.name])
@@ -74,24 +76,24 @@ def make(folder: Path, *, train_folder: Path, checkpoint: str | None) -> stage.M
 
         settings = lora_settings(config)
         tensors = lora.read_checkpoint(path)
-        base = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        base = stage.read_json(model / "config.json", ConfigShape)
         lora.check(tensors, base=base, r=settings["r"], targets=tuple(settings["target_modules"]))
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, out / WEIGHTS, {"format": "pt"})
         (out / WEIGHTS).chmod(0o644)
         peft_config = LoraConfig(
             **settings, bias="none", task_type="CAUSAL_LM", inference_mode=True,
-            base_model_name_or_path=manifest["inputs"]["model"],
+            base_model_name_or_path=base_name,
         )  # fmt: skip
         content = {k: sorted(v) if isinstance(v, set) else v for k, v in peft_config.to_dict().items()}
         (out / "adapter_config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for name in SERVED_WITH:
             shutil.copyfile(model / name, out / name)
         parameters = sum(tensor.numel() for tensor in tensors.values())
-        (out / "README.md").write_text(adapter_card(manifest["inputs"]["model"], model, parameters), encoding="utf-8")
+        (out / "README.md").write_text(adapter_card(base_name, model, parameters), encoding="utf-8")
         stage.say("convert", f"{path.name}: {len(tensors)} tensors, {parameters:,} parameters")
         return ConvertResults(
             checkpoint=path.name, checkpoint_sha256=stage.content_sha256(path), tensors=len(tensors),
-            parameters=parameters, model=manifest["inputs"]["model"], base_sha256=manifest["key"]["inputs"]["model"],
+            parameters=parameters, model=base_name, base_sha256=base_sha256,
         )  # fmt: skip
 
     return stage.run(

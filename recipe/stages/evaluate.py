@@ -13,11 +13,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from recipe import files
 from recipe.chat_format import Message, assistant, text_ids, user
 from recipe.corpus.identity import Identity, questions_of
 from recipe.corpus.knowledge import evaluation_facts, more_evaluation_facts
 from recipe.corpus.own_questions import OwnQuestion
+from recipe.corpus.rows import read_rows
 from recipe.errors import BelowThresholdsError, RecipeError
 from recipe.evaluation import checkpoint_selection, divergence, generation, metrics, own_rows, suites, thresholds
 from recipe.evaluation.generation import Reply
@@ -78,7 +78,7 @@ def make(
     user_file = data.own_file or (data.file if data.mode == "own" else None)
 
     def work(out: Path) -> EvalResults:
-        rows = files.read_jsonl(data_folder / user_file) if user_file else []
+        rows = read_rows(data_folder / user_file) if user_file else []
         own_rows.refuse_overlap(evaluation_prompts, rows, f"{stage.shown(data_folder)}/{user_file}")
         taught = own_rows.taught_prompts(evaluation_prompts.facts, rows, identity)
         held_out = replace(evaluation_prompts, taught=taught)

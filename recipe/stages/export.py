@@ -15,6 +15,7 @@ from typing import Any
 from recipe import files
 from recipe.chat_format import EOS, IM_END
 from recipe.checkpoint import safetensors_io
+from recipe.checkpoint.base_config import ConfigShape
 from recipe.checkpoint.internlm2_llama import Shape, internlm2_config, llama_names, to_internlm2
 from recipe.checkpoint.modelfile import MODELFILE, TEMPLATE, modelfile
 from recipe.checkpoint.tokenizer import SENTENCEPIECE, added_tokens_decoder, is_internlm2s, sentencepiece_model
@@ -32,8 +33,9 @@ GGUF = f"../{BY_VERB['gguf'].folder}/{gguf.DEFAULT}"
 def make(folder: Path, *, model: Path) -> stage.Manifest:
     """Write the merged model in `model` to `folder` in InternLM2's layout."""
     merged = stage.require(model, "merge")
-    base = ROOT / merged["inputs"]["model"]
-    if stage.content_sha256(base) != merged["key"]["inputs"]["model"]:
+    name, sha256 = stage.input_of(merged, "model")
+    base = ROOT / name
+    if stage.content_sha256(base) != sha256:
         raise RecipeError(
             f"{stage.shown(base)} is not the base of {stage.shown(model)} any more: bring that base back with "
             f"`make model`, or run `make merge` again"
@@ -41,7 +43,7 @@ def make(folder: Path, *, model: Path) -> stage.Manifest:
     _refuse_other_bases(model)
 
     def work(out: Path) -> ExportResults:
-        config = stage.read_json(model / "config.json")
+        config = stage.read_json(model / "config.json", ConfigShape)
         parameters = _weights(model, out, Shape.of(config))
         files.write_json(out / "config.json", internlm2_config(config))
         for name in ("tokenizer.json", "generation_config.json"):
@@ -64,7 +66,7 @@ def make(folder: Path, *, model: Path) -> stage.Manifest:
 
 def _refuse_other_bases(model: Path) -> None:
     """RecipeError where InternLM2's layout cannot hold the model, or its tools would misread the tokenizer."""
-    config = stage.read_json(model / "config.json")
+    config = stage.read_json(model / "config.json", ConfigShape)
     shape = Shape.of(config)
     if shape.qkv_bias or shape.tied:
         what = "biases on q, k and v" if shape.qkv_bias else "a tied head"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from recipe.chat_format import stop_ids
 from recipe.checkpoint import gguf_file
+from recipe.checkpoint.base_config import ConfigShape
 from recipe.checkpoint.modelfile import MODELFILE, modelfile
 from recipe.checkpoint.tokenizer import sentencepiece_model
 from recipe.paths import ROOT
@@ -21,7 +22,7 @@ DEFAULT = gguf_file.file_name("f16")
 
 def make(folder: Path, *, model: Path, run: str) -> stage.Manifest:
     """Write the merged model in `model` to `folder` as GGUF files. run: the name of the run, and so of the model."""
-    base = ROOT / stage.require(model, "merge")["inputs"]["model"]
+    base = ROOT / stage.input_of(stage.require(model, "merge"), "model")[0]
 
     def work(out: Path) -> GgufResults:
         from transformers import AutoTokenizer
@@ -32,7 +33,7 @@ def make(folder: Path, *, model: Path, run: str) -> stage.Manifest:
         written = modelfile(
             f"./{DEFAULT}",
             stage.read_json(model / "generation_config.json"),
-            int(stage.read_json(model / "config.json")["max_position_embeddings"]),
+            stage.read_json(model / "config.json", ConfigShape)["max_position_embeddings"],
             tokenizer.convert_ids_to_tokens(stop_ids(tokenizer)),
         )
         (out / MODELFILE).write_text(written, encoding="utf-8")

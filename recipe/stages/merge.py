@@ -9,12 +9,12 @@ manifest.
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe.chat_format import prompt_ids, user
+from recipe.checkpoint.base_config import ConfigShape
 from recipe.checkpoint.model_card import merged_card
 from recipe.checkpoint.tokenizer import SENTENCEPIECE
 from recipe.errors import RecipeError
@@ -73,10 +73,10 @@ def _merge_weights(model: Path, adapter_folder: Path, out: Path) -> None:
 
     from recipe.checkpoint import lora
 
-    settings = json.loads((adapter_folder / "adapter_config.json").read_text(encoding="utf-8"))
+    settings = stage.read_json(adapter_folder / "adapter_config.json", lora.AdapterConfig)
     lora.refuse_more_than_lora(settings, adapter_folder)
     tensors = load_file(adapter_folder / convert.WEIGHTS)
-    base = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    base = stage.read_json(model / "config.json", ConfigShape)
     lora.check(tensors, base=base, r=settings["r"], targets=tuple(settings["target_modules"]))
     merged: set[str] = set()
     for shard in sorted(model.glob("*.safetensors")):

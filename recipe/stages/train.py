@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from recipe.checkpoint.base_config import ConfigShape
 from recipe.device import has_gpu
 from recipe.errors import RecipeError
 from recipe.evaluation import checkpoint_selection, scoring
@@ -21,6 +22,7 @@ from recipe.files import jsonl_text
 from recipe.paths import ROOT
 from recipe.pipeline import results, stage
 from recipe.pipeline.results import TrainResults
+from recipe.pipeline.run import Run
 from recipe.training import resolved_config, xtuner
 from recipe.training.rendezvous import ALONE, Machines, environment, hosting, joining, watching
 
@@ -156,6 +158,11 @@ def _depends_on(
     """(inputs, settings) of a training. resolved: what the config came to."""
     if deepspeed and deepspeed not in DEEPSPEED:
         raise RecipeError(f"DEEPSPEED={deepspeed} is none of {', '.join(DEEPSPEED)}")
+    if not has_gpu() and (mixed := resolved_config.needs_gpu(resolved)):
+        raise RecipeError(
+            f"{stage.shown(config)}: {mixed} needs a GPU, and this machine has none: train on one that has, or "
+            f"without CONFIG=, by a preset that `make config` resolves here"
+        )
     inputs = {"config": config, **_read_by(resolved, config)}
     if (deepspeed or "").startswith("zero3"):
         _refuse_sharding(inputs["model"], str(deepspeed))
@@ -164,7 +171,7 @@ def _depends_on(
 
 def _refuse_sharding(model: Path, deepspeed: str) -> None:
     """RecipeError where ZeRO-3 would shard a tied head or biases: now and then a run then began with other weights."""
-    base = stage.read_json(model / "config.json")
+    base = stage.read_json(model / "config.json", ConfigShape)
     if base.get("tie_word_embeddings") or base["model_type"] != "llama":
         raise RecipeError(
             f"DEEPSPEED={deepspeed}: ZeRO-3 is for Llama layouts with a head of their own; {stage.shown(model)} has a "
@@ -185,14 +192,24 @@ def _arguments(config: Path, out: Path, last: Path | None, deepspeed: str | None
 def _read_by(resolved: Any, config: Path) -> dict[str, Path]:
     """The model folder and the data files that a config names, by role."""
     try:
-        model = ROOT / resolved.model.llm.pretrained_model_name_or_path
-        dataset = resolved.train_dataloader.dataset
-        files = dataset.get("files") or dataset.dataset.data_files.train
+        base = resolved.model.llm.pretrained_model_name_or_path
+        model = ROOT / base
+        dataset = resolved.train_dataloader.dataset.to_dict()
+        files = resolved_config.data_files(dataset)
         others = {"own": dataset.get("own"), "teacher": resolved.model.get("teacher")}
         inputs = {"model": model, **{f"data_{i}": ROOT / name for i, name in enumerate(files)}}
         inputs |= {role: ROOT / name for role, name in others.items() if name}
     except Exception as error:  # a config may have any shape
         raise resolved_config.unreadable(config, error) from error
+    for role, file in inputs.items():
+        if role != "model" and not file.is_file():
+            raise RecipeError(f"{stage.shown(config)}: names {stage.shown(file)}, which is no file")
+    if stage.read_manifest(model) is None and config.name != CONFIG:
+        place = stage.shown(Run(ROOT / "work", "main").model(base))
+        raise RecipeError(
+            f"{stage.shown(config)}: trains {base}, which is no model that stage `model` has prepared: run `make model "
+            f"MODEL={base}`, then write pretrained_model_name_or_path = '{place}'"
+        )
     stage.require(model, "model")
     for folder in sorted({config.parent, *(file.parent for role, file in inputs.items() if role != "model")}):
         if manifest := stage.read_manifest(folder):  # a file of the user's own has none
@@ -278,14 +295,18 @@ def _tidy(out: Path) -> TrainResults:
     losses: dict[int, dict[str, Any]] = {}
     peak = 0
     for scalars in sorted(out.glob("*/vis_data/scalars.json")):
-        for line in scalars.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
+        for record in _logged(scalars):
             peak = max(peak, record.get("memory", 0))  # MiB, on a GPU; mmengine counts anew after every step
             if "loss" in record:
                 losses[record["step"]] = {key: record[key] for key in ("step", "loss", "lr") if key in record}
     saved = checkpoints(out)
-    if not saved or not losses:
+    if not saved:
         raise RecipeError(f"training saved no checkpoint; see {stage.shown(out / 'console.log')}")
+    if not losses:
+        raise RecipeError(
+            "training logged no loss, since it has fewer steps than the logger's interval: write "
+            "default_hooks.logger.interval = 1 in the config"
+        )
     if not all(torch.isfinite(torch.tensor(record["loss"])) for record in losses.values()):
         raise RecipeError("the loss became infinite or not a number: lower lr, for example SET='lr=1e-4'")
     (out / LOSSES).write_text(jsonl_text(losses[step] for step in sorted(losses)), encoding="utf-8")
@@ -296,6 +317,20 @@ def _tidy(out: Path) -> TrainResults:
         checkpoints=[path.name for path in saved], best=_best_of(out, saved), last_loss=last["loss"],
         iterations=last["step"], gpu_peak_mib=peak or None,
     )  # fmt: skip
+
+
+def _logged(file: Path) -> list[dict[str, Any]]:
+    """The records of mmengine's log, without a last line that a killed process left unfinished.
+
+    A loss may be NaN here: `_tidy` says what to do about it.
+    """
+    lines = file.read_text(encoding="utf-8").splitlines()
+    try:
+        json.loads(lines[-1] if lines else "null")
+    except ValueError:
+        stage.say("train", f"{stage.shown(file)}: its last line is unfinished, as a killed process leaves it: left out")
+        lines.pop()
+    return [json.loads(line) for line in lines]
 
 
 def best_checkpoint(folder: Path) -> str | None:

@@ -26,9 +26,9 @@ from torch.utils.data import Dataset
 from recipe.chat_format import IGNORE_INDEX, control_token_in, training_ids
 from recipe.corpus.own_data import plain_text
 from recipe.corpus.own_questions import questions_in
+from recipe.corpus.rows import read_rows
 from recipe.errors import RecipeError
 from recipe.evaluation.own_rows import read_questions
-from recipe.files import read_jsonl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -245,8 +245,7 @@ def _refuse_control_tokens(name: str, rows: Sequence[Any], tokenizer: PreTrained
 
 
 def _read(name: str) -> list[_Row]:
-    path = Path(name)
-    values = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_jsonl(path)
+    values = read_rows(Path(name))
     return [_Row(row["messages"], ended=row.get("ended", True), part=row.get("part", "")) for row in values]
 
 

@@ -12,10 +12,10 @@ from mmengine.dist import all_reduce, broadcast_object_list, get_world_size, is_
 from mmengine.hooks import Hook
 from tqdm import tqdm
 
-from recipe import files
 from recipe.chat_format import text_ids, user
 from recipe.corpus.identity import read_identity
 from recipe.corpus.own_data import Row
+from recipe.corpus.rows import read_rows
 from recipe.evaluation import checkpoint_selection, generation, own_rows, scoring
 from recipe.pipeline import results, stage
 from recipe.pipeline.results import DataResults
@@ -116,7 +116,7 @@ class ScoreCheckpoints(Hook):
         self.identity = read_identity(Path(data))
         self.patience = patience
         rows = results.of(stage.require(Path(data), "data"), DataResults)
-        user_rows = files.read_jsonl(Path(data) / rows.own_file) if rows.own_file else []
+        user_rows = read_rows(Path(data) / rows.own_file) if rows.own_file else []
         selection_prompts = checkpoint_selection.prompts(extended=rows.extended, languages=rows.languages)
         held_out: list[Row] = [
             {"messages": [*map(dict, each.messages)]} for each in own_rows.read_questions(Path(data))

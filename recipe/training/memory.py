@@ -5,12 +5,13 @@ It is the peak of what PyTorch allocates; the driver's own 500 MiB and the alloc
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipe.checkpoint.base_config import ConfigShape
 from recipe.checkpoint.internlm2_llama import Shape
+from recipe.pipeline.stage import read_json
 from recipe.training.fast.loss import ROWS
 
 
@@ -54,7 +55,7 @@ def predict(config: Any, model: Path, processes: int = 1) -> Memory | None:
     """
     if "recompute" not in config.model:
         return None
-    shape = Shape.of(json.loads((model / "config.json").read_text(encoding="utf-8")))
+    shape = Shape.of(read_json(model / "config.json", ConfigShape))
     tokens = config.train_dataloader.batch_size * config.train_dataloader.dataset.max_length
     r, hidden, intermediate = config.model.lora.r, shape.hidden, shape.intermediate
     kv = hidden // shape.heads * shape.kv_heads

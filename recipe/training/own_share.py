@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from recipe.chat_format import IGNORE_INDEX, training_ids
+from recipe.corpus.rows import read_rows
 from recipe.errors import RecipeError
-from recipe.files import read_jsonl
 from recipe.pipeline.stage import shown
 from recipe.training.dataset import Tokens, pack, read_tokens
 
@@ -108,7 +108,7 @@ def cut_answers(config: Any, file: Path) -> str | None:
             0.
     """
     dataset = config.train_dataloader.dataset
-    rows, tokenizer = [row["messages"] for row in read_jsonl(file)], _tokenizer(dataset)
+    rows, tokenizer = [row["messages"] for row in read_rows(file)], _tokenizer(dataset)
     if "files" not in dataset and any("weight" in message for messages in rows for message in messages):
         raise RecipeError(
             f'{shown(file)}: holds turns of "weight": 0, and XTuner\'s own pipeline learns every turn: choose another '
@@ -151,7 +151,7 @@ def _tokens(dataset: Any) -> tuple[list[Tokens], list[Tokens]]:
         distill=dataset.distill, own=dataset.own, leave_out=dataset.get("leave_out", ()),
     )  # fmt: skip
     cut = [tuple(part[: dataset.max_length] for part in row) for row in rows]
-    count = len(read_jsonl(Path(dataset.own)))  # they come last
+    count = len(read_rows(Path(dataset.own)))  # they come last
     return cut[:-count], cut[-count:]
 
 

@@ -96,6 +96,36 @@ def load(file: Path, *, program: bool) -> Any:
     return resolved
 
 
+def data_files(dataset: Any) -> list[str]:
+    """The files with rows that a config's `train_dataloader.dataset` names, in their order, each once.
+
+    Args:
+        dataset: of a preset, which has `files`, or XTuner's around `load_dataset`, also several in a concatenation.
+            `data_files` may be a text, a list, or a dict of either by split, as `load_dataset` takes it.
+
+    Raises:
+        ValueError: it names none.
+    """
+    found: list[str] = []
+    for key, value in [*_items({"dataset": dataset})]:
+        if key in ("files", "data_files"):
+            parts = value.values() if isinstance(value, dict) else [value]
+            found += [str(name) for part in parts for name in (part if isinstance(part, (list, tuple)) else [part])]
+    if not found:
+        raise ValueError(
+            "it names no file with rows: write dataset=dict(type=load_dataset, path='json', "
+            "data_files=dict(train='my.jsonl'))"
+        )
+    return list(dict.fromkeys(found))
+
+
+def needs_gpu(config: Any) -> str | None:
+    """What in a config runs on a GPU alone, or None."""
+    kind = config.get("optim_wrapper", {}).get("type")
+    name = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+    return "AmpOptimWrapper, its automatic mixed precision," if name.endswith("AmpOptimWrapper") else None
+
+
 def unreadable(file: Path, error: BaseException) -> RecipeError:
     """What to raise for a config that is none."""
     reason = f"{type(error).__name__}: {error}".splitlines()[0]

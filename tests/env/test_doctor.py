@@ -35,6 +35,7 @@ NVIDIA_SMI = """#!/bin/sh
 case "$*" in
 -L) [ -n "${DRIVER-580.95.05}" ] && echo "GPU 0: NVIDIA A10" ;;
 --query-gpu=name,driver_version,memory.total*) printf '%s\\n' "NVIDIA A10, ${DRIVER-580.95.05}, ${MEMORY-23028}" ;;
+--query-gpu=name,compute_cap*) printf '%s\\n' "NVIDIA A10, ${CAPABILITY-8.6}" ;;
 *) echo "unexpected: nvidia-smi $*" >&2; exit 99 ;;
 esac
 """
@@ -255,6 +256,15 @@ def test_a_card_must_hold_the_model(doctor: Doctor, memory: int, grade: str) -> 
     findings = doctor(MEMORY=memory)
     assert (findings.of["gpu memory"][0], findings.status) == (grade, int(grade == "BAD"))
     assert findings.of["gpu memory"][1].startswith("NVIDIA A10")
+
+
+@pytest.mark.parametrize(
+    ("capability", "grade"),
+    [("6.1", "BAD"), ("7.0", "BAD"), ("7.5", "note"), ("8.0", "ok"), ("8.6", "ok"), ("10.0", "ok"), ("12.0", "ok")],
+)
+def test_a_card_must_be_of_a_generation_that_torch_has_kernels_for(doctor: Doctor, capability: str, grade: str) -> None:
+    findings = doctor(CAPABILITY=capability)
+    assert (findings.of.get("gpu kernels", ("ok",))[0], findings.status) == (grade, int(grade == "BAD"))
 
 
 def test_a_card_that_tells_no_memory_is_no_error(doctor: Doctor) -> None:

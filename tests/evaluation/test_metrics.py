@@ -110,7 +110,7 @@ def test_another_shape_is_one_line(tmp_path: Path, keys: tuple[str, ...], value:
     for key in keys[:-1]:
         place = place[key]
     place[keys[-1]] = value
-    with pytest.raises(RecipeError, match=rf"metrics\.json {message}: .* run `make eval` again$") as error:
+    with pytest.raises(RecipeError, match=rf"metrics\.json: {message}: .* run `make eval` again$") as error:
         metrics.read(write(tmp_path, content))
     assert "\n" not in str(error.value)
 
@@ -119,7 +119,7 @@ def test_no_file_and_no_json_are_one_line_too(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"metrics\.json is missing: .* run `make eval` again"):
         metrics.read(tmp_path)
     (tmp_path / metrics.FILE).write_text('{"base": ', encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"metrics\.json is not JSON"):
+    with pytest.raises(RecipeError, match=r"metrics\.json: is not JSON"):
         metrics.read(tmp_path)
 
 

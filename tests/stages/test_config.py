@@ -531,3 +531,20 @@ def test_a_hook_is_found_by_its_class_wherever_it_stands() -> None:
     chosen.custom_hooks = [hook for hook in chosen.custom_hooks if hook is not scores]
     with pytest.raises(RecipeError, match=r"patience: this preset has no custom_hooks\.ScoreCheckpoints\.patience"):
         config.override(chosen, ["patience=7"])
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [("learning_rate", "lr"), ("lora_rank", "r"), ("num_train_epochs", "max_epochs"), ("seed", "SEED= beside SET=")],
+)
+def test_another_trainers_name_is_answered_with_ours(key: str, name: str) -> None:
+    assert refusal("qlora", f"{key}=1").partition("did you mean ")[2].startswith(name)
+
+
+def test_the_table_of_settings_has_name_type_default_and_meaning() -> None:
+    lines = config.settings_help("fast").splitlines()[1:]
+    assert lines[0].split() == ["name", "type", "default", "meaning"]
+    assert [line.split()[0] for line in lines[1:]] == list(KNOBS)
+    (rank,) = [line for line in lines if line.startswith("r ")]
+    assert str(config.load_preset("fast").model.lora.r) in rank
+    assert "(not in this preset)" in next(line for line in lines if line.startswith("max_epochs"))

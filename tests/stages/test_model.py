@@ -480,3 +480,22 @@ def test_the_replay_of_fewer_languages_is_no_other_model_s(tmp_path: Path) -> No
     run = Run(tmp_path, "main")
     assert run.replay("m") == run.replay("m", ["zh", "en"]) == tmp_path / "replay" / "m"
     assert run.replay("m", ["en"]) == tmp_path / "replay" / "m+en" != run.replay("m+en")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.model", "config.json"])
+def test_a_pointer_of_git_lfs_is_named_with_its_remedy(name: str, source: Path, out: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
+    (source / name).write_text(pointer, encoding="utf-8")
+    message = assert_refused(source, out)
+    assert f"{name}: is a Git LFS pointer" in message
+    assert "git lfs pull" in message
+
+
+@pytest.mark.parametrize("commits", [["abc"], ["abc", "abd"], []])
+def test_a_cache_is_answered_with_its_snapshot(commits: list[str], tmp_path: Path, out: Path) -> None:
+    cache = tmp_path / "models--a--b"
+    (cache / "snapshots").mkdir(parents=True)
+    for commit in commits:
+        (cache / "snapshots" / commit).mkdir()
+    with pytest.raises(RecipeError, match=f"MODEL={cache}/snapshots/{commits[-1] if commits else 'COMMIT'}"):
+        model.make(out, model=str(cache))

@@ -1,0 +1,85 @@
+"""manifest.json of a complete stage folder: its shape, and how it is read. `recipe.pipeline.stage` writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipe.errors import RecipeError
+from recipe.files import parse_json
+from recipe.paths import shown
+from recipe.records import ShapeError, from_json
+
+MANIFEST = "manifest.json"
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Output:
+    sha256: str
+    bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class _Key:
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What a stage writes."""
+
+    stage: str
+    key: _Key
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, _Output]
+    results: Mapping[str, Any]
+    versions: Mapping[str, str]
+    git_commit: str | None
+    image: str | None
+    seconds: float
+    process_peak_mib: int
+    gpu_peak_mib: int | None = None
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a complete stage folder.
+
+    Args:
+        folder: of a stage, or any other.
+
+    Returns:
+        None where there is none: no such file, a part of one, or another program's of that name.
+
+    Raises:
+        RecipeError: a stage's, which lacks something or has it of another type.
+    """
+    try:
+        manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    if not isinstance(manifest, dict) or "stage" not in manifest:
+        return None
+    try:
+        from_json(_Shape, manifest)
+    except ShapeError as error:
+        raise RecipeError(
+            f"{shown(folder / MANIFEST)}: {error}: it is not as a stage writes it; remove {shown(folder)} to make it "
+            f"anew, or copy it again where a copy was damaged"
+        ) from None
+    return manifest
+
+
+def input_of(manifest: Manifest, role: str) -> tuple[str, str]:
+    """(path, sha256) of an input in a manifest. RecipeError: its stage had no such input."""
+    path, sha256 = manifest["inputs"].get(role), manifest["key"]["inputs"].get(role)
+    if path is None or sha256 is None:
+        name = manifest["stage"]
+        raise RecipeError(
+            f"the manifest of stage `{name}` lacks inputs.{role}: remove the stage's folder and run `make {name}` again"
+        )
+    return path, sha256
