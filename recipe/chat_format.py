@@ -123,6 +123,11 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) 
     return ids + _header(tokenizer, "assistant")
 
 
+def text_prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of a text that a model is to go on from as it stands, without any turn."""
+    return [*_bos_ids(tokenizer), *text_ids(tokenizer, text)]
+
+
 def training_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, ended: bool = True
 ) -> tuple[list[int], list[int]]:

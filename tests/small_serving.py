@@ -55,10 +55,10 @@ class OutputIds:
         self.replies: list[Reply] = []  # kept, so that no two have the same id()
         add = Stream.add
 
-        def listen(stream: Stream, token: int) -> bool:
+        def listen(stream: Stream, token: int, *logprob: Any) -> bool:
             self.replies.append(stream.reply)
             self.ids.setdefault(id(stream.reply), []).append(token)
-            return add(stream, token)
+            return add(stream, token, *logprob)
 
         monkeypatch.setattr(Stream, "add", listen)
 

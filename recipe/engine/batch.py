@@ -15,6 +15,8 @@ from recipe.engine.sequence import Sequence as EngineSequence
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from recipe.engine.logprobs import TokenLogprob
+
 LENGTHS = 64  # the length of a slot is a multiple, so that calls of about the same prompts find the same cache
 
 
@@ -35,7 +37,7 @@ class Output:
     cancelled: bool = False
     error: Exception | None = None
 
-    def add(self, token: int) -> bool:
+    def add(self, token: int, logprob: TokenLogprob | None = None) -> bool:  # noqa: ARG002
         """Take the next token id."""
         self.ids.append(token)
         return False

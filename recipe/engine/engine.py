@@ -7,9 +7,9 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from recipe.chat_format import Message, prompt_ids, stop_ids
+from recipe.chat_format import Message, prompt_ids, stop_ids, text_ids, text_prompt_ids
 from recipe.engine.memory import SLOTS, capacity
 from recipe.engine.reply import NotServedError, Reply, Sampling
 from recipe.engine.scheduler import Scheduler
@@ -19,6 +19,20 @@ from recipe.errors import RecipeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from recipe.engine.logprobs import TokenLogprob
+
+
+class Prompt(NamedTuple):
+    """What a model is to go on from.
+
+    Attributes:
+        ids: token ids.
+        continued: how many of the last ones are text that the reply goes on from.
+    """
+
+    ids: list[int]
+    continued: int = 0
 
 
 @dataclass
@@ -38,9 +52,9 @@ class Stream:
         """Whether the caller wants no more."""
         return self.reply.cancelled
 
-    def add(self, token: int) -> bool:
+    def add(self, token: int, logprob: TokenLogprob | None = None) -> bool:
         """Add a token's text to the reply; returns whether a stop text was complete."""
-        self.reply.add(self.text.add(token))
+        self.reply.add(self.text.add(token), logprob=logprob)
         return self.text.stopped
 
     def end(self, how: str, error: Exception | None = None) -> None:
@@ -117,7 +131,7 @@ class Engine:
         """Start the reply to a conversation, and return at once.
 
         Args:
-            messages: the conversation, as `recipe.chat_format` takes it.
+            messages: see `prompt`.
             sampling: how tokens are chosen, and where the reply ends.
             adapted: whether the adapter is on, where the model has one.
             on_change: called in the engine's thread when text was added and at the end.
@@ -129,7 +143,25 @@ class Engine:
             RecipeError: the conversation leaves no room for a reply.
             NotServedError: the engine is closed, or has failed.
         """
-        return self.start(prompt_ids(self.tokenizer, messages), sampling, adapted=adapted, on_change=on_change)
+        prompt = self.prompt(messages)
+        return self.start(prompt.ids, sampling, adapted=adapted, on_change=on_change, continued=prompt.continued)
+
+    def prompt(self, messages: Sequence[Message]) -> Prompt:
+        """What asks the model for the next reply to a conversation.
+
+        Args:
+            messages: the conversation, as `recipe.chat_format` takes it. Where the last message is the assistant's, the
+                reply goes on from it (prefill).
+        """
+        if messages[-1]["role"] != "assistant":
+            return Prompt(prompt_ids(self.tokenizer, messages))
+        beginning = text_ids(self.tokenizer, messages[-1]["content"])
+        return Prompt([*prompt_ids(self.tokenizer, messages[:-1]), *beginning], len(beginning))
+
+    def text_prompt(self, text: str) -> Prompt:
+        """What asks the model to go on from a text as it stands, outside of any conversation."""
+        ids = text_prompt_ids(self.tokenizer, text)
+        return Prompt(ids, len(ids))
 
     def start(
         self,
@@ -138,26 +170,30 @@ class Engine:
         *,
         adapted: bool = True,
         on_change: Callable[[], None] = lambda: None,
+        continued: int = 0,
     ) -> Reply:
         """Start the reply to a prompt of token ids, and return at once.
 
         Args:
             ids: of the prompt.
             sampling, adapted, on_change: see `reply`.
+            continued: see `Prompt`.
 
         Returns:
             The reply, which grows.
 
         Raises:
-            RecipeError: the prompt leaves no room for a reply.
+            RecipeError: the prompt is empty, or leaves no room for a reply.
             NotServedError: the engine is closed, or has failed.
         """
+        if not ids:
+            raise RecipeError("the prompt holds nothing that is a token of the model: write a text")
         if len(ids) >= self.length:
             raise RecipeError(
                 f"the conversation is {len(ids)} tokens long and the model reads {self.length}: shorten it"
             )
         reply = Reply(on_change, prompt_tokens=len(ids))
-        stream = Stream(reply, Text(self.tokenizer, sampling.stop))
+        stream = Stream(reply, Text(self.tokenizer, sampling.stop, ids[len(ids) - continued :]))
         adapted = adapted or not self.can_compare
         sequence = EngineSequence(sampling, ids, adapted, stream, random.Random(sampling.seed))
         with self._work:

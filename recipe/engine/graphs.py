@@ -8,7 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-Shape = tuple[int, int, bool]  # the step's arguments: slots, window, whether every slot is greedy
+# The step's arguments: slots, window, whether every slot is greedy, whether log probabilities are wanted.
+Shape = tuple[int, int, bool, bool]
 
 
 @cache
@@ -33,13 +34,13 @@ class Graphs:
         self.captured: dict[Shape, torch.cuda.CUDAGraph] = {}
         self.pool = torch.cuda.graph_pool_handle()
 
-    def run(self, step: Callable[[int, int, bool], None], shape: Shape) -> None:
+    def run(self, step: Callable[[int, int, bool, bool], None], shape: Shape) -> None:
         """Run a step, always the same one, which reads and writes tensors that stay where they are."""
         if shape not in self.captured:
             self.captured[shape] = self._capture(step, shape)
         self.captured[shape].replay()
 
-    def _capture(self, step: Callable[[int, int, bool], None], shape: Shape) -> torch.cuda.CUDAGraph:
+    def _capture(self, step: Callable[[int, int, bool, bool], None], shape: Shape) -> torch.cuda.CUDAGraph:
         saved = [tensor.clone() for tensor in self.restored]
         side = _warm_up_stream()
         side.wait_stream(torch.cuda.current_stream())

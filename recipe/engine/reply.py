@@ -7,9 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipe.errors import RecipeError
+
+if TYPE_CHECKING:
+    from recipe.engine.logprobs import TokenLogprob
 
 
 class NotServedError(RecipeError):
@@ -30,6 +33,8 @@ class Sampling:
             before; 1 is none.
         seed: the same seed gives the same reply; None gives another each time.
         stop: texts that end the reply and are not part of it.
+        logprobs: how many of the likeliest tokens to list beside each token's log probability, up to
+            `logprobs.MAX_TOP`; None for no log probabilities.
     """
 
     max_new_tokens: int = 512
@@ -40,6 +45,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
 
     @classmethod
     def of(cls, generation_config: Any, **changes: Any) -> Sampling:
@@ -73,6 +79,7 @@ class Reply:
             "error".
         error: what the engine failed with, where `ended` is "error".
         prompt_tokens, completion_tokens: how many.
+        logprobs: of each token, where the sampling wants them; never behind `text`.
         asked_at, first_at, ended_at: of the request, its first token and its end, by time.monotonic, in seconds.
         cancelled: whether the end was requested.
     """
@@ -83,6 +90,7 @@ class Reply:
     error: Exception | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     asked_at: float = field(default_factory=time.monotonic)
     first_at: float | None = None
     ended_at: float | None = None
@@ -139,9 +147,14 @@ class Reply:
             return None
         return (self.completion_tokens - 1) / max((self.ended_at or time.monotonic()) - self.first_at, 1e-9)
 
-    def add(self, piece: str, tokens: int = 1) -> None:
-        """Add text, and the number of tokens that it came with; for whoever generates the reply."""
+    def add(self, piece: str, tokens: int = 1, *, logprob: TokenLogprob | None = None) -> None:
+        """Add text, and the number of tokens that it came with; for whoever generates the reply.
+
+        logprob: of the token, where the sampling wants it.
+        """
         with self._changed:
+            if logprob:
+                self.logprobs.append(logprob)
             self.completion_tokens += tokens
             self.first_at = self.first_at or time.monotonic()
             self.text += piece

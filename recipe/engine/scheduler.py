@@ -12,6 +12,7 @@ many prompts.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from recipe.engine.slots import SlotManager
 
 if TYPE_CHECKING:
     from recipe.engine.decoder import Decoder
+    from recipe.engine.logprobs import Rows, TokenLogprob
 
 PREFILL_TOKENS = {"cuda": 1024, "cpu": 64}  # prompt tokens of one prefill, between two decode steps
 BATCH_PREFILL_TOKENS = {"cuda": 8192, "cpu": 2048}  # the same where nobody waits for the first token
@@ -38,11 +40,13 @@ class InFlightStep:
         sequences: (row of `tokens`, sequence) of those that get a token.
         tokens: (rows,), the sampled ids, in host memory once `arrived` has happened.
         arrived: the CUDA event after the copy; None where there is no GPU.
+        logprobs: of the same rows, in host memory likewise; None where no sequence wants them.
     """
 
     sequences: list[tuple[int, Sequence]]
     tokens: Any
     arrived: Any = None
+    logprobs: Rows | None = None
 
     def result(self) -> list[int]:
         """The sampled id of each row; waits until they have arrived."""
@@ -50,6 +54,10 @@ class InFlightStep:
             self.arrived.synchronize()
         ids: list[int] = self.tokens.tolist()
         return ids
+
+    def logprob(self, row: int, count: int | None) -> TokenLogprob | None:
+        """The log probability of a row's token and of the `count` likeliest; None for None. For after `result`."""
+        return None if self.logprobs is None or count is None else self.logprobs.of(row, int(self.tokens[row]), count)
 
 
 class Scheduler:
@@ -63,17 +71,20 @@ class Scheduler:
 
     Attributes:
         sampler: chooses the tokens.
+        logprobs: of the latest step, where a sequence wants them.
         slots: gives a slot to each sequence.
         graphs: of the decode steps; None where there is no GPU.
     """
 
     def __init__(self, decoder: Decoder, stops: set[int], *, whole: bool = False) -> None:
         from recipe.engine.graphs import Graphs
+        from recipe.engine.logprobs import LogprobBuffers
         from recipe.engine.sampling import Sampler
 
         self.decoder, self.stops, self.whole = decoder, stops, whole
         self.length = decoder.length
         self.sampler = Sampler(decoder.slots, len(decoder.head), decoder.device)
+        self.logprobs = LogprobBuffers(decoder.slots, len(decoder.head), decoder.device)
         self.slots = SlotManager(decoder.slots, caching=not whole)
         self._gpu = decoder.device.type == "cuda"
         self.graphs = Graphs((decoder.tokens, decoder.positions)) if self._gpu else None
@@ -201,6 +212,8 @@ class Scheduler:
             slot = slice(sequence.slot, sequence.slot + 1)
             try:
                 token = self.sampler.choose(logits, slot, plain=sequence.sampling.plain)
+                if sequence.sampling.logprobs is not None:
+                    self.logprobs.compute(logits, token, slot)
             except Exception as error:  # its own settings are to blame: the other sequences are sound
                 self._finish(sequence, "error", error)
                 continue
@@ -210,7 +223,8 @@ class Scheduler:
             self.decoder.positions[sequence.slot] = len(sequence.prompt)
             self.decoder.active[sequence.slot] = 1
         if sampled:
-            self._copy_to_host(list(enumerate(sampled)), torch.cat(chosen))
+            logprobs = self._logprobs_of(sampled, [sequence.slot for sequence in sampled])
+            self._copy_to_host(list(enumerate(sampled)), torch.cat(chosen), *logprobs)
 
     def _decode_step(self) -> None:
         if self.whole and not (self._waiting or self._prefilling):
@@ -224,12 +238,14 @@ class Scheduler:
         plain = all(sequence.sampling.plain for sequence in self._decoding.values())
         if not plain:
             self._set_random_numbers(sequences)
-        shape = (batch, min(window, self.length), plain)
+        wanted = _want_logprobs(self._decoding.values())
+        shape = (batch, min(window, self.length), plain, wanted)
         if self.graphs:
             self.graphs.run(self._step_on_device, shape)
         else:
             self._step_on_device(*shape)
-        self._copy_to_host(sequences, self.decoder.tokens[:batch])
+        logprobs = self._logprobs_of(self._decoding.values(), range(batch))
+        self._copy_to_host(sequences, self.decoder.tokens[:batch], *logprobs)
 
     def _furthest(self) -> int:
         """Positions that the next step attends to; tokens that were sampled on the GPU and not read yet count, too."""
@@ -249,10 +265,13 @@ class Scheduler:
             sequence.slot = target
             self._decoding[target] = sequence
 
-    def _step_on_device(self, batch: int, window: int, plain: bool) -> None:
+    def _step_on_device(self, batch: int, window: int, plain: bool, wanted: bool) -> None:
         """Decode one token of each slot by operations on tensors alone, which a CUDA graph can hold."""
         decoder = self.decoder
-        chosen = self.sampler.choose(decoder.decode(batch, window), slice(0, batch), plain=plain)
+        logits = decoder.decode(batch, window)
+        chosen = self.sampler.choose(logits, slice(0, batch), plain=plain)
+        if wanted:
+            self.logprobs.compute(logits, chosen, slice(0, batch))
         decoder.tokens[:batch] = chosen
         decoder.positions[:batch] += decoder.active[:batch]
         decoder.positions.clamp_(max=self.length)
@@ -265,31 +284,35 @@ class Scheduler:
             draws[slot] = sequence.draw()
         self.sampler.draw.copy_(torch.tensor(draws), non_blocking=True)
 
-    def _copy_to_host(self, sequences: list[tuple[int, Sequence]], tokens: Any) -> None:
+    def _logprobs_of(self, sequences: Iterable[Sequence], slots: SequenceOf[int]) -> list[Rows]:
+        """The log probabilities that the latest step left for these slots; empty where no sequence wants them."""
+        return [self.logprobs.rows(slots)] if _want_logprobs(sequences) else []
+
+    def _copy_to_host(self, sequences: list[tuple[int, Sequence]], tokens: Any, logprobs: Rows | None = None) -> None:
         import torch
 
         if not self._gpu:
-            self._in_flight.append(InFlightStep(sequences, tokens))
+            self._in_flight.append(InFlightStep(sequences, tokens, logprobs=logprobs))
             return
-        host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-        host.copy_(tokens, non_blocking=True)
+        host = _to_pinned(tokens)
+        pinned = logprobs and type(logprobs)(*map(_to_pinned, logprobs))
         arrived = torch.cuda.Event()
         arrived.record()
-        self._in_flight.append(InFlightStep(sequences, host, arrived))
+        self._in_flight.append(InFlightStep(sequences, host, arrived, pinned))
 
     def _process_step(self, step: InFlightStep) -> None:
         chosen = step.result()
         for index, sequence in step.sequences:
             if self._decoding.get(sequence.slot) is sequence:  # not finished since this step was launched
-                self._accept_token(sequence, chosen[index])
+                self._accept_token(sequence, chosen[index], step.logprob(index, sequence.sampling.logprobs))
 
-    def _accept_token(self, sequence: Sequence, token: int) -> None:
+    def _accept_token(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> None:
         if token in self.stops:
             self._finish(sequence, "stop")
             return
         sequence.output_ids.append(token)
         try:
-            ended = sequence.listener.add(token)
+            ended = sequence.listener.add(token, logprob)
         except Exception as error:  # the token became no text: the other sequences are sound
             self._finish(sequence, "error", error)
             return
@@ -308,3 +331,16 @@ class Scheduler:
             self._prefilling.remove(sequence)
         sequence.listener.end(how, error)  # before the device, which may fail
         self.decoder.release([sequence.slot])
+
+
+def _want_logprobs(sequences: Iterable[Sequence]) -> bool:
+    return any(sequence.sampling.logprobs is not None for sequence in sequences)
+
+
+def _to_pinned(tensor: Any) -> Any:
+    """A copy in pinned host memory, which is there once the GPU has come so far."""
+    import torch
+
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    return host

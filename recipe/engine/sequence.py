@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from recipe.engine.reply import Sampling
+
+if TYPE_CHECKING:
+    from recipe.engine.logprobs import TokenLogprob
 
 
 class Listener(Protocol):
@@ -16,8 +19,9 @@ class Listener(Protocol):
     def cancelled(self) -> bool:
         """Whether the sequence is to end before its next token."""
 
-    def add(self, token: int) -> bool:
-        """Take the next token id; returns whether the reply ends with it."""
+    def add(self, token: int, logprob: TokenLogprob | None = None) -> bool:
+        """Take the next token id, with its log probability where the sampling wants it; returns whether the reply ends
+        with it."""
 
     def end(self, how: str, error: Exception | None = None) -> None:
         """Take note of the end. how, error: see `reply.Reply`."""

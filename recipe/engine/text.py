@@ -55,16 +55,19 @@ class Text:
     Args:
         tokenizer: of the model.
         stop: texts that end the reply and are not part of it.
+        before: token ids of the text that the reply goes on from.
 
     Attributes:
         stopped: whether a stop text was complete.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = (), before: Sequence[int] = ()
+    ) -> None:
         self._tokenizer, self._stop = tokenizer, stop
         self._stop_texts = [StopText(text) for text in stop]
-        self._ids: list[int] = []  # those emitted last, then those not emitted yet
-        self._emitted = 0  # how many of them were emitted
+        self._ids = list(before[-LONGEST:])  # those emitted last, then those not emitted yet
+        self._emitted = len(self._ids)  # how many of them were emitted
         self._withheld = ""  # may be the beginning of a stop text
         self.stopped = False
 

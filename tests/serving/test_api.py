@@ -19,9 +19,9 @@ from typing import Any
 
 import openai
 import pytest
-from small_endpoint import DIRECT, HELLO, Endpoint, idle, listen
+from small_endpoint import DIRECT, HELLO, WITHIN, Endpoint, idle, listen
 
-from recipe.engine import Engine, Sampling
+from recipe.engine import Engine, Reply, Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.paths import ROOT
@@ -169,7 +169,9 @@ def test_fifty_at_once_each_hear_their_own(endpoint: Endpoint) -> None:
         ({"guided_json": {}}, 400, "guided_json"),
         ({"stop_token_ids": [1]}, 400, "stop_token_ids"),
         ({"tempurature": 0}, 400, "tempurature"),
-        ({"logprobs": True}, 400, "logprobs"),
+        ({"logprobs": 5}, 400, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs"),
+        ({"top_logprobs": 2}, 400, "top_logprobs"),
         ({"tool_choice": "required"}, 400, "tool_choice"),
         ({"tools": [{}], "tool_choice": "auto"}, 400, "tools"),
         ({"stream": "yes"}, 400, "stream"),
@@ -186,7 +188,8 @@ def test_fifty_at_once_each_hear_their_own(endpoint: Endpoint) -> None:
         ({"stop": ["a"] * 17}, 400, "stop"),
         ({"stop": ["a" * 1001]}, 400, "stop"),
         ({"stop": [""]}, 400, "stop"),
-        ({"n": 2}, 400, "n"),
+        ({"n": 0}, 400, "n"),
+        ({"n": 9}, 400, "n"),
         ({"tools": [{}]}, 400, "tools"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format"),
     ],
@@ -383,15 +386,24 @@ def test_a_client_who_leaves_frees_the_engine(
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
         f"application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
+    replies: list[Reply] = []
+    start = endpoint.engine.start
+
+    def keep(*args: Any, **options: Any) -> Reply:
+        replies.append(start(*args, **options))
+        return replies[-1]
+
+    monkeypatch.setattr(endpoint.engine, "start", keep)
     with socket.create_connection(("127.0.0.1", endpoint.port)) as client:
         client.sendall(head.encode() + body)
         if stream:
             assert b"200 OK" in client.recv(1000)
         while not endpoint.engine.busy:
             time.sleep(0.005)
-    left = time.monotonic()
+    (reply,) = replies
+    assert reply.wait(10**9, WITHIN)
+    assert (reply.ended, reply.completion_tokens < 1900) == ("cancelled", True)  # its end, and not its last token
     assert idle(endpoint.engine)
-    assert time.monotonic() - left < 1.5  # and not the seconds that 1,900 tokens take
 
 
 # --- The page's way to such an endpoint ---------------------------------------------------------------------------

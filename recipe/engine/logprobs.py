@@ -1,0 +1,84 @@
+"""Log probabilities of the chosen tokens and of the likeliest ones, from the model's own logits.
+
+Before temperature, penalties and limits, as vLLM's `raw_logprobs`: how likely the model holds a token.
+
+Shapes: slots = sequences of the KV cache; rows = sequences of one step; vocabulary = rows of the output head;
+top = tokens that are listed for each position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MAX_TOP = 20  # OpenAI's limit of top_logprobs
+
+
+class TokenLogprob(NamedTuple):
+    """A token of a reply with its log probability, and the likeliest tokens in its place.
+
+    Attributes:
+        token: its id.
+        logprob: natural logarithm.
+        top: (id, log probability), the likeliest first.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Rows(NamedTuple):
+    """Log probabilities of some sequences' latest tokens.
+
+    Attributes:
+        chosen: (rows,), float32, of the chosen tokens.
+        top: (rows, top), float32, descending.
+        top_ids: (rows, top), int64.
+    """
+
+    chosen: Tensor
+    top: Tensor
+    top_ids: Tensor
+
+    def of(self, row: int, token: int, count: int) -> TokenLogprob:
+        """The log probability of a row's token, with the `count` likeliest; for tensors in host memory."""
+        ids, logprobs = self.top_ids[row, :count].tolist(), self.top[row, :count].tolist()
+        return TokenLogprob(token, float(self.chosen[row]), tuple(zip(ids, logprobs, strict=True)))
+
+
+class LogprobBuffers:
+    """Where a step leaves the log probabilities of each slot: tensors that stay in place, as a CUDA graph demands.
+
+    Args:
+        slots: of the KV cache.
+        vocabulary: rows of the output head.
+        device: of the logits.
+    """
+
+    def __init__(self, slots: int, vocabulary: int, device: torch.device) -> None:
+        self._top = min(MAX_TOP, vocabulary)
+        self._buffers = Rows(
+            torch.zeros(slots, device=device),
+            torch.zeros(slots, self._top, device=device),
+            torch.zeros(slots, self._top, dtype=torch.long, device=device),
+        )
+
+    def compute(self, logits: Tensor, chosen: Tensor, slots: slice) -> None:
+        """Take note of the log probabilities of `slots`.
+
+        Args:
+            logits: (slots, vocabulary), of the model, unchanged.
+            chosen: (slots,), token ids.
+            slots: which of the slots the rows are.
+        """
+        logprobs = logits.float().log_softmax(-1)  # (slots, vocabulary)
+        self._buffers.chosen[slots] = logprobs.gather(-1, chosen[:, None])[:, 0]
+        self._buffers.top[slots], self._buffers.top_ids[slots] = logprobs.topk(self._top, -1)
+
+    def rows(self, slots: Sequence[int]) -> Rows:
+        """A copy of what the last step left for these slots."""
+        return Rows(*(buffer[list(slots)] for buffer in self._buffers))
