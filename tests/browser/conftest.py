@@ -131,7 +131,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
         server.process.send_signal(signal.SIGTERM)
     for server in started:
         try:
-            server.process.wait(10)
+            server.process.wait(60)
         finally:
             server.process.kill()
         assert "Traceback" not in server.log.read_text(), server.log.read_text()

@@ -499,7 +499,7 @@ def test_it_starts_loads_answers_and_ends_when_told(model_host: ModelHost, tmp_p
                 == f"error: port {port} is taken: stop what listens there, or choose another with API_PORT={port + 1}\n"
             )
             server.send_signal(signal.SIGTERM)
-            assert server.wait(timeout=10) == 0
+            assert server.wait(timeout=60) == 0
         finally:
             server.kill()
     assert "Traceback" not in log.read_text()

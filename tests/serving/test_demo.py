@@ -458,7 +458,7 @@ def test_the_page_on_an_empty_work_folder(tmp_path: Path, work: Path) -> None:
             assert list(work.iterdir()) == []
 
             server.send_signal(signal.SIGTERM)
-            assert server.wait(timeout=10) == 0, log.read_text()
+            assert server.wait(timeout=60) == 0, log.read_text()
         finally:
             server.kill()
     assert "Traceback" not in log.read_text()
