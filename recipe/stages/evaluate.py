@@ -183,12 +183,13 @@ def _base_replies(held_out: Prompts, loaded: Any, tokenizer: Any, identity: Iden
     replies = _asker(loaded, tokenizer, "base", identity, MAX_NEW_TOKENS)(conversations, "questions and facts")
     cut = [i for i, reply in enumerate(replies) if not reply.stopped]
     split = len(held_out.identity)
-    enough = WORTH_MORE_ROOM * (len(conversations) - split)
-    if sum(i >= split for i in cut) < enough:
+    ordinary = range(split, split + len(held_out.facts))
+    enough = WORTH_MORE_ROOM * len(ordinary)
+    if sum(i in ordinary for i in cut) < enough:
         return replies, MAX_NEW_TOKENS
     ask = _asker(loaded, tokenizer, "base", identity, MORE_NEW_TOKENS)
     longer = dict(zip(cut, ask([conversations[i] for i in cut], "with more room"), strict=True))
-    if sum(reply.stopped for i, reply in longer.items() if i >= split) < enough:
+    if sum(reply.stopped for i, reply in longer.items() if i in ordinary) < enough:
         return replies, MAX_NEW_TOKENS
     return [longer.get(i, reply) for i, reply in enumerate(replies)], MORE_NEW_TOKENS
 
