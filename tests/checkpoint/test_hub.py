@@ -515,7 +515,8 @@ def test_stopped_in_the_middle_the_process_that_waited_goes_on(source: str, padd
         requests = len(padded.requests)
         second = command(padded, work, source)
         assert second.stderr
-        assert "waiting for another process" in second.stderr.readline()
+        # A machine without a GPU is warned before.
+        assert "waiting for another process" in next(line for line in second.stderr if "no GPU here" not in line)
         assert len(padded.requests) == requests
         assert not (work / "models" / f"{NAME}.lock.json").exists()
         assert read_manifest(work / "models" / NAME) is None

@@ -597,6 +597,7 @@ def test_the_preset_that_nobody_chose_is_the_quickest_that_fits_the_card(
     sizes = {
         "model_type": "llama", "hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 8,
         "intermediate_size": 8192, "vocab_size": 92544, "num_hidden_layers": layers,
+        "max_position_embeddings": 32768,
     }  # fmt: skip
 
     def write(out: Path) -> dict[str, str]:
