@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from recipe.chat_format import user
 from recipe.corpus.identity import Identity
@@ -29,6 +29,7 @@ from recipe.evaluation.metrics import Counts, IdentityReply, JudgedReply, Ordina
 if TYPE_CHECKING:
     from recipe.evaluation.generation import Reply
 
+T = TypeVar("T")
 # The 97.5 % quantile of the standard normal distribution, which leaves 2.5 % on either side.
 Z = 1.959964
 # A reply that repeats a stretch this many times in a row is a loop: 好的好的好的好的, or a sentence over and over.
@@ -57,10 +58,10 @@ class Prompts:
         questions = self.identity + [question for _, question in (*self.facts, *self.more_facts)]
         return [[user(question)] for question in questions]
 
-    def ordinary(self, replies: Sequence[Reply]) -> Sequence[Reply]:
-        """Of one reply to each of `conversations()`, those to the ordinary prompts."""
+    def ordinary(self, values: Sequence[T]) -> Sequence[T]:
+        """Of one value for each of `conversations()`, such as the reply, those of the ordinary prompts."""
         split = len(self.identity)
-        return replies[split : split + len(self.facts)]
+        return values[split : split + len(self.facts)]
 
 
 def ambiguous(identity: Identity, base: Sequence[Reply]) -> list[str]:

@@ -182,8 +182,7 @@ def _base_replies(held_out: Prompts, loaded: Any, tokenizer: Any, identity: Iden
     conversations = held_out.conversations()
     replies = _asker(loaded, tokenizer, "base", identity, MAX_NEW_TOKENS)(conversations, "questions and facts")
     cut = [i for i, reply in enumerate(replies) if not reply.stopped]
-    split = len(held_out.identity)
-    ordinary = range(split, split + len(held_out.facts))
+    ordinary = held_out.ordinary(range(len(conversations)))
     enough = WORTH_MORE_ROOM * len(ordinary)
     if sum(i in ordinary for i in cut) < enough:
         return replies, MAX_NEW_TOKENS
