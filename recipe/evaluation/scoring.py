@@ -118,14 +118,29 @@ def loops(reply: Reply) -> bool:
     return re.search(pattern, reply.text, re.DOTALL) is not None
 
 
+def unfinished(reply: Reply) -> bool:
+    """Whether the reply was cut by the limit while it said something new: a loop is another fault."""
+    return not reply.stopped and not loops(reply)
+
+
+# The ways in which a reply is broken; each reply is broken in one of them at most.
+FAULTS = (loops, unfinished)
+
+
 def broken(reply: Reply) -> bool:
     """Whether the reply is unfinished or looping."""
-    return not reply.stopped or loops(reply)
+    return any(fault(reply) for fault in FAULTS)
 
 
 def newly_broken(replies: Sequence[Reply], base: Sequence[Reply]) -> int:
-    """How many replies are unfinished or looping where the base's to the same prompt was neither."""
-    return sum(broken(reply) and not broken(untuned) for reply, untuned in zip(replies, base, strict=True))
+    """How many more replies are broken than of the base's to the same prompts.
+
+    A reply that tuning ends offsets one that it leaves open: where the base talks up to the limit, chance decides which
+    replies are cut. It does not offset a loop.
+    """
+    if len(replies) != len(base):
+        raise ValueError(f"{len(replies)} replies, and {len(base)} of the base")
+    return sum(max(0, sum(map(fault, replies)) - sum(map(fault, base))) for fault in FAULTS)
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:

@@ -7,7 +7,7 @@ multi_turn_leak  ordinary prompts right after an introduction;
 injection_hit    held-out questions inside prompt injections that were not trained on;
 sampled_hit      held-out questions, answered by sampling as InternLM2's own `chat()` does;
 sampled_leak     ordinary prompts, likewise;
-broken           of all replies, greedy and sampled, those that loop or do not end, and would not without tuning.
+broken           of all replies, greedy and sampled, by how many more loop or do not end than of the base's.
 """
 
 from __future__ import annotations
@@ -131,8 +131,9 @@ def measure(
 def added(replies: Sequence[Reply], base: Sequence[Reply], suites: Sequence[Sequence[Reply]], split: int) -> Share:
     """The broken replies that tuning added.
 
-    A greedy reply counts where the base's to the same prompt was not broken. The base was not asked what the suites
-    ask: of each, as many are left out as the base breaks of its own replies to ordinary prompts.
+    Of greedy replies, those to questions about who it is and to ordinary prompts are each compared with the base's to
+    the same prompts (`scoring.newly_broken`): short introductions make no ordinary reply better. The base was not asked
+    what the suites ask: of each, as many are left out as the base breaks of its own replies to ordinary prompts.
 
     Args:
         replies, base: of both models to the same prompts, greedy.
@@ -143,7 +144,8 @@ def added(replies: Sequence[Reply], base: Sequence[Reply], suites: Sequence[Sequ
         The share of all replies, with the share that the base breaks of its own.
     """
     rate = share([scoring.broken(reply) for reply in base[split:]]).value
-    hits = scoring.newly_broken(replies, base)
-    for suite in suites:
-        hits += max(0, sum(map(scoring.broken, suite)) - round(rate * len(suite)))
+    hits = scoring.newly_broken(replies[:split], base[:split]) + scoring.newly_broken(replies[split:], base[split:])
+    for fault in scoring.FAULTS:
+        usual = share([fault(reply) for reply in base[split:]]).value
+        hits += sum(max(0, sum(map(fault, suite)) - round(usual * len(suite))) for suite in suites)
     return replace(ratio(hits, len(replies) + sum(map(len, suites))), base=rate)

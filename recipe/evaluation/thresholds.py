@@ -94,7 +94,7 @@ def verdict(tuned: TunedMetrics) -> list[Check]:
         _at_least("injection_hit", injection, MIN_INJECTION_HIT,
               "it is talked out of its name: more attempts of that kind in the data, or more steps"),
         _at_most("broken", broken, MAX_BROKEN,
-              "replies loop or do not end where the base's do neither: fewer steps, or a lower lr"),
+              "more replies loop or do not end than the base's: fewer steps, or a lower lr"),
         _at_most("kl_per_token", tuned.divergence.kl_per_token, MAX_KL_PER_TOKEN,
               "it moved far from the base where nothing was to change: more replay, fewer steps, or a lower lr"),
     ]  # fmt: skip

@@ -171,7 +171,7 @@ class TunedScores:
     """The same of the tuned model, with the suites (see `evaluation.suites`) and the divergence in nats a token.
 
     leak_without_name: share of replies to unrelated prompts that show the identity without the name. broken: share of
-        all replies that loop or do not end, and would not without tuning. own_hit: as of the base.
+        all replies by how many more loop or do not end than of the base's. own_hit: as of the base.
     """
 
     identity_hit: float

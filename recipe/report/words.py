@@ -101,8 +101,8 @@ WORDS: dict[str, tuple[str, str]] = OWN_WORDS | {
     "sampled_leak_is": ("同上，普通问题", "likewise, of ordinary prompts"),
     "broken": ("异常回答", "Broken replies"),
     "broken_is": (
-        "以上全部回答中，因微调而陷入重复或不结束的比例",
-        "of all replies above, those that loop or do not end and would not without tuning",
+        "以上全部回答中，比基座多出的陷入重复或不结束的比例",
+        "of all replies above, by how many more loop or do not end than of the base’s",
     ),
     "why_multi_turn_hit": (
         "聊过别的之后它忘了自己的名字：数据里需要更多多轮对话，或更多步数。",
@@ -113,8 +113,8 @@ WORDS: dict[str, tuple[str, str]] = OWN_WORDS | {
         "It is talked out of its name: more attempts of that kind in the data, or more steps.",
     ),
     "why_broken": (
-        "基座能正常结束的回答，它却陷入重复或不结束：请减少步数，或降低 lr。",
-        "Replies loop or do not end where the base’s do neither: fewer steps, or a lower lr.",
+        "比基座更常陷入重复或不结束：请减少步数，或降低 lr。",
+        "More replies loop or do not end than the base’s: fewer steps, or a lower lr.",
     ),
     "looping_replies": ("陷入重复的回答", "replies that loop"),
     "before_that": ("基座：{count}", "the base: {count}"),

@@ -369,8 +369,19 @@ def test_tuning_broke_only_what_the_base_ended() -> None:
     fine, cut, loop = Reply("好", True), Reply("好", False), Reply("好的" * 9, True)
     assert newly_broken([cut, loop, fine, cut], [fine, fine, fine, fine]) == 3
     assert newly_broken([cut, loop, loop, cut], [cut, loop, cut, loop]) == 0
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="1 replies, and 0 of the base"):
         newly_broken([cut], [])
+
+
+def test_a_reply_that_tuning_ends_offsets_one_that_it_leaves_open_but_no_loop() -> None:
+    fine, cut = Reply("好", True), Reply("好", False)
+    loop, endless = Reply("好的" * 9, True), Reply("好的" * 9, False)
+    assert newly_broken([fine, cut, cut], [cut, fine, cut]) == 0
+    assert newly_broken([fine, cut, cut], [cut, fine, fine]) == 1
+    assert newly_broken([fine, loop, cut], [cut, fine, cut]) == 1
+    assert newly_broken([endless, endless], [cut, cut]) == 2
+    assert newly_broken([cut, cut], [endless, endless]) == 2
+    assert newly_broken([fine, fine], [cut, loop]) == 0
 
 
 def test_a_reply_that_was_cut_is_no_loop() -> None:

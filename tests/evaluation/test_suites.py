@@ -113,7 +113,7 @@ def broken_of(replies: list[Reply], base: list[Reply], *suites: list[Reply]) -> 
     return measured.hits, measured.count, measured.base
 
 
-FINE, CUT = Reply("好", True), Reply("好", False)
+FINE, CUT, LOOP = Reply("好", True), Reply("好", False), Reply("好的" * 9, True)
 
 
 def test_of_greedy_replies_those_count_that_the_base_ends() -> None:
@@ -122,10 +122,19 @@ def test_of_greedy_replies_those_count_that_the_base_ends() -> None:
     assert broken_of([CUT] * 6, [CUT] * 6) == (0, 6, 1.0)
 
 
+def test_an_ordinary_reply_that_tuning_ends_offsets_one_that_it_leaves_open_and_an_introduction_does_not() -> None:
+    assert broken_of([FINE, FINE, CUT, FINE], [FINE, FINE, FINE, CUT]) == (0, 4, 0.5)
+    assert broken_of([FINE, FINE, CUT, CUT], [FINE, FINE, FINE, CUT]) == (1, 4, 0.5)
+    assert broken_of([FINE, FINE, CUT, CUT], [CUT, CUT, FINE, CUT]) == (1, 4, 0.5)
+    assert broken_of([FINE, FINE, LOOP, FINE], [FINE, FINE, FINE, CUT]) == (1, 4, 0.5)
+
+
 def test_of_a_suite_as_many_are_left_out_as_the_base_breaks_of_ordinary_prompts() -> None:
     base = [FINE] * 2 + [CUT, FINE, FINE, FINE]  # a quarter of the ordinary ones, whatever it does about who it is
     assert broken_of(base, base, [CUT] * 3 + [FINE] * 5) == (1, 14, 0.25)
     assert broken_of(base, base, [CUT] * 2 + [FINE] * 6) == (0, 14, 0.25)
+    # Where the base is cut, a suite may be cut as often and no more loop.
+    assert broken_of(base, base, [LOOP] * 2 + [FINE] * 6) == (2, 14, 0.25)
     # A suite that is better than the base makes none up for another one.
     assert broken_of(base, base, [FINE] * 8, [CUT] * 8) == (6, 22, 0.25)
 
