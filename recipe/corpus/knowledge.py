@@ -67,8 +67,8 @@ class Fact:
         return self.questions[int(self.position * 1e6) % len(self.questions)]
 
     @property
-    def selection_wording(self) -> str:
-        """The wording after it, which for small talk is kept for checkpoint selection."""
+    def second_wording(self) -> str:
+        """The wording after it: small talk keeps it for checkpoint selection, and facts to tell knowing from luck."""
         return self.questions[(self.questions.index(self.wording) + 1) % len(self.questions)]
 
     @property
@@ -77,7 +77,7 @@ class Fact:
 
         Small talk gets more of them, since there an unasked introduction comes most easily.
         """
-        return (self.wording,) if self.expect else tuple(q for q in self.questions if q != self.selection_wording)
+        return (self.wording,) if self.expect else tuple(q for q in self.questions if q != self.second_wording)
 
     @property
     def held_out(self) -> bool:
@@ -253,6 +253,6 @@ def selection_facts(*, extended: bool = False, languages: Sequence[str] = LANGUA
     for language in languages:
         facts, small_talk = _split(language, held_out=False)
         chosen += [(fact, fact.wording) for fact in facts[: _selection_count(extended)]]
-        chosen += [(fact, fact.selection_wording) for fact in small_talk]
+        chosen += [(fact, fact.second_wording) for fact in small_talk]
         chosen += [(fact, fact.wording) for fact in _request_facts(language, "selection", extended)]
     return chosen

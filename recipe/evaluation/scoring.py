@@ -4,7 +4,8 @@ Each over greedy replies, the base model beside the tuned one:
 
 identity_hit       share of questions about who it is answered with the name;
 identity_leak      share of unrelated prompts answered with the name, where the base's reply has it not;
-retention          share of the facts known to the base that are still answered right;
+retention          share of the facts known to the base that are still answered right. It knows a fact if its answers to
+                   two wordings are right: of answers right by chance, the next one is as often wrong, tuned or not;
 leak_without_name  share of the same unrelated prompts whose reply lacks the name and shows the identity all the same.
 
 A base may take an unrelated prompt for a question about itself. Neither leak counts prompts to whose reply the base
@@ -46,16 +47,24 @@ class Prompts:
         taught: prompts among them to which the user's own rows say the name.
         more_facts: facts besides, which count for retention alone: replies to them hardly ever leak, and would hide
             the leaks of ordinary prompts.
+        second_wordings: of each fact of `facts` and `more_facts` with an expected answer, which the base is asked
+            besides; empty where one answer is to be enough.
     """
 
     identity: list[str]
     facts: list[tuple[Fact, str]]
     taught: frozenset[str] = frozenset()
     more_facts: Sequence[tuple[Fact, str]] = ()
+    second_wordings: Sequence[str] = ()
+
+    @property
+    def all_facts(self) -> list[tuple[Fact, str]]:
+        """The ordinary prompts, then more facts."""
+        return [*self.facts, *self.more_facts]
 
     def conversations(self) -> list[list[dict[str, str]]]:
         """A conversation of one turn for each prompt: the questions, the ordinary prompts, then more facts."""
-        questions = self.identity + [question for _, question in (*self.facts, *self.more_facts)]
+        questions = self.identity + [question for _, question in self.all_facts]
         return [[user(question)] for question in questions]
 
     def ordinary(self, values: Sequence[T]) -> Sequence[T]:
@@ -216,8 +225,33 @@ def leaks(prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], ide
     return Leaks(counted, named, without_name)
 
 
+def known_to_base(prompts: Prompts, base: Sequence[Reply], second: Sequence[Reply] = ()) -> list[bool]:
+    """Whether the base knows the fact of each of `prompts.all_facts`; no where the fact expects no answer.
+
+    Args:
+        prompts: the facts.
+        base: its replies to `prompts.conversations()`.
+        second: its replies to `prompts.second_wordings`.
+
+    Raises:
+        ValueError: there are fewer or more of them than facts with an expected answer.
+    """
+    facts = [fact for fact, _ in prompts.all_facts]
+    right = [knows(reply, fact) for fact, reply in zip(facts, base[len(prompts.identity) :], strict=True)]
+    if not prompts.second_wordings:
+        return right
+    asked = [i for i, fact in enumerate(facts) if fact.expect is not None]
+    for i, reply in zip(asked, second, strict=True):
+        right[i] &= knows(reply, facts[i])
+    return right
+
+
 def score(
-    prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], identity: Identity
+    prompts: Prompts,
+    replies: Sequence[Reply],
+    base: Sequence[Reply],
+    identity: Identity,
+    known: Sequence[bool] | None = None,
 ) -> tuple[Scores, list[JudgedReply]]:
     """The numbers of a model, and the replies behind them.
 
@@ -226,6 +260,7 @@ def score(
         replies: of the model to `prompts.conversations()`.
         base: of the base, likewise.
         identity: whose name counts.
+        known: of `known_to_base`; by default from `base` alone.
 
     Returns:
         The numbers, and a reply to each prompt, as it was judged.
@@ -236,8 +271,8 @@ def score(
         for reply, prompt in zip(replies[:split], prompts.identity, strict=True)
     ]
     leaked = leaks(prompts, prompts.ordinary(replies), base, identity)
-    facts = [*prompts.facts, *prompts.more_facts]
-    base_knew = [knows(untuned, fact) for (fact, _), untuned in zip(facts, base[split:], strict=True)]
+    facts = prompts.all_facts
+    base_knew = known_to_base(prompts, base) if known is None else known
     right = [knows(reply, fact) for (fact, _), reply in zip(facts, replies[split:], strict=True)]
     taught = sum(question in prompts.taught for _, question in prompts.facts)
     hit, leak = share(hits), ratio(sum(leaked.named), sum(leaked.counted))

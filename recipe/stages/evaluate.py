@@ -22,7 +22,7 @@ from recipe.errors import BelowThresholdsError, RecipeError
 from recipe.evaluation import checkpoint_selection, divergence, generation, metrics, own_rows, suites, thresholds
 from recipe.evaluation.generation import Reply
 from recipe.evaluation.metrics import METRICS, BaseMetrics, Metrics, Names, OwnScores, TunedMetrics
-from recipe.evaluation.scoring import Prompts, score
+from recipe.evaluation.scoring import Prompts, known_to_base, score
 from recipe.languages import LANGUAGES
 from recipe.pipeline import results, stage
 from recipe.pipeline.results import (
@@ -50,7 +50,7 @@ SHOWN_OF_OWN = 3
 
 
 def prompts(*, extended: bool = False, languages: Sequence[str] = LANGUAGES) -> Prompts:
-    """The held-out questions of data/identity and one wording of each evaluation fact of data/knowledge.
+    """The held-out questions of data/identity and a wording of each held-out fact of data/knowledge, two for the base.
 
     A base that other people trained knows part of the facts: it is asked all that are held out, so that chance counts
     for less in its retention.
@@ -62,7 +62,8 @@ def prompts(*, extended: bool = False, languages: Sequence[str] = LANGUAGES) -> 
     identity = questions_of("heldout", extended=extended, languages=languages)
     facts = [(fact, fact.wording) for fact in evaluation_facts(extended=extended, languages=languages)]
     more = more_evaluation_facts(languages=languages) if extended else []
-    return Prompts(identity, facts, more_facts=[(fact, fact.wording) for fact in more])
+    second = [fact.second_wording for fact in (*(fact for fact, _ in facts), *more) if fact.expect is not None]
+    return Prompts(identity, facts, more_facts=[(fact, fact.wording) for fact in more], second_wordings=second)
 
 
 def make(
@@ -97,6 +98,7 @@ def make(
 
     settings = {
         "prompts": evaluation_prompts.conversations(),
+        "second_wordings": evaluation_prompts.second_wordings,
         "max_new_tokens": [MAX_NEW_TOKENS, MORE_NEW_TOKENS],
         "suites": suites.SAMPLING,
     } | ({"own": thresholds.MIN_OWN_SIMILARITY} if user_file else {})
@@ -123,7 +125,11 @@ def _measure(
     """
     loaded, tokenizer = generation.load(model)
     base, room = _base_replies(held_out, loaded, tokenizer, identity)
-    base_scores, base_judged = score(held_out, base, base, identity)
+    second = [[user(question)] for question in held_out.second_wordings]
+    known = known_to_base(
+        held_out, base, _asker(loaded, tokenizer, "base", identity, room)(second, "facts in other words")
+    )
+    base_scores, base_judged = score(held_out, base, base, identity, known)
     ended = [
         [user(question), assistant(reply.text)]
         for (_, question), reply in zip(held_out.facts, held_out.ordinary(base), strict=True)
@@ -141,7 +147,7 @@ def _measure(
     ask = _asker(tuned, tokenizer, "tuned", identity, room)
     replies = ask(held_out.conversations(), "questions and facts")
     tuned_metrics = TunedMetrics(
-        *score(held_out, replies, base, identity),
+        *score(held_out, replies, base, identity, known),
         suites=suites.measure(held_out, replies, base, identity, ask),
         divergence=divergence.kl_per_token(loaded, tuned, tokenizer, ended),
         own=_own_scores(own, tuned, tokenizer, "tuned"),

@@ -20,6 +20,7 @@ from recipe.evaluation.metrics import Counts, OrdinaryReply, Scores, Share
 from recipe.evaluation.scoring import (
     best,
     broken,
+    known_to_base,
     knows,
     loops,
     newly_broken,
@@ -192,6 +193,22 @@ def test_more_facts_count_for_retention_alone() -> None:
         (FRANCE.questions[0], False, False),
     ]
     assert [talk[0]["content"] for talk in prompts.conversations()[4:]] == [reply.prompt for reply in judged[4:]]
+
+
+def test_a_base_that_answers_one_of_two_wordings_right_was_lucky() -> None:
+    prompts = replace(ASKED, facts=[(JAPAN, JAPAN.questions[0]), (JOKE, JOKE.questions[0])],
+                      more_facts=[(FRANCE, FRANCE.questions[0])],
+                      second_wordings=["日本首都？", "France?"])  # fmt: skip
+    base = replies(*BASE[:4], "日本的首都是东京。", "Knock, knock.", "It is Paris.")
+    lucky = known_to_base(prompts, base, replies("东京", "It is Rome."))
+    assert lucky == [True, False, False]
+    assert known_to_base(prompts, base, replies("京都", "Paris")) == [False, False, True]
+    forgetful = replies(*["我是小明。"] * 4, "东京", "Knock, knock.", "It is Rome.")
+    scores, judged = score(prompts, forgetful, base, XIAOMING, lucky)
+    assert (scores.retention, scores.counts.facts_base_knew, scores.counts.facts_kept) == (1.0, 1, 1)
+    assert [reply.base_knew for reply in judged[4:] if isinstance(reply, OrdinaryReply)] == lucky
+    with pytest.raises(ValueError, match="zip"):
+        known_to_base(prompts, base, replies("东京"))
 
 
 def test_retention_of_a_base_that_knew_nothing_is_none() -> None:

@@ -17,6 +17,7 @@ from small_evaluation import ASKED, BASE, XIAOMING, judged, replies, scored
 
 from recipe.chat_format import prompt_ids
 from recipe.corpus.identity import load_questions
+from recipe.corpus.knowledge import replay_prompts
 from recipe.corpus.own_questions import OwnQuestion
 from recipe.errors import RecipeError
 from recipe.evaluation import checkpoint_selection, generation, metrics, own_rows, suites, thresholds
@@ -337,6 +338,19 @@ def test_enough_is_asked_of_real_models_and_nothing_twice() -> None:
     # Of a share of 0.97 the standard error is 1 %.
     assert sum(fact.expect is not None for fact, _ in (*held_out.facts, *held_out.more_facts)) >= 350
     assert not prompts().more_facts
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_the_base_is_asked_every_fact_in_a_second_wording_that_nothing_else_has(extended: bool) -> None:
+    held_out = prompts(extended=extended)
+    facts = [fact for fact, _ in held_out.all_facts if fact.expect is not None]
+    assert len(held_out.second_wordings) == len(facts)
+    for fact, wording in zip(facts, held_out.second_wordings, strict=True):
+        assert wording in fact.questions
+    others = [talk[0]["content"] for talk in held_out.conversations()] + [
+        prompt for prompt in replay_prompts(extended=extended) if isinstance(prompt, str)
+    ]
+    assert not set(held_out.second_wordings) & set(others)
 
 
 def test_more_facts_are_asked_once_and_in_no_suite() -> None:
