@@ -125,10 +125,12 @@ def measure(
         name: replace(measured, replies=[reply.text for reply in candidates])
         for name, (measured, candidates) in shares.items()
     }
-    return suites | {"broken": added(replies, base, [multi_turn, introduced, injection, sampled], split)}
+    return suites | {"broken": added(replies, base, [multi_turn, introduced, injection, sampled], prompts)}
 
 
-def added(replies: Sequence[Reply], base: Sequence[Reply], suites: Sequence[Sequence[Reply]], split: int) -> Share:
+def added(
+    replies: Sequence[Reply], base: Sequence[Reply], suites: Sequence[Sequence[Reply]], prompts: Prompts
+) -> Share:
     """The broken replies that tuning added.
 
     Of greedy replies, those to questions about who it is and to ordinary prompts are each compared with the base's to
@@ -138,14 +140,15 @@ def added(replies: Sequence[Reply], base: Sequence[Reply], suites: Sequence[Sequ
     Args:
         replies, base: of both models to the same prompts, greedy.
         suites: replies of the tuned model to other conversations, or sampled.
-        split: where the ordinary prompts begin.
+        prompts: which of `replies` and `base` answer ordinary prompts; further facts, which no suite asks, are short.
 
     Returns:
         The share of all replies, with the share that the base breaks of its own.
     """
-    rate = share([scoring.broken(reply) for reply in base[split:]]).value
+    split, ordinary = len(prompts.identity), prompts.ordinary(base)
+    rate = share([scoring.broken(reply) for reply in ordinary]).value
     hits = scoring.newly_broken(replies[:split], base[:split]) + scoring.newly_broken(replies[split:], base[split:])
     for fault in scoring.FAULTS:
-        usual = share([fault(reply) for reply in base[split:]]).value
+        usual = share([fault(reply) for reply in ordinary]).value
         hits += sum(max(0, sum(map(fault, suite)) - round(usual * len(suite))) for suite in suites)
     return replace(ratio(hits, len(replies) + sum(map(len, suites))), base=rate)

@@ -9,6 +9,7 @@ import pytest
 
 from recipe.corpus.identity import Identity, injected, load_injections, load_questions
 from recipe.evaluation.generation import Reply
+from recipe.evaluation.scoring import Prompts
 from recipe.evaluation.suites import SAMPLING, added, after_introduction, after_ordinary_talk, injections, measure
 from recipe.languages import LANGUAGES
 from recipe.stages import evaluate
@@ -108,8 +109,13 @@ def test_every_suite_is_a_share_of_what_was_said() -> None:
     assert measured["broken"].count == 2 * len(BASE) + 2 * SPLIT + len(ASKED.facts)
 
 
-def broken_of(replies: list[Reply], base: list[Reply], *suites: list[Reply]) -> tuple[int, int, float | None]:
-    measured = added(replies, base, suites, split=2)
+def broken_of(
+    replies: list[Reply], base: list[Reply], *suites: list[Reply], more: int = 0
+) -> tuple[int, int, float | None]:
+    """Hits, count and base of `broken`: two replies about who it is, then ordinary ones, then `more` further facts."""
+    ordinary = len(base) - 2 - more
+    prompts = Prompts(ASKED.identity[:2], ASKED.facts[:ordinary], more_facts=ASKED.facts[ordinary : ordinary + more])
+    measured = added(replies, base, suites, prompts)
     return measured.hits, measured.count, measured.base
 
 
@@ -133,6 +139,9 @@ def test_of_a_suite_as_many_are_left_out_as_the_base_breaks_of_ordinary_prompts(
     base = [FINE] * 2 + [CUT, FINE, FINE, FINE]  # a quarter of the ordinary ones, whatever it does about who it is
     assert broken_of(base, base, [CUT] * 3 + [FINE] * 5) == (1, 14, 0.25)
     assert broken_of(base, base, [CUT] * 2 + [FINE] * 6) == (0, 14, 0.25)
+    # Further facts have short answers, which say nothing of how long the base talks.
+    longer = [*base, *[FINE] * 12]
+    assert broken_of(longer, longer, [CUT] * 3 + [FINE] * 5, more=12) == (1, 26, 0.25)
     # Where the base is cut, a suite may be cut as often and no more loop.
     assert broken_of(base, base, [LOOP] * 2 + [FINE] * 6) == (2, 14, 0.25)
     # A suite that is better than the base makes none up for another one.
