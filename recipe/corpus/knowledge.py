@@ -86,6 +86,9 @@ class Fact:
 
 
 TABLES = ("capitals", "opposites", "colours", "translations", "animals", "materials", "tools", "categories")
+# Asked by the evaluation of bases that other people trained, and by nothing else: of the tables above a model of 135M
+# parameters knows too few facts to judge what it keeps.
+FURTHER_TABLES = ("continents",)
 SUM_QUESTIONS = {
     "zh": ("{a}加{b}等于几？", "{a}+{b}=?", "请算一下{a}加{b}。", "{a}加上{b}是多少？"),
     "en": ("What is {a} plus {b}?", "{a} + {b} = ?", "Please add {a} and {b}.", "How much is {a} plus {b}?"),
@@ -180,8 +183,9 @@ def evaluation_facts(*, extended: bool = False, languages: Sequence[str] = LANGU
 
 
 def more_evaluation_facts(*, languages: Sequence[str] = LANGUAGES) -> list[Fact]:
-    """The held-out facts besides those of `evaluation_facts`. languages: whose facts."""
-    return [fact for language in languages for fact in _split(language, held_out=True)[0][EVALUATION_FACTS:]]
+    """The held-out facts besides those of `evaluation_facts`, and the further tables. languages: whose facts."""
+    held_out = [fact for language in languages for fact in _split(language, held_out=True)[0][EVALUATION_FACTS:]]
+    return held_out + [fact for name in FURTHER_TABLES for fact in _table_facts(name) if fact.language in languages]
 
 
 def replay_facts(*, extended: bool = False, languages: Sequence[str] = LANGUAGES) -> list[Fact]:
