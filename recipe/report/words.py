@@ -200,6 +200,7 @@ WORDS: dict[str, tuple[str, str]] = OWN_WORDS | {
     ),
     "kind_identity": ("身份", "who it is"),
     "kind_capitals": ("首都", "capitals"),
+    "kind_continents": ("大洲", "continents"),
     "kind_opposites": ("反义词", "opposites"),
     "kind_colours": ("颜色", "colours"),
     "kind_translations": ("翻译", "translations"),
