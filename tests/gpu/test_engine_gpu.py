@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from recipe.chat_format import prompt_ids
 from recipe.device import has_gpu
 from recipe.engine import Engine, Reply, Sampling
 from recipe.engine.graphs import Graphs
@@ -55,6 +56,26 @@ def test_captured_steps_of_other_bases_say_what_transformers_says(base_model: Pa
         sampling = Sampling(max_new_tokens=20)
         assert texts([engine.reply(talk, sampling) for talk in CONVERSATIONS * 3]) == wanted * 3
         assert isinstance(engine.scheduler.graphs, Graphs)
+
+
+def test_captured_steps_give_the_log_probabilities_of_a_forward_pass(base_model: Path) -> None:
+    """In float32, beside replies that ask for none."""
+    llm, tokenizer = generation.load(base_model)
+    with Engine(llm, tokenizer) as engine:
+        asked = [engine.reply(talk, Sampling(max_new_tokens=12, logprobs=3)) for talk in CONVERSATIONS]
+        silent = [engine.reply(talk, Sampling(max_new_tokens=12)) for talk in CONVERSATIONS]
+        assert texts(asked) == texts(silent)
+        assert isinstance(engine.scheduler.graphs, Graphs)
+    for talk, reply in zip(CONVERSATIONS, asked, strict=True):
+        output_ids = [entry.token for entry in reply.logprobs]
+        input_ids = prompt_ids(tokenizer, talk)
+        with torch.inference_mode():
+            logits = llm(torch.tensor([input_ids + output_ids], device=llm.device)).logits[0].float()
+        expected = logits[len(input_ids) - 1 : -1].log_softmax(-1)
+        assert len(output_ids) == len(expected) > 0
+        for entry, logprobs in zip(reply.logprobs, expected, strict=True):
+            assert entry.logprob == pytest.approx(logprobs[entry.token].item(), abs=1e-3)
+            assert [value for _, value in entry.top] == pytest.approx(logprobs.topk(3).values.tolist(), abs=1e-3)
 
 
 def test_captured_steps_keep_seeds_and_penalties_apart(folder: Path) -> None:
