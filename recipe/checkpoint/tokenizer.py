@@ -16,6 +16,7 @@ from typing import Any
 
 from recipe.chat_format import BOS, CHAT_TEMPLATE, CHAT_TOKENS, EOS, SPECIAL_TOKENS
 from recipe.errors import RecipeError
+from recipe.pipeline.phases import phase
 
 # What `model.generate(**tokenizer(text))` passes on: no token_type_ids, which such models refuse.
 MODEL_INPUT_NAMES = ["input_ids", "attention_mask"]
@@ -30,8 +31,9 @@ def build_tokenizer_json(model_file: Path, names: dict[int, str]) -> dict[str, A
     `names`: id -> the name that tokenizer_config.json gives it. An entry is renamed, not added, so that its old name
     ("[UNUSED_TOKEN_146]") is ordinary text afterwards.
     """
-    from transformers import LlamaTokenizer
-    from transformers.convert_slow_tokenizer import LlamaConverter
+    with phase("import"):
+        from transformers import LlamaTokenizer
+        from transformers.convert_slow_tokenizer import LlamaConverter
 
     try:
         slow = LlamaTokenizer(vocab_file=str(model_file), legacy=True, add_prefix_space=False)

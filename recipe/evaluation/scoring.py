@@ -25,6 +25,7 @@ from recipe.corpus.identity import Identity
 from recipe.corpus.knowledge import Fact
 from recipe.evaluation.mentions import introduces_itself, mentions, signs, unquoted
 from recipe.evaluation.metrics import Counts, IdentityReply, JudgedReply, OrdinaryReply, Scores, Share
+from recipe.pipeline.phases import phase
 
 if TYPE_CHECKING:
     from recipe.evaluation.generation import Reply
@@ -192,6 +193,7 @@ def leaks(prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], ide
     return Leaks(counted, named, without_name)
 
 
+@phase("score")
 def score(
     prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], identity: Identity
 ) -> tuple[Scores, list[JudgedReply]]:
