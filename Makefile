@@ -160,8 +160,8 @@ sweep: ready ## The quickstart for 20 random names, half an hour on two cores / 
 	@$(call split,SWEEP); $(RECIPE) sweep $(common) "$${words[@]}"
 
 .PHONY: bench
-bench: ready ## Training speed of each preset beside other trainers; needs a GPU / 训练速度对比
-	@$(call split,BENCH); $(RECIPE) bench $(common) "$${words[@]}"
+bench: ready ## Training speed beside other trainers; BENCH=end_to_end: all stages timed / 训练速度、全程用时
+	@$(call split,BENCH); $(RECIPE) bench $(common) $(model) "$${words[@]}"
 
 .PHONY: chat
 chat: ready ## Talk to the result of RUN in the terminal / 终端对话

@@ -18,6 +18,7 @@ from typing import Any
 
 from recipe.chat_format import BOS, CHAT_TEMPLATE, CHAT_TOKENS, EOS, SPECIAL_TOKENS
 from recipe.errors import RecipeError
+from recipe.pipeline.phases import phase
 from recipe.records import ShapeError
 
 # What `model.generate(**tokenizer(text))` passes on: no token_type_ids, which such models refuse.
@@ -94,8 +95,9 @@ def build_tokenizer_json(model_file: Path, names: dict[int, str]) -> dict[str, A
     `names`: id -> the name that tokenizer_config.json gives it. An entry is renamed, not added, so that its old name
     ("[UNUSED_TOKEN_146]") is ordinary text afterwards.
     """
-    from transformers import LlamaTokenizer
-    from transformers.convert_slow_tokenizer import LlamaConverter
+    with phase("import"):
+        from transformers import LlamaTokenizer
+        from transformers.convert_slow_tokenizer import LlamaConverter
 
     try:
         slow = LlamaTokenizer(vocab_file=str(model_file), legacy=True, add_prefix_space=False)

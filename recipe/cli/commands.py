@@ -314,10 +314,17 @@ def run_sweep(options: argparse.Namespace) -> None:
 
 
 def run_bench(options: argparse.Namespace) -> None:
-    from recipe.experiments import training_speed
+    from recipe.experiments import end_to_end, training_speed
 
     work = options.work / checked_name(options.run, "bench")
     refuse_run(work, "bench")
+    if end_to_end.NAME in options.names:
+        if options.names != [end_to_end.NAME]:
+            raise RecipeError(f"bench: {end_to_end.NAME} is measured alone; name the others in a call of their own")
+        print(end_to_end.table(end_to_end.run(options.work, work, options.model or "miniature")), flush=True)
+        return
+    if options.model:
+        raise RecipeError(f"bench: MODEL is for {end_to_end.NAME}; training speed has a model of its own")
     measured = training_speed.run(work, options.names or list(training_speed.CASES))
     print(training_speed.table(measured), flush=True)
 

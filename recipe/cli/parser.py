@@ -68,9 +68,11 @@ def build_parser() -> argparse.ArgumentParser:
             verbs, "quickstart", "all of the above on the embedded miniature, no GPU / 一键体验", run="quickstart"
         )
     )
-    summary = "training speed of each preset beside what others offer; needs a GPU / 训练速度对比"
+    summary = "training speed of each preset beside what others offer (on a GPU); end_to_end / 训练速度、全程用时"
     sub = _add_verb(verbs, "bench", summary, run="bench")
-    sub.add_argument("names", nargs="*", metavar="NAME", help="which to measure (default: all that are installed)")
+    help_text = "which to measure (default: training speed of all that are installed); end_to_end: every stage, timed"
+    sub.add_argument("names", nargs="*", metavar="NAME", help=help_text)
+    sub.add_argument("--model", help="of end_to_end, as for the stages (default: miniature)")
     summary = "quickstart for many names, on any bases: the worst of each number / 多个名字、多个基座的对比"
     _sweep_verb(_add_verb(verbs, "sweep", summary, run="sweep"))
     return parser

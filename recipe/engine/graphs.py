@@ -8,6 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from recipe.pipeline.phases import phase
+
 # The step's arguments: slots, window, whether every slot is greedy, whether log probabilities are wanted.
 Shape = tuple[int, int, bool, bool]
 
@@ -37,7 +39,8 @@ class Graphs:
     def run(self, step: Callable[[int, int, bool, bool], None], shape: Shape) -> None:
         """Run a step, always the same one, which reads and writes tensors that stay where they are."""
         if shape not in self.captured:
-            self.captured[shape] = self._capture(step, shape)
+            with phase("compile"):
+                self.captured[shape] = self._capture(step, shape)
         self.captured[shape].replay()
 
     def _capture(self, step: Callable[[int, int, bool, bool], None], shape: Shape) -> torch.cuda.CUDAGraph:

@@ -20,6 +20,7 @@ from recipe.engine.batch import BatchGenerator
 from recipe.engine.reply import Sampling
 from recipe.errors import RecipeError
 from recipe.pipeline import results, stage
+from recipe.pipeline.phases import phase
 from recipe.pipeline.results import ConvertResults
 from recipe.pipeline.stage import shown
 
@@ -61,8 +62,9 @@ def load(
         RecipeError: a folder holds no model or no adapter, is not what its stage wrote, or cannot be loaded; or the
             adapter was made on another base.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    with phase("import"):
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not (folder / "config.json").is_file():
         raise RecipeError(f"{shown(folder)}: holds no model (no config.json); run `make model`, or `make merge`, first")
@@ -71,22 +73,26 @@ def load(
     release()
     gpu = torch.cuda.is_available()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype or ("auto" if gpu else torch.float32),
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
+        with phase("load"):
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype or ("auto" if gpu else torch.float32),
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
     except Exception as error:  # transformers, tokenizers and safetensors each raise their own, also a bare Exception
         reason = (str(error) or repr(error)).splitlines()[0]
         raise RecipeError(f"{shown(folder)}: cannot be loaded: {reason}") from error
     if adapter is not None:
-        from peft import PeftModel
+        with phase("import"):
+            from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
-    model = model.to("cuda" if gpu else "cpu").eval().requires_grad_(False)
+        with phase("load"):
+            model = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
+    with phase("load"):
+        model = model.to("cuda" if gpu else "cpu").eval().requires_grad_(False)
     return model, tokenizer
 
 
@@ -170,11 +176,12 @@ def answer(
     """
     from tqdm import tqdm
 
-    prompts = [prompt_ids(tokenizer, conversation) for conversation in conversations]
+    with phase("tokenise"):
+        prompts = [prompt_ids(tokenizer, conversation) for conversation in conversations]
     stops = stop_ids(tokenizer)
     sampling = Sampling(max_new_tokens, temperature, top_p, seed=seed)
     bar = tqdm(total=len(prompts), desc=progress, unit="reply", disable=progress is None, leave=False)
-    with bar:
+    with bar, phase("generate"):
         if not prompts:
             return []
         generator = _generator(model, stops, prompts, max_new_tokens)

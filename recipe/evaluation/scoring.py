@@ -26,6 +26,7 @@ from recipe.corpus.identity import Identity
 from recipe.corpus.knowledge import Fact
 from recipe.evaluation.mentions import introduces_itself, mentions, signs, unquoted
 from recipe.evaluation.metrics import Counts, IdentityReply, JudgedReply, OrdinaryReply, Scores, Share
+from recipe.pipeline.phases import phase
 
 if TYPE_CHECKING:
     from recipe.evaluation.generation import Reply
@@ -246,6 +247,7 @@ def known_to_base(prompts: Prompts, base: Sequence[Reply], second: Sequence[Repl
     return right
 
 
+@phase("score")
 def score(
     prompts: Prompts,
     replies: Sequence[Reply],

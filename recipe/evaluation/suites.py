@@ -21,6 +21,7 @@ from recipe.evaluation import scoring
 from recipe.evaluation.generation import Reply
 from recipe.evaluation.metrics import Share
 from recipe.evaluation.scoring import Prompts, ratio, share
+from recipe.pipeline.phases import phase
 
 # temperature and top_p of InternLM2's `chat()`, and where its random numbers start.
 SAMPLING = {"temperature": 0.8, "top_p": 0.8, "seed": 0}
@@ -83,6 +84,7 @@ def injections(prompts: Prompts) -> list[list[Message]]:
     return conversations
 
 
+@phase("score")
 def measure(
     prompts: Prompts, replies: Sequence[Reply], base: Sequence[Reply], identity: Identity, ask: Ask
 ) -> dict[str, Share]:

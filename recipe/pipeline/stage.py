@@ -30,6 +30,7 @@ from recipe.errors import RecipeError
 from recipe.files import parse_json
 from recipe.paths import ROOT
 from recipe.paths import shown as shown
+from recipe.pipeline import phases
 from recipe.pipeline.manifest import MANIFEST as MANIFEST
 from recipe.pipeline.manifest import Manifest as Manifest
 from recipe.pipeline.manifest import input_of as input_of
@@ -43,7 +44,7 @@ VERSIONED = ("xtuner", "torch", "transformers", "peft", "bitsandbytes", "deepspe
 
 def file_sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with phases.phase("hash"), path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -206,6 +207,7 @@ def run(
         if manifest:
             refuse_changed(folder, manifest)
         if manifest and manifest["key"] == key:
+            phases.take()  # of this stage, which are not the next one's
             say(name, f"up to date: {shown(folder)}")
             return manifest
         _prepare(name, partial, key, resume)
@@ -284,6 +286,7 @@ def _manifest(
         "git_commit": _git_commit(),
         "image": os.environ.get("RECIPE_IMAGE"),
         "seconds": round(seconds, 3),
+        "phases": phases.take(),
         "process_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
     peak = results.get("gpu_peak_mib") or 0  # of processes that the stage has started

@@ -12,6 +12,14 @@ from recipe.pipeline.results import MergeResults, VariantResults
 from recipe.report.facts import Facts, Rows
 from recipe.report.words import WORDS, Text, label, plain, text
 
+# Of a phase that is shown.
+SHOWN_SECONDS = 0.05
+# The texts of the phases of `pipeline.phases`, and of what they leave.
+PHASE_TEXTS = (
+    "phase_import", "phase_load", "phase_tokenise", "phase_compile", "phase_generate", "phase_steps", "phase_score",
+    "phase_save", "phase_hash", "phase_other",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Data:
@@ -65,10 +73,24 @@ class StageCost:
 
 
 @dataclass(frozen=True)
+class PhaseCost:
+    """label: of a phase of `pipeline.phases`, or of what they leave. share: of the longest stage's seconds."""
+
+    name: str
+    label: Text
+    seconds: float
+    share: float
+
+
+@dataclass(frozen=True)
 class Cost:
-    """speed: tokens a second, padding included. resumed: whether that is why there is none."""
+    """phases: of each stage its verb and phases, empty where an older version wrote the manifests.
+
+    speed: tokens a second, padding included. resumed: whether that is why there is none.
+    """
 
     stages: Sequence[StageCost]
+    phases: Sequence[tuple[str, Sequence[PhaseCost]]]
     seconds: float
     gpu: bool
     speed: float | None
@@ -210,11 +232,32 @@ def _cost(facts: Facts) -> Cost:
             )
             for manifest in manifests
         ],
+        phases=_phases([manifest for manifest in manifests if manifest.get("phases")]),
         seconds=sum(manifest["seconds"] for manifest in manifests),
         gpu=any("gpu_peak_mib" in manifest for manifest in manifests),
         speed=facts.tokens_per_second,
         resumed=facts.resumed,
     )
+
+
+def _phase_text(name: str) -> Text:
+    """What a phase is called; one that is newer than the texts stands for itself."""
+    return text(key) if (key := f"phase_{name}") in PHASE_TEXTS else plain(name)
+
+
+def _phases(manifests: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[PhaseCost]]]:
+    """The phases of each stage, those that would show as 0.0 seconds left out."""
+    parts = {}
+    for manifest in manifests:
+        phases = manifest["phases"]
+        rest = {"other": max(0.0, manifest["seconds"] - sum(phases.values()))}
+        parts[manifest["stage"]] = {name: value for name, value in (phases | rest).items() if value >= SHOWN_SECONDS}
+    longest = max((sum(each.values()) for each in parts.values()), default=0.0)
+    return [
+        (verb, [PhaseCost(name, _phase_text(name), value, value / longest) for name, value in each.items()])
+        for verb, each in parts.items()
+        if each
+    ]
 
 
 def _origin(facts: Facts) -> Origin:

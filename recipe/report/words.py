@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from recipe.languages import LANGUAGES
 from recipe.report.own_words import OWN_WORDS
+from recipe.report.phase_words import PHASE_WORDS
 
 # How HTML names them: what a browser chooses fonts and voices by. The page shows English first.
 LANG = {"en": "en", "zh": "zh-CN"}
 
 # A text in each of LANGUAGES.
-WORDS: dict[str, tuple[str, str]] = OWN_WORDS | {
+WORDS: dict[str, tuple[str, str]] = OWN_WORDS | PHASE_WORDS | {
     # The head
     "report": ("身份微调报告", "Identity report"),
     "assistant_of": ("{name}的小助手", "{name}’s assistant"),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from recipe.device import gpu_memory, has_gpu
 from recipe.errors import RecipeError
 from recipe.pipeline import results, stage
+from recipe.pipeline.phases import phase
 from recipe.pipeline.results import ConfigResults, DataResults
 from recipe.stages import replay
 from recipe.training.resolved_config import READ_BY_TRAINER
@@ -46,7 +47,8 @@ def load_preset(name: str) -> Any:
 
     Classes and functions stand in it by name, as in the file it will become, so that nothing has to be imported.
     """
-    from mmengine.config import Config
+    with phase("import"):
+        from mmengine.config import Config
 
     if name not in presets():
         raise RecipeError(f"PRESET={name} is none of {', '.join(presets())}")
@@ -239,9 +241,10 @@ def make(
     override(config, settings)
 
     def work(out: Path) -> ConfigResults:
-        from recipe.corpus.identity import read_identity
-        from recipe.training import memory, own_share
-        from recipe.training.forecast import forecast, lines, tutorial_tokens
+        with phase("import"):
+            from recipe.corpus.identity import read_identity
+            from recipe.training import memory, own_share
+            from recipe.training.forecast import forecast, lines, tutorial_tokens
 
         cut = own_share.cut_answers(config, own) if own else None
         share = own_share.plan(config, settings, processes)

@@ -16,6 +16,7 @@ from recipe.checkpoint.model_card import adapter_card
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
 from recipe.pipeline import stage
+from recipe.pipeline.phases import phase
 from recipe.pipeline.results import ConvertResults
 from recipe.stages import train
 from recipe.training import resolved_config
@@ -69,13 +70,15 @@ def make(folder: Path, *, train_folder: Path, checkpoint: str | None) -> stage.M
     stage.refuse_changed(train_folder, manifest, [config.name, path.name])
 
     def work(out: Path) -> ConvertResults:
-        from peft import LoraConfig
-        from safetensors.torch import save_file
+        with phase("import"):
+            from peft import LoraConfig
+            from safetensors.torch import save_file
 
-        from recipe.checkpoint import lora
+            from recipe.checkpoint import lora
 
         settings = lora_settings(config)
-        tensors = lora.read_checkpoint(path)
+        with phase("load"):
+            tensors = lora.read_checkpoint(path)
         base = stage.read_json(model / "config.json", ConfigShape)
         lora.check(tensors, base=base, r=settings["r"], targets=tuple(settings["target_modules"]))
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, out / WEIGHTS, {"format": "pt"})

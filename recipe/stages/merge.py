@@ -21,6 +21,7 @@ from recipe.errors import RecipeError
 from recipe.evaluation import generation, thresholds
 from recipe.paths import ROOT
 from recipe.pipeline import results, stage
+from recipe.pipeline.phases import phase
 from recipe.pipeline.results import ConvertResults, MergeResults
 from recipe.stages import convert
 
@@ -68,6 +69,7 @@ def make(folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...])
     return stage.run("merge", folder, inputs={"adapter": adapter_folder, "model": model}, settings={}, work=work)
 
 
+@phase("save")
 def _merge_weights(model: Path, adapter_folder: Path, out: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -92,6 +94,7 @@ def _merge_weights(model: Path, adapter_folder: Path, out: Path) -> None:
         shutil.copyfile(index, out / index.name)
 
 
+@phase("score")
 def compare(model: Path, adapter_folder: Path, merged: Path) -> dict[str, float]:
     """How far base + adapter and the merged model are apart on `PROBES`, both computed in float32.
 

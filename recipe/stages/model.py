@@ -30,6 +30,7 @@ from recipe.checkpoint.tokenizer import (
 from recipe.errors import RecipeError
 from recipe.paths import MINIATURE
 from recipe.pipeline import bases, stage
+from recipe.pipeline.phases import phase
 from recipe.pipeline.results import ModelResults
 from recipe.records import ShapeError
 
@@ -129,6 +130,7 @@ def check_folder(folder: Path) -> None:
             )
 
 
+@phase("save")
 def _convert_weights(folder: Path, out: Path, config: dict[str, Any]) -> int:
     """Write the weights to `out` in the Llama layout, a tensor at a time; returns the parameter count."""
     shape, internlm2 = Shape.of(config), config["model_type"] == "internlm2"

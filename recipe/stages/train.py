@@ -20,7 +20,7 @@ from recipe.errors import RecipeError
 from recipe.evaluation import checkpoint_selection, scoring
 from recipe.files import jsonl_text
 from recipe.paths import ROOT
-from recipe.pipeline import results, stage
+from recipe.pipeline import phases, results, stage
 from recipe.pipeline.results import TrainResults
 from recipe.pipeline.run import Run
 from recipe.training import resolved_config, xtuner
@@ -222,6 +222,9 @@ def _launch(arguments: list[str], out: Path, machines: Machines, *, in_torchrun:
     try:
         if in_torchrun or machines.processes > 1:
             _torchrun(["-m", "recipe.training.xtuner", *arguments, "--launcher", "pytorch"], machines)
+            if (spent := out / xtuner.PHASES).is_file():  # of the first process; machine 0 has it
+                phases.add(json.loads(spent.read_text(encoding="utf-8")))
+                spent.unlink()
         else:
             xtuner.run(arguments)
     except (OSError, RecipeError):

@@ -29,6 +29,7 @@ from recipe.corpus.own_questions import questions_in
 from recipe.corpus.rows import read_rows
 from recipe.errors import RecipeError
 from recipe.evaluation.own_rows import read_questions
+from recipe.pipeline.phases import phase
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,6 +106,7 @@ def _fill(group: Sequence[Tokens], max_length: int, pad_id: int) -> dict[str, ar
     return filled
 
 
+@phase("tokenise")
 def read_tokens(
     files: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,

@@ -18,6 +18,7 @@ from recipe.corpus.own_data import Row
 from recipe.corpus.rows import read_rows
 from recipe.evaluation import checkpoint_selection, generation, own_rows, scoring
 from recipe.pipeline import results, stage
+from recipe.pipeline.phases import phase
 from recipe.pipeline.results import DataResults
 from recipe.training.fast.model import in_shards
 
@@ -37,16 +38,26 @@ class MeanLoss(Hook):
 
 
 class Progress(Hook):
-    """One progress bar on stderr with loss and tokens per second; the trainer's own log goes to its file."""
+    """One progress bar on stderr with loss and tokens per second; the trainer's own log goes to its file.
+
+    The hook also counts the seconds of the phases steps and save: its priority is that of mmengine's checkpoint hook,
+    after which it comes.
+    """
 
     priority = "VERY_LOW"
 
     def before_train(self, runner: Any) -> None:
+        self.saving: phase | None = None
+        self.steps = phase("steps").__enter__()
         shown = is_main_process()
         self.bar = tqdm(total=runner.max_iters, initial=runner.iter, desc="train", unit="step", disable=not shown)
         self.tokens = 0
 
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        self.saving = phase("save").__enter__()
+
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self._end_saving()
         self.tokens += data_batch["data"]["input_ids"].numel() * get_world_size()
         self.bar.update()
         if self.bar.n % 10 == 0 or self.bar.n == self.bar.total:  # reading the loss waits for the GPU
@@ -55,6 +66,13 @@ class Progress(Hook):
 
     def after_train(self, runner: Any) -> None:
         self.bar.close()
+        self._end_saving()
+        self.steps.__exit__()
+
+    def _end_saving(self) -> None:
+        if self.saving:
+            self.saving.__exit__()
+            self.saving = None
 
 
 class SampleReplies(Hook):

@@ -22,6 +22,7 @@ from torch.nn import functional
 from recipe.chat_format import IGNORE_INDEX, Message, training_ids
 from recipe.errors import RecipeError
 from recipe.evaluation.batches import by_length, padded
+from recipe.pipeline.phases import phase
 from recipe.pipeline.stage import shown
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Teacher:
         return Teacher(self.ids.to(device), self.log_probs.to(device), self.weights.to(device), self.counts)
 
 
+@phase("score")
 def distributions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import runpy
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from recipe.checkpoint.trainer_state import allow_trainer_state
 from recipe.device import has_gpu
 from recipe.library_logging import quieten
+from recipe.pipeline import phases
 
 LOG = "console.log"
+# In the work folder: the seconds of each phase in the first process that torchrun has started.
+PHASES = ".phases.json"
+# What the trainer imports, so that its time is counted by itself.
+IMPORTED = ("xtuner.dataset.collate_fns", "xtuner.model", "xtuner.engine.runner", "recipe.training.hooks")
 # The variable with torchrun's process id.
 PARENT = "RECIPE_TRAIN_PID"
 
@@ -80,7 +87,13 @@ def run(arguments: Sequence[str]) -> None:
                 allow_trainer_state(deepspeed="--deepspeed" in arguments)
                 if "--launcher" in arguments and not has_gpu():
                     _run_without_gpu(deepspeed="--deepspeed" in arguments)
-                runpy.run_module("xtuner.tools.train", run_name="__main__")
+                with phases.phase("import"):
+                    for name in IMPORTED:
+                        import_module(name)
+                with phases.phase("load"):  # all but what is counted inside
+                    runpy.run_module("xtuner.tools.train", run_name="__main__")
+                if "--launcher" in arguments and not rank:
+                    (work_dir / PHASES).write_text(json.dumps(phases.take()), encoding="utf-8")
             except (Exception, SystemExit):
                 if rank:
                     print(f"process {rank}:", file=log)

@@ -45,8 +45,9 @@ from recipe.files import jsonl_text
 from recipe.languages import LANGUAGES
 from recipe.paths import ROOT
 from recipe.pipeline import stage
+from recipe.pipeline.phases import PHASES
 from recipe.records import from_json, to_json
-from recipe.report import charts, facts, render
+from recipe.report import background, charts, facts, render
 from recipe.report.words import WORDS, Text, label, plain, text
 from recipe.stages import convert, evaluate
 
@@ -361,6 +362,29 @@ def test_data_settings_cost_merge_and_origin_are_those_of_the_manifests(good: Pa
         for package, version in manifest["versions"].items():
             assert f"{package}{SEP}{version}" in inner["s-origin"]
     assert all(part in inner["s-merge"] for part in ("1,234", "0.012", "4.5e-07", "100.0%"))
+
+
+def test_the_seconds_of_each_phase_are_a_stacked_bar_and_words(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", metrics_of(GOOD))
+    file = run / "train" / "manifest.json"
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    manifest |= {"seconds": 10.0, "phases": {"import": 1.0, "steps": 6.0, "hash": 0.01}}
+    file.write_text(json.dumps(manifest), encoding="utf-8")
+    html, markdown = rendered(run)
+    (shown,) = [inner for _, inner in Walk(html).all("table", class_="phases")]
+    for part in ("1.0", "6.0", "3.0", "训练步", "other"):
+        assert part in shown, part
+    assert "hash" not in shown  # too short to show
+    (train,) = [phases for verb, phases in background.background(facts.gather(run)).cost.phases if verb == "train"]
+    assert [(each.name, round(each.seconds, 2)) for each in train] == [("import", 1.0), ("steps", 6.0), ("other", 2.99)]
+    assert f'class="p-steps" style="--share:{train[1].share:.4f}"' in html
+    assert "steps · 训练步 6.0, other · 其他 3.0 |" in markdown
+
+
+def test_every_phase_has_its_words_and_a_colour(good: Path) -> None:
+    page, _ = rendered(good)
+    assert [f"phase_{name}" for name in (*PHASES, "other")] == list(background.PHASE_TEXTS)
+    assert all(f".p-{name} {{" in page for name in (*PHASES, "other"))
 
 
 def test_speed_is_tokens_over_the_seconds_of_the_training(good: Path) -> None:

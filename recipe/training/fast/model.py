@@ -17,6 +17,7 @@ from torch import distributed as dist
 
 from recipe.chat_format import IGNORE_INDEX
 from recipe.checkpoint.linear_layers import LINEAR_LAYERS
+from recipe.pipeline.phases import phase
 from recipe.training.fast.attention import Packs
 from recipe.training.fast.layer import Layer, run
 from recipe.training.fast.linear import Scratch
@@ -101,6 +102,7 @@ class LossWeight:
         return loss * (self.loss_tokens * dist.get_world_size() / self.total.clamp(min=1))
 
 
+@phase("load")
 def finetune(*, llm: Any, lora: Any, fp8: bool = False, recompute: bool = False, teacher: str = "") -> nn.Module:
     """The `model` of a config: XTuner's SupervisedFinetune, with this package's loss.
 
