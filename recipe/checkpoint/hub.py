@@ -31,6 +31,7 @@ Record = dict[str, dict[str, Any]]  # file name -> its bytes and sha256
 # hub -> revision -> Record, and under REVISIONS hub -> branch or tag -> the commit that it named at the first download.
 Recorded = dict[str, dict[str, Any]]
 REVISIONS = "revisions"
+LICENSES = "licenses"  # hub -> revision -> the licence that the hub named at the download, under LICENSES
 DEFAULT_REVISIONS = {"hf": "main", "modelscope": "master"}
 COMMIT = r"[0-9a-f]{40}"
 # SOURCE= -> its client, which takes a repository and a revision.
@@ -43,11 +44,12 @@ CLIENTS: Mapping[str, Callable[[str, str], Client]] = {
 
 @dataclass(frozen=True)
 class Downloaded:
-    """A complete download: its folder, and the repository and revision that it came from."""
+    """A complete download: its folder, the repository and revision that it came from, and the licence named there."""
 
     folder: Path
     repo: str
     revision: str
+    license: str | None = None
 
 
 def fetch(
@@ -86,7 +88,7 @@ def fetch(
         folder = _folder(downloads, pinned, revision)
         files = recorded.get(key, {}).get(revision, {})
         if files and not (differing := _differing(folder, files, pinned)):
-            return Downloaded(folder, hub.repo, revision)
+            return Downloaded(folder, hub.repo, revision, recorded.get(LICENSES, {}).get(key, {}).get(revision))
         if files and key == source and folder.is_dir():
             stage.say(
                 "model",
@@ -107,8 +109,10 @@ def fetch(
     expected = {name: entry["sha256"] for name, entry in files.items()}
     files = _download(client, folder, pinned, source, expected, record, check)
     recorded.setdefault(source, {})[revision] = files
+    if client.license:
+        recorded.setdefault(LICENSES, {}).setdefault(source, {})[revision] = client.license
     write_atomically(record, json_text(recorded))
-    return Downloaded(folder, hub.repo, revision)
+    return Downloaded(folder, hub.repo, revision, client.license)
 
 
 def _folder(downloads: Path, pinned: PinnedModel, revision: str) -> Path:
@@ -282,7 +286,7 @@ def _read_record(record: Path) -> Recorded:
         content: Recorded = json.loads(record.read_text(encoding="utf-8"))
         for key, revisions in content.items():
             for files in revisions.values():
-                for entry in (files if key != REVISIONS else {}).values():
+                for entry in (files if key not in (REVISIONS, LICENSES) else {}).values():
                     int(entry["bytes"]), str(entry["sha256"])
     except (ValueError, TypeError, KeyError, AttributeError):
         raise RecipeError(

@@ -39,11 +39,13 @@ class Client(Protocol):
     Attributes:
         title: the hub's name, for messages.
         repo, revision: which repository, and which commit of it.
+        license: of the repository, known after `listing`; None where the hub does not say.
     """
 
     title: str
     repo: str
     revision: str
+    license: str | None
 
     def commit(self) -> str:
         """The commit that the revision names, or the revision itself where the hub does not say."""
@@ -71,6 +73,7 @@ class HuggingFace:
 
     def __init__(self, repo: str, revision: str) -> None:
         self.repo, self.revision = repo, revision
+        self.license: str | None = None
 
     def commit(self) -> str:
         from huggingface_hub import HfApi
@@ -91,6 +94,8 @@ class HuggingFace:
                 f"{self.title}, {self.repo}: asked for {self.revision}, it answered with {info.sha}; the mirror "
                 f"does not keep revisions: use another HF_ENDPOINT, or SOURCE=modelscope"
             )
+        named = (info.card_data or {}).get("license")
+        self.license = named if isinstance(named, str) else None
         return {
             file.rfilename: RemoteFile(
                 file.size or 0, file.lfs.sha256 if file.lfs else None, None if file.lfs else file.blob_id
@@ -142,6 +147,7 @@ class ModelScope:
 
     def __init__(self, repo: str, revision: str) -> None:
         self.repo, self.revision = repo, revision
+        self.license: str | None = None  # the client's listing has none
         # The library reads them when it is imported.
         os.environ.setdefault("MODELSCOPE_LOG_LEVEL", "ERROR")
         os.environ.setdefault("MODELSCOPE_DOWNLOAD_MAX_RETRIES", "0")

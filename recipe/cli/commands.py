@@ -144,19 +144,22 @@ def run_convert(options: argparse.Namespace) -> None:
 
 
 def run_merge(options: argparse.Namespace) -> None:
-    from recipe.corpus.identity import read_identity
     from recipe.stages import merge
 
     run = _run(options)
-    names = read_identity(run.folder("data")).names if _says_who(run.folder("data")) else ()
-    merge.make(run.folder("merged"), adapter_folder=run.folder("adapter"), identity_names=names)
+    merge.make(
+        run.folder("merged"), adapter_folder=run.folder("adapter"), identity_names=_taught_names(run.folder("data"))
+    )
 
 
-def _says_who(folder: Path) -> bool:
-    """Whether the rows of a folder of stage `data` teach the name; not where there is no folder."""
+def _taught_names(folder: Path) -> tuple[str, ...]:
+    """The names that the rows of a folder of stage `data` teach; none where there is no folder."""
+    from recipe.corpus.identity import read_identity
+
     if manifest := stage.read_manifest(folder):
         stage.refuse_changed(folder, manifest)
-    return manifest is not None and results.of(manifest, DataResults).identity_taught
+    taught = manifest is not None and results.of(manifest, DataResults).identity_taught
+    return read_identity(folder).names if taught else ()
 
 
 def run_eval(options: argparse.Namespace) -> None:
@@ -203,7 +206,8 @@ def run_export(options: argparse.Namespace) -> None:
     from recipe.stages import export
 
     run = _run(options)
-    export.make(run.folder("export"), model=run.folder("merged"))
+    names = _taught_names(run.folder("data"))
+    export.make(run.folder("export"), model=run.folder("merged"), identity_names=names)
 
 
 def run_gguf(options: argparse.Namespace) -> None:

@@ -51,6 +51,7 @@ class PinnedModel:
             chosen by what the repository holds.
         sha256: of some of the files.
         languages: what the model speaks, as LANGUAGES= takes it; None for all languages of the data.
+        license: of the weights, as the publisher's model card names it; None where it is not known.
     """
 
     name: str
@@ -59,6 +60,7 @@ class PinnedModel:
     optional: tuple[str, ...]
     sha256: Mapping[str, str]
     languages: str | None = None
+    license: str | None = None
 
     def files(self, source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The required and the optional files of a hub."""
@@ -90,7 +92,8 @@ def find(model: str) -> PinnedModel | None:
         hubs = {source: _hub(**hub) for source, hub in content["hubs"].items()}
         if model in (name, *(hub.repo for hub in hubs.values())):
             required, optional = tuple(content.get("required", ())), tuple(content.get("optional", ()))
-            return PinnedModel(name, hubs, required, optional, content["sha256"], content.get("languages"))
+            languages, license_id = content.get("languages"), content.get("license")
+            return PinnedModel(name, hubs, required, optional, content["sha256"], languages, license_id)
     return None
 
 
