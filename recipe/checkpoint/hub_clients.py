@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from recipe.errors import RecipeError
 
@@ -78,7 +78,7 @@ class HuggingFace:
     def commit(self) -> str:
         from huggingface_hub import HfApi
 
-        with _connected():
+        with connected():
             commit = HfApi().model_info(self.repo, revision=self.revision, timeout=30).sha
         if not isinstance(commit, str):
             raise TypeError("the answer names no commit")
@@ -87,7 +87,7 @@ class HuggingFace:
     def listing(self) -> dict[str, RemoteFile]:
         from huggingface_hub import HfApi
 
-        with _connected():
+        with connected():
             info = HfApi().model_info(self.repo, revision=self.revision, files_metadata=True, timeout=30)
         if info.sha != self.revision:
             raise RecipeError(
@@ -109,25 +109,29 @@ class HuggingFace:
         for partial_file in (folder / ".cache").rglob(f"*.{remote.sha256 or remote.git_blob}.incomplete"):
             if partial_file.stat().st_size > remote.bytes:
                 partial_file.unlink()  # the client would request bytes after the end of the file, for ever
-        with _connected():
+        with connected():
             hf_hub_download(self.repo, name, revision=self.revision, local_dir=folder)
 
 
 @contextmanager
-def _connected() -> Iterator[None]:
+def connected(*, retries: bool = False) -> Iterator[None]:
     """A context in which huggingface_hub may connect, which `quieten` forbids to all libraries; afterwards it may not.
 
-    In it the library makes no retries, and does not use Xet: this protocol does not go on with a partial file, and does
-    not pass through every mirror.
+    In it the library does not use Xet: this protocol does not go on with a partial file, and does not pass through
+    every mirror.
+
+    Args:
+        retries: whether the library may repeat a download by itself.
     """
     from huggingface_hub import constants, file_download
     from huggingface_hub.utils import http_backoff, reset_sessions
 
-    patches = [
+    patches: list[tuple[Any, str, Any]] = [
         (constants, "HF_HUB_OFFLINE", False),
         (constants, "HF_HUB_DISABLE_XET", True),
-        (file_download, "http_backoff", partial(http_backoff, max_retries=0)),
     ]
+    if not retries:
+        patches.append((file_download, "http_backoff", partial(http_backoff, max_retries=0)))
     originals = [(module, name, getattr(module, name)) for module, name, _ in patches]
     try:
         for module, name, value in patches:

@@ -278,17 +278,16 @@ def _closing(subject: Subject) -> str:
 
 
 def _numbers(subject: Subject) -> str:
-    if not (rows := _measured(subject)):
-        return ""
-    assert subject.scores is not None
+    caution = f"**{subject.caution}**\n\n" if subject.caution else ""
+    if subject.scores is None:
+        return f"## Numbers\n\n{caution}" if caution else ""
     lines = []
-    for name, asked, share, value, count in rows:
+    for name, asked, share, value, count in _measured(subject):
         before = getattr(subject.scores.base, name)
         lines.append(
             f"| {name} | {asked}: {share} | {'' if before is None else f'{before:.3f}'} | {value:.3f} "
             f"| {'' if count is None else count} |\n"
         )
-    caution = f"**{subject.caution}**\n\n" if subject.caution else ""
     return (
         f"## Numbers\n\n{caution}Shares of greedy replies to prompts that were not trained on, by the recipe's `eval`."
         f"\n\n"

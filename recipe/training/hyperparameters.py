@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,21 @@ class Hyperparameters:
     quantised: bool
     replay_ratio: float | None
     distilled: bool
+
+    def shown(self) -> dict[str, str]:
+        """Name of a field -> its value as text, without those that are not known."""
+        texts: dict[str, str] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is None or value is False:
+                continue
+            if isinstance(value, float):
+                texts[each.name] = f"{value:g}"
+            elif isinstance(value, (list, tuple)):
+                texts[each.name] = ", ".join(map(str, value))
+            else:
+                texts[each.name] = "yes" if value is True else str(value)
+        return texts
 
 
 def read(config_file: Path) -> Hyperparameters:
