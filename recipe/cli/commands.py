@@ -6,15 +6,15 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from recipe.cores import cores
-from recipe.device import gpus, has_gpu
+from recipe.cli.experiment_commands import run_bench, run_sweep
+from recipe.device import has_gpu
 from recipe.errors import RecipeError
 from recipe.languages import parse_languages
 from recipe.library_logging import OFFLINE
 from recipe.paths import ROOT
 from recipe.pipeline import choices, results, stage, table
 from recipe.pipeline.results import ConvertResults, DataResults
-from recipe.pipeline.run import Run, checked_name, refuse_run
+from recipe.pipeline.run import Run, checked_name
 
 # MiB of a card that the driver, the allocator's reserve and a desktop want beside what a training allocates.
 RESERVED_MIB = 2_000
@@ -156,19 +156,22 @@ def run_convert(options: argparse.Namespace) -> None:
 
 
 def run_merge(options: argparse.Namespace) -> None:
-    from recipe.corpus.identity import read_identity
     from recipe.stages import merge
 
     run = _run(options)
-    names = read_identity(run.folder("data")).names if _says_who(run.folder("data")) else ()
-    merge.make(run.folder("merged"), adapter_folder=run.folder("adapter"), identity_names=names)
+    merge.make(
+        run.folder("merged"), adapter_folder=run.folder("adapter"), identity_names=_taught_names(run.folder("data"))
+    )
 
 
-def _says_who(folder: Path) -> bool:
-    """Whether the rows of a folder of stage `data` teach the name; not where there is no folder."""
+def _taught_names(folder: Path) -> tuple[str, ...]:
+    """The names that the rows of a folder of stage `data` teach; none where there is no folder."""
+    from recipe.corpus.identity import read_identity
+
     if manifest := stage.read_manifest(folder):
         stage.refuse_changed(folder, manifest)
-    return manifest is not None and results.of(manifest, DataResults).identity_taught
+    taught = manifest is not None and results.of(manifest, DataResults).identity_taught
+    return read_identity(folder).names if taught else ()
 
 
 def run_eval(options: argparse.Namespace) -> None:
@@ -215,7 +218,7 @@ def run_export(options: argparse.Namespace) -> None:
     from recipe.stages import export
 
     run = _run(options)
-    export.make(run.folder("export"), model=run.folder("merged"))
+    export.make(run.folder("export"), model=run.folder("merged"), identity_names=_taught_names(run.folder("data")))
 
 
 def run_gguf(options: argparse.Namespace) -> None:
@@ -223,6 +226,28 @@ def run_gguf(options: argparse.Namespace) -> None:
 
     run = _run(options)
     gguf.make(run.folder("gguf"), model=run.folder("merged"), run=run.name)
+
+
+def run_publish(options: argparse.Namespace) -> None:
+    from recipe.stages import publish
+
+    run = _run(options)
+    if not options.repo:
+        raise RecipeError("REPO is missing; say where it goes, for example REPO=alice/my-assistant")
+    if (options.offline or OFFLINE) and not options.dry_run:
+        raise RecipeError("OFFLINE=1 allows no connection: DRY_RUN=1 checks all that needs none")
+    data = results.of(stage.require(run.folder("data"), "data"), DataResults)
+    lines = publish.make(
+        run.folder("publish"),
+        run_folder=run.work / run.name,
+        artifact=options.artifact,
+        target=publish.Target(options.repo, options.hub, private=not options.public),
+        names=_taught_names(run.folder("data")),
+        languages=data.languages,
+        unverified=options.unverified,
+        dry_run=options.dry_run,
+    )
+    print("\n".join(lines), flush=True)
 
 
 def run_chat(options: argparse.Namespace) -> None:
@@ -300,35 +325,6 @@ def run_quickstart(options: argparse.Namespace) -> None:
         )
 
 
-def run_sweep(options: argparse.Namespace) -> None:
-    from recipe.experiments import sweep
-
-    work = options.work / checked_name(options.run, "sweep")
-    refuse_run(work, "sweep")
-    bases = [sweep.Base.parse(text) for text in options.model]
-    planned = sweep.jobs_of(bases, options.names, options.seeds)
-    jobs = options.jobs or len(gpus()) or cores()
-    outcomes = sweep.run(work, planned, jobs=jobs, settings=options.set)
-    print(sweep.table(outcomes), flush=True)
-    sweep.refuse_below_thresholds(outcomes, work)
-
-
-def run_bench(options: argparse.Namespace) -> None:
-    from recipe.experiments import end_to_end, training_speed
-
-    work = options.work / checked_name(options.run, "bench")
-    refuse_run(work, "bench")
-    if end_to_end.NAME in options.names:
-        if options.names != [end_to_end.NAME]:
-            raise RecipeError(f"bench: {end_to_end.NAME} is measured alone; name the others in a call of their own")
-        print(end_to_end.table(end_to_end.run(options.work, work, options.model or "miniature")), flush=True)
-        return
-    if options.model:
-        raise RecipeError(f"bench: MODEL is for {end_to_end.NAME}; training speed has a model of its own")
-    measured = training_speed.run(work, options.names or list(training_speed.CASES))
-    print(training_speed.table(measured), flush=True)
-
-
 Command = Callable[[argparse.Namespace], None]
 COMMANDS: dict[str, Command] = {
     "data": run_data,
@@ -343,6 +339,7 @@ COMMANDS: dict[str, Command] = {
     "ablation": run_ablation,
     "export": run_export,
     "gguf": run_gguf,
+    "publish": run_publish,
     "chat": run_chat,
     "demo": run_demo,
     "api": run_api,

@@ -14,7 +14,7 @@ from recipe.pipeline import bases, table
 FLOW = """\
 data ─┐
 model ┼─> replay ─> config ─> train ─> convert ─> merge ─> eval ─> report
-                                           └────────┴───> chat · demo · api · export · gguf
+                                           └────────┴───> chat · demo · api · export · gguf · publish
 
 Each verb reads what its predecessors wrote under work/RUN/ and writes one folder there. Run again with the same inputs
 it does nothing; with others it does its work again. A run remembers what you chose for it.
@@ -46,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         "train": _train_verb,
         "convert": _convert_options,
         "ablation": _ablation_verb,
+        "publish": _publish_verb,
     }
     for stage in table.STAGES:
         sub = _add_verb(verbs, stage.verb, stage.summary)
@@ -241,6 +242,20 @@ def _quickstart_verb(sub: argparse.ArgumentParser) -> None:
 def _ablation_verb(sub: argparse.ArgumentParser) -> None:
     text = "also with replay learnt by its words, and without each part of the data (ten trainings more)"
     sub.add_argument("--parts", action="store_true", help=text)
+
+
+def _publish_verb(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--repo", help="where it goes, as owner/name; required")
+    text = "what goes there: merged (default), adapter, export or gguf"
+    sub.add_argument("--artifact", choices=("merged", "adapter", "export", "gguf"), default="merged", help=text)
+    # Not "source", which is the base's and which a run remembers.
+    text = "the hub: Hugging Face (default) or ModelScope"
+    sub.add_argument("--source", dest="hub", choices=bases.HUBS, default=bases.HUBS[0], help=text)
+    sub.add_argument("--public", action="store_true", help="everybody sees it (default: its owner alone)")
+    text = "publish also what was not evaluated or is below the thresholds; its card says so"
+    sub.add_argument("--unverified", action="store_true", help=text)
+    sub.add_argument("--dry-run", action="store_true", help="check it offline, say what would be sent, and stop")
+    sub.add_argument("--offline", action="store_true", help="make no connection: for --dry-run alone")
 
 
 def _sweep_verb(sub: argparse.ArgumentParser) -> None:

@@ -51,6 +51,7 @@ class PinnedModel:
             chosen by what the repository holds.
         sha256: of some of the files.
         languages: what the model speaks, as LANGUAGES= takes it; None for all languages of the data.
+        license: of the weights, as the publisher's model card names it; None where it is not known.
     """
 
     name: str
@@ -59,6 +60,7 @@ class PinnedModel:
     optional: tuple[str, ...]
     sha256: Mapping[str, str]
     languages: str | None = None
+    license: str | None = None
 
     def files(self, source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The required and the optional files of a hub."""
@@ -88,6 +90,7 @@ class _File:
     required: list[str] = field(default_factory=list)
     optional: list[str] = field(default_factory=list)
     languages: str | None = None
+    license: str | None = None
 
 
 def names() -> list[str]:
@@ -112,7 +115,7 @@ def find(model: str) -> PinnedModel | None:
         }
         if model in (name, *(hub.repo for hub in hubs.values())):
             required, optional = tuple(content.required), tuple(content.optional)
-            return PinnedModel(name, hubs, required, optional, content.sha256, content.languages)
+            return PinnedModel(name, hubs, required, optional, content.sha256, content.languages, content.license)
     return None
 
 

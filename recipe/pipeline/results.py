@@ -38,13 +38,17 @@ class DataResults:
 
 @dataclass(frozen=True)
 class ModelResults:
-    """model: as MODEL named it. format: that it came in. repository, revision: of the hub, where one was asked."""
+    """model: as MODEL named it. format: that it came in. repository, revision: of the hub, where one was asked.
+
+    license: of the weights, as the publisher's card names it; None where it is not known.
+    """
 
     model: str
     parameters: int
     format: str
     repository: str | None = None
     revision: str | None = None
+    license: str | None = None
 
 
 @dataclass(frozen=True)
@@ -223,6 +227,17 @@ class GgufResults:
     files: list[str]
     tokenizer: str
     pre_tokenizer: str
+
+
+@dataclass(frozen=True)
+class PublishResults:
+    """What lies at a hub now. files: all that were sent. commit: its page, or the repository's where it has none."""
+
+    repo: str
+    source: str
+    private: bool
+    commit: str
+    files: list[str]
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,12 @@ STAGES = (
         ("merge", "model"),
         "the merged model for llama.cpp and Ollama, in 16, 8 and 4 bits / 导出 GGUF（16、8、4 位）",
     ),
+    Stage(
+        "publish",
+        "publish",
+        ("data", "train", "convert", "merge", "eval", "export", "gguf"),
+        "the result as a private repository of Hugging Face or ModelScope / 发布到模型社区（默认私有）",
+    ),
 )
 BY_VERB = {stage.verb: stage for stage in STAGES}
 # The folders under work/RUN/ that a result is made of, in the order of the work.

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from recipe.checkpoint.base_config import ConfigShape
-from recipe.checkpoint.model_card import adapter_card
+from recipe.checkpoint.base_origin import base_origin
+from recipe.checkpoint.model_card import CARD, Subject, adapter_card
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
 from recipe.pipeline import stage
@@ -92,7 +93,8 @@ def make(folder: Path, *, train_folder: Path, checkpoint: str | None) -> stage.M
         for name in SERVED_WITH:
             shutil.copyfile(model / name, out / name)
         parameters = sum(tensor.numel() for tensor in tensors.values())
-        (out / "README.md").write_text(adapter_card(base_name, model, parameters), encoding="utf-8")
+        card = adapter_card(Subject(base_origin(model)), parameters, settings["r"])
+        (out / CARD).write_text(card, encoding="utf-8")
         stage.say("convert", f"{path.name}: {len(tensors)} tensors, {parameters:,} parameters")
         return ConvertResults(
             checkpoint=path.name, checkpoint_sha256=stage.content_sha256(path), tensors=len(tensors),

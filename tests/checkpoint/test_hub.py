@@ -443,7 +443,7 @@ def test_what_the_disk_refuses_is_passed_on(number: int, sleeps: list[float]) ->
 
 
 def connection_settings() -> tuple[bool, bool, Any]:
-    """What `_connected` changes in huggingface_hub: whether it is offline, whether without Xet, and its retries."""
+    """What `connected` changes in huggingface_hub: whether it is offline, whether without Xet, and its retries."""
     constants = importlib.import_module("huggingface_hub.constants")
     file_download = importlib.import_module("huggingface_hub.file_download")
     return constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_XET, file_download.http_backoff
@@ -457,7 +457,7 @@ def test_hugging_face_s_settings_are_put_back_also_after_an_error(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     before = connection_settings()
-    with pytest.raises(type(error)) if error else contextlib.nullcontext(), hub_clients._connected():
+    with pytest.raises(type(error)) if error else contextlib.nullcontext(), hub_clients.connected():
         offline, without_xet, http_backoff = connection_settings()
         assert not offline
         assert without_xet

@@ -67,6 +67,17 @@ def test_config_tokenizer_and_shards_arrive_and_nothing_else(
     assert make(source, offline=True) == manifest
 
 
+def test_the_licence_that_hugging_face_names_is_written_down(
+    source: str, server: HubServer, make: Callable[..., Any], tmp_path: Path
+) -> None:
+    server.license = "apache-2.0"
+    expected = "apache-2.0" if source == "hf" else None  # ModelScope's listing names none
+    assert make(source)["results"]["license"] == expected
+    shutil.rmtree(tmp_path / "models" / FOLDER)
+    server.stop()
+    assert make(source, offline=True)["results"]["license"] == expected
+
+
 def test_a_single_file_of_weights_is_taken_too(
     source: str, server: HubServer, make: Callable[..., Any], tiny_internlm2: Path
 ) -> None:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from recipe.chat_format import prompt_ids, stop_ids
+from recipe.checkpoint.model_card import check_card
 from recipe.checkpoint.modelfile import MODELFILE, modelfile
 from recipe.engine import Engine, Sampling
 from recipe.errors import RecipeError
@@ -56,6 +57,18 @@ def test_every_weight_comes_back_bit_for_bit(there_and_back: tuple[Path, Path, P
     for name, tensor in before.items():
         assert after[name].dtype == tensor.dtype
         assert after[name].view(torch.int16).equal(tensor.view(torch.int16)), name
+
+
+def test_the_card_and_the_log_say_what_loads_it(
+    there_and_back: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, merged, out = there_and_back
+    card = (out / "README.md").read_text(encoding="utf-8")
+    check_card(card)
+    assert "transformers does not" in card
+    export.make(tmp_path / "export", model=merged, identity_names=("小明",))
+    assert f"transformers loads {stage.shown(merged)} instead" in capsys.readouterr().err
+    assert "小明" in (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
 
 
 def test_config_and_tokenizer_are_internlm2s_and_name_no_code(there_and_back: tuple[Path, Path, Path]) -> None:

@@ -194,6 +194,16 @@ def test_a_stored_rotary_buffer_is_left_out(source: Path, out: Path) -> None:
     assert not [name for name in all_tensors(out) if "rotary" in name]
 
 
+@pytest.mark.parametrize(
+    ("card", "license_id"),
+    [("---\nlicense: mit\n---\n# A model\n", "mit"), ("# A model\n", None), ("---\nlicense: [\n---\n", None)],
+)
+def test_the_licence_of_a_folder_is_its_card_s(card: str, license_id: str | None, source: Path, out: Path) -> None:
+    (source / "README.md").write_text(card, encoding="utf-8")
+    assert model.make(out, model=str(source))["results"]["license"] == license_id
+    assert not (out / "README.md").exists()
+
+
 def test_the_same_model_again_is_not_converted_again(tiny_internlm2: Path, out: Path) -> None:
     first = model.make(out, model=str(tiny_internlm2))
     assert model.make(out, model=str(tiny_internlm2)) == first

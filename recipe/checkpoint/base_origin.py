@@ -1,0 +1,76 @@
+"""Where a base comes from: its repository, revision, licence and languages, for the cards of what is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipe.languages import LANGUAGES, parse_languages
+from recipe.pipeline import bases, results, stage
+from recipe.pipeline.results import ModelResults
+
+# The embedded miniature is this project's own work: pyproject.toml.
+MINIATURE_LICENSE = "apache-2.0"
+
+
+@dataclass(frozen=True)
+class BaseOrigin:
+    """A base, as `base_origin` finds it.
+
+    Attributes:
+        folder: of the converted base.
+        name: for people.
+        repo: owner/name at the hub; None where the base lies at no hub.
+        revision: commit, tag or branch there; None where it is not known.
+        license: identifier of the weights' licence; None where it is not known.
+        languages: that the base speaks.
+        layout: model_type of the converted base, "llama" or "qwen2".
+        internlm2: whether `repo` holds InternLM2's own layout, which the adapter does not fit.
+        copied_from: repository or package and revision of a copy that was tuned in place of `repo`; None otherwise.
+    """
+
+    folder: Path
+    name: str
+    repo: str | None
+    revision: str | None
+    license: str | None
+    languages: Sequence[str]
+    layout: str
+    internlm2: bool
+    copied_from: str | None = None
+
+
+def base_origin(folder: Path, source: str = "hf") -> BaseOrigin:
+    """What is known of the base in a folder of stage `model`.
+
+    Args:
+        folder: of the stage.
+        source: the hub whose repository is meant, "hf" or "modelscope", where the base lies at several.
+
+    Raises:
+        RecipeError: the folder is no complete one.
+    """
+    noted = results.of(stage.complete(folder, "model"), ModelResults)
+    pinned = bases.find(noted.model)
+    repo, revision, copied_from = noted.repository, noted.revision, None
+    if pinned:
+        key = source if source in pinned.hubs else "hf"
+        hub = pinned.hubs.get(key)
+        fetched = next((each for each, place in pinned.hubs.items() if place.repo == noted.repository), key)
+        if hub and fetched not in pinned.same_files(key):
+            copied_from = f"{noted.repository} {noted.revision}"
+        if hub is None or hub.repo != noted.repository:
+            repo, revision = (hub.repo, hub.revision) if hub else (None, None)
+    license_id = pinned.license if pinned else noted.license
+    return BaseOrigin(
+        folder=folder,
+        name=(repo or Path(noted.model).name).rpartition("/")[2],
+        repo=repo,
+        revision=revision,
+        license=MINIATURE_LICENSE if noted.model == "miniature" else license_id,
+        languages=parse_languages(pinned.languages) if pinned and pinned.languages else LANGUAGES,
+        layout=stage.read_json(folder / "config.json")["model_type"],
+        internlm2=noted.format == "internlm2",
+        copied_from=copied_from,
+    )
