@@ -147,6 +147,7 @@ class Background:
     data: Data
     settings: Settings | None
     own_config: OwnConfig | None
+    hyperparameters: Mapping[str, str]
     cost: Cost
     merge: Merge
     ablation: Sequence[tuple[Text, VariantResults]]
@@ -170,6 +171,7 @@ def background(facts: Facts) -> Background:
         data=_data(facts),
         settings=_settings(chosen, deepspeed) if chosen else None,
         own_config=None if chosen else OwnConfig(file, deepspeed),
+        hyperparameters=facts.hyperparameters,
         cost=_cost(facts),
         merge=Merge(
             parameters=facts.result("adapter", "parameters"),

@@ -31,6 +31,7 @@ from recipe.pipeline.results import (
 from recipe.pipeline.stage import MANIFEST, Manifest
 from recipe.records import ShapeError, from_json
 from recipe.stages import config, replay, train
+from recipe.training import hyperparameters
 
 # Stage -> what it noted, of those whose results are shown; what `eval` measured stands in metrics.json.
 NOTED: Mapping[str, type] = {
@@ -88,7 +89,7 @@ class Facts:
     """Everything that a report says, before it is put into words.
 
     stages: manifests by the folder's name, in the order of the work. left_out: folders of the run that this result was
-    not made from. sources: the files read, by role.
+    not made from. hyperparameters: name -> value as text. sources: the files read, by role.
     """
 
     run: str
@@ -98,6 +99,7 @@ class Facts:
     losses: Sequence[Mapping[str, float]]
     rows: Mapping[str, Rows]
     ablation: Mapping[str, VariantResults]
+    hyperparameters: Mapping[str, str]
     sources: Mapping[str, Path]
 
     @cached_property
@@ -227,8 +229,14 @@ def gather(run_folder: Path) -> Facts:
         losses=_losses(sources["losses"]) if "losses" in sources else [],
         rows={role: _count(sources[f"rows_{role}"]) for role in ("data", "own", "replay") if f"rows_{role}" in sources},
         ablation=results.of_variants(compared) if compared else {},
+        hyperparameters=_hyperparameters(folders["train"] / train.CONFIG) if "train" in stages else {},
         sources=sources,
     )
+
+
+def _hyperparameters(trained_with: Path) -> Mapping[str, str]:
+    """Those of a resolved config; none where an older version has left no such file."""
+    return hyperparameters.read(trained_with).shown() if trained_with.is_file() else {}
 
 
 def _refuse_outdated(evaluated: Manifest, folders: Mapping[str, Path]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from recipe.languages import LANGUAGES
+from recipe.report.kind_words import KIND_WORDS
 from recipe.report.own_words import OWN_WORDS
 from recipe.report.phase_words import PHASE_WORDS
 
@@ -12,7 +13,7 @@ from recipe.report.phase_words import PHASE_WORDS
 LANG = {"en": "en", "zh": "zh-CN"}
 
 # A text in each of LANGUAGES.
-WORDS: dict[str, tuple[str, str]] = OWN_WORDS | PHASE_WORDS | {
+WORDS: dict[str, tuple[str, str]] = OWN_WORDS | KIND_WORDS | PHASE_WORDS | {
     # The head
     "report": ("身份微调报告", "Identity report"),
     "assistant_of": ("{name}的小助手", "{name}’s assistant"),
@@ -199,22 +200,6 @@ WORDS: dict[str, tuple[str, str]] = OWN_WORDS | PHASE_WORDS | {
         "另有 {count} 条有问题；全部回答见 index.html。",
         "{count} more are wrong; index.html holds every reply.",
     ),
-    "kind_identity": ("身份", "who it is"),
-    "kind_capitals": ("首都", "capitals"),
-    "kind_continents": ("大洲", "continents"),
-    "kind_opposites": ("反义词", "opposites"),
-    "kind_colours": ("颜色", "colours"),
-    "kind_translations": ("翻译", "translations"),
-    "kind_animals": ("动物", "animals"),
-    "kind_materials": ("材料", "materials"),
-    "kind_tools": ("工具", "tools"),
-    "kind_categories": ("类别", "categories"),
-    "kind_sums": ("算术", "sums"),
-    "kind_smalltalk": ("闲聊", "small talk"),
-    "kind_contrast": ("他人与其他模型", "other people and models"),
-    "kind_persons": ("助手以外的人", "who is not the assistant"),
-    "kind_tasks": ("任务", "tasks"),
-    "kind_copy": ("复述", "repeat after me"),
     # Data
     "data": ("训练数据", "Training data"),
     "rows_data": ("身份数据行数", "rows about who it is"),
@@ -238,6 +223,7 @@ WORDS: dict[str, tuple[str, str]] = OWN_WORDS | PHASE_WORDS | {
     "trained_tokens": ("训练 token 总数（含填充）", "tokens trained on, padding included"),
     # Settings
     "settings": ("设置", "Settings"),
+    "hyperparameters": ("超参数", "Hyperparameters"),
     "changed": ("与预设不同的设置", "changed from the preset"),
     "unchanged": ("无：全部取值与预设相同。", "None: every value is that of the preset."),
     "own_config": (

@@ -74,7 +74,7 @@ def read(config_file: Path) -> Hyperparameters:
     Raises:
         RecipeError: the file cannot be read as data.
     """
-    config = resolved_config.read(config_file).to_dict()
+    config = resolved_config.read_values(config_file)
     try:
         return _of(config)
     except (AttributeError, TypeError) as error:  # a config of the user's may have any shape

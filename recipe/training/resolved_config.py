@@ -174,16 +174,29 @@ def read(file: Path) -> Any:
     """
     from mmengine.config import Config
 
+    values = read_values(file)
     try:
-        return Config(dict(_assignments(file)))
+        return Config(values)
+    except KeyError as error:  # a name that mmengine keeps for itself
+        raise _no_data(file, error) from None
+
+
+def read_values(file: Path) -> dict[str, Any]:
+    """The same as a dict, without mmengine."""
+    try:
+        return dict(_assignments(file))
     except FileNotFoundError:
         raise RecipeError(f"{shown(file)}: no such config; run `make config` first") from None
     except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RecipeError(
-            f"{shown(file)}: is not the data that stage `config` writes ({reason}), and a program in a run's folder is "
-            f"not run: run `make config` again, or name a config of your own with CONFIG="
-        ) from None
+        raise _no_data(file, error) from None
+
+
+def _no_data(file: Path, error: BaseException) -> RecipeError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return RecipeError(
+        f"{shown(file)}: is not the data that stage `config` writes ({reason}), and a program in a run's folder is "
+        f"not run: run `make config` again, or name a config of your own with CONFIG="
+    )
 
 
 def refuse_other_code(config: Any, file: Path) -> None:

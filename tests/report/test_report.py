@@ -119,6 +119,12 @@ def rows(*questions: str) -> str:
     )
 
 
+# What stage `train` leaves of the config that it trained by.
+RESOLVED = """optim_wrapper = {'optimizer': {'type': 'torch.optim.AdamW', 'lr': 0.0003}}
+model = {'lora': {'r': 64, 'lora_alpha': 48.0}}
+"""
+
+
 def make_run(
     run: Path,
     metrics: Mapping[str, Any] | None = None,
@@ -166,7 +172,7 @@ def make_run(
         config.write_text("lr = 2", encoding="utf-8")
     logs = {f"2026010{i}_000000/vis_data/scalars.json": "" for i in range(starts)}
     train = write(run / "train", "train", {"iter_40.pth": "a", "iter_60.pth": "b", "losses.jsonl": lines(LOSSES),
-    **logs},
+    "config.py": RESOLVED, **logs},
                   {"config": config, "model": model, **files}, {"deepspeed": None}, {"iterations": 60})  # fmt: skip
     picked = {"checkpoint": "iter_60.pth", "checkpoint_sha256": stage.file_sha256(train / "iter_60.pth")}
     tuned = write(
@@ -350,6 +356,10 @@ def test_data_settings_cost_merge_and_origin_are_those_of_the_manifests(good: Pa
         assert part in inner["s-data"], part
     for part in ("qlora", f"lr{SEP}1e-4", f"r{SEP}8", f"{SEP}7{SEP}"):
         assert part in inner["s-settings"], part
+    shown = inner["s-settings"].partition("Hyperparameters")[2]
+    for name, value in (("lr", "0.0003"), ("optimizer", "AdamW"), ("rank", "64"), ("alpha", "48")):
+        assert re.search(f"{name}[{SEP}\\s]+{value}[{SEP}\\s]", shown), name
+        assert f"| {name} | {value} |" in rendered(good)[1]
     manifests = [json.loads(path.read_text(encoding="utf-8")) for path in good.glob("[!r]*/manifest.json")]
     assert len(manifests) == 6
     for manifest in manifests:
