@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from recipe.cli.same_command import training_command
 from recipe.cores import cores
 from recipe.device import gpus, has_gpu
 from recipe.errors import RecipeError
@@ -138,7 +140,8 @@ def run_train(options: argparse.Namespace) -> None:
 
     run = _run(options)
     machines = Machines(options.gpus, options.nnodes, options.node_rank, options.master_addr, options.master_port)
-    (train.join if machines.rank else train.make)(
+    make = train.join if machines.rank else partial(train.make, command=training_command(options))
+    make(
         run.folder("train"),
         config=options.config or run.folder("config") / config.FILE,
         resume=options.resume,
