@@ -36,6 +36,7 @@ SWEEP     ?=#           more for sweep, e.g. SWEEP='--names 3 --seeds 2' / 多�
 BENCH     ?=#           which to measure, e.g. BENCH='fast qlora tutorial' / 测速对象
 SPEED     ?=#           more for speed, e.g. SPEED=--random on a GPU / 推理测速参数
 PYTEST    ?=#           more for pytest, e.g. PYTEST='-m slow' for the control / 测试参数
+DURATION  ?=#           seconds that the clients of test-faults ask (default: 60) / 压力测试秒数
 RUN       ?=#           name of the run: its folder is work/RUN (default: main) / 运行名称
 RUNTIME   ?=#           docker or local (default: docker where an engine answers) / 运行环境
 PORT      ?=#           port of the web page (default: 6006) / 网页端口
@@ -50,7 +51,7 @@ SHELL := bash
 # Values are taken as they were typed, and reach the shell through the environment, never through the recipe's text: so no
 # dollar is lost, and no name can become a command.
 typed := NAME ASSISTANT AUTHOR DATA DATA_ONLY MODE LANGUAGES MODEL SOURCE REVISION OFFLINE PRESET SET CONFIG SEED \
-  RESUME DEEPSPEED CHECKPOINT CFG HELP PATTERN CHAT PARTS SWEEP BENCH SPEED PYTEST
+  RESUME DEEPSPEED CHECKPOINT CFG HELP PATTERN CHAT PARTS SWEEP BENCH SPEED PYTEST DURATION
 $(foreach variable,$(typed) GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT RUN RUNTIME PORT API_PORT THREADS,$(eval override $(variable) := $$(value $(variable))))
 export $(typed)
 # An empty one would hide from compose what .env says, and be taken for a port by PyTorch.
@@ -206,7 +207,7 @@ build: ## Build the two images, recipe and demo / 构建镜像
 
 .PHONY: shell
 shell: ready ## A shell where the stages run / 进入运行环境
-	@$(if $(filter docker,$(runtime)),docker/compose.sh run --rm --entrypoint bash recipe,PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash)
+	@$(if $(filter docker,$(runtime)),docker/compose.sh run --rm shell,PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash)
 
 .PHONY: setup
 setup: $(VENV)/.installed ## Install the locked environment into .venv / 安装锁定的环境
@@ -230,6 +231,10 @@ test-browser: $(VENV)/.installed-dev ## The page in a real browser (Chromium), a
 .PHONY: test-real
 test-real: $(VENV)/.installed-dev ## A real small model on the CPU: fetched (93 MB), asked, trained, merged / 真实模型测试
 	@$(call split,PYTEST); $(PYTHON) -m pytest tests/real -m real -rs "$${words[@]}"
+
+.PHONY: test-faults
+test-faults: $(VENV)/.installed-dev ## Kills, flipped bits, bad inputs, failing hubs, 200 API clients (SEED=, DURATION=) / 故障测试
+	@$(call split,PYTEST); $(PYTHON) -m pytest tests/faults -m faults "$${words[@]}"
 
 .PHONY: test-image
 test-image: $(VENV)/.installed-dev ## Build the images and test them for real; needs Docker / 镜像测试

@@ -698,7 +698,7 @@ def test_the_port_of_the_env_file_is_the_one_looked_at(machine: Machine) -> None
 
 def test_a_shell_is_where_the_stages_run(machine: Machine) -> None:
     docker = machine.make("shell", "RUNTIME=docker")
-    assert [call.line for call in docker.of("docker", "compose run")] == ["compose run --rm --entrypoint bash recipe"]
+    assert [call.line for call in docker.of("docker", "compose run")] == ["compose run --rm shell"]
     local = machine.make("shell", "RUNTIME=local")
     assert (local.status, local.calls) == (0, [])
 
