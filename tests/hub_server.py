@@ -45,6 +45,8 @@ class Fault:
     cut: int | None = None  # the connection ends after that many bytes of the body
     body: Callable[[bytes], bytes] | None = None  # other content than announced
     wait: threading.Event | None = None  # with cut: not before this happens
+    silent: threading.Event | None = None  # not a byte before this happens, then the connection ends
+    loop: bool = False  # a redirect to the same address
 
 
 class HubServer(ThreadingHTTPServer):
@@ -185,6 +187,13 @@ class _Handler(BaseHTTPRequestHandler):
     def failed(self, request: Request) -> bool:
         """Whether the request met a fault that is an answer in itself."""
         self.met = self.server.fault(request)
+        if self.met and self.met.silent:
+            self.met.silent.wait(60)
+            self.close_connection = True
+            return True
+        if self.met and self.met.loop:
+            self.send_json({}, 302, {"Location": self.path})
+            return True
         if self.met and self.met.status:
             self.send_json(
                 {"error": "as the test wants it", "Code": self.met.status}, self.met.status, self.met.headers
