@@ -82,10 +82,12 @@ preset   = $(call option,--preset,PRESET) $${SET:+--set $$SET}
 training = $(call option,--deepspeed,DEEPSPEED) $(call option,--config,CONFIG) $${RESUME:+--resume} $(machines) \
   $(call option,--node-rank,NODE_RANK) $(call option,--master-addr,MASTER_ADDR) $(call option,--master-port,MASTER_PORT)
 
+# A build that changes nothing is done in seconds and says nothing; the first one takes minutes.
+build = . recipe/env/heartbeat.sh; patiently "building the images" docker/compose.sh --progress quiet build recipe demo
 # In a recipe, so that only who needs a runtime asks for one.
 .PHONY: ready
 ready:
-	@$(if $(filter local,$(runtime)),$(MAKE) --silent setup,docker/compose.sh --progress quiet build recipe demo)
+	@$(if $(filter local,$(runtime)),$(MAKE) --silent setup,$(build))
 
 ##@ Start here / 从这里开始
 
@@ -203,7 +205,7 @@ doctor: ## What this machine lacks, and the fix / 检查环境并给出修复办
 
 .PHONY: build
 build: ## Build the two images, recipe and demo / 构建镜像
-	@docker/compose.sh --progress quiet build recipe demo
+	@$(build)
 
 .PHONY: shell
 shell: ready ## A shell where the stages run / 进入运行环境

@@ -20,6 +20,7 @@ from recipe.engine.batch import BatchGenerator
 from recipe.engine.reply import Sampling
 from recipe.errors import RecipeError
 from recipe.pipeline import results, stage
+from recipe.pipeline.heartbeat import heartbeat
 from recipe.pipeline.results import ConvertResults
 from recipe.pipeline.stage import shown
 
@@ -61,11 +62,17 @@ def load(
         RecipeError: a folder holds no model or no adapter, is not what its stage wrote, or cannot be loaded; or the
             adapter was made on another base.
     """
+    if not (folder / "config.json").is_file():
+        raise RecipeError(f"{shown(folder)}: holds no model (no config.json); run `make model`, or `make merge`, first")
+    with heartbeat("load", shown(folder)):
+        return _loaded(folder, adapter, dtype)
+
+
+def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None) -> tuple[Any, Any]:
+    """What `load` returns, after its checks of the folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if not (folder / "config.json").is_file():
-        raise RecipeError(f"{shown(folder)}: holds no model (no config.json); run `make model`, or `make merge`, first")
     _refuse_changed(folder, adapter)
     _refuse_other_shapes(folder)
     release()

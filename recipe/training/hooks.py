@@ -22,15 +22,22 @@ from recipe.evaluation import checkpoint_selection, generation, own_rows, scorin
 from recipe.pipeline import results, stage
 from recipe.pipeline.results import DataResults
 from recipe.training.fast.model import in_shards
+from recipe.training.starting import starting
 
 # Tokens of a sample reply: more would show nothing new.
 SAMPLE_TOKENS = 96
 
 
 class MeanLoss(Hook):
-    """Logs the mean loss over all processes; without this hook mmengine logs that of the first process."""
+    """Logs the mean loss over all processes; without this hook mmengine logs that of the first process.
+
+    It is the first hook, and also ends what `xtuner` shows before the training has a bar.
+    """
 
     priority = "HIGHEST"  # before the loss is logged
+
+    def before_train(self, runner: Any) -> None:
+        starting.close()
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if get_world_size() > 1:

@@ -20,6 +20,8 @@ from typing import Any
 from recipe.checkpoint.trainer_state import allow_trainer_state
 from recipe.device import has_gpu
 from recipe.library_logging import quieten
+from recipe.pipeline.heartbeat import heartbeat
+from recipe.training.starting import starting
 
 LOG = "console.log"
 # The variable with torchrun's process id.
@@ -75,7 +77,10 @@ def run(arguments: Sequence[str]) -> None:
             (work_dir / LOG).open("a", encoding="utf-8") as log,
             Path(os.devnull).open("w") as nowhere,
             contextlib.redirect_stdout(nowhere if rank else log),
+            starting if rank == 0 else contextlib.nullcontext(),
         ):
+            if rank == 0:
+                starting.enter_context(heartbeat("train", "XTuner's trainer works"))
             try:
                 allow_trainer_state(deepspeed="--deepspeed" in arguments)
                 if "--launcher" in arguments and not has_gpu():

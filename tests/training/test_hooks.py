@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from recipe.training import hooks
+from recipe.pipeline import heartbeat, stage
+from recipe.training import hooks, xtuner
 
 
 class Clock:
@@ -61,6 +64,31 @@ def test_the_scores_of_a_checkpoint_are_no_step_of_the_training(clock: Clock) ->
         progress.bar.close()
     assert "[01:40<01:40,  1.00step/s, loss=2.5000, tokens_per_s=512]" in shown[None]
     assert shown[96] == shown[None]
+
+
+def test_what_the_trainer_shows_while_it_starts_ends_before_the_first_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its work takes no time here: it waits for a line, and says what happened in which order."""
+    events, line = list[str](), threading.Event()
+
+    def say(name: str, text: str) -> None:
+        events.append(f"{name}: {text.rpartition(':')[0]}")
+        line.set()
+
+    def trainer(*_: Any, **__: Any) -> None:
+        assert line.wait(60)
+        hooks.MeanLoss().before_train(None)
+        events.append("first step")
+        beating = [thread for thread in threading.enumerate() if "beat" in thread.name]
+        assert not beating
+
+    monkeypatch.setattr(heartbeat, "EVERY", 0.01)
+    monkeypatch.setattr(stage, "say", say)
+    monkeypatch.setattr("runpy.run_module", trainer)
+    xtuner.run(["config.py", "--work-dir", str(tmp_path)])
+    assert events[0] == "train: XTuner's trainer works"
+    assert events[-1] == "first step"
 
 
 def test_where_the_training_shows_no_bar_there_is_none_to_stop() -> None:
