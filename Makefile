@@ -41,6 +41,7 @@ ARTIFACT  ?=#           what publish sends: merged (default), adapter, export or
 PUBLIC    ?=#           PUBLIC=1 lets everybody see it (default: you alone) / 公开
 UNVERIFIED ?=#          UNVERIFIED=1 publishes also what was not evaluated or failed, and says so / 未达标也发布
 DRY_RUN   ?=#           DRY_RUN=1 checks what publish would send, and sends nothing / 只检查，不发布
+DURATION  ?=#           seconds that the clients of test-faults ask (default: 60) / 压力测试秒数
 RUN       ?=#           name of the run: its folder is work/RUN (default: main) / 运行名称
 RUNTIME   ?=#           docker or local (default: docker where an engine answers) / 运行环境
 PORT      ?=#           port of the web page (default: 6006) / 网页端口
@@ -56,7 +57,7 @@ SHELL := bash
 # dollar is lost, and no name can become a command.
 typed := NAME ASSISTANT AUTHOR DATA DATA_ONLY MODE LANGUAGES MODEL SOURCE REVISION OFFLINE PRESET SET CONFIG SEED \
   RESUME DEEPSPEED CHECKPOINT CFG HELP PATTERN CHAT PARTS SWEEP BENCH SPEED PYTEST REPO ARTIFACT PUBLIC \
-  UNVERIFIED DRY_RUN
+  UNVERIFIED DRY_RUN DURATION
 $(foreach variable,$(typed) GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT RUN RUNTIME PORT API_PORT THREADS,$(eval override $(variable) := $$(value $(variable))))
 export $(typed)
 # An empty one would hide from compose what .env says, and be taken for a port by PyTorch.
@@ -87,10 +88,12 @@ preset   = $(call option,--preset,PRESET) $${SET:+--set $$SET}
 training = $(call option,--deepspeed,DEEPSPEED) $(call option,--config,CONFIG) $${RESUME:+--resume} $(machines) \
   $(call option,--node-rank,NODE_RANK) $(call option,--master-addr,MASTER_ADDR) $(call option,--master-port,MASTER_PORT)
 
+# A build that changes nothing is done in seconds and says nothing; the first one takes minutes.
+build = . recipe/env/heartbeat.sh; patiently "building the images" docker/compose.sh --progress quiet build recipe demo
 # In a recipe, so that only who needs a runtime asks for one.
 .PHONY: ready
 ready:
-	@$(if $(filter local,$(runtime)),$(MAKE) --silent setup,docker/compose.sh --progress quiet build recipe demo)
+	@$(if $(filter local,$(runtime)),$(MAKE) --silent setup,$(build))
 
 ##@ Start here / 从这里开始
 
@@ -119,7 +122,7 @@ data: ready ## Training rows from NAME, and DATA checked / 生成训练数据，
 
 .PHONY: model
 model: ready ## Fetch or take MODEL, check it, convert it to the Llama layout / 获取、检查并转换基座模型
-	@$(RECIPE) model $(common) $(model) $(hub)
+	@$(RECIPE) model $(common) $(model) $(hub) $(call option,--preset,PRESET)
 
 .PHONY: replay
 replay: model ## The base's own answers, mixed in against forgetting / 基座自答，防遗忘
@@ -213,11 +216,11 @@ doctor: ## What this machine lacks, and the fix / 检查环境并给出修复办
 
 .PHONY: build
 build: ## Build the two images, recipe and demo / 构建镜像
-	@docker/compose.sh --progress quiet build recipe demo
+	@$(build)
 
 .PHONY: shell
 shell: ready ## A shell where the stages run / 进入运行环境
-	@$(if $(filter docker,$(runtime)),docker/compose.sh run --rm --entrypoint bash recipe,PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash)
+	@$(if $(filter docker,$(runtime)),docker/compose.sh run --rm shell,PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash)
 
 .PHONY: setup
 setup: $(VENV)/.installed ## Install the locked environment into .venv / 安装锁定的环境
@@ -241,6 +244,10 @@ test-browser: $(VENV)/.installed-dev ## The page in a real browser (Chromium), a
 .PHONY: test-real
 test-real: $(VENV)/.installed-dev ## A real small model on the CPU: fetched (93 MB), asked, trained, merged / 真实模型测试
 	@$(call split,PYTEST); $(PYTHON) -m pytest tests/real -m real -rs "$${words[@]}"
+
+.PHONY: test-faults
+test-faults: $(VENV)/.installed-dev ## Kills, flipped bits, bad inputs, failing hubs, 200 API clients (SEED=, DURATION=) / 故障测试
+	@$(call split,PYTEST); $(PYTHON) -m pytest tests/faults -m faults "$${words[@]}"
 
 .PHONY: test-image
 test-image: $(VENV)/.installed-dev ## Build the images and test them for real; needs Docker / 镜像测试

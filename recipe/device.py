@@ -65,6 +65,15 @@ def check_card() -> None:
             )
 
 
+def card_without_bfloat16() -> str | None:
+    """The name and compute capability of the first GPU that does not compute in bfloat16; None where all do."""
+    for line in _query("name,compute_cap"):
+        name, _, capability = line.rpartition(", ")
+        if re.fullmatch(r"\d+\.\d+", capability) and _version(capability) < _version(BFLOAT16):
+            return f"{name} (compute capability {capability})"
+    return None
+
+
 def _version(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(".")))
 

@@ -25,3 +25,7 @@ class BelowThresholdsError(RecipeError):
     """The work was done and its result is not good enough."""
 
     exit_status = BELOW_THRESHOLDS
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM came; the message says how to go on."""

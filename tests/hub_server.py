@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -43,6 +45,8 @@ class Fault:
     cut: int | None = None  # the connection ends after that many bytes of the body
     body: Callable[[bytes], bytes] | None = None  # other content than announced
     wait: threading.Event | None = None  # with cut: not before this happens
+    silent: threading.Event | None = None  # not a byte before this happens, then the connection ends
+    loop: bool = False  # a redirect to the same address
 
 
 class HubServer(ThreadingHTTPServer):
@@ -83,6 +87,36 @@ class HubServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is what some tests are about."""
+
+
+def in_two_shards(model: Path, folder: Path) -> dict[str, bytes]:
+    """A model as its hub holds it: in two shards, with Python and other files that are nobody's business.
+
+    Args:
+        model: a folder with its weights in one file.
+        folder: where it is written to, not there yet.
+
+    Returns:
+        The content of each file by name.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    weight_map: dict[str, str] = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        shard = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / shard, {"format": "pt"})
+        weight_map |= dict.fromkeys(part, shard)
+    assert torch.is_tensor(tensors[names[0]])
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
+    (folder / "special_tokens_map.json").write_text("{}", encoding="utf-8")
+    for name in ("modeling_internlm2.py", "README.md", "pytorch_model.bin"):
+        (folder / name).write_text("raise SystemExit('this must never be fetched')\n", encoding="utf-8")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def large(name: str) -> bool:
@@ -154,6 +188,13 @@ class _Handler(BaseHTTPRequestHandler):
     def failed(self, request: Request) -> bool:
         """Whether the request met a fault that is an answer in itself."""
         self.met = self.server.fault(request)
+        if self.met and self.met.silent:
+            self.met.silent.wait(60)
+            self.close_connection = True
+            return True
+        if self.met and self.met.loop:
+            self.send_json({}, 302, {"Location": self.path})
+            return True
         if self.met and self.met.status:
             self.send_json(
                 {"error": "as the test wants it", "Code": self.met.status}, self.met.status, self.met.headers

@@ -19,6 +19,8 @@ class IndexServer(ThreadingHTTPServer):
         raw: the JSON that it answers with, in place of its listing.
         html: whether it has no JSON, as some mirrors, so that sizes are not announced.
         cuts: after how many bytes of a body the next answers with a file end.
+        silent: what it waits for before it answers under that beginning of a path, in place of an answer.
+        loop: the beginning of the paths that redirect to themselves.
         requests: path and Range of everything that was asked for.
     """
 
@@ -31,6 +33,8 @@ class IndexServer(ThreadingHTTPServer):
         self.html = False
         self.raw: bytes | None = None
         self.cuts: list[int] = []
+        self.silent: tuple[str, threading.Event] | None = None
+        self.loop: str | None = None
         self.requests: list[tuple[str, str | None]] = []
         self.announced = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -62,7 +66,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.command == "GET":
             self.server.requests.append((self.path, self.headers.get("Range")))
-        if self.path == f"/simple/{self.server.project}/":
+        if self.server.silent and self.path.startswith(self.server.silent[0]):
+            self.server.silent[1].wait(60)
+            self.close_connection = True
+        elif self.server.loop and self.path.startswith(self.server.loop):
+            self.send(302, b"", "text/plain", Location=self.path)
+        elif self.path == f"/simple/{self.server.project}/":
             self.send_listing()
         elif (name := self.path.removeprefix("/packages/")) in self.server.files:
             self.send_file(self.server.files[name])

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import openai
 
 from recipe.engine import Engine
 from recipe.paths import ROOT
+from recipe.pipeline import stage
 from recipe.serving import endpoints
 from recipe.serving.listener import LimitedServer
 from recipe.serving.model_host import ModelHost
@@ -102,6 +104,21 @@ def health(url: str, path: str = "/health") -> int:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
+
+
+def write_served(work: Path) -> Path:
+    """The work folder, whose run `quickstart` is now the miniature."""
+    from recipe.stages import model
+
+    model.make(work / "models" / "miniature", model="miniature")
+
+    def write(out: Path) -> None:
+        for file in (work / "models" / "miniature").iterdir():
+            if file.is_file() and file.name != stage.MANIFEST:
+                shutil.copyfile(file, out / file.name)
+
+    stage.run("merge", work / "quickstart" / "merged", inputs={}, settings={}, work=write)
+    return work
 
 
 # --- The process --------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from recipe.checkpoint.connection_limits import limited
 from recipe.errors import RecipeError
 
 
@@ -183,7 +184,8 @@ def connected(limit: int | None = None, *, retries: bool = False) -> Iterator[No
         for module, name, value in patches:
             setattr(module, name, value)
         reset_sessions()  # an open session keeps the setting that it was opened with
-        yield
+        with limited():
+            yield
     finally:
         for module, name, value in originals:
             setattr(module, name, value)
@@ -209,18 +211,20 @@ class ModelScope:
     def listing(self) -> dict[str, RemoteFile]:
         from modelscope_hub import HubApi
 
-        files = HubApi().list_repo_files(self.repo, "model", revision=self.revision)
+        with limited():
+            files = HubApi().list_repo_files(self.repo, "model", revision=self.revision)
         return {file.path: RemoteFile(file.size, file.sha256) for file in files if not file.is_dir}
 
     def download(self, name: str, remote: RemoteFile, folder: Path) -> None:
         from modelscope_hub import HubApi
 
-        HubApi().download_file(
-            self.repo,
-            "model",
-            name,
-            revision=self.revision,
-            local_dir=folder,
-            cache_dir=folder.parent,  # where its locks go
-            file_size=remote.bytes,
-        )
+        with limited():
+            HubApi().download_file(
+                self.repo,
+                "model",
+                name,
+                revision=self.revision,
+                local_dir=folder,
+                cache_dir=folder.parent,  # where its locks go
+                file_size=remote.bytes,
+            )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
+from recipe.checkpoint.connection_limits import MAX_REDIRECTS, timeouts
 from recipe.checkpoint.hub_clients import MoreThanAnnouncedError, RemoteFile, refuse_without_scheme
 from recipe.errors import RecipeError
 
@@ -20,8 +21,6 @@ DEFAULT_INDEX = "https://pypi.org/simple"
 # What pip and uv read the address of their index from; the first one that is set holds.
 VARIABLES = ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL")
 ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.2"
-TIMEOUT = (10, 60)  # seconds to connect, and between two blocks of an answer
-MAX_REDIRECTS = 5
 BLOCK = 1 << 14  # a cut connection loses the block that it cuts
 
 
@@ -47,7 +46,7 @@ class PackageIndex:
         project = re.sub(r"[-_.]+", "-", self.repo).lower()
         if "://" not in index_url():
             refuse_without_scheme(next(filter(os.environ.get, VARIABLES)))
-        response = _session().get(f"{index_url()}/{project}/", headers={"Accept": ACCEPT}, timeout=TIMEOUT)
+        response = _session().get(f"{index_url()}/{project}/", headers={"Accept": ACCEPT}, timeout=timeouts())
         response.raise_for_status()
         is_json = "json" in response.headers.get("Content-Type", "")
         files = response.json()["files"] if is_json else _Links.files(response.text)
@@ -69,7 +68,7 @@ class PackageIndex:
             partial_file.unlink(missing_ok=True)
             here = 0
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={here}-"} if here else {})
-        with _session().get(self._addresses[name], headers=headers, timeout=TIMEOUT, stream=True) as response:
+        with _session().get(self._addresses[name], headers=headers, timeout=timeouts(), stream=True) as response:
             response.raise_for_status()
             with partial_file.open("ab" if response.status_code == 206 else "wb") as file:
                 for block in response.iter_content(BLOCK):
@@ -99,7 +98,9 @@ def _session() -> Any:
 
 def _length(address: str) -> int:
     """The size of a file in bytes, where the listing does not say it."""
-    response = _session().head(address, headers={"Accept-Encoding": "identity"}, timeout=TIMEOUT, allow_redirects=True)
+    response = _session().head(
+        address, headers={"Accept-Encoding": "identity"}, timeout=timeouts(), allow_redirects=True
+    )
     response.raise_for_status()
     return int(response.headers["Content-Length"])
 

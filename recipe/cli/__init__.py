@@ -86,13 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         close_bars()
         print(f"error: {remedies.remedy(error.__cause__) or error}", file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
-        resume = {
-            "train": "; `make train RESUME=1` goes on from the last checkpoint",
-            "model": "; run it again to go on with the download",
-        }.get(options.verb, "")
+    except KeyboardInterrupt as stop:
+        go_on = str(stop) or ("run it again to go on with the download" if options.verb == "model" else "")
         close_bars()
-        print(f"\nstopped; what was complete is kept{resume}", file=sys.stderr)
+        print(f"\nstopped; what was complete is kept{go_on and '; '}{go_on}", file=sys.stderr)
         return errors.INTERRUPTED
     except BrokenPipeError:
         raise

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from recipe.cli import hardware
 from recipe.cli.experiment_commands import run_bench, run_sweep
-from recipe.device import has_gpu
+from recipe.cli.next_steps import next_steps
+from recipe.cli.same_command import training_command
 from recipe.errors import RecipeError
 from recipe.languages import parse_languages
 from recipe.library_logging import OFFLINE
 from recipe.paths import ROOT
 from recipe.pipeline import choices, results, stage, table
-from recipe.pipeline.results import ConvertResults, DataResults
+from recipe.pipeline.results import ConfigResults, ConvertResults, DataResults, ModelResults
 from recipe.pipeline.run import Run, checked_name
 
 # MiB of a card that the driver, the allocator's reserve and a desktop want beside what a training allocates.
 RESERVED_MIB = 2_000
-# Models by name that two cores cannot tune in an hour, and what that means: 6 operations a weight and token (Kaplan et
-# al., "Scaling Laws for Neural Language Models", 2020, section 2.1) at 100 GFLOP/s, computed and not measured.
-OF_A_GPU = ("internlm2-chat-1_8b", "internlm2_5-1_8b-chat", "internlm2-chat-7b", "internlm2_5-7b-chat")
-ON_A_CPU = (
-    "on a CPU 1,000 tokens of training take about two minutes with 1.8B weights, the whole many hours; "
-    "MODEL=smollm2-135m-instruct and make quickstart need no GPU"
-)
 
 
 def _run(options: argparse.Namespace) -> Run:
@@ -63,8 +59,9 @@ def run_model(options: argparse.Namespace) -> None:
     from recipe.stages import model
 
     run = _run(options)
-    if not has_gpu() and options.model in OF_A_GPU and stage.read_manifest(run.model(options.model)) is None:
-        stage.say("model", f"warning: no GPU here, and {options.model} is made for one: {ON_A_CPU}")
+    if stage.read_manifest(run.model(options.model)) is None:
+        hardware.refuse_card(options.preset)
+        hardware.warn_without_gpu(options.model)
     model.make(
         run.model(options.model),
         model=options.model,
@@ -100,6 +97,7 @@ def run_config(options: argparse.Namespace) -> None:
         print(config.copy_builtin(options.copy, options.to))
         return
     run = _run(options)
+    hardware.refuse_card(options.preset)
     data = results.of(stage.require(run.folder("data"), "data"), DataResults)
     config.make(
         run.folder("config"),
@@ -138,7 +136,12 @@ def run_train(options: argparse.Namespace) -> None:
 
     run = _run(options)
     machines = Machines(options.gpus, options.nnodes, options.node_rank, options.master_addr, options.master_port)
-    (train.join if machines.rank else train.make)(
+    if options.config is None and (resolved := stage.read_manifest(run.folder("config"))):
+        plan = results.of(resolved, ConfigResults)
+        if base := stage.read_manifest(ROOT / plan.model):
+            hardware.warn_of_hours(results.of(base, ModelResults).parameters, plan.forecast.trained_tokens)
+    make = train.join if machines.rank else partial(train.make, command=training_command(options))
+    make(
         run.folder("train"),
         config=options.config or run.folder("config") / config.FILE,
         resume=options.resume,
@@ -159,9 +162,8 @@ def run_merge(options: argparse.Namespace) -> None:
     from recipe.stages import merge
 
     run = _run(options)
-    merge.make(
-        run.folder("merged"), adapter_folder=run.folder("adapter"), identity_names=_taught_names(run.folder("data"))
-    )
+    names = _taught_names(run.folder("data"))
+    merge.make(run.folder("merged"), adapter_folder=run.folder("adapter"), identity_names=names)
 
 
 def _taught_names(folder: Path) -> tuple[str, ...]:
@@ -195,6 +197,7 @@ def run_eval(options: argparse.Namespace) -> None:
     )
     print(evaluate.table(metrics.read(run.folder("eval"))), flush=True)
     run_report(options)  # before the verdict: a result that fails needs its report most
+    print(f"\n{next_steps(run.name, stage.shown(model))}", flush=True)
     evaluate.refuse_below_thresholds(run.folder("eval"), page=run.folder("report") / report.PAGE)
 
 
@@ -315,14 +318,7 @@ def run_quickstart(options: argparse.Namespace) -> None:
         choices.save(options, options.work / options.run)
         if options.until == verb or (verb == "train" and options.node_rank):
             return
-    try:
-        run_eval(options)
-    finally:
-        run = "" if options.run == "main" else f" RUN={options.run}"
-        print(
-            f"\n对话 talk to it:  make chat{run}\n原模型 the base:  make chat{run} CHAT='--model {options.model}'",
-            flush=True,
-        )
+    run_eval(options)
 
 
 Command = Callable[[argparse.Namespace], None]

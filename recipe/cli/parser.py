@@ -178,6 +178,7 @@ def _data_verb(sub: argparse.ArgumentParser) -> None:
 def _model_verb(sub: argparse.ArgumentParser) -> None:
     _model_option(sub)
     _hub_options(sub)
+    sub.add_argument("--preset", help="which one will train it: a card that cannot is refused before the download")
 
 
 def _replay_verb(sub: argparse.ArgumentParser) -> None:

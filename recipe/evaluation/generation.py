@@ -20,6 +20,7 @@ from recipe.engine.batch import BatchGenerator
 from recipe.engine.reply import Sampling
 from recipe.errors import RecipeError
 from recipe.pipeline import results, stage
+from recipe.pipeline.heartbeat import heartbeat
 from recipe.pipeline.phases import phase
 from recipe.pipeline.results import ConvertResults
 from recipe.pipeline.stage import shown
@@ -62,12 +63,18 @@ def load(
         RecipeError: a folder holds no model or no adapter, is not what its stage wrote, or cannot be loaded; or the
             adapter was made on another base.
     """
+    if not (folder / "config.json").is_file():
+        raise RecipeError(f"{shown(folder)}: holds no model (no config.json); run `make model`, or `make merge`, first")
+    with heartbeat("load", shown(folder)):
+        return _loaded(folder, adapter, dtype)
+
+
+def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None) -> tuple[Any, Any]:
+    """What `load` returns, after its checks of the folder."""
     with phase("import"):
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if not (folder / "config.json").is_file():
-        raise RecipeError(f"{shown(folder)}: holds no model (no config.json); run `make model`, or `make merge`, first")
     _refuse_changed(folder, adapter)
     _refuse_other_shapes(folder)
     release()
@@ -88,10 +95,9 @@ def load(
     if adapter is not None:
         with phase("import"):
             from peft import PeftModel
-
-        with phase("load"):
-            model = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
     with phase("load"):
+        if adapter is not None:
+            model = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
         model = model.to("cuda" if gpu else "cpu").eval().requires_grad_(False)
     return model, tokenizer
 

@@ -243,7 +243,7 @@ def helping(name: str, folder: Path, rank: int) -> Iterator[Path]:
 
 def _prepare(name: str, partial: Path, key: Mapping[str, Any], resume: bool | None) -> None:
     """An empty work folder or, to resume, the one that a stopped run of the same inputs and settings left."""
-    noted = partial / KEY
+    noted, again = partial / KEY, f"`make {name} RUN={partial.parent.name}`"
     if resume and partial.exists():
         try:
             same = parse_json(noted.read_text(encoding="utf-8")) == key
@@ -252,11 +252,11 @@ def _prepare(name: str, partial: Path, key: Mapping[str, Any], resume: bool | No
         if not same:
             raise RecipeError(
                 f"{name}: cannot resume: data, model or settings changed since the stopped run; start over without "
-                f"RESUME"
+                f"RESUME: {again}"
             )
         return
     if resume:
-        raise RecipeError(f"{name}: nothing to resume here; start it without RESUME")
+        raise RecipeError(f"{name}: nothing to resume here; start it without RESUME: {again}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     if resume is not None:

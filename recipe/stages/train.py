@@ -9,14 +9,13 @@ import logging
 import signal
 import sys
 import uuid
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from recipe.checkpoint.base_config import ConfigShape
 from recipe.device import has_gpu
-from recipe.errors import RecipeError
+from recipe.errors import RecipeError, Stopped
 from recipe.evaluation import checkpoint_selection, scoring
 from recipe.files import jsonl_text
 from recipe.paths import ROOT
@@ -24,6 +23,8 @@ from recipe.pipeline import phases, results, stage
 from recipe.pipeline.results import TrainResults
 from recipe.pipeline.run import Run
 from recipe.training import resolved_config, xtuner
+from recipe.training.continuation import checkpoints as checkpoints
+from recipe.training.continuation import how_to_go_on, refuse_damaged
 from recipe.training.rendezvous import ALONE, Machines, environment, hosting, joining, watching
 
 DEEPSPEED = ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
@@ -33,35 +34,8 @@ LONGEST_REASON = 200  # characters of an error that stand in one line; the log h
 MEETING = ".meeting"  # in the first machine's work folder: how another one sees that it is its own too
 
 
-def checkpoints(folder: Path, processes: int = 0) -> list[Path]:
-    """The checkpoints in `folder` that can be read to the end, oldest first: files, or folders under DeepSpeed.
-
-    A process killed while it saves leaves a file without the directory that ends a zip archive. processes: of whom each
-    must have written its part of a folder.
-    """
-
-    def whole(path: Path) -> bool:
-        if path.is_file():
-            return zipfile.is_zipfile(path)
-        parts = list(path.glob("*.pt"))
-        return sum("optim_states" in part.name for part in parts) >= processes and all(map(zipfile.is_zipfile, parts))
-
-    complete = [path for path in folder.glob("iter_*.pth") if whole(path)]
-    return sorted(complete, key=lambda path: int(path.stem.removeprefix("iter_")))
-
-
-def _refuse_damaged(checkpoint: Path) -> None:
-    """RecipeError where the checksums in a checkpoint, which are those of a zip archive, are not of its content."""
-    for part in [checkpoint] if checkpoint.is_file() else sorted(checkpoint.glob("*.pt")):
-        try:
-            damaged = zipfile.ZipFile(part).testzip()
-        except zipfile.BadZipFile as error:
-            damaged = str(error)
-        if damaged:
-            raise RecipeError(
-                f"{stage.shown(part)}: is damaged ({damaged}): remove {stage.shown(checkpoint)} and resume from the "
-                f"checkpoint before it, or start over without RESUME"
-            )
+class TrainingFailedError(RecipeError):
+    """What the trainer ended with; to be completed by how to go on."""
 
 
 def make(
@@ -72,6 +46,7 @@ def make(
     deepspeed: str | None,
     machines: Machines = ALONE,
     program: bool = False,
+    command: Sequence[str] = ("make", "train"),
 ) -> stage.Manifest:
     """Train by a config into `folder`, which keeps what the config came to, as data.
 
@@ -82,6 +57,10 @@ def make(
         deepspeed: one of `DEEPSPEED`, or None.
         machines: where; of several, this is the first one, which writes the result. The others call `join`.
         program: the config is a user's own, and may be run. Otherwise it is read as data.
+        command: what trains so again, in words; for who stops it, or finds it stopped.
+
+    Raises:
+        Stopped: Ctrl-C or SIGTERM came while it trained.
     """
     resolved = resolved_config.load(config, program=program)
     inputs, settings = _depends_on(config, resolved, deepspeed, machines)
@@ -90,8 +69,10 @@ def make(
         def work(out: Path) -> TrainResults:
             last = saved[-1] if resume and (saved := checkpoints(out, machines.processes)) else None
             if last:
-                _refuse_damaged(last)
+                refuse_damaged(last)
                 stage.say("train", f"resuming from {last.name}")
+            elif resume:
+                stage.say("train", "no checkpoint to resume from: starting at the first step")
             if host:
                 (out / MEETING).write_text(name := uuid.uuid4().hex)
                 host.agree(stage.key_of(inputs, settings), {"meeting": name, "resume": last and last.name})
@@ -102,8 +83,14 @@ def make(
                 )
             write_down = functools.partial(resolved_config.write_down, resolved, config, out / CONFIG, program=program)
             write_down()  # before hours of training, where it cannot be written
-            with watching(host and host.store):
-                _launch(_arguments(config, out, last, deepspeed), out, machines, in_torchrun=deepspeed is not None)
+            arguments = _arguments(config, out, last, deepspeed)
+            try:
+                with watching(host and host.store):
+                    _launch(arguments, out, machines, in_torchrun=deepspeed is not None)
+            except KeyboardInterrupt:
+                raise Stopped(how_to_go_on(out, command, machines.processes)) from None
+            except TrainingFailedError as error:
+                raise RecipeError(f"{error}; {how_to_go_on(out, command, machines.processes)}") from error.__cause__
             (out / MEETING).unlink(missing_ok=True)
             write_down()  # again: mmengine writes its own under the config's name
             return _tidy(out)
@@ -243,10 +230,7 @@ def _failed(error: BaseException, log: Path) -> RecipeError:
             f"training failed: {reason}; SET='batch_size=1' and PRESET=qlora need less memory, "
             f"and `make config` predicts how much"
         )
-    return RecipeError(
-        f"training failed: {reason}; the end of {stage.shown(log)} says more; "
-        f"`make train RESUME=1` goes on from the last checkpoint once that is mended"
-    )
+    return TrainingFailedError(f"training failed: {reason}; the end of {stage.shown(log)} says more")
 
 
 def _torchrun(arguments: list[str], machines: Machines) -> None:
@@ -278,9 +262,8 @@ def _torchrun(arguments: list[str], machines: Machines) -> None:
         )
         if first.exitcode < 0 and (by := first.signal_name()) != "SIGTERM":
             perhaps = ", perhaps for want of memory" if by == "SIGKILL" else ""
-            raise RecipeError(
-                f"training failed: process {rank} of {machines.processes} was killed ({by}){perhaps}; "
-                f"`make train RESUME=1` goes on from the last checkpoint"
+            raise TrainingFailedError(
+                f"training failed: process {rank} of {machines.processes} was killed ({by}){perhaps}"
             ) from None
         message = first.error_file_data["message"]
         raise RuntimeError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,22 @@ from recipe.pipeline import results, stage
 from recipe.pipeline.phases import phase
 from recipe.pipeline.results import DataResults
 from recipe.training.fast.model import in_shards
+from recipe.training.starting import starting
 
 # Tokens of a sample reply: more would show nothing new.
 SAMPLE_TOKENS = 96
 
 
 class MeanLoss(Hook):
-    """Logs the mean loss over all processes; without this hook mmengine logs that of the first process."""
+    """Logs the mean loss over all processes; without this hook mmengine logs that of the first process.
+
+    It is the first hook, and also ends what `xtuner` shows before the training has a bar.
+    """
 
     priority = "HIGHEST"  # before the loss is logged
+
+    def before_train(self, runner: Any) -> None:
+        starting.close()
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if get_world_size() > 1:
@@ -51,7 +60,7 @@ class Progress(Hook):
         self.steps = phase("steps").__enter__()
         shown = is_main_process()
         self.bar = tqdm(total=runner.max_iters, initial=runner.iter, desc="train", unit="step", disable=not shown)
-        self.tokens = 0
+        self.first, self.tokens = runner.iter + 1, 0
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         self.saving = phase("save").__enter__()
@@ -59,10 +68,24 @@ class Progress(Hook):
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self._end_saving()
         self.tokens += data_batch["data"]["input_ids"].numel() * get_world_size()
-        self.bar.update()
-        if self.bar.n % 10 == 0 or self.bar.n == self.bar.total:  # reading the loss waits for the GPU
+        step = runner.iter + 1
+        if step % 10 == 0 or step in (self.first, self.bar.total):  # reading the loss waits for the GPU
             rate = self.tokens / max(self.bar.format_dict["elapsed"], 1e-9)
             self.bar.set_postfix(loss=f"{outputs['loss'].item():.4f}", tokens_per_s=f"{rate:.0f}", refresh=False)
+        self.bar.update()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """A context in which the bar is hidden and its clock stands still, so that its remaining time is of steps."""
+        self.bar.clear()
+        started = time.time()  # tqdm's clock
+        try:
+            yield
+        finally:
+            passed = time.time() - started
+            self.bar.start_t += passed
+            self.bar.last_print_t += passed
+            self.bar.refresh()
 
     def after_train(self, runner: Any) -> None:
         self.bar.close()
@@ -73,6 +96,12 @@ class Progress(Hook):
         if self.saving:
             self.saving.__exit__()
             self.saving = None
+
+
+def _aside(runner: Any) -> AbstractContextManager[None]:
+    """The context of what is no step of the training, and is not counted as one by the training's bar."""
+    bar = next((hook for hook in getattr(runner, "hooks", ()) if isinstance(hook, Progress)), None)
+    return bar.aside() if bar and is_main_process() else nullcontext()
 
 
 class SampleReplies(Hook):
@@ -103,7 +132,7 @@ class SampleReplies(Hook):
         if not _answers(llm):
             return
         conversations = [[user(question)] for question in self.questions]
-        with generation.evaluating(llm):
+        with _aside(runner), generation.evaluating(llm):
             replies = generation.answer(llm, self.tokenizer, conversations, max_new_tokens=SAMPLE_TOKENS)
         if not is_main_process():
             return
@@ -145,9 +174,13 @@ class ScoreCheckpoints(Hook):
         names = (*self.identity.names, self.identity.author or "")
         self.room = SAMPLE_TOKENS + sum(len(text_ids(self.tokenizer, name)) for name in names)
 
-    def _replies(self, llm: Any) -> list[generation.Reply]:
+    def _replies(self, llm: Any, label: str) -> list[generation.Reply]:
+        """The replies to the questions that choose a checkpoint. label: of their progress bar."""
         with generation.evaluating(llm):
-            return generation.answer(llm, self.tokenizer, self.prompts.conversations(), max_new_tokens=self.room)
+            return generation.answer(
+                llm, self.tokenizer, self.prompts.conversations(), max_new_tokens=self.room,
+                progress=label if is_main_process() else None,
+            )  # fmt: skip
 
     def before_train(self, runner: Any) -> None:
         self.folder = Path(runner.work_dir)
@@ -158,7 +191,7 @@ class ScoreCheckpoints(Hook):
         llm = _llm(runner)
         if _answers(llm):
             with llm.disable_adapter():
-                self.base = self._replies(llm)
+                self.base = self._replies(llm, "the base's score")
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         every = runner.cfg.default_hooks.checkpoint.interval
@@ -166,7 +199,9 @@ class ScoreCheckpoints(Hook):
             return
         name, stop = f"iter_{runner.iter + 1}", [False]
         if _answers(llm := _llm(runner)):
-            self.scores[name], _ = scoring.score(self.prompts, self._replies(llm), self.base, self.identity)
+            with _aside(runner):
+                replies = self._replies(llm, f"score of step {runner.iter + 1}")
+            self.scores[name], _ = scoring.score(self.prompts, replies, self.base, self.identity)
             stop = [self.patience is not None and checkpoint_selection.stale(list(self.scores.values()), self.patience)]
         broadcast_object_list(stop)
         if stop[0]:

@@ -23,6 +23,8 @@ from recipe.checkpoint.trainer_state import allow_trainer_state
 from recipe.device import has_gpu
 from recipe.library_logging import quieten
 from recipe.pipeline import phases
+from recipe.pipeline.heartbeat import heartbeat
+from recipe.training.starting import starting
 
 LOG = "console.log"
 # In the work folder: the seconds of each phase in the first process that torchrun has started.
@@ -82,7 +84,10 @@ def run(arguments: Sequence[str]) -> None:
             (work_dir / LOG).open("a", encoding="utf-8") as log,
             Path(os.devnull).open("w") as nowhere,
             contextlib.redirect_stdout(nowhere if rank else log),
+            starting if rank == 0 else contextlib.nullcontext(),
         ):
+            if rank == 0:
+                starting.enter_context(heartbeat("train", "XTuner's trainer works"))
             try:
                 allow_trainer_state(deepspeed="--deepspeed" in arguments)
                 if "--launcher" in arguments and not has_gpu():

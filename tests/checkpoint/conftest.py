@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import json
-import shutil
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import REPOS, HubServer
+from hub_server import REPOS, HubServer, in_two_shards
 
 from recipe.checkpoint import hub_clients, retry
 
@@ -18,24 +16,7 @@ from recipe.checkpoint import hub_clients, retry
 @pytest.fixture(scope="session")
 def repository(tiny_internlm2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The tiny model as its hub holds it: in two shards, with Python and other files that are nobody's business."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    folder = Path(shutil.copytree(tiny_internlm2, tmp_path_factory.mktemp("hub") / "repository"))
-    tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    names = sorted(tensors)
-    weight_map: dict[str, str] = {}
-    for number, part in enumerate((names[::2], names[1::2]), 1):
-        shard = f"model-0000{number}-of-00002.safetensors"
-        save_file({name: tensors[name] for name in part}, folder / shard, {"format": "pt"})
-        weight_map |= dict.fromkeys(part, shard)
-    assert torch.is_tensor(tensors[names[0]])
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
-    (folder / "special_tokens_map.json").write_text("{}", encoding="utf-8")
-    for name in ("modeling_internlm2.py", "README.md", "pytorch_model.bin"):
-        (folder / name).write_text("raise SystemExit('this must never be fetched')\n", encoding="utf-8")
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return in_two_shards(tiny_internlm2, tmp_path_factory.mktemp("hub") / "repository")
 
 
 @pytest.fixture

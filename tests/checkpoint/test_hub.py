@@ -14,14 +14,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hub_server import REPOS, REVISIONS, Fault, HubServer, sha256
 
-from recipe.checkpoint import hub, hub_clients, retry
+from recipe.checkpoint import connection_limits, hub, hub_clients, retry
 from recipe.cli import remedies
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
@@ -440,6 +440,47 @@ def test_what_the_disk_refuses_is_passed_on(number: int, sleeps: list[float]) ->
     with pytest.raises(OSError, match="/x"):
         retry.with_retries(full, "what", progress=lambda: 0)
     assert sleeps == []
+
+
+@pytest.fixture
+def silence(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """What a silent hub waits for, at the end of the test; the clients wait for a moment."""
+    monkeypatch.setattr(connection_limits, "SILENCE", 0.2)
+    over = threading.Event()
+    yield over
+    over.set()
+
+
+@pytest.mark.parametrize("kind", ["list", "get"])
+def test_a_hub_that_sends_nothing_is_given_up(
+    kind: str, source: str, server: HubServer, fetch: Fetch, sleeps: list[float], silence: threading.Event
+) -> None:
+    server.faults = [Fault(kind, silent=silence, times=NEVER)]
+    message = error_message(fetch, source)
+    assert "imeout" in message
+    assert "check the network or try the other SOURCE=" in message
+    assert len(sleeps) == len(retry.DELAYS)
+
+
+def test_a_hub_that_falls_silent_in_the_middle_of_a_file_is_given_up_and_the_next_run_goes_on(
+    source: str, server: HubServer, fetch: Fetch, sleeps: list[float], silence: threading.Event
+) -> None:
+    server.faults = [Fault("get", SHARD, cut=8192, wait=silence), Fault("get", SHARD, cut=0, wait=silence, times=NEVER)]
+    message = error_message(fetch, source)
+    assert "goes on where it stopped" in message
+    server.faults = []
+    assert (fetch(source).folder / SHARD).read_bytes() == server.files[SHARD]
+
+
+@pytest.mark.parametrize("kind", ["list", "head", "get"])
+def test_redirects_without_end_are_said(
+    kind: str, source: str, server: HubServer, fetch: Fetch, sleeps: list[float]
+) -> None:
+    server.faults = [Fault(each, loop=True, times=NEVER) for each in {kind, "get" if kind == "head" else kind}]
+    message = error_message(fetch, source)
+    assert "redirects in circles" in message
+    assert sleeps == []
+    assert len(server.requests) < 3 + 2 * connection_limits.MAX_REDIRECTS  # the listing, and each kind's redirects
 
 
 def connection_settings() -> tuple[bool, bool, Any]:

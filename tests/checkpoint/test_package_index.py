@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from index_server import IndexServer
 from safetensors.torch import load_file
 
-from recipe.checkpoint import hub, package_index, retry
+from recipe.checkpoint import connection_limits, hub, package_index, retry
 from recipe.errors import RecipeError
 from recipe.pipeline import bases
 from recipe.stages import model
@@ -197,3 +198,27 @@ def test_a_redirect_from_https_to_http_is_refused() -> None:
     prepared = requests.Request("GET", "http://mirror.example/simple/a/").prepare()
     with pytest.raises(RecipeError, match="redirects from https to http"):
         package_index._session().rebuild_method(prepared, response)
+
+
+@pytest.mark.parametrize("path", ["/simple/", "/packages/"])
+def test_an_index_that_sends_nothing_is_given_up(
+    path: str, server: IndexServer, pinned: bases.PinnedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_limits, "SILENCE", 0.2)
+    over = threading.Event()
+    server.silent = (path, over)
+    try:
+        with pytest.raises(RecipeError, match=r"Timeout.*6 times in a row: check the network"):
+            fetch(pinned, tmp_path)
+    finally:
+        over.set()
+
+
+@pytest.mark.parametrize("path", ["/simple/", "/packages/"])
+def test_an_index_that_redirects_in_circles_is_given_up(
+    path: str, server: IndexServer, pinned: bases.PinnedModel, tmp_path: Path
+) -> None:
+    server.loop = path
+    with pytest.raises(RecipeError, match="redirects in circles"):
+        fetch(pinned, tmp_path)
+    assert len(server.requests) <= 2 + connection_limits.MAX_REDIRECTS

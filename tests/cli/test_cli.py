@@ -20,12 +20,13 @@ import torch
 from recipe import cli
 from recipe.cli import commands
 from recipe.cli.parser import build_parser
-from recipe.errors import RecipeError
+from recipe.cli.same_command import training_command
+from recipe.errors import RecipeError, Stopped
 from recipe.evaluation import generation
 from recipe.paths import ROOT
-from recipe.pipeline import stage
+from recipe.pipeline import choices, stage
 from recipe.stages import config, data, train
-from recipe.training import teacher
+from recipe.training import continuation, teacher
 
 VERBS = ("data", "model", "replay", "config", "train", "convert", "merge", "eval", "report", "chat", "quickstart")
 LIBC = ctypes.CDLL(None)
@@ -466,16 +467,58 @@ def test_a_stopped_verb_exits_130_and_keeps_what_was_complete(
     assert tree(tmp_path) == complete
 
 
-def test_a_stopped_training_says_how_to_go_on(
+@pytest.mark.parametrize(
+    ("work", "given", "command"),
+    [
+        (ROOT / "work", ("train", "--run", "a-run"), "make train RUN=a-run"),
+        (ROOT / "work", ("train", "--run", "r", "--config", "/a dir/c.py"), "make train RUN=r 'CONFIG=/a dir/c.py'"),
+        (ROOT / "work", ("train", "--run", "r", "--gpus", "2", "--deepspeed", "zero2"),
+         "make train RUN=r DEEPSPEED=zero2 GPUS=2"),
+        (ROOT / "work", ("train", "--run", "r", "--nnodes", "2", "--master-addr", "10.0.0.1"),
+         "make train RUN=r NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500"),
+        (Path("/else where"), ("train", "--run", "r", "--gpus", "2"),
+         "python -m recipe train --work '/else where' --run r --gpus 2"),
+        (ROOT / "work", ("quickstart", "--run", "q"), "make quickstart RUN=q"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("saved", [(), ("iter_40", "iter_120")], ids=["no checkpoint", "checkpoints"])
+def test_a_stopped_training_says_the_command_that_goes_on(
+    work: Path, given: tuple[str, ...], command: str, saved: tuple[str, ...], tmp_path: Path
+) -> None:
+    for name in saved:
+        torch.save({}, tmp_path / f"{name}.pth")
+    options = build_parser().parse_args([*given, "--work", str(work)])
+    choices.complete(options, tmp_path / "of no choices")
+    text = continuation.how_to_go_on(tmp_path, training_command(options))
+    if saved:
+        resume = "RESUME=1" if command.startswith("make") else "--resume"
+        assert text == f"`{command} {resume}` goes on from iter_120"
+    else:
+        assert text == f"no checkpoint was saved yet: `{command}` starts the training again"
+
+
+def test_it_is_the_last_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(*_: Any, **__: Any) -> stage.Manifest:
-        raise KeyboardInterrupt
+        raise Stopped("`make train RUN=main RESUME=1` goes on from iter_40")
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(train, "make", stop)
     assert cli.main(["train", "--work", str(tmp_path)]) == 130
-    assert "`make train RESUME=1` goes on from the last checkpoint" in capsys.readouterr().err
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "stopped; what was complete is kept; `make train RUN=main RESUME=1` goes on from iter_40"
+    )
+
+
+def test_what_a_run_remembers_is_not_named_again(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / choices.FILE).write_text('{"gpus": 2, "deepspeed": "zero2"}', encoding="utf-8")
+    words = ["train", "--run", "r", "--work", str(tmp_path), "--gpus", "2", "--deepspeed", "zero3"]
+    options = build_parser().parse_args(words)
+    choices.complete(options, tmp_path / "r")
+    command = training_command(options)
+    assert command[3:] == ["train", "--work", str(tmp_path), "--run", "r", "--deepspeed", "zero3"]
 
 
 @pytest.mark.parametrize("tidies", [False, True], ids=["swallowed", "on its way"])

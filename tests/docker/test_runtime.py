@@ -268,6 +268,18 @@ def test_help_names_the_targets_and_variables_of_this_runtime(machine: Machine) 
         assert re.search(rf"^  {word} ", text, re.MULTILINE), word
 
 
+@pytest.mark.parametrize("words", [("build",), ("data", "NAME=小明")])
+def test_a_build_that_takes_long_is_not_silent(machine: Machine, words: tuple[str, ...]) -> None:
+    """The pauses take no time here, and the build ends at the third."""
+    with (machine.checkout / "recipe" / "env" / "heartbeat.sh").open("a", encoding="utf-8") as script:
+        script.write("touch pauses; pause() { echo >>pauses; }\n")
+    wait = """case " $* " in *" build "*) until [ "$(grep -c '' pauses)" -ge 3 ]; do :; done ;; esac\n"""
+    machine.install("docker", wait + DOCKER)
+    done = machine.make(*words, "RUNTIME=docker")
+    assert done.status == 0
+    assert done.errors[:2] == ["building the images: 10 s", "building the images: 20 s"]
+
+
 def test_a_whole_chain_is_the_same_stages_in_the_same_order(machine: Machine) -> None:
     words = ("eval", "NAME=小明", "MODEL=miniature", "RUN=七", "SEED=3")
     local, docker = machine.make(*words, "RUNTIME=local"), machine.make(*words, "RUNTIME=docker")
@@ -698,7 +710,7 @@ def test_the_port_of_the_env_file_is_the_one_looked_at(machine: Machine) -> None
 
 def test_a_shell_is_where_the_stages_run(machine: Machine) -> None:
     docker = machine.make("shell", "RUNTIME=docker")
-    assert [call.line for call in docker.of("docker", "compose run")] == ["compose run --rm --entrypoint bash recipe"]
+    assert [call.line for call in docker.of("docker", "compose run")] == ["compose run --rm shell"]
     local = machine.make("shell", "RUNTIME=local")
     assert (local.status, local.calls) == (0, [])
 

@@ -86,15 +86,15 @@ def test_weights_that_are_no_numbers_are_refused_where_they_enter(
 
 
 def test_torch_s_checksums_of_a_checkpoint_are_looked_at_before_a_training_resumes(tmp_path: Path) -> None:
-    from recipe.stages import train
+    from recipe.training import continuation
 
     torch.save({"a": torch.arange(10_000)}, tmp_path / "iter_4.pth")
-    train._refuse_damaged(tmp_path / "iter_4.pth")
+    continuation.refuse_damaged(tmp_path / "iter_4.pth")
     content = bytearray((tmp_path / "iter_4.pth").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "iter_4.pth").write_bytes(content)
     with pytest.raises(RecipeError, match=r"is damaged .*checkpoint before it"):
-        train._refuse_damaged(tmp_path / "iter_4.pth")
+        continuation.refuse_damaged(tmp_path / "iter_4.pth")
 
 
 def test_an_adapter_that_would_have_code_imported_or_is_a_pickle_is_refused(

@@ -495,8 +495,8 @@ def test_a_stopped_run_keeps_the_last_result(tmp_path: Path) -> None:
 
 def test_resuming_what_nobody_stopped_is_refused(tmp_path: Path) -> None:
     work = Work()
-    with pytest.raises(RecipeError, match="nothing to resume here; start it without RESUME"):
-        make(tmp_path / "out", work, resume=True)
+    with pytest.raises(RecipeError, match=r"nothing to resume here; start it without RESUME: `make demo RUN=a-run`"):
+        make(tmp_path / "a-run" / "out", work, resume=True)
     assert work.calls == 0
 
 

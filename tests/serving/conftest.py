@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_endpoint import write_served
 
-from recipe.pipeline import stage
 from recipe.serving.model_host import ModelHost
 
 
 @pytest.fixture(scope="session")
 def served_work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work folder whose run `quickstart` is the miniature."""
-    from recipe.stages import model
-
-    work = tmp_path_factory.mktemp("work")
-    model.make(work / "models" / "miniature", model="miniature")
-
-    def write(out: Path) -> None:
-        for file in (work / "models" / "miniature").iterdir():
-            if file.is_file() and file.name != stage.MANIFEST:
-                shutil.copyfile(file, out / file.name)
-
-    stage.run("merge", work / "quickstart" / "merged", inputs={}, settings={}, work=write)
-    return work
+    return write_served(tmp_path_factory.mktemp("work"))
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -161,7 +162,10 @@ def test_a_killed_worker_ends_in_one_line_and_resumes_to_where_it_would_have(
     os.kill(pids[1], signal.SIGKILL)
     _, text = started.communicate(timeout=120)
     assert started.returncode == 1
-    assert one_error(text).startswith("error: training failed: process 1 of 2 was killed (SIGKILL)")
+    error = one_error(text)
+    assert error.startswith("error: training failed: process 1 of 2 was killed (SIGKILL)")
+    assert "--run run" in error
+    assert error.endswith(f"--resume` goes on from {train.checkpoints(partial, 2)[-1].stem}")
     assert gone(pids)
     assert not folder.exists()
     if deepspeed:  # a part of a checkpoint that was never written is noticed
@@ -231,7 +235,11 @@ def test_a_stop_leaves_no_process_behind(tmp_path: Path, resolved: Callable[...,
     assert not folder.exists()
     if sent == signal.SIGINT:
         assert started.returncode == 130
-        assert "stopped; what was complete is kept; `make train RESUME=1`" in text
+        if saved := train.checkpoints(log.parent, 2):
+            go_on = rf"`.*train .*--run run .*--gpus 2 --resume` goes on from {saved[-1].stem}"
+        else:
+            go_on = "no checkpoint was saved yet: `.*train .*--run run .*--gpus 2` starts the training again"
+        assert re.search(f"^stopped; what was complete is kept; {go_on}$", text, re.MULTILINE)
         assert "Traceback" not in text
 
 

@@ -1,0 +1,22 @@
+"""What can be done with a run that was evaluated."""
+
+from __future__ import annotations
+
+
+def next_steps(run: str, model: str) -> str:
+    """A line for each thing, with the command that does it.
+
+    Args:
+        run: the run's name; RUN= is left out of the commands where it is the default.
+        model: the folder of the base.
+    """
+    where = "" if run == "main" else f" RUN={run}"
+    steps = {
+        "对话 talk to it": f"make chat{where}",
+        "原模型 the base": f"make chat{where} CHAT='--model {model}'",
+        "网页 web page": f"make demo{where}",
+        "接口 OpenAI's API": f"make api{where}",
+        "llama.cpp, Ollama": f"make gguf{where}",
+        "发布 publish": f"make publish{where} REPO=owner/name DRY_RUN=1",
+    }
+    return "\n".join(f"{what}:  {command}" for what, command in steps.items())

@@ -1,0 +1,23 @@
+"""What a finished run names is what Make and the parser know."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from recipe.cli.next_steps import next_steps
+from recipe.paths import ROOT
+
+
+@pytest.mark.parametrize(("run", "named"), [("main", ""), ("my-run", " RUN=my-run")])
+def test_every_step_is_a_command_with_the_run(run: str, named: str) -> None:
+    lines = next_steps(run, "work/models/miniature").splitlines()
+    commands = [line.partition(":  ")[2] for line in lines]
+    verbs = re.findall(r"^make (\w+)", "\n".join(commands), re.MULTILINE)
+    assert verbs == ["chat", "chat", "demo", "api", "gguf", "publish"]
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(verbs) <= set(targets)
+    for verb, command in zip(verbs, commands, strict=True):
+        assert command.startswith(f"make {verb}{named}"), command
+    assert commands[1].endswith("CHAT='--model work/models/miniature'")
