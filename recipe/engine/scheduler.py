@@ -5,12 +5,12 @@ decodes one token of every running sequence. So a long prompt delays no other re
 the others to end. On a GPU the next decode step is launched before the last one's tokens are read, which keeps the GPU
 busy while they become text.
 
-Two callers: `engine.Engine` for replies that grow while somebody waits, and `batch.BatchGenerator` for whole replies to
-many prompts.
+Two callers: `engine.Engine` for replies that somebody waits for, `batch.BatchGenerator` for whole replies to many.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
@@ -89,6 +89,7 @@ class Scheduler:
         self._gpu = decoder.device.type == "cuda"
         self.graphs = Graphs((decoder.tokens, decoder.positions)) if self._gpu else None
         self._waiting: deque[Sequence] = deque()
+        self._entrance = threading.Lock()  # of `_waiting`, to which other threads add
         self._prefilling: deque[Sequence] = deque()
         self._decoding: dict[int, Sequence] = {}  # slot -> sequence
         self._in_flight: deque[InFlightStep] = deque()
@@ -105,7 +106,8 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait for a slot; any thread may call this."""
-        self._waiting.append(sequence)
+        with self._entrance:
+            self._waiting.append(sequence)
 
     def fail(self, error: Exception) -> None:
         """End every sequence that has a slot, after `iterate` raised `error`.
@@ -150,12 +152,14 @@ class Scheduler:
             self._process_step(self._in_flight.popleft())
 
     def _drop_cancelled(self) -> None:
-        for sequence in [sequence for sequence in self._waiting if sequence.listener.cancelled]:
-            self._waiting.remove(sequence)
+        with self._entrance:
+            dropped = [each for each in self._waiting if each.listener.cancelled]
+            for sequence in dropped:
+                self._waiting.remove(sequence)
+        for sequence in dropped:
             sequence.listener.end("cancelled")
-        for sequence in [
-            sequence for sequence in [*self._prefilling, *self._decoding.values()] if sequence.listener.cancelled
-        ]:
+        running = [*self._prefilling, *self._decoding.values()]
+        for sequence in [each for each in running if each.listener.cancelled]:
             self._finish(sequence, "cancelled")
 
     def _admit(self) -> None:

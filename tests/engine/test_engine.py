@@ -495,3 +495,39 @@ def test_the_decode_batch_is_widened_only_where_the_cached_prefix_is_worth_it(
     manager.store(sequence(slot=3), ids[:prefix])
     manager.allocate(waiting, used)
     assert (waiting.slot, waiting.prefilled) == (slot, prefix if slot == 3 else 0)
+
+
+def test_a_request_may_come_while_those_that_wait_are_looked_through(tiny: Engine) -> None:
+    """Once in tens of thousands of requests it did, and every reply with a slot ended with its error."""
+    queue = tiny.scheduler
+
+    class Listener:
+        ended: str | None = None
+        other: threading.Thread | None = None
+
+        @property
+        def cancelled(self) -> bool:
+            if self.other is None:
+                self.other = threading.Thread(target=queue.add, args=(waiting(Listener()),))
+                self.other.start()
+                self.other.join(0.2)  # it is done by then, or waits its turn
+            return True
+
+        def add(self, token: int, logprob: Any = None) -> bool:
+            return True
+
+        def end(self, how: str, error: Exception | None = None) -> None:
+            self.ended = how
+
+    def waiting(listener: Listener) -> EngineSequence:
+        return EngineSequence(Sampling(), [1], False, listener, random.Random(0))
+
+    first, second = Listener(), Listener()
+    second.other = threading.Thread()
+    for listener in (first, second):
+        queue.add(waiting(listener))
+    queue._drop_cancelled()
+    assert first.other
+    first.other.join(WITHIN)
+    assert (first.ended, second.ended, queue.busy) == ("cancelled", "cancelled", 1)
+    queue._waiting.clear()

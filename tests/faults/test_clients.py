@@ -33,7 +33,7 @@ class Outcome:
     Attributes:
         statuses: of all answers.
         mixed: replies that are not to the client's question.
-        broken: everything else that went wrong.
+        broken: what else went wrong, in the server's words where it had any.
         left: replies that the client did not wait for.
     """
 
@@ -79,6 +79,7 @@ def crowd(url: str, seconds: float, memory: Callable[[], float]) -> tuple[Outcom
                 text = ask(url, country, stream=stream, leave=stream and rng.random() < 0.2)
             except urllib.error.HTTPError as error:
                 status = error.code
+                reason = f"{status}: {error.read().decode(errors='replace')}" if status != 429 else ""
             except (OSError, ValueError) as error:
                 status, reason = 0, repr(error)
             named = {capital for capital in CAPITALS.values() if text and capital in text}
@@ -121,7 +122,7 @@ def test_nothing_is_mixed_and_nothing_grows(tmp_path: Path, note: Callable[[str]
         f"memory {max(memory[:half]):.0f} -> {max(memory[half:]):.0f} MiB"
     )
     assert not outcome.mixed, outcome.mixed[:3]
-    assert not failures, outcome.statuses
+    assert not failures, (outcome.statuses, outcome.broken[:3])
     assert not outcome.broken, outcome.broken[:3]
     assert outcome.statuses[200] > CLIENTS
     assert max(memory[half:]) < max(memory[:half]) + GROWTH
