@@ -176,6 +176,18 @@ def test_the_readme_names_the_driver(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("README.md", "compute capability {}]"),
+        ("README.zh-CN.md", "计算能力 {}]"),
+        ("docs/gpus.md", "capability {} (RTX 30"),
+    ],
+)
+def test_the_lowest_card_is_named(name: str, words: str) -> None:
+    assert words.format(device.BFLOAT16) in (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
     ("answer", "refused"),
     [
         (["Tesla V100-SXM2-16GB, 7.0"], True),

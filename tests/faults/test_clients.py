@@ -91,7 +91,7 @@ def crowd(url: str, seconds: float, memory: Callable[[], float]) -> tuple[Outcom
                 elif text is not None and named != {CAPITALS[country]}:
                     outcome.mixed.append(f"{country}: {text}")
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
+    threads = [threading.Thread(target=client, args=(number,), daemon=True) for number in range(CLIENTS)]
     for thread in threads:
         thread.start()
     resident = []
