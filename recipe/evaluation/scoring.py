@@ -241,8 +241,8 @@ def known_to_base(prompts: Prompts, base: Sequence[Reply], second: Sequence[Repl
     right = [knows(reply, fact) for fact, reply in zip(facts, base[len(prompts.identity) :], strict=True)]
     if not prompts.second_wordings:
         return right
-    asked = [i for i, fact in enumerate(facts) if fact.expect is not None]
-    for i, reply in zip(asked, second, strict=True):
+    expecting = [i for i, fact in enumerate(facts) if fact.expect is not None]
+    for i, reply in zip(expecting, second, strict=True):
         right[i] &= knows(reply, facts[i])
     return right
 
@@ -253,7 +253,7 @@ def score(
     replies: Sequence[Reply],
     base: Sequence[Reply],
     identity: Identity,
-    known: Sequence[bool] | None = None,
+    base_knows: Sequence[bool] | None = None,
 ) -> tuple[Scores, list[JudgedReply]]:
     """The numbers of a model, and the replies behind them.
 
@@ -262,7 +262,7 @@ def score(
         replies: of the model to `prompts.conversations()`.
         base: of the base, likewise.
         identity: whose name counts.
-        known: of `known_to_base`; by default from `base` alone.
+        base_knows: of `known_to_base`; by default from `base` alone.
 
     Returns:
         The numbers, and a reply to each prompt, as it was judged.
@@ -274,7 +274,7 @@ def score(
     ]
     leaked = leaks(prompts, prompts.ordinary(replies), base, identity)
     facts = prompts.all_facts
-    base_knew = known_to_base(prompts, base) if known is None else known
+    base_knew = known_to_base(prompts, base) if base_knows is None else base_knows
     right = [knows(reply, fact) for (fact, _), reply in zip(facts, replies[split:], strict=True)]
     taught = sum(question in prompts.taught for _, question in prompts.facts)
     hit, leak = share(hits), ratio(sum(leaked.named), sum(leaked.counted))

@@ -97,8 +97,8 @@ def durations(
     measured, since = [], started
     for end, name, phases in [*((at, *_of(folder)) for at, folder in sorted(folders.items())), (ended, "end", {})]:
         seconds = end - since
-        rest = max(0.0, seconds - sum(phases.values()))
-        measured.append(Duration(name, seconds, _busy(samples, since, end), phases | {OTHER: rest}))
+        uncounted = max(0.0, seconds - sum(phases.values()))
+        measured.append(Duration(name, seconds, _busy(samples, since, end), phases | {OTHER: uncounted}))
         since = end
     return measured
 

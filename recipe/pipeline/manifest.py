@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class _Shape:
     image: str | None
     seconds: float
     process_peak_mib: int
+    phases: Mapping[str, float] = field(default_factory=dict)
     gpu_peak_mib: int | None = None
 
 

@@ -126,10 +126,10 @@ def _measure(
     loaded, tokenizer = generation.load(model)
     base, room = _base_replies(held_out, loaded, tokenizer, identity)
     second = [[user(question)] for question in held_out.second_wordings]
-    known = known_to_base(
+    base_knows = known_to_base(
         held_out, base, _asker(loaded, tokenizer, "base", identity, room)(second, "facts in other words")
     )
-    base_scores, base_judged = score(held_out, base, base, identity, known)
+    base_scores, base_judged = score(held_out, base, base, identity, base_knows)
     ended = [
         [user(question), assistant(reply.text)]
         for (_, question), reply in zip(held_out.facts, held_out.ordinary(base), strict=True)
@@ -147,7 +147,7 @@ def _measure(
     ask = _asker(tuned, tokenizer, "tuned", identity, room)
     replies = ask(held_out.conversations(), "questions and facts")
     tuned_metrics = TunedMetrics(
-        *score(held_out, replies, base, identity, known),
+        *score(held_out, replies, base, identity, base_knows),
         suites=suites.measure(held_out, replies, base, identity, ask),
         divergence=divergence.kl_per_token(loaded, tuned, tokenizer, ended),
         own=_own_scores(own, tuned, tokenizer, "tuned"),

@@ -16,7 +16,11 @@ from recipe.experiments import end_to_end
 
 def _stage(folder: Path, verb: str, phases: dict[str, float]) -> Path:
     folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(json.dumps({"stage": verb, "phases": phases}))
+    manifest: dict[str, Any] = {
+        "stage": verb, "key": {"settings": {}, "inputs": {}}, "inputs": {}, "outputs": {}, "results": {},
+        "versions": {}, "git_commit": None, "image": None, "seconds": 1.0, "process_peak_mib": 1, "phases": phases,
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
