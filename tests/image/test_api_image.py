@@ -51,3 +51,5 @@ def test_without_a_key_it_does_not_start(built: Shell, api: Shell) -> None:
     by_hand = api("docker compose run --rm api", check=False, API_KEY="")
     assert by_hand.returncode == 1
     assert "API_KEY is missing" in by_hand.stderr
+    ended = api("timeout 60 docker compose up --no-color api", check=False, API_KEY="")
+    assert (ended.stdout + ended.stderr).count("API_KEY is missing") == 1  # it is not started again
