@@ -39,7 +39,7 @@ TEXT = {
     name: (ROOT / name).read_text(encoding="utf-8")
     for name in ("compose.yaml", "docker/compose.cpu.yaml", "docker/compose.sh", ".env.example", ".dockerignore")
 }
-VARIABLE = re.compile(r"\$\{(\w+)(?::?-([^}]*))?\}")
+VARIABLE = re.compile(r"\$\{(\w+)(?::?-([^}]*)|:\+[^}]*)?\}")  # with a default, or with what stands there if it is set
 every_service = pytest.mark.parametrize("service", SERVICES)
 
 
@@ -237,7 +237,7 @@ def test_the_file_for_machines_without_a_gpu_is_the_one_that_is_told() -> None:
 
 def test_every_variable_has_a_default() -> None:
     assert VARIABLE.sub("", TEXT["compose.yaml"] + TEXT["docker/compose.cpu.yaml"]).count("$") == 0
-    assert all(":-" in hit for hit in re.findall(r"\$\{\w+[^}]*\}", TEXT["compose.yaml"]))
+    assert all(":-" in hit or ":+" in hit for hit in re.findall(r"\$\{\w+[^}]*\}", TEXT["compose.yaml"]))
 
 
 # --- Dockerfile ---------------------------------------------------------------------------------------------------
