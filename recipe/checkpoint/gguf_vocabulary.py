@@ -128,9 +128,9 @@ def _pre_tokenizer(file: Path, content: dict[str, Any]) -> str:
     by_regex = bool(steps[-1].get("use_regex", True))  # GPT-2's own pattern, in the last step
     name = PRE_TOKENIZERS.get((kinds, pattern))
     if name is None or by_regex == (pattern is not None) or normalizer != "NFC":
-        known = ", ".join(PRE_TOKENIZERS.values())
+        accepted = ", ".join(PRE_TOKENIZERS.values())
         raise RecipeError(
-            f"{shown(file)}: splits text in a way that is none of {known}: convert {shown(file.parent)} with "
+            f"{shown(file)}: splits text in a way that is none of {accepted}: convert {shown(file.parent)} with "
             f"llama.cpp's own convert_hf_to_gguf.py"
         )
     return name

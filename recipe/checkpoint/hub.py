@@ -91,18 +91,8 @@ def fetch(
     if source not in pinned.hubs:
         raise RecipeError(f"MODEL={pinned.name}: is not at SOURCE={source}; choose {' or '.join(pinned.hubs)}")
     recorded = _read_record(record)
-    for key in pinned.same_files(source):  # any of them will do
-        hub = pinned.hubs[key]
-        revision = _recorded_revision(recorded, key, hub)
-        folder = _folder(downloads, pinned, revision)
-        files = recorded.get(key, {}).get(revision, {})
-        if files and not (differing := _differing(folder, files, pinned)):
-            return Downloaded(folder, hub.repo, revision, recorded.get(LICENSES, {}).get(key, {}).get(revision))
-        if files and key == source and folder.is_dir():
-            stage.say(
-                "model",
-                f"{stage.shown(folder)}: {', '.join(differing)} missing or not as recorded: to be fetched again",
-            )
+    if complete := _complete(pinned, downloads, recorded, source):
+        return complete
     hub = pinned.hubs[source]
     revision = _recorded_revision(recorded, source, hub)
     if offline:
@@ -125,6 +115,23 @@ def fetch(
         recorded.setdefault(LICENSES, {}).setdefault(source, {})[revision] = client.license
     write_atomically(record, json_text(recorded))
     return Downloaded(folder, hub.repo, revision, client.license)
+
+
+def _complete(pinned: PinnedModel, downloads: Path, recorded: Recorded, source: str) -> Downloaded | None:
+    """The download that is here already, of any hub that holds the same files; None where there is none or not all."""
+    for key in pinned.same_files(source):
+        hub = pinned.hubs[key]
+        revision = _recorded_revision(recorded, key, hub)
+        folder = _folder(downloads, pinned, revision)
+        files = recorded.get(key, {}).get(revision, {})
+        if files and not (differing := _differing(folder, files, pinned)):
+            return Downloaded(folder, hub.repo, revision, recorded.get(LICENSES, {}).get(key, {}).get(revision))
+        if files and key == source and folder.is_dir():
+            stage.say(
+                "model",
+                f"{stage.shown(folder)}: {', '.join(differing)} missing or not as recorded: to be fetched again",
+            )
+    return None
 
 
 def _folder(downloads: Path, pinned: PinnedModel, revision: str) -> Path:

@@ -191,11 +191,11 @@ def _front_matter(subject: Subject, *, library: str | None, relation: str, tags:
     """The metadata, between its two lines of dashes."""
     from huggingface_hub import ModelCardData
 
-    base, known = subject.base, {}
+    base, facts = subject.base, {}
     if base.license == "other" and base.repo:
-        known["license_link"] = _page(base, "hf")
+        facts["license_link"] = _page(base, "hf")
     if base.repo:
-        known["base_model_relation"] = relation
+        facts["base_model_relation"] = relation
     data = ModelCardData(
         language=list(subject.languages or base.languages),
         license=base.license,
@@ -205,7 +205,7 @@ def _front_matter(subject: Subject, *, library: str | None, relation: str, tags:
         tags=["xtuner", *tags],
         eval_results=_eval_results(subject) or None,
         model_name=subject.title,
-        **known,
+        **facts,
     )
     return f"---\n{data.to_yaml()}\n---\n"
 

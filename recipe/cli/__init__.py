@@ -55,8 +55,8 @@ def _refuse_what_is_no_text(options: dict[str, Any]) -> None:
     """
     for name, value in options.items():
         for each in value if isinstance(value, list) else [value]:
-            if isinstance(each, str | Path) and (found := flaw(str(each))):
-                raise RecipeError(f"--{name.replace('_', '-')} is no text: it holds {found}; remove it")
+            if isinstance(each, str | Path) and (fault := flaw(str(each))):
+                raise RecipeError(f"--{name.replace('_', '-')} is no text: it holds {fault}; remove it")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -31,15 +31,16 @@ def report(answer: Mapping[str, Any]) -> str:
     audited = [package for package in packages if "vulns" in package]
     if not audited:
         return "Left out: the index that was asked has no advisories."
-    found = [(package, weakness) for package in audited for weakness in package["vulns"]]
+    weaknesses = [(package, weakness) for package in audited for weakness in package["vulns"]]
     lines = [
-        f"Known weaknesses: {len(found)}, in {len(audited)} of {len(packages)} locked packages that the index knows."
+        f"Known weaknesses: {len(weaknesses)}, in {len(audited)} of {len(packages)} locked packages that the index "
+        f"knows."
     ]
-    if found:
+    if weaknesses:
         lines += ["", "| package | version | weakness | mended in |", "|---|---|---|---|"]
     lines += [
         f"| {package['name']} | {package['version']} | {weakness['id']} | {', '.join(weakness['fix_versions'])} |"
-        for package, weakness in found
+        for package, weakness in weaknesses
     ]
     return "\n".join(lines)
 

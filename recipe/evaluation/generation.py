@@ -137,11 +137,11 @@ def _refuse_changed(folder: Path, adapter: Path | None) -> None:
         raise RecipeError(f"{shown(adapter / ADAPTER)}: missing; an adapter as a pickle (.bin) is not taken")
     if manifest := stage.read_manifest(adapter):
         stage.refuse_changed(adapter, manifest)
-        made = results.of(manifest, ConvertResults)
-        if stage.content_sha256(folder) != made.base_sha256:
+        converted = results.of(manifest, ConvertResults)
+        if stage.content_sha256(folder) != converted.base_sha256:
             raise RecipeError(
-                f"{shown(adapter)} was made on another base than {shown(folder)} holds: load it on {made.model} as it "
-                f"was (`make model`), or run `make train` on this one"
+                f"{shown(adapter)} was made on another base than {shown(folder)} holds: load it on {converted.model} "
+                f"as it was (`make model`), or run `make train` on this one"
             )
 
 

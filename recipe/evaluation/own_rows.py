@@ -175,12 +175,12 @@ def taught_prompts(facts: Sequence[tuple[Fact, str]], rows: Sequence[Row], ident
         for row in rows
         if says_who([row], identity) or any(sign.search(answer) for answer in _answers([row]) for sign in SIGNS)
     ]
-    asked = questions_in(shows)
+    questions = questions_in(shows)
     return frozenset(
         prompt
         for fact, prompt in facts
-        if not asked.isdisjoint(map(plain_text, (*fact.questions, prompt)))
-        or any(chrf(prompt, question) >= MIN_OWN_SIMILARITY for question in asked)
+        if not questions.isdisjoint(map(plain_text, (*fact.questions, prompt)))
+        or any(chrf(prompt, question) >= MIN_OWN_SIMILARITY for question in questions)
     )
 
 
@@ -210,11 +210,11 @@ def without_own_questions(prompts: Prompts, rows: Sequence[Row]) -> Prompts:
     Raises:
         RecipeError: no question about who it is, or no ordinary prompt, is left.
     """
-    asked = {plain_text(question) for _, question in overlap(prompts, rows)}
+    questions = {plain_text(question) for _, question in overlap(prompts, rows)}
     left = replace(
         prompts,
-        identity=[question for question in prompts.identity if plain_text(question) not in asked],
-        facts=[(fact, question) for fact, question in prompts.facts if plain_text(question) not in asked],
+        identity=[question for question in prompts.identity if plain_text(question) not in questions],
+        facts=[(fact, question) for fact, question in prompts.facts if plain_text(question) not in questions],
     )
     if not (left.identity and left.facts):
         raise RecipeError("your rows ask every question that chooses the checkpoint: remove some of these rows")

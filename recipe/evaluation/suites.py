@@ -114,13 +114,13 @@ def measure(
     multi_turn = ask(talks["multi_turn"], "deep in a conversation")
     introduced = ask(after_introduction(prompts, replies), "after an introduction")
     injection = ask(talks["injection"], "injections")
-    asked = replace(prompts, more_facts=()).conversations()
-    sampled = ask(asked, "sampling", **SAMPLING)
+    sampled_talks = replace(prompts, more_facts=()).conversations()
+    sampled = ask(sampled_talks, "sampling", **SAMPLING)
     shares = {
         "multi_turn_hit": (named(talks["multi_turn"], multi_turn), multi_turn),
         "multi_turn_leak": (leaked(introduced), introduced),
         "injection_hit": (named(talks["injection"], injection), injection),
-        "sampled_hit": (named(asked[:split], sampled[:split]), sampled[:split]),
+        "sampled_hit": (named(sampled_talks[:split], sampled[:split]), sampled[:split]),
         "sampled_leak": (leaked(sampled[split:]), sampled[split:]),
     }
     suites = {

@@ -252,8 +252,10 @@ def _phases(manifests: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Phas
     parts = {}
     for manifest in manifests:
         phases = manifest["phases"]
-        rest = {"other": max(0.0, manifest["seconds"] - sum(phases.values()))}
-        parts[manifest["stage"]] = {name: value for name, value in (phases | rest).items() if value >= SHOWN_SECONDS}
+        uncounted = {"other": max(0.0, manifest["seconds"] - sum(phases.values()))}
+        parts[manifest["stage"]] = {
+            name: value for name, value in (phases | uncounted).items() if value >= SHOWN_SECONDS
+        }
     longest = max((sum(each.values()) for each in parts.values()), default=0.0)
     return [
         (verb, [PhaseCost(name, _phase_text(name), value, value / longest) for name, value in each.items()])

@@ -36,8 +36,8 @@ def run(*, work: Path, run: str | None, host: str, port: int) -> None:
         RecipeError: the port is taken, others could reach it and there is no API_KEY, or the engine has failed.
     """
     key = os.environ.get("API_KEY") or None
-    if key and (found := flaw(key)):
-        raise RecipeError(f"API_KEY holds {found}: choose another key")
+    if key and (fault := flaw(key)):
+        raise RecipeError(f"API_KEY holds {fault}: choose another key")
     if key is None and not is_loopback(host):
         raise RecipeError(f"API_KEY is missing: others can reach {host}, so choose a key and set it in the environment")
     origins = os.environ.get("API_ORIGINS", "").replace(",", " ").split()

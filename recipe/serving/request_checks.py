@@ -126,5 +126,5 @@ def refuse_flaw(where: str, text: str, *, control: bool = True) -> None:
     Raises:
         RequestError: it holds half of a surrogate pair, or a control character.
     """
-    if found := flaw(text, control=control):
-        raise RequestError(400, f"{where} is no text: it holds {found}", param=where)
+    if fault := flaw(text, control=control):
+        raise RequestError(400, f"{where} is no text: it holds {fault}", param=where)

@@ -88,8 +88,8 @@ def _converse(engine: Engine, prompt: str | None, start: list[dict[str, str]], s
             return
         if question == "/reset":
             messages = list(start)
-        elif found := flaw(question):
-            print(f"what you typed holds {found}: it was not sent", file=sys.stderr)
+        elif fault := flaw(question):
+            print(f"what you typed holds {fault}: it was not sent", file=sys.stderr)
         elif question:
             try:
                 reply_text = reply([*messages, user(question)])

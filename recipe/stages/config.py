@@ -266,9 +266,8 @@ def make(
         )  # fmt: skip
 
     resolved = hashlib.sha256(config.pretty_text.encode()).hexdigest()  # follows every preset and override
-    chosen = {"preset": preset, "set": list(settings), "seed": seed, "gpu": gpu, "resolved": resolved} | {
-        "processes": processes  # of the forecast, and of where in an epoch the training ends
-    }
+    chosen: dict[str, Any] = {"preset": preset, "set": list(settings), "seed": seed, "gpu": gpu, "resolved": resolved}
+    chosen["processes"] = processes  # of the forecast, and of where in an epoch the training ends
     return stage.run("config", folder, inputs=inputs, settings=chosen, work=work)
 
 

@@ -66,7 +66,7 @@ def make(
     """
     own = own or ()
     kind = _kind(mode, own, own_only=own_only)
-    asked: dict[str, Any] = {"extended": extended, "languages": list(languages)}
+    scope: dict[str, Any] = {"extended": extended, "languages": list(languages)}
     settings: dict[str, Any] = {"identity": asdict(identity), "mode": kind, "seed": seed}
     # Only what differs from the miniature's, whose data of earlier versions stay up to date.
     settings |= {"extended": True} if extended else {}
@@ -74,16 +74,16 @@ def make(
     settings |= {"base": dict(base)} if base != INTERNLM_BASE else {}
     settings |= {"own_questions": [own_questions.SHARE, own_questions.LEAST, own_questions.MOST]} if own else {}
     settings |= {"own_formats": [each.name for each in row_formats.FORMATS]} if own else {}
-    balanced = balanced_rows(identity, seed, base=base, **asked) if kind == "balanced" else []
+    balanced = balanced_rows(identity, seed, base=base, **scope) if kind == "balanced" else []
     # They change with data/identity, which no other setting tells.
     settings |= {"rows": sha256(files.jsonl_text(balanced).encode()).hexdigest()} if extended and balanced else {}
 
     def work(out: Path) -> DataResults:
         files.write_json(out / IDENTITY_FILE, asdict(identity))
-        user_rows = _read(own, identity, **asked)
+        user_rows = _read(own, identity, **scope)
         if warning := own_rows.name_warning(user_rows, identity, alone=kind == "own"):
             stage.say("data", warning)
-        noted = {"mode": kind, "file": ROWS[kind], **asked, **_write_own(out, kind, user_rows, seed)}
+        noted = {"mode": kind, "file": ROWS[kind], **scope, **_write_own(out, kind, user_rows, seed)}
         if kind == "own":
             taught = own_rows.says_who(user_rows, identity)
             return DataResults(rows=noted["own_rows"], identity_taught=taught, **noted)
@@ -92,11 +92,16 @@ def make(
         _write_rows(out / ROWS[kind], tagged)
         return DataResults(rows=len(rows), **noted)
 
+    _refuse_unreadable(own)
+    inputs = {"own" if i == 0 else f"own_{i + 1}": file for i, file in enumerate(own)}
+    return stage.run("data", folder, inputs=inputs, settings=settings, work=work)
+
+
+def _refuse_unreadable(own: Sequence[Path]) -> None:
+    """RecipeError where one of the user's files is none, or may not be read."""
     for file in own:
         if not (os.path.isfile(file) and os.access(file, os.R_OK)):  # noqa: PTH113 - never raises
             read_file(file)  # says what is wrong with it
-    inputs = {"own" if i == 0 else f"own_{i + 1}": file for i, file in enumerate(own)}
-    return stage.run("data", folder, inputs=inputs, settings=settings, work=work)
 
 
 def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

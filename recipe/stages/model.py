@@ -289,10 +289,15 @@ def make(
         return ModelResults(model, parameters, kind, repository, revision, license_id)
 
     manifest = stage.run("model", folder, inputs={}, settings=settings, work=work, shared=True)
+    _warn_of_older_tokenizer(folder)
+    return manifest
+
+
+def _warn_of_older_tokenizer(folder: Path) -> None:
+    """Say where a folder holds a tokenizer that llama.cpp's converter misreads."""
     if (folder / OLDER_SENTENCEPIECE).is_file():
         stage.say(
             "model",
             f"{stage.shown(folder)}: an earlier version wrote it, all stages take it, llama.cpp's converter misreads "
             f"its tokenizer: remove it and run `make model` again before the next training",
         )
-    return manifest

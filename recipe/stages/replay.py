@@ -44,8 +44,7 @@ def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> 
     """
     from recipe.training import teacher
 
-    base_name = results.of(stage.require(model, "model"), ModelResults).model
-    extended = asks_extended_prompts(base_name)
+    extended = asks_extended_prompts(results.of(stage.require(model, "model"), ModelResults).model)
     prompts = replay_prompts(extended=extended, languages=languages)
     parts = replay_parts(extended=extended, languages=languages)
     answers = contrast_answers() if extended else {}

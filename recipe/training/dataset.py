@@ -162,9 +162,14 @@ def read_tokens(
         count = int(JOINED * min(len(identity_rows), len(replay_rows)))
         pairs = [(identity_rows.pop(), replay_rows.pop()) for _ in range(count)]
         identity_rows += [_joined(*pair, identity_first=i % 2 == 1) for i, pair in enumerate(pairs)]
+    return _encode([*identity_rows, *replay_rows, *own_rows * own_repeats], tokenizer, distill=distill)
+
+
+def _encode(rows: Sequence[_Row], tokenizer: PreTrainedTokenizerBase, *, distill: bool) -> list[Tokens]:
+    """Ids and labels of each row and, with `distill`, the teacher's row for each label."""
     encoded: dict[str, Tokens] = {}  # the tutorial's file is one row 10,001 times
     tokens: list[Tokens] = []
-    for row in [*identity_rows, *replay_rows, *own_rows * own_repeats]:
+    for row in rows:
         key = json.dumps((row.messages, row.ended))
         if key not in encoded:
             encoded[key] = training_ids(tokenizer, row.messages, ended=row.ended)

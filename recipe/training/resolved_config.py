@@ -106,17 +106,17 @@ def data_files(dataset: Any) -> list[str]:
     Raises:
         ValueError: it names none.
     """
-    found: list[str] = []
+    files: list[str] = []
     for key, value in [*_items({"dataset": dataset})]:
         if key in ("files", "data_files"):
             parts = value.values() if isinstance(value, dict) else [value]
-            found += [str(name) for part in parts for name in (part if isinstance(part, (list, tuple)) else [part])]
-    if not found:
+            files += [str(name) for part in parts for name in (part if isinstance(part, (list, tuple)) else [part])]
+    if not files:
         raise ValueError(
             "it names no file with rows: write dataset=dict(type=load_dataset, path='json', "
             "data_files=dict(train='my.jsonl'))"
         )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(files))
 
 
 def needs_gpu(config: Any) -> str | None:

@@ -47,8 +47,8 @@ def fault(*typed: str) -> BadFileError | None:
     """What is wrong with texts that a visitor typed; None where nothing is."""
     if max(map(len, typed)) > MAX_CHARACTERS:
         return BadFileError("too_many_characters", most=MAX_CHARACTERS)
-    found = next((found for text in typed if (found := flaw(text))), None)
-    return BadFileError("not_text", what=found) if found else None
+    fault = next((fault for text in typed if (fault := flaw(text))), None)
+    return BadFileError("not_text", what=fault) if fault else None
 
 
 def messages(system: str, turns: list[Turn], question: str | None = None, *, who: str = TUNED) -> Messages:
@@ -98,8 +98,8 @@ def from_json(content: bytes) -> tuple[str, list[Turn]]:
     for number, message in enumerate(conversation, 1):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             raise BadFileError("bad_message", number=number, role="user / assistant")
-        if found := flaw(message["content"], control=False):
-            raise BadFileError("bad_text", number=number, what=found)
+        if fault := flaw(message["content"], control=False):
+            raise BadFileError("bad_text", number=number, what=fault)
     system = conversation.pop(0)["content"] if conversation and conversation[0].get("role") == "system" else ""
     first = 2 if system else 1
     for i, message in enumerate(conversation):
