@@ -14,7 +14,7 @@ from torch import Tensor
 from recipe.device import has_gpu
 from recipe.kernels import rowwise
 from recipe.kernels.rowwise import LowRank
-from recipe.training.fast import attention
+from recipe.training.fast import attention, graphs
 from recipe.training.fast.linear import scaled_product
 from recipe.training.fast.model import FusedLlama
 
@@ -153,3 +153,32 @@ def test_loss_and_gradients_are_near_float32s(
     for name, gradient in wanted.items():
         allowed = max(gradient_within, 1.5 * distance(rounded[name], gradient))
         assert distance(actual[name], gradient) < allowed, name
+
+
+@pytest.mark.parametrize("build", [llama, qwen2])
+def test_captured_layers_compute_what_their_kernels_do(
+    build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = {"hidden_size": 512, "intermediate_size": 1024, "vocab_size": 4096, "max_position_embeddings": 512}
+    model = adapted(build(**shape).bfloat16(), r=16).cuda()
+    captured, launched = (FusedLlama(model, fp8=False) for _ in range(2))
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.1)
+    generator = torch.Generator().manual_seed(0)
+    for step, lengths in enumerate([[100, 156], [200, 56], [256 - 30, 29, 1], [100, 156], [50, 50, 50, 50, 56]]):
+        ids = torch.randint(3, 4096, (4, 256), generator=generator).cuda()
+        positions = torch.cat([torch.arange(length) for length in lengths]).repeat(4, 1).cuda()
+        batch = {"input_ids": ids, "labels": ids, "position_ids": positions}
+        losses, sums = [], []
+        for fast, most in ((captured, 4096), (launched, 0)):
+            monkeypatch.setattr(graphs, "MOST_TOKENS", most)
+            model.zero_grad()
+            for _ in range(2):  # two batches' gradients are added
+                loss = fast.loss(**batch, recompute=False)
+                loss.backward()
+            losses.append(loss.item())
+            sums.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        assert all(distance(a, b) < 1e-2 for a, b in zip(*sums, strict=True))
+        assert len(captured.graphs) == int(2 * (step + 1) > graphs.WARM_UP)
+        optimizer.step()
+    assert not launched.graphs

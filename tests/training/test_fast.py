@@ -16,6 +16,8 @@ from torch import Tensor
 from recipe.kernels import rowwise
 from recipe.kernels.rowwise import LowRank
 from recipe.paths import ROOT
+from recipe.training.fast import graphs
+from recipe.training.fast.layer import run
 from recipe.training.fast.linear import scaled_product
 from recipe.training.fast.loss import HeadLoss, loss_tokens
 from recipe.training.fast.model import FusedLlama, _keep_layout, check
@@ -238,3 +240,33 @@ def test_xtuners_model_saves_the_same_tensors(lora_config: Path, tiny_model: Pat
     torch.testing.assert_close(quick(data, mode="loss")["loss"], plain(data, mode="loss")["loss"])
     assert quick.train() is quick
     assert not quick.eval().llm.training
+
+
+def test_layers_are_captured_after_the_warm_up_once_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, int]] = []
+
+    class Captured:
+        """What `LayerGraphs` is on a GPU."""
+
+        def __init__(self, layers: Any, hidden: Tensor, packs: Any) -> None:
+            shapes.append((packs.batch, len(hidden)))
+            self.layers = layers
+
+        def run(self, hidden: Tensor, packs: Any) -> Tensor:
+            return run(self.layers, hidden, packs, recompute=False)
+
+    monkeypatch.setattr(graphs, "capturable", lambda *_, **__: True)
+    monkeypatch.setattr(graphs, "LayerGraphs", Captured)
+    whole = batch()
+    half = {name: part[:1] for name, part in whole.items()}
+    fast = FusedLlama(adapted(llama()), fp8=False)
+    losses = [fast.loss(**part, recompute=False).item() for part in (whole, whole, half, whole, half, half, whole)]
+    assert shapes == [(2, 40), (1, 20)]
+    assert losses == pytest.approx([losses[i] for i in (0, 0, 2, 0, 2, 2, 0)])
+
+
+def test_nothing_is_captured_without_a_gpu() -> None:
+    fast = FusedLlama(adapted(llama()), fp8=False)
+    for _ in range(graphs.WARM_UP + 1):
+        fast.loss(**batch(), recompute=False).backward()
+    assert not fast.graphs

@@ -8,6 +8,7 @@ Shapes:
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import distributed as dist
 from recipe.chat_format import IGNORE_INDEX
 from recipe.checkpoint.linear_layers import LINEAR_LAYERS
 from recipe.pipeline.phases import phase
+from recipe.training.fast import graphs
 from recipe.training.fast.attention import Packs
 from recipe.training.fast.layer import Layer, run
 from recipe.training.fast.linear import Scratch
@@ -42,6 +44,8 @@ class FusedLlama:
         scratch = Scratch()
         like = self.model.embed_tokens.weight
         self.layers = [Layer(module, fp8=fp8, scratch=scratch, like=like) for module in self.model.layers]
+        self.graphs: dict[tuple[int, int], graphs.LayerGraphs] = {}  # (batch, length) -> its graphs
+        self.steps: Counter[tuple[int, int]] = Counter()  # (batch, length) -> steps that could have been captured
 
     def loss(
         self,
@@ -68,9 +72,21 @@ class FusedLlama:
         taught = None if teacher is None or at is None else teacher.rows(at)
         hidden = self.model.embed_tokens(input_ids)  # (batch, length, hidden)
         packs = Packs.of(position_ids, *self.model.rotary_emb(hidden, position_ids))
-        hidden = run(self.layers, hidden.flatten(0, 1), packs, recompute=recompute)
+        hidden = self._run(hidden.flatten(0, 1), packs, recompute=recompute)
         norm = self.model.norm
         return HeadLoss.apply(hidden, rows, targets, norm.weight, norm.variance_epsilon, self.head, taught)
+
+    def _run(self, hidden: Tensor, packs: Packs, *, recompute: bool) -> Tensor:
+        """The layers in order, as CUDA graphs where a step is small. hidden and the result: (tokens, hidden)."""
+        if not graphs.capturable(self.layers, hidden, packs, recompute=recompute):
+            return run(self.layers, hidden, packs, recompute=recompute)
+        shape = packs.batch, len(hidden) // packs.batch
+        self.steps[shape] += 1
+        if self.steps[shape] <= graphs.WARM_UP:
+            return run(self.layers, hidden, packs, recompute=recompute)
+        if shape not in self.graphs:
+            self.graphs[shape] = graphs.LayerGraphs(self.layers, hidden, packs)
+        return self.graphs[shape].run(hidden, packs)
 
 
 def in_shards(llm: nn.Module) -> bool:
