@@ -13,7 +13,8 @@ from recipe.engine.logprobs import MAX_TOP
 Schema = dict[str, Any]
 
 MAX_STOPS, MAX_STOP = 16, 1000  # stop texts of a request, characters of each
-MAX_CHOICES = 8  # replies of one request
+MAX_CHOICES = 8  # replies to one prompt
+MAX_REPLIES = 32  # of one request; LangChain sends up to 20 prompts at once
 MAX_INT = 2**31 - 1
 
 # Stands at fields that are taken only where they ask for nothing.
@@ -38,7 +39,7 @@ def _object(properties: dict[str, Schema], required: list[str], **more: Any) -> 
 
 _LIMIT = {
     "anyOf": [{"const": -1}, {"type": "integer", "minimum": 1, "maximum": MAX_INT}, {"type": "null"}],
-    "description": "Tokens of the reply at most. -1 and null are as many as the model can read.",
+    "description": "Tokens of the reply at most. -1, null and whatever is beyond are as many as the model can read.",
 }
 _OPTIONS = _object(
     {
@@ -89,6 +90,8 @@ _MESSAGE = _object(
         "role": {"enum": ["system", "developer", "user", "assistant"]},
         "content": {"anyOf": [{"type": "string"}, _PARTS, {"type": "null"}]},
         "name": {"description": NOTE},
+        "type": _neutral("text"),  # lm-eval up to 0.4.9 sends it
+        "prefix": _optional("boolean", "Whether the reply goes on from this message: true for the last one alone."),
         "tool_calls": _neutral([]), "function_call": _neutral(), "audio": _neutral(), "refusal": _neutral(""),
         "annotations": _neutral([]),
     },
@@ -137,8 +140,8 @@ TEXT = _object(
         "prompt": {
             "anyOf": [
                 _PROMPT_TEXT,
-                {"type": "array", "items": _PROMPT_TEXT, "minItems": 1, "maxItems": MAX_CHOICES,
-                 "title": f"a list of up to {MAX_CHOICES} texts; token ids are not taken"},
+                {"type": "array", "items": _PROMPT_TEXT, "minItems": 1, "maxItems": MAX_REPLIES,
+                 "title": f"a list of up to {MAX_REPLIES} texts; token ids are not taken"},
             ],
             "description": "Text that the model goes on from as it stands, outside of any conversation.",
         },
