@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from recipe.plain_text import flaw
-from recipe.serving.request_fields import NEUTRAL, Schema
+from recipe.serving.request_fields import NEUTRAL, NO_TOOLS, Schema
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator, ValidationError
@@ -97,7 +97,7 @@ def _request_error(error: ValidationError) -> RequestError:
     if error.validator == "required":
         param = prefix + next(name for name in error.validator_value if name not in error.instance)
         return RequestError(400, f"{param} is missing", param=param)
-    if error.schema.get("description") == NEUTRAL:
+    if error.schema.get("description") in (NEUTRAL, NO_TOOLS):
         return RequestError(400, _unsupported(where, error.schema), param=where, code="unsupported_parameter")
     return RequestError(400, f"{where or 'the body'} must be {_expected(error.schema)}", param=where or None)
 
@@ -105,9 +105,12 @@ def _request_error(error: ValidationError) -> RequestError:
 def _unsupported(where: str, schema: Schema) -> str:
     """What to do about a field that is not supported, or only with some values."""
     values = [json.dumps(value) for value in schema.get("enum", []) if value not in (None, "", [], {})]
-    if not values:
-        return f"{where} is not supported: leave it out"
-    return f"{where} must be {' or '.join(values)}, and can be left out: nothing else is supported"
+    if schema["description"] == NO_TOOLS:
+        why = "this model calls no tools"
+    else:
+        why = "nothing else is supported" if values else "it is not supported"
+    allowed = f"be {' or '.join(values)} or " if values else ""
+    return f"{where} must {allowed}be left out: {why}"
 
 
 def _field(path: Iterable[str | int]) -> str:
@@ -128,7 +131,7 @@ def _expected(schema: Schema) -> str:
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     words = " or ".join(_KINDS[kind] for kind in kinds if kind != "null")
     if "minimum" in schema:
-        return f"{words} from {schema['minimum']:g} to {schema['maximum']:g}"
+        return f"{words} from {schema['minimum']} to {schema['maximum']}"
     if "maxLength" in schema:
         return f"{words} of up to {schema['maxLength']} characters"
     return f"{words} that is not empty" if {"minItems", "minLength"} & schema.keys() else words

@@ -19,6 +19,8 @@ MAX_INT = 2**31 - 1
 
 # Stands at fields that are taken only where they ask for nothing.
 NEUTRAL = "Only where it asks for nothing: this model cannot do more."
+# Stands at fields about tools, which are taken only where no tool is to be called.
+NO_TOOLS = "Only where no tool is to be called: this model calls none."
 # Stands at fields about the request that ask nothing of the reply.
 NOTE = "A note about the request; it has no effect on the reply."
 
@@ -27,8 +29,8 @@ def _optional(kind: str, text: str, **limits: Any) -> Schema:
     return {"type": [kind, "null"], "description": text, **limits}
 
 
-def _neutral(*values: Any) -> Schema:
-    return {"enum": [*values, None], "description": NEUTRAL}
+def _neutral(*values: Any, why: str = NEUTRAL) -> Schema:
+    return {"enum": [*values, None], "description": why}
 
 
 def _object(properties: dict[str, Schema], required: list[str], **more: Any) -> Schema:
@@ -92,8 +94,8 @@ _MESSAGE = _object(
         "name": {"description": NOTE},
         "type": _neutral("text"),  # lm-eval up to 0.4.9 sends it
         "prefix": _optional("boolean", "Whether the reply goes on from this message: true for the last one alone."),
-        "tool_calls": _neutral([]), "function_call": _neutral(), "audio": _neutral(), "refusal": _neutral(""),
-        "annotations": _neutral([]),
+        "tool_calls": _neutral([], why=NO_TOOLS), "function_call": _neutral(why=NO_TOOLS),
+        "audio": _neutral(), "refusal": _neutral(""), "annotations": _neutral([]),
     },
     ["role", "content"],
     # Other models answer with a call of a tool alone; then the assistant's message has no content.
@@ -109,7 +111,7 @@ def _unless(choice: str, tools: str) -> Schema:
     return {
         "if": {"properties": {choice: {"const": "none"}}, "required": [choice]},
         "then": {"properties": {tools: {"type": ["array", "null"]}}},
-        "else": {"properties": {tools: _neutral([])}},
+        "else": {"properties": {tools: _neutral([], why=NO_TOOLS)}},
     }
 
 
@@ -124,8 +126,8 @@ CHAT = _object(
         "logprobs": _optional("boolean", "Whether each token comes with its log probability."),
         "top_logprobs": _optional("integer", "So many of the likeliest tokens are listed, where logprobs is true.",
                                   minimum=0, maximum=MAX_TOP),
-        "tools": {"description": NEUTRAL}, "functions": {"description": NEUTRAL},
-        "tool_choice": _neutral("none", "auto"), "function_call": _neutral("none", "auto"),
+        "tools": {"description": NO_TOOLS}, "functions": {"description": NO_TOOLS},
+        "tool_choice": _neutral("none", "auto", why=NO_TOOLS), "function_call": _neutral("none", "auto", why=NO_TOOLS),
         "parallel_tool_calls": _neutral(True, False), "modalities": _neutral(["text"]), "store": _neutral(False),
         "reasoning_effort": _neutral("none"), "verbosity": _neutral("medium"),
     },

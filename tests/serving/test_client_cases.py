@@ -1,7 +1,8 @@
 """What clients send, and the right answer: a reply that heeds every field, or an error that names the field.
 
-The requests are those of openai 2.54 and 3.3, llm 0.36, langchain-openai 1.7, litellm 1.110, lm-eval 0.4.9 and 0.4.13,
-instructor 1.17, huggingface_hub 2.4 and NextChat, as they came to this endpoint, and what people type into curl.
+The requests of openai 2.54 and 3.3, llm 0.36, langchain-openai 1.7, litellm 1.110, lm-eval 0.4.13, instructor 1.17,
+huggingface_hub 2.4 and of agents were recorded at this endpoint; the others are those of the client's source, and what
+people type into curl.
 """
 
 from __future__ import annotations
@@ -212,14 +213,15 @@ CASES = [
     chat("openai: notes", user="me", metadata={"a": "b"}, service_tier="auto", prompt_cache_key="k",
          safety_identifier="s"),
     chat("openai: tools not to be called", tools=[TOOL], tool_choice="none"),
-    refusal("openai: tools", "tools", tools=[TOOL]),
-    refusal("openai: tools, required", "tool_choice", tools=[TOOL], tool_choice="required", hint='"none" or "auto"'),
+    refusal("openai: tools", "tools", tools=[TOOL], hint="must be left out: this model calls no tools"),
+    refusal("openai: tools, required", "tool_choice", tools=[TOOL], tool_choice="required",
+            hint='must be "none" or "auto"'),
     refusal("openai: functions", "functions", functions=[{"name": "A"}]),
     refusal("openai: parse", "response_format", **JSON_SCHEMA, stream=False, hint='must be {"type": "text"}'),
     refusal("openai: json_object", "response_format", **JSON_OBJECT, hint='must be {"type": "text"}'),
     refusal("openai: store", "store", store=True, hint="must be false"),
     refusal("openai: audio", "modalities", modalities=["text", "audio"], audio={"voice": "alloy", "format": "wav"}),
-    refusal("openai: prediction", "prediction", prediction={"type": "content", "content": "x"}, hint="leave it out"),
+    refusal("openai: prediction", "prediction", prediction={"type": "content", "content": "x"}, hint="not supported"),
     refusal("openai: web search", "web_search_options", web_search_options={}),
     refusal("openai: 129 replies", "n", n=129, hint="from 1 to 8"),
     refusal("openai: top_logprobs alone", "top_logprobs", top_logprobs=2),
@@ -297,6 +299,14 @@ CASES = [
             add_generation_prompt=False, continue_final_message=True),
     refusal("vLLM's client: guided decoding", "guided_json", guided_json=SCHEMA),
     refusal("vLLM's benchmark", "ignore_eos", TEXT, ignore_eos=True, repetition_penalty=1.0, **STREAM),
+    chat("OpenCompass", max_tokens=512, n=1, logprobs=False, top_logprobs=None, stop=None, temperature=0.0),
+    # --- agents ---
+    chat("smolagents: stop", lambda a, greedy: a.texts == [greedy.split("，")[0]],
+         messages=[user([{"type": "text", "text": WHO}])], stop=["，"]),
+    chat("haystack: run", replies(1), messages=[{"role": "system", "content": "s"}, *HELLO], n=1, stream=False),
+    refusal("pydantic-ai: output_type", "tool_choice", tools=[TOOL], tool_choice="required", stream=False),
+    refusal("dspy: Predict, second try", "response_format", **JSON_OBJECT),
+    text("llama-index: stream_complete", replies(1), temperature=0.1, stream=True),
     # --- curl ---
     chat("curl: as many tokens as fit", max_tokens=-1),
     chat("curl: nulls", stop=None, n=None, stream=None, temperature=None, tools=None, logprobs=None, seed=None),
@@ -315,7 +325,7 @@ CASES = [
     refusal("curl: half of a surrogate pair as a field", "\ud83d", **HALF),
     refusal("curl: number as a text", "temperature", temperature="0.7", hint="a number"),
     refusal("curl: true as a text", "stream", stream="true", hint="true or false"),
-    refusal("curl: misspelt", "max_token", max_token=9, hint="leave it out"),
+    refusal("curl: misspelt", "max_token", max_token=9, hint="must be left out: it is not supported"),
     refusal("curl: several unknown fields", "field_0", **UNKNOWN),
     refusal("curl: false as 0", "echo", TEXT, echo=0),
     refusal("curl: system last", "messages", messages=[*HELLO, {"role": "system", "content": "x"}], hint="user's"),
