@@ -123,7 +123,7 @@ def replies(number: int) -> Check:
 
 
 def tokens(number: int) -> Check:
-    """Cut after so many tokens, stream_with_usage in a stream too."""
+    """Cut after so many tokens, counted in a stream too."""
     return lambda answer, _: answer.ends == ["length"] and answer.usage["completion_tokens"] == number
 
 
