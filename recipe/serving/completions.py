@@ -105,7 +105,8 @@ class Completions(Handler):
         except RecipeError as error:
             for reply in replies:
                 reply.cancel()
-            raise RequestError(400, str(error), param=self.prompt_field, code="context_length_exceeded") from None
+            message = f"{self.prompt_field}: {error}"
+            raise RequestError(400, message, param=self.prompt_field, code="context_length_exceeded") from None
         return request, replies
 
     async def _send_whole(self, head: dict[str, Any], shape: Shape, changed: asyncio.Event, request: Request) -> None:

@@ -43,7 +43,7 @@ class Missing(Handler):
 
     def prepare(self) -> None:
         super().prepare()
-        raise RequestError(404, f"there is no {self.request.method} {self.request.path} here")
+        raise RequestError(404, f"there is no {self.request.path} here: /openapi.json has the paths")
 
 
 class Models(Handler):

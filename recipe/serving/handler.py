@@ -73,10 +73,12 @@ class Handler(RequestHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None))[1]
-        request_error = error if isinstance(error, RequestError) else RequestError(status_code, self._reason)
+        methods, message = ", ".join(self._methods()), self._reason
+        if status_code == 405:
+            self.set_header("Allow", methods)
+            message = f"{self.request.path} takes {methods}, not {self.request.method}"
+        request_error = error if isinstance(error, RequestError) else RequestError(status_code, message)
         self.set_status(request_error.status)
-        if request_error.status == 405:
-            self.set_header("Allow", ", ".join(self._methods()))
         self.finish(request_error.body)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:

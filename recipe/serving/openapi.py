@@ -53,6 +53,20 @@ _TEXT_LOGPROBS = _object(
 _MESSAGE = _object(role={"const": "assistant"}, content=_TEXT, refusal={"type": "null"})
 _CHOICE: dict[str, Schema] = {"index": _COUNT, "finish_reason": _FINISH}
 _REPLY: dict[str, Schema] = {"id": _TEXT, "created": _COUNT, "model": _TEXT, "usage": _USAGE}
+_DELTA: Schema = {
+    "type": "object",
+    "properties": {"role": {"const": "assistant"}, "content": _TEXT},
+    "additionalProperties": False,
+}
+
+
+def _piece(kind: str, **choice: Schema) -> Schema:
+    """A piece of a stream: the last one of each reply says how it ended; the last of all may have the usage alone."""
+    choices = _list(_object(index=_COUNT, finish_reason=_or_null(_FINISH), **choice))
+    piece = _object(id=_TEXT, created=_COUNT, model=_TEXT, object={"const": kind}, choices=choices)
+    return piece | {"properties": piece["properties"] | {"usage": _USAGE}}
+
+
 _MODEL = _object(
     id=_TEXT, object={"const": "model"}, owned_by=_TEXT, created=_COUNT, context_length=_COUNT, max_model_len=_COUNT
 )
@@ -70,6 +84,8 @@ SCHEMAS: dict[str, Schema] = {
         object={"const": "text_completion"},
         choices=_list(_object(**_CHOICE, text=_TEXT, logprobs=_or_null(_TEXT_LOGPROBS))),
     ),
+    "ChatPiece": _piece("chat.completion.chunk", delta=_DELTA, logprobs=_or_null(_CHAT_LOGPROBS)),
+    "TextPiece": _piece("text_completion", text=_TEXT, logprobs=_or_null(_TEXT_LOGPROBS)),
     "Model": _MODEL,
     "Models": _object(object={"const": "list"}, data=_list(_MODEL)),
     "Health": _object(state={"enum": ["loading", "ready", "missing", "failed"]}, message=_TEXT),
@@ -83,9 +99,17 @@ def _content(name: str) -> Schema:
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
 
 
-def _responses(name: str, *statuses: str, stream: bool = False) -> Schema:
-    """The response of an endpoint, with the errors that it can answer with."""
-    content = _content(name) | ({"text/event-stream": {"schema": {}}} if stream else {})
+def _events(name: str) -> Schema:
+    """Each of a stream's server-sent events: a piece or an error, and [DONE] at the end."""
+    pieces = {"anyOf": [{"$ref": f"#/components/schemas/{each}"} for each in (name, "Error")]}
+    piece = {"type": "string", "contentMediaType": "application/json", "contentSchema": pieces}
+    schema = {"type": "object", "properties": {"data": {"anyOf": [{"const": "[DONE]"}, piece]}}, "required": ["data"]}
+    return {"text/event-stream": {"schema": schema}}
+
+
+def _responses(name: str, *statuses: str, piece: str | None = None) -> Schema:
+    """The response of an endpoint, with the errors that it can answer with. piece: of its stream, if it has one."""
+    content = _content(name) | (_events(piece) if piece else {})
     errors = {status: {"description": _STATUSES[status], "content": _content("Error")} for status in statuses}
     return {"200": {"description": "As expected.", "content": content}} | errors
 
@@ -95,7 +119,7 @@ def _post(summary: str, request: str, reply: str) -> Schema:
         "post": {
             "summary": summary,
             "requestBody": {"required": True, "content": _content(request)},
-            "responses": _responses(reply, *_STATUSES, stream=True),
+            "responses": _responses(reply, *_STATUSES, piece=f"{reply}Piece"),
         }
     }
 

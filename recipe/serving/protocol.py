@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +63,9 @@ def chat_request(body: dict[str, Any], engine: Engine) -> Request:
     asked = conversation[:-1] if conversation[-1]["role"] == "assistant" else conversation
     if not asked or asked[-1]["role"] != "user":
         raise RequestError(
-            400, "the last message must be the user's, or the assistant's after the user's", param="messages"
+            400, "the last of messages must be the user's, or the assistant's after the user's", param="messages"
         )
+    _check_prefix(body["messages"])
     top = int(body.get("top_logprobs") or 0)
     if top and not body.get("logprobs"):
         raise RequestError(400, "top_logprobs is for logprobs: true", param="top_logprobs")
@@ -78,9 +80,9 @@ def text_request(body: dict[str, Any], engine: Engine) -> Request:
     texts = [body["prompt"]] if isinstance(body["prompt"], str) else body["prompt"]
     for text in texts:
         refuse_flaw("prompt", text)
-    if len(texts) * (body.get("n") or 1) > request_fields.MAX_CHOICES:
+    if len(texts) * (body.get("n") or 1) > request_fields.MAX_REPLIES:
         raise RequestError(
-            400, f"a request has {request_fields.MAX_CHOICES} replies at most: n for each prompt", param="n"
+            400, f"a request has {request_fields.MAX_REPLIES} replies at most: n for each prompt", param="n"
         )
     top = body.get("logprobs")
     limit = body.get("max_tokens") or TEXT_TOKENS
@@ -102,6 +104,18 @@ def _message(where: str, message: dict[str, Any]) -> dict[str, str]:
         content = "".join(part["text"] for part in content)
     refuse_flaw(f"{where}.content", content, control=role != "assistant")
     return {"role": role, "content": content}
+
+
+def _check_prefix(messages: list[dict[str, Any]]) -> None:
+    """Check `prefix`, by which Mistral, DeepSeek and LiteLLM mark the message that the reply goes on from."""
+    for i, message in enumerate(messages):
+        continued = i == len(messages) - 1 and message["role"] == "assistant"
+        if message.get("prefix") not in (None, continued):
+            where = f"messages[{i}].prefix"
+            raise RequestError(
+                400, f"{where} must be {json.dumps(continued)}: the reply goes on from the assistant's last message",
+                param=where,
+            )  # fmt: skip
 
 
 def _sampling(body: dict[str, Any], engine: Engine, limit: int, *, logprobs: int | None) -> Sampling:

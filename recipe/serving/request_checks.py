@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from recipe.plain_text import flaw
-from recipe.serving.request_fields import NEUTRAL, Schema
+from recipe.serving.request_fields import NEUTRAL, NO_TOOLS, Schema
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator, ValidationError
@@ -51,6 +51,8 @@ def parse(content: bytes) -> dict[str, Any]:
 
     try:
         body = json.loads(content, parse_constant=refuse)
+    except UnicodeDecodeError as error:  # such as GBK, from a Chinese console
+        raise RequestError(400, f"the body is not JSON in UTF-8: see byte {error.start + 1}, and send UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise RequestError(400, f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
@@ -60,9 +62,18 @@ def parse(content: bytes) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def _validator(schema: str) -> Draft202012Validator:
-    from jsonschema import Draft202012Validator
+    from jsonschema import Draft202012Validator, validators
 
-    return Draft202012Validator(json.loads(schema))
+    ordered = validators.extend(Draft202012Validator, {"additionalProperties": _other_fields})
+    validator: Draft202012Validator = ordered(json.loads(schema))
+    return validator
+
+
+def _other_fields(validator: Any, others: Schema, instance: Any, schema: Schema) -> Iterator[ValidationError]:
+    """Check by `others` what `schema` does not list, in the order of the request; jsonschema's own order is random."""
+    for name in instance if isinstance(instance, dict) else ():
+        if name not in schema["properties"]:
+            yield from validator.descend(instance[name], others, path=name)
 
 
 def check(body: dict[str, Any], schema: Schema) -> None:
@@ -86,9 +97,20 @@ def _request_error(error: ValidationError) -> RequestError:
     if error.validator == "required":
         param = prefix + next(name for name in error.validator_value if name not in error.instance)
         return RequestError(400, f"{param} is missing", param=param)
-    if error.schema.get("description") == NEUTRAL:
-        return RequestError(400, f"{where} is not supported", param=where, code="unsupported_parameter")
+    if error.schema.get("description") in (NEUTRAL, NO_TOOLS):
+        return RequestError(400, _unsupported(where, error.schema), param=where, code="unsupported_parameter")
     return RequestError(400, f"{where or 'the body'} must be {_expected(error.schema)}", param=where or None)
+
+
+def _unsupported(where: str, schema: Schema) -> str:
+    """What to do about a field that is not supported, or only with some values."""
+    values = [json.dumps(value) for value in schema.get("enum", []) if value not in (None, "", [], {})]
+    if schema["description"] == NO_TOOLS:
+        why = "this model calls no tools"
+    else:
+        why = "nothing else is supported" if values else "it is not supported"
+    allowed = f"be {' or '.join(values)} or " if values else ""
+    return f"{where} must {allowed}be left out: {why}"
 
 
 def _field(path: Iterable[str | int]) -> str:
@@ -109,7 +131,7 @@ def _expected(schema: Schema) -> str:
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     words = " or ".join(_KINDS[kind] for kind in kinds if kind != "null")
     if "minimum" in schema:
-        return f"{words} from {schema['minimum']:g} to {schema['maximum']:g}"
+        return f"{words} from {schema['minimum']} to {schema['maximum']}"
     if "maxLength" in schema:
         return f"{words} of up to {schema['maxLength']} characters"
     return f"{words} that is not empty" if {"minItems", "minLength"} & schema.keys() else words

@@ -13,11 +13,14 @@ from recipe.engine.logprobs import MAX_TOP
 Schema = dict[str, Any]
 
 MAX_STOPS, MAX_STOP = 16, 1000  # stop texts of a request, characters of each
-MAX_CHOICES = 8  # replies of one request
+MAX_CHOICES = 8  # replies to one prompt
+MAX_REPLIES = 32  # of one request; LangChain sends up to 20 prompts at once
 MAX_INT = 2**31 - 1
 
 # Stands at fields that are taken only where they ask for nothing.
 NEUTRAL = "Only where it asks for nothing: this model cannot do more."
+# Stands at fields about tools, which are taken only where no tool is to be called.
+NO_TOOLS = "Only where no tool is to be called: this model calls none."
 # Stands at fields about the request that ask nothing of the reply.
 NOTE = "A note about the request; it has no effect on the reply."
 
@@ -26,8 +29,8 @@ def _optional(kind: str, text: str, **limits: Any) -> Schema:
     return {"type": [kind, "null"], "description": text, **limits}
 
 
-def _neutral(*values: Any) -> Schema:
-    return {"enum": [*values, None], "description": NEUTRAL}
+def _neutral(*values: Any, why: str = NEUTRAL) -> Schema:
+    return {"enum": [*values, None], "description": why}
 
 
 def _object(properties: dict[str, Schema], required: list[str], **more: Any) -> Schema:
@@ -38,7 +41,7 @@ def _object(properties: dict[str, Schema], required: list[str], **more: Any) -> 
 
 _LIMIT = {
     "anyOf": [{"const": -1}, {"type": "integer", "minimum": 1, "maximum": MAX_INT}, {"type": "null"}],
-    "description": "Tokens of the reply at most. -1 and null are as many as the model can read.",
+    "description": "Tokens of the reply at most. -1, null and whatever is beyond are as many as the model can read.",
 }
 _OPTIONS = _object(
     {
@@ -89,8 +92,10 @@ _MESSAGE = _object(
         "role": {"enum": ["system", "developer", "user", "assistant"]},
         "content": {"anyOf": [{"type": "string"}, _PARTS, {"type": "null"}]},
         "name": {"description": NOTE},
-        "tool_calls": _neutral([]), "function_call": _neutral(), "audio": _neutral(), "refusal": _neutral(""),
-        "annotations": _neutral([]),
+        "type": _neutral("text"),  # lm-eval up to 0.4.9 sends it
+        "prefix": _optional("boolean", "Whether the reply goes on from this message: true for the last one alone."),
+        "tool_calls": _neutral([], why=NO_TOOLS), "function_call": _neutral(why=NO_TOOLS),
+        "audio": _neutral(), "refusal": _neutral(""), "annotations": _neutral([]),
     },
     ["role", "content"],
     # Other models answer with a call of a tool alone; then the assistant's message has no content.
@@ -106,7 +111,7 @@ def _unless(choice: str, tools: str) -> Schema:
     return {
         "if": {"properties": {choice: {"const": "none"}}, "required": [choice]},
         "then": {"properties": {tools: {"type": ["array", "null"]}}},
-        "else": {"properties": {tools: _neutral([])}},
+        "else": {"properties": {tools: _neutral([], why=NO_TOOLS)}},
     }
 
 
@@ -121,8 +126,8 @@ CHAT = _object(
         "logprobs": _optional("boolean", "Whether each token comes with its log probability."),
         "top_logprobs": _optional("integer", "So many of the likeliest tokens are listed, where logprobs is true.",
                                   minimum=0, maximum=MAX_TOP),
-        "tools": {"description": NEUTRAL}, "functions": {"description": NEUTRAL},
-        "tool_choice": _neutral("none", "auto"), "function_call": _neutral("none", "auto"),
+        "tools": {"description": NO_TOOLS}, "functions": {"description": NO_TOOLS},
+        "tool_choice": _neutral("none", "auto", why=NO_TOOLS), "function_call": _neutral("none", "auto", why=NO_TOOLS),
         "parallel_tool_calls": _neutral(True, False), "modalities": _neutral(["text"]), "store": _neutral(False),
         "reasoning_effort": _neutral("none"), "verbosity": _neutral("medium"),
     },
@@ -137,8 +142,8 @@ TEXT = _object(
         "prompt": {
             "anyOf": [
                 _PROMPT_TEXT,
-                {"type": "array", "items": _PROMPT_TEXT, "minItems": 1, "maxItems": MAX_CHOICES,
-                 "title": f"a list of up to {MAX_CHOICES} texts; token ids are not taken"},
+                {"type": "array", "items": _PROMPT_TEXT, "minItems": 1, "maxItems": MAX_REPLIES,
+                 "title": f"a list of up to {MAX_REPLIES} texts; token ids are not taken"},
             ],
             "description": "Text that the model goes on from as it stands, outside of any conversation.",
         },

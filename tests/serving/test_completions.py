@@ -90,5 +90,5 @@ def test_a_text_is_gone_on_from(endpoint: Endpoint) -> None:
 @pytest.mark.parametrize("change", [{"echo": True}, {"prompt": [1, 2]}, {"prompt": ""}, {"n": 5}, {"suffix": "x"}])
 def test_what_a_text_cannot_have_is_refused(endpoint: Endpoint, change: Any) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        endpoint.client().completions.create(**{"model": "quickstart", "prompt": ["a", "b"]} | change)
+        endpoint.client().completions.create(**{"model": "quickstart", "prompt": ["a", "b"] * 5} | change)
     assert caught.value.param == next(iter(change))
