@@ -1,7 +1,6 @@
 """How far tuning moved the model where it should not: the Kullback-Leibler divergence on the base's own replies.
 
-Shapes: batch = conversations; width = tokens of the longest of them; replies = tokens of all replies in a batch;
-vocabulary = rows of the output head.
+Shapes: replies = tokens of all replies in a batch; vocabulary = rows of the output head.
 """
 
 from __future__ import annotations
@@ -11,12 +10,9 @@ from typing import Any
 
 from recipe.chat_format import IGNORE_INDEX, Message, training_ids
 from recipe.evaluation import generation
-from recipe.evaluation.batches import by_length, padded
+from recipe.evaluation.batches import CPU_ROWS, GPU_ROWS, by_length, predictions
 from recipe.evaluation.metrics import Divergence
 from recipe.pipeline.phases import phase
-
-# Conversations at a time: 8 of 60 tokens on 92,544 words are 180 MB of logits a model.
-BATCH = 8
 
 
 @phase("score")
@@ -32,20 +28,22 @@ def kl_per_token(base: Any, tuned: Any, tokenizer: Any, conversations: Sequence[
 
     generation.release()  # both models' distributions want the memory
     samples = [training_ids(tokenizer, each) for each in conversations]
-    total, tokens, worst = 0.0, 0, 0.0
+    means: list[float] = []
+    total, tokens = 0.0, 0
+    size = GPU_ROWS if base.device.type == "cuda" else CPU_ROWS
     with torch.inference_mode():
-        for batch in by_length([len(row) for row, _ in samples], BATCH):
-            ids = padded([samples[i][0] for i in batch], tokenizer.pad_token_id)  # (batch, width)
-            reply_mask = padded([samples[i][1] for i in batch], IGNORE_INDEX) != IGNORE_INDEX  # (batch, width)
-            # The logits before a token predict it: (batch, width - 1).
-            predicts_reply = reply_mask[:, 1:].to(base.device)
-            log_p, log_q = (  # (replies, vocabulary) each
-                model(ids.to(model.device)).logits[:, :-1][predicts_reply].float().log_softmax(-1)
-                for model in (base, tuned)
-            )
-            divergence = (log_p.exp() * (log_p - log_q)).sum(-1).cpu()  # (replies,)
+        for batch in by_length([len(row) for row, _ in samples], size):
+            rows = [samples[i] for i in batch]
+            both = (predictions(model, rows, tokenizer.pad_token_id) for model in (base, tuned))
+            divergence = torch.cat([_divergence(p, q) for p, q in zip(*both, strict=True)]).cpu()  # (replies,)
             total += divergence.sum().item()
             tokens += len(divergence)
-            lengths = reply_mask[:, 1:].sum(1).tolist()
-            worst = max([worst, *(each.mean().item() for each in divergence.split(lengths))])
-    return Divergence(max(0.0, total / tokens), tokens, worst)
+            lengths = [sum(label != IGNORE_INDEX for label in labels) for _, labels in rows]
+            means += [each.mean().item() for each in divergence.split(lengths)]
+    return Divergence(max(0.0, total / tokens), tokens, max(means))
+
+
+def _divergence(base: Any, tuned: Any) -> Any:
+    """KL(base || tuned) of each row, (rows,), of logits (rows, vocabulary)."""
+    log_p, log_q = (logits.float().log_softmax(-1) for logits in (base, tuned))
+    return (log_p.exp() * (log_p - log_q)).sum(-1)

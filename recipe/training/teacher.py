@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from recipe.chat_format import IGNORE_INDEX, Message, training_ids
 from recipe.errors import RecipeError
-from recipe.evaluation.batches import by_length, padded
+from recipe.evaluation.batches import CPU_ROWS, GPU_ROWS, by_length, predictions
 from recipe.pipeline.phases import phase
 from recipe.pipeline.stage import shown
 
@@ -33,8 +33,6 @@ FILE = "teacher.safetensors"
 LIKELIEST = 32
 # Where a reply begins it is decided whether the model introduces itself, so its first tokens count more.
 FIRST_TOKENS, FIRST_WEIGHT = 4, 4.0
-# Conversations of similar length that are read together.
-BATCH = 16
 # Smallest probability of all other tokens together: its logarithm and quotient stay finite.
 MIN_REST = 1e-6
 
@@ -89,17 +87,22 @@ def distributions(
     ]
     counts = [len(labels) - labels.count(IGNORE_INDEX) for _, labels in rows]
     parts: list[tuple[Tensor, Tensor]] = [(torch.zeros(0, LIKELIEST), torch.zeros(0, LIKELIEST))] * len(rows)
-    batches = by_length([len(ids) for ids, _ in rows], BATCH)
+    on_gpu = model.device.type == "cuda"
+    batches = by_length([len(ids) for ids, _ in rows], GPU_ROWS if on_gpu else CPU_ROWS)
     with torch.inference_mode(), tqdm(total=sum(map(len, batches)), desc=progress, unit="row", leave=False) as bar:
         for batch in batches:
-            ids = padded([rows[i][0] for i in batch], tokenizer.pad_token_id)  # (batch, width)
-            mask = padded([[1] * len(rows[i][0]) for i in batch], 0)
-            logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
-            for row, i in enumerate(batch):
-                at = torch.tensor([t - 1 for t, label in enumerate(rows[i][1]) if label != IGNORE_INDEX])
-                log_probs = logits[row, at.to(model.device)].float().log_softmax(-1)  # (loss tokens of the row, vocab)
-                values, likeliest = log_probs.topk(LIKELIEST, -1)
-                parts[i] = likeliest.int().cpu(), values.half().cpu()
+            likeliest = [
+                logits.float().log_softmax(-1).topk(LIKELIEST, -1)
+                for logits in predictions(model, [rows[i] for i in batch], tokenizer.pad_token_id)
+            ]
+            of_batch = [counts[i] for i in batch]
+            values, ids = (
+                torch.cat(part) for part in zip(*likeliest, strict=True)
+            )  # (loss tokens of the batch, LIKELIEST)
+            for i, *row in zip(
+                batch, ids.int().cpu().split(of_batch), values.half().cpu().split(of_batch), strict=True
+            ):
+                parts[i] = row[0], row[1]
             bar.update(len(batch))
     return Teacher(
         torch.cat([ids for ids, _ in parts]).int(), torch.cat([values for _, values in parts]).half(),
