@@ -23,6 +23,12 @@ from recipe.training.fast.loss import HeadLoss, loss_tokens
 from recipe.training.fast.model import FusedLlama, _keep_layout, check
 
 
+@pytest.fixture(params=[False, True], ids=["one matrix", "merged"], autouse=True)
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether LoRA is merged follows the device; here each way is tested on the CPU."""
+    monkeypatch.setattr("recipe.training.fast.model.merges", lambda *_: request.param)
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_loss_and_gradients_are_transformers_and_pefts(recompute: bool) -> None:
     assert_same_training(adapted(llama()), recompute=recompute, loss_error=1e-6, gradient_error=1e-5)

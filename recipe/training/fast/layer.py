@@ -24,6 +24,7 @@ from recipe.kernels import rowwise
 from recipe.kernels.rowwise import LowRank
 from recipe.training.fast import attention
 from recipe.training.fast.linear import Fp8FusedLoraLinear, FusedLoraLinear, Scratch, projections
+from recipe.training.fast.merged import MergedLoraLinear
 
 
 class SavedActivations(NamedTuple):
@@ -43,10 +44,13 @@ class SavedActivations(NamedTuple):
 class Layer:
     """One of transformers' LlamaDecoderLayers or Qwen2DecoderLayers, whose seven projections PEFT has wrapped."""
 
-    def __init__(self, module: nn.Module, *, fp8: bool, scratch: Scratch, like: Tensor) -> None:
+    def __init__(self, module: nn.Module, *, fp8: bool, merged: bool, scratch: Scratch, like: Tensor) -> None:
+        """merged: whether LoRA is added to the weights, see `merged`."""
         attend, mlp = module.self_attn, module.mlp
 
         def make(*modules: Any) -> FusedLoraLinear:
+            if merged:
+                return MergedLoraLinear(modules)
             return projections(modules, fp8=fp8, scratch=scratch, like=like)
 
         self.qkv = make(attend.q_proj, attend.k_proj, attend.v_proj)

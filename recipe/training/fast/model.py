@@ -24,6 +24,7 @@ from recipe.training.fast.attention import Packs
 from recipe.training.fast.layer import Layer, run
 from recipe.training.fast.linear import Scratch
 from recipe.training.fast.loss import HeadLoss, loss_tokens
+from recipe.training.fast.merged import merges
 from recipe.training.teacher import Teacher, plain_loss
 from recipe.training.teacher import load as read_teacher
 
@@ -43,7 +44,11 @@ class FusedLlama:
         self.model, self.head = llama.model, llama.lm_head.weight
         scratch = Scratch()
         like = self.model.embed_tokens.weight
-        self.layers = [Layer(module, fp8=fp8, scratch=scratch, like=like) for module in self.model.layers]
+        adapted = [module for module in self.model.layers.modules() if hasattr(module, "lora_A")]
+        merged = not fp8 and merges(adapted, like)
+        self.layers = [
+            Layer(module, fp8=fp8, merged=merged, scratch=scratch, like=like) for module in self.model.layers
+        ]
         self.graphs: dict[tuple[int, int], graphs.LayerGraphs] = {}  # (batch, length) -> its graphs
         self.steps: Counter[tuple[int, int]] = Counter()  # (batch, length) -> steps that could have been captured
 
