@@ -78,7 +78,7 @@ def write(folder: Path, out: Path, config: dict[str, Any]) -> dict[str, Any]:
             raise RecipeError(f"{shown(folder / name)}: missing; is the model folder complete?")
     content, own = read_json(folder / TOKENIZER, TokenizerJson), _own_settings(folder)
     _check_vocabulary(folder, content, own, config["vocab_size"])
-    files.write_json(out / TOKENIZER, content)
+    shutil.copyfile(folder / TOKENIZER, out / TOKENIZER)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{key: own[key] for key in (*NAMED, "additional_special_tokens", "added_tokens_decoder") if own.get(key)},

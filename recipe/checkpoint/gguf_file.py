@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from recipe.checkpoint import gguf_vocabulary, safetensors_io
 from recipe.checkpoint.base_config import ConfigShape
+from recipe.checkpoint.finite import all_finite
 from recipe.checkpoint.gguf_llama import BLOCK_NAMES, NAMES
 from recipe.checkpoint.internlm2_llama import Shape
 from recipe.errors import RecipeError
@@ -205,7 +206,7 @@ def _values(
         return tensor.float().numpy()
     if type_ is GGMLQuantizationType.F16:
         half = tensor.to(torch.float16)
-        if not half.isfinite().all():
+        if not all_finite(half):
             raise RecipeError(f"{name} holds values beyond float16, which a GGUF file of 16 bits cannot hold")
         return half.numpy()
     rows = max(1, CHUNK // tensor.shape[1])

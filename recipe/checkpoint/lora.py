@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from recipe.checkpoint.finite import all_finite
 from recipe.checkpoint.internlm2_llama import Shape
 from recipe.errors import RecipeError
 from recipe.pipeline.stage import shown
@@ -124,7 +125,7 @@ def check(tensors: Mapping[str, torch.Tensor], *, base: Mapping[str, Any], r: in
             raise RecipeError(
                 f"adapter: {name} is {list(tensor.shape)}, the base needs {list(expected[name])}: made on another base?"
             )
-        if not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise RecipeError(f"adapter: {name} holds values that are not finite; train again with a lower lr")
         if not tensor.any():
             raise RecipeError(

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from recipe.chat_format import Message, prompt_ids, stop_ids
+from recipe.checkpoint.finite import all_finite
 from recipe.engine.batch import BatchGenerator
 from recipe.engine.reply import Sampling
 from recipe.errors import RecipeError
 from recipe.pipeline import results, stage
 from recipe.pipeline.heartbeat import heartbeat
 from recipe.pipeline.phases import phase
-from recipe.pipeline.results import ConvertResults
 from recipe.pipeline.stage import shown
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _refuse_changed(folder: Path, adapter: Path | None) -> None:
         raise RecipeError(f"{shown(adapter / ADAPTER)}: missing; an adapter as a pickle (.bin) is not taken")
     if manifest := stage.read_manifest(adapter):
         stage.refuse_changed(adapter, manifest)
-        converted = results.of(manifest, ConvertResults)
+        converted = results.of(manifest, results.ConvertResults)
         if stage.content_sha256(folder) != converted.base_sha256:
             raise RecipeError(
                 f"{shown(adapter)} was made on another base than {shown(folder)} holds: load it on {converted.model} "
@@ -148,7 +148,7 @@ def _refuse_changed(folder: Path, adapter: Path | None) -> None:
 def refuse_not_finite(model: PreTrainedModel, folder: Path) -> None:
     """RecipeError where a weight is NaN or infinite. folder: of the model, for the error."""
     for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
+        if not all_finite(parameter):
             raise RecipeError(f"{shown(folder)}: {name} holds values that are not finite; take another model")
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from recipe import files
 from recipe.chat_format import BOS, EOS, IM_END
 from recipe.checkpoint import base_config, chat_tokenizer, gguf_llama, hub, safetensors_io
+from recipe.checkpoint.finite import all_finite
 from recipe.checkpoint.internlm2_llama import HEAD, Shape, llama_config, llama_names, to_llama
 from recipe.checkpoint.tokenizer import (
     OLDER_SENTENCEPIECE,
@@ -144,7 +145,7 @@ def _convert_weights(folder: Path, out: Path, config: dict[str, Any]) -> int:
 
     def change(tensors: dict[str, Any]) -> dict[str, Any]:
         ((name, tensor),) = tensors.items()
-        if not tensor.isfinite().all():
+        if not all_finite(tensor):
             raise RecipeError(
                 f"{stage.shown(folder)}: {name} holds values that are not finite: fetch it again, or take another model"
             )
