@@ -117,7 +117,7 @@ help: ## This text / 本说明
 	  "结果位于 work/RUN/，每个阶段一个目录；输入未变的阶段不会重复执行。"
 
 .PHONY: quickstart
-quickstart: ready ## Everything on the embedded miniature, three minutes, no GPU / 无 GPU 一键体验
+quickstart: ready ## Everything on the embedded miniature, minutes, no GPU / 无 GPU 一键体验，几分钟
 	@set -f; $(files); $(RECIPE) quickstart $(common) $(identity) $(languages) $(model) $(hub) $(seed) $(preset) $(training) $(call option,--checkpoint,CHECKPOINT)
 
 ##@ The stages, in order / 各阶段
