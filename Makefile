@@ -60,6 +60,12 @@ typed := NAME ASSISTANT AUTHOR DATA DATA_ONLY MODE LANGUAGES MODEL SOURCE REVISI
   UNVERIFIED DRY_RUN DURATION
 $(foreach variable,$(typed) GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT RUN RUNTIME PORT API_PORT THREADS,$(eval override $(variable) := $$(value $(variable))))
 export $(typed)
+# A mistyped name would leave a value unused in silence, and a name with a blank would train on its first half. What begins
+# with "_" or "." comes from the shell's completion; a goal with a "/" is a file.
+stray := $(filter-out VENV PYTHON _%,$(foreach variable,$(.VARIABLES),$(if $(filter command,$(origin $(variable))),$(variable))))
+$(if $(stray),$(error $(firstword $(stray))= is no variable here: `make help` lists them; what programs read from the environment stands before make, as in $(firstword $(stray))=... make $(MAKECMDGOALS)))
+targets := $(shell sed -nE 's/^([a-z][a-z-]*):( .*)?$$/\1/p' Makefile)
+$(foreach goal,$(MAKECMDGOALS),$(if $(findstring /,$(goal))$(filter .% $(targets),$(goal)),,$(error $(goal) is no target: `make help` lists them; a value with blanks stands in quotes, as in NAME='Li Lei')))
 # An empty one would hide from compose what .env says, and be taken for a port by PyTorch.
 $(foreach variable,RUN PORT API_PORT THREADS GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT,$(if $(strip $($(variable))),$(eval export $(variable))))
 
@@ -111,7 +117,7 @@ help: ## This text / 本说明
 	  "结果位于 work/RUN/，每个阶段一个目录；输入未变的阶段不会重复执行。"
 
 .PHONY: quickstart
-quickstart: ready ## Everything on the embedded miniature, three minutes, no GPU / 无 GPU 一键体验
+quickstart: ready ## Everything on the embedded miniature, minutes, no GPU / 无 GPU 一键体验，几分钟
 	@set -f; $(files); $(RECIPE) quickstart $(common) $(identity) $(languages) $(model) $(hub) $(seed) $(preset) $(training) $(call option,--checkpoint,CHECKPOINT)
 
 ##@ The stages, in order / 各阶段

@@ -62,6 +62,8 @@ class PackageIndex:
         return listed
 
     def download(self, name: str, remote: RemoteFile, folder: Path) -> None:
+        from tqdm import tqdm
+
         partial_file = folder / f".{name}.partial"
         here = partial_file.stat().st_size if partial_file.is_file() else 0
         if here >= remote.bytes:  # no request can go on with it
@@ -70,11 +72,17 @@ class PackageIndex:
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={here}-"} if here else {})
         with _session().get(self._addresses[name], headers=headers, timeout=timeouts(), stream=True) as response:
             response.raise_for_status()
-            with partial_file.open("ab" if response.status_code == 206 else "wb") as file:
+            goes_on = response.status_code == 206
+            with (
+                partial_file.open("ab" if goes_on else "wb") as file,
+                tqdm(desc="download", total=remote.bytes, unit="B", unit_scale=True, leave=False) as bar,
+            ):
+                bar.update(here if goes_on else 0)
                 for block in response.iter_content(BLOCK):
                     if file.tell() + len(block) > remote.bytes:
                         raise MoreThanAnnouncedError(f"more than the announced {remote.bytes:,} bytes came")
                     file.write(block)
+                    bar.update(len(block))
         partial_file.rename(folder / name)
 
 

@@ -24,7 +24,7 @@ from recipe.device import check_card, check_driver
 from recipe.errors import RecipeError
 from recipe.library_logging import close_bars, quieten
 from recipe.paths import ROOT
-from recipe.pipeline import choices
+from recipe.pipeline import choices, table
 from recipe.plain_text import flaw
 
 # Threads that wait for each other sleep instead of spinning: on cores that others use too, a step of the miniature took
@@ -87,7 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {remedies.remedy(error.__cause__) or error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt as stop:
-        go_on = str(stop) or ("run it again to go on with the download" if options.verb == "model" else "")
+        go_on = str(stop)
+        if not go_on and options.verb == "model":
+            go_on = "run it again to go on with the download"
+        elif not go_on and (options.verb in table.BY_VERB or options.verb == "quickstart"):
+            go_on = "run the same command again for what is missing"
         close_bars()
         print(f"\nstopped; what was complete is kept{go_on and '; '}{go_on}", file=sys.stderr)
         return errors.INTERRUPTED

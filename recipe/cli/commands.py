@@ -9,7 +9,7 @@ from pathlib import Path
 
 from recipe.cli import hardware
 from recipe.cli.experiment_commands import run_bench, run_sweep
-from recipe.cli.next_steps import next_steps
+from recipe.cli.next_steps import next_steps, without_merged_model
 from recipe.cli.same_command import training_command
 from recipe.errors import RecipeError
 from recipe.languages import parse_languages
@@ -255,6 +255,7 @@ def run_publish(options: argparse.Namespace) -> None:
 
 def run_chat(options: argparse.Namespace) -> None:
     from recipe.serving import terminal
+    from recipe.serving.model_host import newest_merged
     from recipe.stages import convert
 
     run = _run(options)
@@ -268,9 +269,7 @@ def run_chat(options: argparse.Namespace) -> None:
     elif stage.read_manifest(run.folder("adapter")):
         adapter, (model, _) = run.folder("adapter"), convert.trained_with(run.folder("train"))
     else:
-        raise RecipeError(
-            f"{stage.shown(run.folder('merged'))} is missing: run `make merge`, or name a model with --model"
-        )
+        raise RecipeError(without_merged_model(run.folder("merged"), newest_merged(run.work, None)))
     terminal.run(
         model=model,
         adapter=adapter,

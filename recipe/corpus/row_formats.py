@@ -120,7 +120,8 @@ def _format_of(row: Mapping[str, Any]) -> Format:
         return matching[0]
     partly = [each for each in FORMATS if any(key in row for key in each.keys)]
     missing = next((key for each in partly for key in each.keys if key not in row), "messages")
-    raise ValueError(f"{missing}: missing (the row has {short(', '.join(map(repr, row))) or 'nothing'})")
+    remedy = "" if partly else "; docs/data.md shows the formats of rows"
+    raise ValueError(f"{missing}: missing (the row has {short(', '.join(map(repr, row))) or 'nothing'}){remedy}")
 
 
 def _remedy(key: str, value: Any) -> str | None:

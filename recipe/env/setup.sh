@@ -11,6 +11,15 @@ fail() {
   exit 1
 }
 
+# uv keeps what it has fetched. The shell ends by the signal itself, so that make stops as well.
+stop() {
+  echo "stopped; what was fetched is kept: run the same command again, and it goes on" >&2
+  for job in $(jobs -p); do kill "$job" 2>/dev/null || true; done # the heartbeat, which would hold the output
+  trap - INT
+  kill -INT $$
+}
+trap stop INT
+
 # Two `make` at once: the second waits here and then finds the work done.
 mkdir -p "$(dirname "$venv")"
 if command -v flock >/dev/null; then

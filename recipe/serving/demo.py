@@ -104,6 +104,10 @@ def _page_server() -> Any:
             listening.listen(config.get_option("server.port"), config.get_option("server.address"))
             await self._runtime.start()
 
+        def stop(self) -> None:
+            # Streamlit's own prints first, which fails where nobody reads the output any more: the page would go on.
+            self._runtime.stop()
+
     return PageServer(str(PAGE), "")
 
 

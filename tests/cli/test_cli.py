@@ -462,7 +462,8 @@ def test_a_stopped_verb_exits_130_and_keeps_what_was_complete(
     recipe("data", "--name", "小明", "--work", tmp_path)
     complete = tree(tmp_path)
     status, output = _stop(tmp_path, number, preexec_fn=before)
-    assert (status, output.splitlines()[-1:]) == (130, ["stopped; what was complete is kept"])
+    line = "stopped; what was complete is kept; run the same command again for what is missing"
+    assert (status, output.splitlines()[-1:]) == (130, [line])
     assert "Traceback" not in output
     assert tree(tmp_path) == complete
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from recipe.cli.next_steps import next_steps
+from recipe.cli.next_steps import next_steps, without_merged_model
 from recipe.paths import ROOT
 
 
@@ -21,3 +22,16 @@ def test_every_step_is_a_command_with_the_run(run: str, named: str) -> None:
     for verb, command in zip(verbs, commands, strict=True):
         assert command.startswith(f"make {verb}{named}"), command
     assert commands[1].endswith("CHAT='--model work/models/miniature'")
+
+
+@pytest.mark.parametrize(
+    ("newest", "remedy"),
+    [
+        (None, "run `make merge RUN=typo`"),
+        ("quickstart", "`make chat RUN=quickstart` talks to the run that merged last; else run `make merge RUN=typo`"),
+        ("main", "`make chat` talks to the run that merged last; else run `make merge RUN=typo`"),
+    ],
+)
+def test_chat_without_a_merged_model_names_the_run_that_has_one(newest: str | None, remedy: str) -> None:
+    line = without_merged_model(Path("/w/typo/merged"), Path("/w") / newest / "merged" if newest else None)
+    assert line == f"/w/typo/merged is missing: {remedy}, or name a model with --model (CHAT='--model FOLDER')"

@@ -198,6 +198,29 @@ def test_another_runtime_is_refused(machine: Machine) -> None:
     assert done.calls == []
 
 
+@pytest.mark.parametrize("stray", ["NAEM=小明", "name=小明", "model=miniature", "DRYRUN=1"])
+def test_a_variable_that_make_does_not_know_is_refused_before_anything_runs(machine: Machine, stray: str) -> None:
+    done = machine.make("data", "NAME=小明", stray)
+    assert done.status != 0
+    assert f"{stray.split('=')[0]}= is no variable here: `make help` lists them" in done.errors[-1]
+    assert done.calls == []
+
+
+def test_a_name_with_a_blank_and_no_quotes_is_refused_before_anything_runs(machine: Machine) -> None:
+    done = machine.make("quickstart", "NAME=Li", "Lei")
+    assert done.status != 0
+    assert "Lei is no target: `make help` lists them" in done.errors[-1]
+    assert "NAME='Li Lei'" in done.errors[-1]
+    assert done.calls == []
+    assert machine.make("data", "NAME=Li Lei", "RUNTIME=local").verbs() == [["data", "--name", "Li Lei"]]
+
+
+def test_the_environment_and_the_completion_of_shells_pass(machine: Machine) -> None:
+    assert machine.make("data", "RUNTIME=local", NAEM="小明", HF_ENDPOINT="https://hub").verbs() == [["data"]]
+    completion = machine.make("-npq", "__BASH_MAKE_COMPLETION__=1", ".DEFAULT")
+    assert "quickstart:" in completion.out
+
+
 def test_another_runtime_is_refused_by_the_doctor_too(machine: Machine) -> None:
     assert "RUNTIME=podman is neither docker nor local" in "\n".join(machine.make("doctor", "RUNTIME=podman").errors)
 
@@ -638,11 +661,11 @@ def test_another_user_may_be_chosen(machine: Machine) -> None:
     ],
 )
 def test_a_gpu_is_asked_for_where_there_is_one(
-    machine: Machine, gpu: bool | None, chosen: str | None, used: str | None
+    machine: Machine, port: int, gpu: bool | None, chosen: str | None, used: str | None
 ) -> None:
     if gpu is not None:
         machine.install("nvidia-smi", f'[ "$*" = -L ] && exit {int(not gpu)}\n')
-    done = machine.make("demo", "RUNTIME=docker", **({"COMPOSE_FILE": chosen} if chosen else {}))
+    done = machine.make("demo", "RUNTIME=docker", f"PORT={port}", **({"COMPOSE_FILE": chosen} if chosen else {}))
     calls = done.of("docker", "compose")
     assert {call.line.split()[1] for call in calls} == {"--progress", "ps", "up"}
     assert {call.environment.get("COMPOSE_FILE") for call in calls} == {used}

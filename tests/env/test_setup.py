@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -100,6 +101,17 @@ def test_packages_that_cannot_be_fetched_name_the_mirror_and_the_certificates(ma
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "UV_DEFAULT_INDEX" in error
     assert "UV_SYSTEM_CERTS=1" in error
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(machine: Path) -> None:
+    # A terminal sends the signal to all at once; here the installer sends it to its shell, and ends by it too.
+    script(machine / "bin" / "uv", UV.replace("esac", '"pip sync") kill -INT "$PPID"; kill -INT $$ ;;\nesac'))
+    script(machine / "bin" / "python3.10", PYTHON.format(status=0))
+    done, calls = setup(machine)
+    assert done.returncode == -signal.SIGINT
+    assert len([call for call in calls if "pip sync" in call]) == 1
+    assert done.stderr.splitlines()[-1].startswith("stopped; ")
+    assert "run the same command again" in done.stderr
 
 
 def test_what_takes_long_is_not_silent(tmp_path: Path) -> None:

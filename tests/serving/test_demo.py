@@ -465,6 +465,28 @@ def test_the_page_on_an_empty_work_folder(tmp_path: Path, work: Path) -> None:
     assert not state.exists()
 
 
+def test_the_page_stops_where_nobody_reads_its_output_any_more(tmp_path: Path) -> None:
+    """`make demo | tee log` and Ctrl-C: tee may end first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "recipe", "demo", "--port", str(port), "--work", str(tmp_path / "work")]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stderr
+            assert server.stdout
+            lines = [server.stderr.readline(), server.stderr.readline()]
+            assert lines[1].startswith("[demo] missing: "), lines
+            server.stdout.close()
+            server.stderr.close()
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(timeout=60) == 0
+        finally:
+            server.kill()
+
+
 def test_only_that_a_visitor_left_is_not_reported(caplog: pytest.LogCaptureFixture) -> None:
     async def fail(error: Exception) -> None:
         raise error
