@@ -178,7 +178,7 @@ bench: ready ## Training speed beside other trainers; BENCH=end_to_end: all stag
 	@$(call split,BENCH); $(RECIPE) bench $(common) $(model) "$${words[@]}"
 
 .PHONY: chat
-chat: ready ## Talk to the result of RUN in the terminal / 终端对话
+chat: ready ## Talk to the result of RUN (default: merged last) in the terminal / 终端对话
 	@$(call split,CHAT); $(RECIPE) chat $(common) "$${words[@]}"
 
 .PHONY: demo

@@ -1,7 +1,7 @@
 """`python -m recipe`: one verb a stage, and chat, page, API and the experiments.
 
 parser      the options of each verb, and their help
-commands    what each verb does; experiment_commands: sweep and bench
+commands    what each verb does; serving_commands: chat, demo, api; experiment_commands: sweep and bench
 remedies    what to do about what the operating system refuses
 """
 

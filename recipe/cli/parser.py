@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub = _add_verb(verbs, stage.verb, stage.summary)
         if add_options := options_of.get(stage.verb):
             add_options(sub)
-    _chat_verb(_add_verb(verbs, "chat", "talk to base, adapter or merged model / 终端对话"))
+    _chat_verb(_add_verb(verbs, "chat", "talk to base, adapter or merged model / 终端对话", run=""))
     _server_verb(
         _add_verb(verbs, "demo", "a web page to talk to the merged model / 网页对话", run=""),
         6006,

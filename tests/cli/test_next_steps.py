@@ -21,3 +21,9 @@ def test_every_step_is_a_command_with_the_run(run: str, named: str) -> None:
     for verb, command in zip(verbs, commands, strict=True):
         assert command.startswith(f"make {verb}{named}"), command
     assert commands[1].endswith("CHAT='--model work/models/miniature'")
+
+
+@pytest.mark.parametrize("run", ["main", "my-run"])
+def test_what_talks_is_this_run_also_where_another_merges_later(run: str) -> None:
+    commands = [line.partition(":  ")[2] for line in next_steps(run, "work/models/miniature").splitlines()]
+    assert {f"make {verb} RUN={run}" for verb in ("chat", "demo", "api")} <= set(commands)
