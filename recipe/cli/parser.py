@@ -209,6 +209,7 @@ def _merged_model_option(sub: argparse.ArgumentParser) -> None:
 
 def _chat_verb(sub: argparse.ArgumentParser) -> None:
     _merged_model_option(sub)
+    sub.set_defaults(run=None)  # the run that merged last; an empty name is an error
     sub.add_argument("--adapter", type=absolute_path, help="a PEFT adapter folder to put on the model")
     sub.add_argument("--prompt", help="answer this once on stdout and leave")
     sub.add_argument("--system", default="", help="system prompt (default: none, as in training)")

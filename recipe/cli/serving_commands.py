@@ -16,7 +16,7 @@ def _chat_run(options: argparse.Namespace) -> Run:
     """The run whose model talks: RUN, or the one that merged last, as for page and API; `main` where none has."""
     from recipe.serving.model_host import newest_merged
 
-    if options.run:
+    if options.run is not None:
         return Run(options.work, checked_name(options.run))
     merged = None if options.model or options.adapter else newest_merged(options.work, None)
     if merged is None:

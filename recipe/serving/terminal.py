@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
 import re
-import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -129,26 +129,21 @@ def _question_reader() -> Callable[[], str]:
         sys.stdin.reconfigure(errors="surrogateescape")  # what is no UTF-8 is refused later, and ends nothing
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return lambda: input(f"\n{PROMPT}")
-    try:
-        import readline  # from here on `input` edits lines; the history is this process's alone
-    except ImportError:
-        print("this Python has no readline: arrows and history are missing", file=sys.stderr)
-        return lambda: input(f"\n{PROMPT}")
-    brackets = "libedit" not in (readline.__doc__ or "")  # libedit takes what is pasted for typed
-    # A tab in pasted text is text, and no wish to see the files of this folder.
-    for command in ("set enable-bracketed-paste on", "tab: self-insert") if brackets else ("bind ^I ed-insert",):
-        readline.parse_and_bind(command)
-    return lambda: _edited_question(joined=not brackets)
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.output.vt100 import Vt100_Output
 
+    screen = Vt100_Output.from_pty(sys.stdout, term=os.environ.get("TERM"))
+    screen.enable_cpr = False  # not asked where the cursor is: a late answer would be taken for typed text
+    session: PromptSession[str] = PromptSession([("bold", PROMPT)], output=screen)  # its history is in memory alone
 
-def _edited_question(*, joined: bool) -> str:
-    """Read a question by the line editor.
+    def read() -> str:
+        print(flush=True)
+        try:
+            return session.prompt()
+        except KeyboardInterrupt:  # of a signal it may come anywhere, also where the editor does not tidy up
+            screen.disable_bracketed_paste()
+            screen.show_cursor()
+            screen.flush()
+            raise
 
-    Args:
-        joined: add the lines that are there already, since the editor does not tell several pasted lines apart.
-    """
-    print()  # apart from the prompt, whose width the editor counts, without what is between \001 and \002
-    question = input(f"\001\033[1m\002{PROMPT}\001\033[0m\002")
-    while joined and not COMMAND.fullmatch(question) and select.select([sys.stdin], [], [], 0)[0]:
-        question += "\n" + input()
-    return question
+    return read
