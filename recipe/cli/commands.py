@@ -49,6 +49,7 @@ def run_data(options: argparse.Namespace) -> None:
         mode=options.mode,
         own=options.data,
         own_only=options.data_only,
+        n=options.n,
         seed=options.seed,
         extended=model.asks_extended_prompts(options.model),
         languages=parse_languages(options.languages),
@@ -163,8 +164,12 @@ def run_merge(options: argparse.Namespace) -> None:
     from recipe.stages import merge
 
     run = _run(options)
-    names = _taught_names(run.folder("data"))
-    merge.make(run.folder("merged"), adapter_folder=run.folder("adapter"), identity_names=names)
+    merge.make(
+        run.folder("merged"),
+        adapter_folder=run.folder("adapter"),
+        identity_names=_taught_names(run.folder("data")),
+        max_shard_size=options.max_shard_size,
+    )
 
 
 def _taught_names(folder: Path) -> tuple[str, ...]:
