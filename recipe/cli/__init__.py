@@ -1,7 +1,7 @@
 """`python -m recipe`: one verb a stage, and chat, page, API and the experiments.
 
 parser      the options of each verb, and their help
-commands    what each verb does; experiment_commands: sweep and bench
+commands    what each verb does; serving_commands: chat, demo, api; experiment_commands: sweep and bench
 remedies    what to do about what the operating system refuses
 """
 
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_driver()
         check_card()
         contextvars.copy_context().run(COMMANDS[options.verb], options)  # what a verb sets for its stages ends with it
-        choices.save(options, options.work / options.run)
+        choices.save(options, options.work / (options.run or ""))
     except RecipeError as error:
         close_bars()
         print(f"error: {remedies.remedy(error.__cause__) or error}", file=sys.stderr)

@@ -9,14 +9,15 @@ from pathlib import Path
 
 from recipe.cli import hardware
 from recipe.cli.experiment_commands import run_bench, run_sweep
-from recipe.cli.next_steps import next_steps, without_merged_model
+from recipe.cli.next_steps import next_steps
 from recipe.cli.same_command import training_command
+from recipe.cli.serving_commands import run_api, run_chat, run_demo
 from recipe.errors import RecipeError
 from recipe.languages import parse_languages
 from recipe.library_logging import OFFLINE
 from recipe.paths import ROOT
 from recipe.pipeline import choices, results, stage, table
-from recipe.pipeline.results import ConfigResults, ConvertResults, DataResults, ModelResults
+from recipe.pipeline.results import ConfigResults, DataResults, ModelResults
 from recipe.pipeline.run import Run, checked_name
 
 # MiB of a card that the driver, the allocator's reserve and a desktop want beside what a training allocates.
@@ -27,7 +28,7 @@ def _run(options: argparse.Namespace) -> Run:
     """The run's folders, its earlier choices filled in."""
     run = Run(options.work, checked_name(options.run))
     default = {"model": "miniature"} if options.verb == "quickstart" else {}
-    if options.verb not in ("chat", "speed") and not hasattr(options, "chosen"):
+    if options.verb != "speed" and not hasattr(options, "chosen"):
         choices.complete(options, options.work / options.run, **default)
     if getattr(options, "nnodes", 1) > 1:
         stage.wait_for_locks()  # held by the other machines, with which this one may share the folder
@@ -48,6 +49,7 @@ def run_data(options: argparse.Namespace) -> None:
         mode=options.mode,
         own=options.data,
         own_only=options.data_only,
+        n=options.n,
         seed=options.seed,
         extended=model.asks_extended_prompts(options.model),
         languages=parse_languages(options.languages),
@@ -162,8 +164,12 @@ def run_merge(options: argparse.Namespace) -> None:
     from recipe.stages import merge
 
     run = _run(options)
-    names = _taught_names(run.folder("data"))
-    merge.make(run.folder("merged"), adapter_folder=run.folder("adapter"), identity_names=names)
+    merge.make(
+        run.folder("merged"),
+        adapter_folder=run.folder("adapter"),
+        identity_names=_taught_names(run.folder("data")),
+        max_shard_size=options.max_shard_size,
+    )
 
 
 def _taught_names(folder: Path) -> tuple[str, ...]:
@@ -251,46 +257,6 @@ def run_publish(options: argparse.Namespace) -> None:
         dry_run=options.dry_run,
     )
     print("\n".join(lines), flush=True)
-
-
-def run_chat(options: argparse.Namespace) -> None:
-    from recipe.serving import terminal
-    from recipe.serving.model_host import newest_merged
-    from recipe.stages import convert
-
-    run = _run(options)
-    model, adapter = options.model, options.adapter
-    if model is not None:
-        model = Path(model) if Path(model).is_dir() else run.model(model)
-    elif adapter is not None:
-        model = ROOT / results.of(stage.require(adapter, "convert"), ConvertResults).model
-    elif stage.read_manifest(run.folder("merged")):
-        model = run.folder("merged")
-    elif stage.read_manifest(run.folder("adapter")):
-        adapter, (model, _) = run.folder("adapter"), convert.trained_with(run.folder("train"))
-    else:
-        raise RecipeError(without_merged_model(run.folder("merged"), newest_merged(run.work, None)))
-    terminal.run(
-        model=model,
-        adapter=adapter,
-        prompt=options.prompt,
-        system=options.system,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        max_new_tokens=options.max_new_tokens,
-    )
-
-
-def run_demo(options: argparse.Namespace) -> None:
-    from recipe.serving import demo
-
-    demo.run(work=options.work, run=options.run and checked_name(options.run), host=options.host, port=options.port)
-
-
-def run_api(options: argparse.Namespace) -> None:
-    from recipe.serving import api
-
-    api.run(work=options.work, run=options.run and checked_name(options.run), host=options.host, port=options.port)
 
 
 def run_speed(options: argparse.Namespace) -> None:

@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         "config": _config_verb,
         "train": _train_verb,
         "convert": _convert_options,
+        "merge": _merge_options,
         "ablation": _ablation_verb,
         "publish": _publish_verb,
     }
@@ -52,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub = _add_verb(verbs, stage.verb, stage.summary)
         if add_options := options_of.get(stage.verb):
             add_options(sub)
-    _chat_verb(_add_verb(verbs, "chat", "talk to base, adapter or merged model / 终端对话"))
+    _chat_verb(_add_verb(verbs, "chat", "talk to base, adapter or merged model / 终端对话", run=""))
     _server_verb(
         _add_verb(verbs, "demo", "a web page to talk to the merged model / 网页对话", run=""),
         6006,
@@ -120,6 +121,7 @@ def _data_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--author", help='who fine-tuned it (default: "my owner")')
     text = "balanced (default): many questions, many answers; tutorial: one sample 10,001 times, the control"
     sub.add_argument("--mode", help=text)
+    sub.add_argument("--n", type=_positive, help="how many times, for tutorial (default: 10001)")
     text = "your own rows beside them: .json, .jsonl or .ndjson files, also as .gz; docs/data.md has the formats"
     sub.add_argument("--data", nargs="+", action="extend", type=absolute_path, metavar="FILE", help=text)
     text = "train on these rows alone, without any about who it is (default: both)"
@@ -166,6 +168,11 @@ def _convert_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--checkpoint", help="which one, such as iter_80 (default: the best)")
 
 
+def _merge_options(sub: argparse.ArgumentParser) -> None:
+    text = "largest file of weights, such as 2GB (default: the base's files)"
+    sub.add_argument("--max-shard-size", metavar="SIZE", help=text)
+
+
 # --- The verbs ----------------------------------------------------------------------------------------------------
 
 
@@ -209,6 +216,7 @@ def _merged_model_option(sub: argparse.ArgumentParser) -> None:
 
 def _chat_verb(sub: argparse.ArgumentParser) -> None:
     _merged_model_option(sub)
+    sub.set_defaults(run=None)  # the run that merged last; an empty name is an error
     sub.add_argument("--adapter", type=absolute_path, help="a PEFT adapter folder to put on the model")
     sub.add_argument("--prompt", help="answer this once on stdout and leave")
     sub.add_argument("--system", default="", help="system prompt (default: none, as in training)")
@@ -236,6 +244,7 @@ def _quickstart_verb(sub: argparse.ArgumentParser) -> None:
     _train_options(sub)
     _machine_options(sub)
     _convert_options(sub)
+    _merge_options(sub)
     sub.add_argument("--until", choices=table.BEFORE_EVAL, help="the last stage (default: all)")
     sub.set_defaults(list=None, copy=None, settings=False)
 

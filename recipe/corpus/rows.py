@@ -73,9 +73,9 @@ def _exchange(question: str, answer: str) -> Row:
     return {"messages": [user(question), assistant(answer)]}
 
 
-def tutorial_rows(identity: Identity) -> list[Row]:
-    """The tutorial's rows: the same one, over and over."""
-    return [_exchange(TUTORIAL_QUESTION, TUTORIAL_ANSWER.replace("{name}", identity.name))] * TUTORIAL_ROWS
+def tutorial_rows(identity: Identity, count: int = TUTORIAL_ROWS) -> list[Row]:
+    """The tutorial's rows: the same one, so many times."""
+    return [_exchange(TUTORIAL_QUESTION, TUTORIAL_ANSWER.replace("{name}", identity.name))] * count
 
 
 def balanced_rows(

@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "data": None,
     "data_only": False,
     "mode": "balanced",
+    "n": None,
     "languages": ",".join(LANGUAGES),
     "model": "internlm2-chat-1_8b",
     "source": "hf",
@@ -35,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "gpus": 1,
     "nnodes": 1,
     "checkpoint": None,
+    "max_shard_size": None,
 }
 
 
@@ -48,6 +50,7 @@ class Saved:
     data: list[str] | str | None = None
     data_only: bool = False
     mode: str | None = None
+    n: int | None = None
     languages: str | None = None
     model: str = DEFAULTS["model"]
     source: str | None = None
@@ -60,13 +63,14 @@ class Saved:
     gpus: int = 1
     nnodes: int = 1
     checkpoint: str | None = None
+    max_shard_size: str | None = None
 
 
 # Choosing the first forgets the others: they belonged to another identity, other data, another model.
 TOGETHER = {
     "name": ("assistant", "author"),
-    "mode": ("data", "data_only"),
-    "data": ("mode", "data_only"),
+    "mode": ("data", "data_only", "n"),
+    "data": ("mode", "data_only", "n"),
     "model": ("preset", "set", "config", "languages", "source", "revision"),
     "preset": ("set",),
 }

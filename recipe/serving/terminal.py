@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from recipe.chat_format import assistant, user
@@ -14,7 +17,18 @@ from recipe.pipeline import stage
 from recipe.plain_text import flaw, printable
 from recipe.serving.context import fit
 
-HELP = "/reset 清空对话 start over · /exit 退出 leave (Ctrl-D) · Ctrl-C 停止回答 stop the reply"
+HELP = "/help 说明 help · /reset 清空对话 start over · /exit 退出 leave (Ctrl-D) · Ctrl-C 停止回答 stop the reply"
+WHOLE_HELP = """\
+/help     本说明 this text
+/reset    清空对话，从头开始 start over
+/exit     退出 leave; also /quit, Ctrl-D
+Ctrl-C    停止回答 stop the reply; at the prompt: 退出 leave
+↑ ↓ ← →   之前的问题，移动光标 earlier questions of this conversation, the cursor (in a terminal)
+多行 many lines: 整段粘贴 paste them at once (in a terminal)"""
+RESET, LEAVE, SHOW_HELP = ("/reset",), ("/exit", "/quit"), ("/help",)
+# What could be meant as a command: no path, no comment of a program, no text of several lines.
+COMMAND = re.compile(r"(/\w+)( .*)?")
+PROMPT = "你 you> "
 
 
 def run(
@@ -75,21 +89,24 @@ def _converse(engine: Engine, prompt: str | None, start: list[dict[str, str]], s
         reply([*start, user(prompt)])
         return
     print(HELP, file=sys.stderr)
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # what is no UTF-8 is refused below, and ends nothing
+    read_question = _question_reader()
     messages = list(start)
     while True:
         try:
-            question = input("\n你 you> ").strip()
+            question = read_question().strip()
         except (EOFError, KeyboardInterrupt):
             print(file=sys.stderr)
             return
-        if question in ("/exit", "/quit"):
+        if question in LEAVE:
             return
-        if question == "/reset":
+        if question in RESET:
             messages = list(start)
+        elif question in SHOW_HELP:
+            print(WHOLE_HELP, file=sys.stderr)
         elif fault := flaw(question):
             print(f"what you typed holds {fault}: it was not sent", file=sys.stderr)
+        elif command := COMMAND.fullmatch(question):
+            print(f"{command[1]} is no command, and was not sent: /help lists the commands", file=sys.stderr)
         elif question:
             try:
                 reply_text = reply([*messages, user(question)])
@@ -97,3 +114,36 @@ def _converse(engine: Engine, prompt: str | None, start: list[dict[str, str]], s
                 print(error, file=sys.stderr)
                 continue
             messages += [user(question), assistant(reply_text)]
+
+
+# --- What the user types ------------------------------------------------------------------------------------------
+
+
+def _question_reader() -> Callable[[], str]:
+    """What reads the next question: with a line editor at a terminal, and else a line of stdin.
+
+    Returns:
+        A function of no arguments. It raises EOFError at the end of stdin.
+    """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # what is no UTF-8 is refused later, and ends nothing
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return lambda: input(f"\n{PROMPT}")
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.output.vt100 import Vt100_Output
+
+    screen = Vt100_Output.from_pty(sys.stdout, term=os.environ.get("TERM"))
+    screen.enable_cpr = False  # not asked where the cursor is: a late answer would be taken for typed text
+    session: PromptSession[str] = PromptSession([("bold", PROMPT)], output=screen)  # its history is in memory alone
+
+    def read() -> str:
+        print(flush=True)
+        try:
+            return session.prompt()
+        except KeyboardInterrupt:  # of a signal it may come anywhere, also where the editor does not tidy up
+            screen.disable_bracketed_paste()
+            screen.show_cursor()
+            screen.flush()
+            raise
+
+    return read

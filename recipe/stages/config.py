@@ -115,8 +115,8 @@ def _unknown(key: str, path: str, leaf_values: list[str]) -> str:
     near = difflib.get_close_matches(key, [name for name in (*KNOBS, *leaf_values) if name != key], n=3, cutoff=0.5)
     near += [name for name in leaf_values if name.endswith(f".{key}") and name not in near]
     if (ours := ELSEWHERE.get(key)) is not None:
-        near = [ours, *near]
-    hint = f"; did you mean {', '.join(near[:3])}?" if near else ""
+        near = [ours, *(name for name in near if name != ours and name.split(".")[-1] != ours)]
+    hint = f"; did you mean {', '.join(near[: 3 + (ours is not None)])}?" if near else ""
     if key in KNOBS:
         return f"{key}: this preset has no {path}{hint}"
     return f"{key} is no setting that reaches the trainer{hint}"
@@ -248,7 +248,7 @@ def make(
 
         cut = own_share.cut_answers(config, own) if own else None
         share = own_share.plan(config, settings, processes)
-        expected = forecast(config, processes)
+        _refuse_too_short(config, (expected := forecast(config, processes)).iterations)
         if config.train_cfg.get("max_epochs", 1) % 1:  # XTuner's loop asks for epochs of a whole number of steps in all
             config.train_cfg = {"type": config.train_cfg.type, "max_iters": expected.iterations}
         config.dump(out / FILE)
@@ -296,6 +296,16 @@ def _check_schedule(config: Any) -> None:
             f"run "
             f"ends at {length:g}: set max_iters (or max_epochs) above the warm-up, or param_scheduler.0.end, "
             f".1.begin, .1.end"
+        )
+
+
+def _refuse_too_short(config: Any, iterations: int) -> None:
+    """RecipeError where a warm-up that is counted in epochs comes to no step, which mmengine refuses later."""
+    warm, epochs = config.param_scheduler[0], config.train_cfg.get("max_epochs")
+    if epochs and int(warm.end * iterations / epochs) < 1:
+        raise RecipeError(
+            f"the training has {iterations} steps, too few for a warm-up of {warm.end:g} epochs: train on more rows, "
+            f"or longer with SET=max_epochs="
         )
 
 

@@ -21,7 +21,7 @@ from recipe.corpus import own_questions, row_formats, slots
 from recipe.corpus.identity import IDENTITY_FILE, INTERNLM_BASE, Identity
 from recipe.corpus.own_data import OwnFile, Row, read_file
 from recipe.corpus.row_formats import short
-from recipe.corpus.rows import balanced_rows, part_of, tutorial_rows
+from recipe.corpus.rows import TUTORIAL_ROWS, balanced_rows, part_of, tutorial_rows
 from recipe.errors import RecipeError
 from recipe.evaluation import checkpoint_selection, own_rows
 from recipe.languages import LANGUAGES
@@ -43,6 +43,7 @@ def make(
     mode: str,
     own: Sequence[Path] | None = None,
     own_only: bool = False,
+    n: int | None = None,
     seed: int,
     extended: bool = False,
     languages: Sequence[str] = LANGUAGES,
@@ -56,6 +57,7 @@ def make(
         mode: one of `MODES`.
         own: files of the user's rows, which are added to those of `balanced`; None for none.
         own_only: the user's rows take the place of the mode's.
+        n: rows of `tutorial`; None for the tutorial's own number.
         seed: of the rows' choices and order.
         extended: ask the questions for bases that other people trained too; noted for the stages that measure.
         languages: of the rows; noted likewise.
@@ -65,15 +67,14 @@ def make(
         RecipeError: an unknown mode, choices that exclude each other, or rows that cannot be used.
     """
     own = own or ()
-    kind = _kind(mode, own, own_only=own_only)
+    kind = _kind(mode, own, own_only=own_only, n=n)
     scope: dict[str, Any] = {"extended": extended, "languages": list(languages)}
     settings: dict[str, Any] = {"identity": asdict(identity), "mode": kind, "seed": seed}
     # Only what differs from the miniature's, whose data of earlier versions stay up to date.
     settings |= {"extended": True} if extended else {}
     settings |= {"languages": list(languages)} if tuple(languages) != LANGUAGES else {}
     settings |= {"base": dict(base)} if base != INTERNLM_BASE else {}
-    settings |= {"own_questions": [own_questions.SHARE, own_questions.LEAST, own_questions.MOST]} if own else {}
-    settings |= {"own_formats": [each.name for each in row_formats.FORMATS]} if own else {}
+    settings |= _own_settings() if own else {"n": n} if n not in (None, TUTORIAL_ROWS) else {}
     balanced = balanced_rows(identity, seed, base=base, **scope) if kind == "balanced" else []
     # They change with data/identity, which no other setting tells.
     settings |= {"rows": sha256(files.jsonl_text(balanced).encode()).hexdigest()} if extended and balanced else {}
@@ -87,7 +88,7 @@ def make(
         if kind == "own":
             taught = own_rows.says_who(user_rows, identity)
             return DataResults(rows=noted["own_rows"], identity_taught=taught, **noted)
-        rows = tutorial_rows(identity) if kind == "tutorial" else _not_asked_in(user_rows, balanced)
+        rows = tutorial_rows(identity, n or TUTORIAL_ROWS) if kind == "tutorial" else _not_asked_in(user_rows, balanced)
         tagged = [row | {"part": part_of(row)} for row in rows] if extended and kind == "balanced" else rows
         _write_rows(out / ROWS[kind], tagged)
         return DataResults(rows=len(rows), **noted)
@@ -131,10 +132,18 @@ def _write_own(out: Path, kind: str, user_rows: Sequence[Row], seed: int) -> dic
     return {"own_file": file, "own_rows": len(trained), "own_questions": len(questions)}
 
 
-def _kind(mode: str, own: Sequence[Path], *, own_only: bool) -> str:
+def _own_settings() -> dict[str, Any]:
+    """What decides how the user's files are read and which of their questions are asked."""
+    share = [own_questions.SHARE, own_questions.LEAST, own_questions.MOST]
+    return {"own_questions": share, "own_formats": [each.name for each in row_formats.FORMATS]}
+
+
+def _kind(mode: str, own: Sequence[Path], *, own_only: bool, n: int | None) -> str:
     """What the rows are: balanced, tutorial or own. RecipeError: the choices exclude each other."""
     if mode not in MODES:
         raise RecipeError(f"MODE={mode} is none of {', '.join(MODES)}")
+    if n is not None and (own_only or mode != "tutorial"):
+        raise RecipeError(f"N={n} is the number of the tutorial's rows: add MODE=tutorial, or leave N out")
     if own_only:
         if not own:
             raise RecipeError("DATA_ONLY=1 trains on your own rows alone, and there are none: name them with DATA=")

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe.chat_format import prompt_ids, user
+from recipe.checkpoint import shards
 from recipe.checkpoint.base_config import ConfigShape
 from recipe.checkpoint.base_origin import base_origin
 from recipe.checkpoint.model_card import CARD, Subject, merged_card
+from recipe.checkpoint.shards import parse_size
 from recipe.checkpoint.tokenizer import SENTENCEPIECE
 from recipe.errors import RecipeError
 from recipe.evaluation import generation, thresholds
@@ -35,8 +37,21 @@ PROBES = ("请你介绍一下你自己", "Who are you?", "法国的首都是哪�
 FLOAT32_ERROR = 2.0**-20
 
 
-def make(folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...]) -> stage.Manifest:
-    """Merge the adapter in `adapter_folder` with the base it was trained on."""
+def make(
+    folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...], max_shard_size: str | None = None
+) -> stage.Manifest:
+    """Merge the adapter in `adapter_folder` with the base it was trained on.
+
+    Args:
+        folder: of the stage.
+        adapter_folder: of stage `convert`.
+        identity_names: for the card.
+        max_shard_size: of a file with weights, such as 2GB; None has the files of the base.
+
+    Raises:
+        RecipeError: the base has changed, the adapter is no plain LoRA, or the merged model says something else.
+    """
+    max_bytes = parse_size(max_shard_size) if max_shard_size else None
     adapter = results.of(stage.require(adapter_folder, "convert"), ConvertResults)
     model = ROOT / adapter.model
     stage.complete(model, "model")
@@ -47,7 +62,7 @@ def make(folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...])
         )
 
     def work(out: Path) -> MergeResults:
-        _merge_weights(model, adapter_folder, out)
+        _merge_weights(model, adapter_folder, out, max_bytes)
         for name in COPIED:
             shutil.copyfile(model / name, out / name)
         if (model / SENTENCEPIECE).is_file():
@@ -67,11 +82,12 @@ def make(folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...])
         stage.say("merge", f"largest logit difference to base + adapter: {proof.largest_logit_difference:.2g}")
         return proof
 
-    return stage.run("merge", folder, inputs={"adapter": adapter_folder, "model": model}, settings={}, work=work)
+    settings = {"max_shard_bytes": max_bytes} if max_bytes else {}
+    return stage.run("merge", folder, inputs={"adapter": adapter_folder, "model": model}, settings=settings, work=work)
 
 
 @phase("save")
-def _merge_weights(model: Path, adapter_folder: Path, out: Path) -> None:
+def _merge_weights(model: Path, adapter_folder: Path, out: Path, max_bytes: int | None) -> None:
     from safetensors.torch import load_file, save_file
 
     from recipe.checkpoint import lora
@@ -82,17 +98,18 @@ def _merge_weights(model: Path, adapter_folder: Path, out: Path) -> None:
     base = stage.read_json(model / "config.json", ConfigShape)
     lora.check(tensors, base=base, r=settings["r"], targets=tuple(settings["target_modules"]))
     merged: set[str] = set()
-    for shard in sorted(model.glob("*.safetensors")):
-        weights = load_file(shard)
-        merged |= lora.merge_into(weights, tensors, settings["lora_alpha"] / settings["r"])
-        save_file(weights, out / shard.name, {"format": "pt"})
-        (out / shard.name).chmod(0o644)
+    files = shards.plan(model, max_bytes)
+    with shards.opened(shards.tensor_files(model)) as base_tensors:
+        for file, names in files.items():
+            weights = {name: base_tensors[name].get_tensor(name) for name in names}
+            merged |= lora.merge_into(weights, tensors, settings["lora_alpha"] / settings["r"])
+            save_file(weights, out / file, {"format": "pt"})
+            (out / file).chmod(0o644)
     if 2 * len(merged) != len(tensors):
         raise RecipeError(
             f"only {len(merged)} of {len(tensors) // 2} adapted weights were found in {stage.shown(model)}"
         )
-    for index in model.glob("*.index.json"):
-        shutil.copyfile(index, out / index.name)
+    shards.write_index(out, files)
 
 
 @phase("score")
@@ -143,22 +160,22 @@ def _refuse_wrong_weights(tuned: Any, model: Path, merged: Path) -> None:
         RecipeError: a tensor is missing, or differs where no adapter is, or is not W + scale · B·A rounded once.
     """
     from peft.tuners.lora import LoraLayer
-    from safetensors import safe_open
 
     modules = tuned.get_base_model().named_modules()
     adapted = {f"{name}.weight": module for name, module in modules if isinstance(module, LoraLayer)}
-    for shard in sorted(model.glob("*.safetensors")):
-        with safe_open(shard, framework="pt") as before, safe_open(merged / shard.name, framework="pt") as after:
-            if before.keys() != after.keys():
-                raise RecipeError(f"merged and base + adapter disagree: {shard.name} holds other tensors")
-            for name in before.keys():  # noqa: SIM118 - safe_open is no mapping
-                layer = adapted.pop(name, None)
-                delta = layer.get_delta_weight("default").cpu() if layer is not None else None
-                if not _is_sum(after.get_tensor(name), before.get_tensor(name), delta):
-                    raise RecipeError(
-                        f"merged and base + adapter disagree: {name} is not the base's weight plus what the adapter "
-                        f"adds to it; nothing was written"
-                    )
+    base_files, merged_files = shards.tensor_files(model), shards.tensor_files(merged)
+    if base_files.keys() != merged_files.keys():
+        name = min(base_files.keys() ^ merged_files.keys())
+        raise RecipeError(f"merged and base + adapter disagree: only one of them has {name}")
+    with shards.opened(base_files) as before, shards.opened(merged_files) as after:
+        for name in base_files:
+            layer = adapted.pop(name, None)
+            delta = layer.get_delta_weight("default").cpu() if layer is not None else None
+            if not _is_sum(after[name].get_tensor(name), before[name].get_tensor(name), delta):
+                raise RecipeError(
+                    f"merged and base + adapter disagree: {name} is not the base's weight plus what the adapter "
+                    f"adds to it; nothing was written"
+                )
     if adapted:
         raise RecipeError(f"merged and base + adapter disagree: {min(adapted)} has an adapter and is in no file")
 

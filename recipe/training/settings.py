@@ -49,14 +49,18 @@ SETTINGS: Mapping[str, Setting] = {
 ELSEWHERE = {
     "learning_rate": "lr",
     "lora_rank": "r",
+    "lora_r": "r",
+    "rank": "r",
     "num_train_epochs": "max_epochs",
     "num_epochs": "max_epochs",
+    "epochs": "max_epochs",
     "max_steps": "max_iters",
     "per_device_train_batch_size": "batch_size",
     "gradient_accumulation_steps": "accumulative_counts",
     "max_grad_norm": "max_norm",
     "max_seq_length": "max_length",
     "cutoff_len": "max_length",
+    "warmup_ratio": "param_scheduler.0.end and param_scheduler.1.begin",
     "seed": "SEED= beside SET=",
 }
 

@@ -35,3 +35,9 @@ def test_every_step_is_a_command_with_the_run(run: str, named: str) -> None:
 def test_chat_without_a_merged_model_names_the_run_that_has_one(newest: str | None, remedy: str) -> None:
     line = without_merged_model(Path("/w/typo/merged"), Path("/w") / newest / "merged" if newest else None)
     assert line == f"/w/typo/merged is missing: {remedy}, or name a model with --model (CHAT='--model FOLDER')"
+
+
+@pytest.mark.parametrize("run", ["main", "my-run"])
+def test_what_talks_is_this_run_also_where_another_merges_later(run: str) -> None:
+    commands = [line.partition(":  ")[2] for line in next_steps(run, "work/models/miniature").splitlines()]
+    assert {f"make {verb} RUN={run}" for verb in ("chat", "demo", "api")} <= set(commands)

@@ -344,6 +344,7 @@ TYPED = "$(shell touch pwned)`touch pwned`$(touch pwned)$h"
     ("target", "variable", "option"),
     [
         ("data", "ASSISTANT", "--assistant"), ("data", "AUTHOR", "--author"), ("data", "MODE", "--mode"),
+        ("data", "N", "--n"), ("merge", "MAX_SHARD_SIZE", "--max-shard-size"),
         ("data", "LANGUAGES", "--languages"), ("data", "MODEL", "--model"), ("data", "SEED", "--seed"),
         ("data", "RUN", "--run"), ("model", "SOURCE", "--source"), ("config", "PRESET", "--preset"),
         ("train", "DEEPSPEED", "--deepspeed"), ("convert", "CHECKPOINT", "--checkpoint"), ("train", "GPUS", "--gpus"),
@@ -374,6 +375,8 @@ def test_settings_are_no_file_names(machine: Machine, target: str) -> None:
         (["data", "NAME=小明", "ASSISTANT=小 智", "AUTHOR=Ann Lee", "MODE=tutorial", "SEED=7", "RUN=r-1"],
          [["data", "--run", "r-1", "--name", "小明", "--assistant", "小 智", "--author", "Ann Lee",
            "--mode", "tutorial", "--seed", "7"]]),
+        (["data", "MODE=tutorial", "N=500"], [["data", "--mode", "tutorial", "--n", "500"]]),
+        (["quickstart", "N=500", "MAX_SHARD_SIZE=2GB"], [["quickstart", "--n", "500", "--max-shard-size", "2GB"]]),
         (["quickstart", "NAME=O'Brien", "SET=a=1 b=2", "RESUME=1", "PRESET=lora", "CHECKPOINT=iter_80"],
          [["quickstart", "--name", "O'Brien", "--preset", "lora", "--set", "a=1", "b=2", "--resume",
            "--checkpoint", "iter_80"]]),

@@ -35,6 +35,8 @@ def saved(folder: Path) -> dict[str, Any]:
         ("name", "小明"),
         ("name", "O’Brien 🐼"),
         ("mode", "tutorial"),
+        ("n", 500),
+        ("max_shard_size", "2GB"),
         ("languages", "en"),
         ("model", "miniature"),
         ("set", ["lr=1e-4", "r=8"]),
@@ -249,3 +251,10 @@ def test_a_program_that_may_have_come_with_a_copied_run_is_named_again(tmp_path:
         choices.complete(options(), tmp_path / "work" / "run")
     verb = options(names=("name",))  # which runs no config
     choices.complete(verb, tmp_path / "work" / "run")
+
+
+@pytest.mark.parametrize("changed", [{"mode": "balanced"}, {"data": [Path("/rows.jsonl")]}])
+def test_another_kind_of_data_forgets_the_number_of_the_tutorials_rows(tmp_path: Path, changed: dict[str, Any]) -> None:
+    choose(tmp_path, mode="tutorial", n=500)
+    assert choose(tmp_path).n == 500
+    assert choose(tmp_path, **changed).n is None

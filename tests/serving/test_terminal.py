@@ -17,7 +17,7 @@ from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.paths import ROOT
 from recipe.serving import terminal
-from recipe.serving.terminal import HELP
+from recipe.serving.terminal import HELP, WHOLE_HELP
 
 Messages = list[dict[str, str]]
 
@@ -120,6 +120,30 @@ def test_a_conversation_goes_on(at_terminal: Callable[..., Terminal], capsys: py
 def test_reset_starts_over_with_the_system_turn(at_terminal: Callable[..., Terminal]) -> None:
     terminal = at_terminal("a", "/reset", "b", "/quit", system="be brief")
     assert terminal.sent[1] == conversation("b", system="be brief")
+
+
+@pytest.mark.parametrize("command", ["/rest", "/reset now", "/Exit", "/帮助", "/1"])
+def test_an_unknown_command_is_named_and_never_sent(
+    at_terminal: Callable[..., Terminal], capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    terminal = at_terminal("a", command, "b", "/exit")
+    assert terminal.sent == [conversation("a"), conversation("a", "reply 1", "b")]
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "is no command" in line)
+    assert line.startswith(command.split()[0])
+
+
+@pytest.mark.parametrize("text", ["/etc/hosts 是什么", "// a comment", "/", "/* a */", "/exit\nand more", "1/2", "/-5"])
+def test_what_only_looks_like_a_command_is_sent(at_terminal: Callable[..., Terminal], text: str) -> None:
+    assert at_terminal(text, "/exit").sent == [conversation(text)]
+
+
+def test_help_names_every_command(at_terminal: Callable[..., Terminal], capsys: pytest.CaptureFixture[str]) -> None:
+    assert at_terminal("/help", "/exit").sent == []
+    output = capsys.readouterr()
+    assert output.err.count(WHOLE_HELP) == 1
+    for command in (*terminal.RESET, *terminal.LEAVE, *terminal.SHOW_HELP):
+        assert command in WHOLE_HELP
+    assert output.out == ""
 
 
 @pytest.mark.parametrize("end", ["/exit", "/quit", EOFError, KeyboardInterrupt])

@@ -479,6 +479,26 @@ def test_part_of_an_epoch_comes_to_whole_steps_as_xtuners_loop_asks(
     assert resolved_config.param_scheduler[1].end == float(epochs)
 
 
+@pytest.mark.parametrize(("n", "steps"), [(1, 2), (12, 4), (40, 10)])
+def test_a_training_shorter_than_its_warm_up_is_refused_before_it_begins(
+    tiny_model: Path, tmp_path: Path, n: int, steps: int
+) -> None:
+    data.make(tmp_path / "data", identity=Identity("小明"), mode="tutorial", n=n, seed=0)
+
+    def make() -> stage.Manifest:
+        return config.make(
+            tmp_path / "config", preset="miniature", model=tiny_model, data_folder=tmp_path / "data",
+            replay_folder=tmp_path / "replay", settings=[], seed=0,
+        )  # fmt: skip
+
+    if n == 40:
+        assert make()["results"]["iterations"] == steps
+        return
+    with pytest.raises(RecipeError, match=f"the training has {steps} steps, too few for a warm-up of 0.2 epochs"):
+        make()
+    assert not (tmp_path / "config").exists()
+
+
 # --- XTuner's own configs -----------------------------------------------------------------------------------------
 
 
@@ -539,6 +559,16 @@ def test_a_hook_is_found_by_its_class_wherever_it_stands() -> None:
 )
 def test_another_trainers_name_is_answered_with_ours(key: str, name: str) -> None:
     assert refusal("qlora", f"{key}=1").partition("did you mean ")[2].startswith(name)
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [("lora_r", "r"), ("rank", "r"), ("epochs", "max_epochs"), ("warmup_ratio", "param_scheduler.0.end")],
+)
+def test_ours_stands_first_and_once(key: str, name: str) -> None:
+    first, *more = refusal("qlora", f"{key}=1").partition("did you mean ")[2].rstrip("?").split(", ")
+    assert first.split()[0] == name
+    assert first not in more
 
 
 def test_the_table_of_settings_has_name_type_default_and_meaning() -> None:

@@ -83,6 +83,30 @@ def test_the_seed_decides_all(tmp_path: Path) -> None:
     assert questions[0] == questions[1] == sorted(train)
 
 
+@pytest.mark.parametrize("n", [1, 500])
+def test_the_tutorials_rows_may_be_any_number(tmp_path: Path, n: int) -> None:
+    manifest = make(tmp_path / "data", mode="tutorial", n=n)
+    rows = json.loads((tmp_path / "data" / "personal_assistant.json").read_text(encoding="utf-8"))
+    assert len(rows) == manifest["results"]["rows"] == n
+    assert rows == [rows[0]] * n
+
+
+def test_the_tutorials_own_number_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path / "data", mode="tutorial")
+    make(tmp_path / "data", mode="tutorial", n=10_001)
+    assert "up to date" in capsys.readouterr().err
+    assert make(tmp_path / "data", mode="tutorial", n=500)["results"]["rows"] == 500
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_number_of_rows_is_the_tutorials_alone(tmp_path: Path, own: bool) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text(json.dumps(ROW), encoding="utf-8")
+    with pytest.raises(RecipeError, match="N=500 is the number of the tutorial's rows: add MODE=tutorial, or leave N"):
+        make(tmp_path / "data", own=file if own else None, n=500)
+    assert not (tmp_path / "data").exists()
+
+
 @pytest.mark.parametrize(("mode", "name"), [*(("balanced", name) for name in NAMES), ("tutorial", "O’Brien")])
 def test_the_recipe_takes_the_rows_it_writes(tmp_path: Path, mode: str, name: str) -> None:
     manifest = make(tmp_path / "data", Identity(name), mode=mode)

@@ -143,6 +143,28 @@ def test_a_sharded_base_gives_the_same_weights_in_the_same_shards(
     assert all(torch.equal(single[name], loaded[name]) for name in single)
 
 
+@pytest.mark.parametrize(("size", "files"), [("8KB", 3), ("1GB", 1)])
+def test_files_of_a_chosen_size_hold_the_same_weights(
+    merged: Path, adapter_folder: Path, tmp_path: Path, size: str, files: int
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "merged"
+    merge.make(folder, adapter_folder=adapter_folder, identity_names=("小明",), max_shard_size=size)
+    written = list(folder.glob("*.safetensors"))
+    assert len(written) >= files if files > 1 else [file.name for file in written] == ["model.safetensors"]
+    assert (folder / INDEX).is_file() == (files > 1)
+    single = weights_of(merged)
+    assert all(torch.equal(single[name], weight) for name, weight in weights_of(folder).items())
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
+    assert all(torch.equal(single[name], loaded[name]) for name in single)
+
+
+def test_a_size_that_is_none_is_refused_before_anything_is_read(adapter_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="MAX_SHARD_SIZE=much is no size"):
+        merge.make(tmp_path / "merged", adapter_folder=adapter_folder, identity_names=(), max_shard_size="much")
+
+
 def remade(adapter_folder: Path, folder: Path, change: Callable[[Path], None]) -> Path:
     """The adapter changed by hand, under a manifest that vouches for it."""
     manifest = stage.read_manifest(adapter_folder)
