@@ -255,6 +255,10 @@ test-faults: $(VENV)/.installed-dev ## Kills, flipped bits, bad inputs, failing 
 test-image: $(VENV)/.installed-dev ## Build the images and test them for real; needs Docker / 镜像测试
 	@$(call split,PYTEST); $(PYTHON) -m pytest tests/image -m image "$${words[@]}"
 
+.PHONY: tools-table
+tools-table: $(VENV)/.installed-dev ## Try other tools on what a run leaves, and write docs/tools.md / 其他工具兼容性表
+	@PYTHONPATH=. $(PYTHON) tests/tools_table.py
+
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## Style, types, workflows, Makefile, shell, links and numbers of the docs / 代码检查
 	@$(VENV)/bin/ruff check .
