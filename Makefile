@@ -20,6 +20,7 @@ SET       ?=#           overrides, e.g. SET='lr=1e-4 max_iters=80' / 覆盖配�
 CONFIG    ?=#           an XTuner config of yours, a .py file that is run / 自备 XTuner 配置（会执行的 .py 文件）
 SEED      ?=#           fixes data, packing, order and LoRA's start / 随机种子
 RESUME    ?=#           RESUME=1 goes on from the last checkpoint / 断点续训
+TRACK     ?=#           wandb, swanlab or mlflow: losses and scores go there too / 训练记录平台
 DEEPSPEED ?=#           zero1, zero2, zero2_offload, zero3, zero3_offload
 GPUS      ?=#           processes that train, one a GPU, on each machine (default: 1) / 每台机器的 GPU 数量
 NNODES    ?=#           machines that train together; start the same on each (default: 1) / 机器数量
@@ -58,7 +59,7 @@ SHELL := bash
 # Values are taken as they were typed, and reach the shell through the environment, never through the recipe's text: so no
 # dollar is lost, and no name can become a command.
 typed := NAME ASSISTANT AUTHOR DATA DATA_ONLY MODE N LANGUAGES MODEL SOURCE REVISION OFFLINE PRESET SET CONFIG SEED \
-  RESUME DEEPSPEED CHECKPOINT MAX_SHARD_SIZE CFG HELP PATTERN CHAT PARTS SWEEP BENCH SPEED PYTEST REPO ARTIFACT PUBLIC \
+  RESUME TRACK DEEPSPEED CHECKPOINT MAX_SHARD_SIZE CFG HELP PATTERN CHAT PARTS SWEEP BENCH SPEED PYTEST REPO ARTIFACT PUBLIC \
   UNVERIFIED DRY_RUN DURATION
 $(foreach variable,$(typed) GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT RUN RUNTIME PORT API_PORT THREADS,$(eval override $(variable) := $$(value $(variable))))
 export $(typed)
@@ -93,7 +94,8 @@ hub      = $(call option,--source,SOURCE) $(call option,--revision,REVISION) $${
 seed     = $(call option,--seed,SEED)
 machines = $(call option,--gpus,GPUS) $(call option,--nnodes,NNODES)
 preset   = $(call option,--preset,PRESET) $${SET:+--set $$SET}
-training = $(call option,--deepspeed,DEEPSPEED) $(call option,--config,CONFIG) $${RESUME:+--resume} $(machines) \
+tracker  = $(call option,--track,TRACK)
+training = $(tracker) $(call option,--deepspeed,DEEPSPEED) $(call option,--config,CONFIG) $${RESUME:+--resume} $(machines) \
   $(call option,--node-rank,NODE_RANK) $(call option,--master-addr,MASTER_ADDR) $(call option,--master-port,MASTER_PORT)
 
 merging  = $(call option,--max-shard-size,MAX_SHARD_SIZE)
@@ -132,7 +134,7 @@ data: ready ## Training rows from NAME, and DATA checked / 生成训练数据，
 
 .PHONY: model
 model: ready ## Fetch or take MODEL, check it, convert it to the Llama layout / 获取、检查并转换基座模型
-	@$(RECIPE) model $(common) $(model) $(hub) $(call option,--preset,PRESET)
+	@$(RECIPE) model $(common) $(model) $(hub) $(call option,--preset,PRESET) $(tracker)
 
 .PHONY: replay
 replay: model ## The base's own answers, mixed in against forgetting / 基座自答，防遗忘
@@ -262,6 +264,10 @@ test-faults: $(VENV)/.installed-dev ## Kills, flipped bits, bad inputs, failing 
 .PHONY: test-image
 test-image: $(VENV)/.installed-dev ## Build the images and test them for real; needs Docker / 镜像测试
 	@$(call split,PYTEST); $(PYTHON) -m pytest tests/image -m image "$${words[@]}"
+
+.PHONY: tools-table
+tools-table: $(VENV)/.installed-dev ## Try other tools on what a run leaves, and write docs/tools.md / 其他工具兼容性表
+	@PYTHONPATH=. $(PYTHON) tests/tools_table.py
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## Style, types, workflows, Makefile, shell, links and numbers of the docs / 代码检查

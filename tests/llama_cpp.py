@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -11,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tools_table import LLAMA_CPP
 
-xllamacpp = pytest.importorskip(
-    "xllamacpp", reason="llama.cpp is not installed here: .venv/bin/uv pip install --no-deps xllamacpp==2026.10.11549"
-)
+sys.path.append(str(LLAMA_CPP))
+xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp is not here: make tools-table brings it")
 
 
 class Server:

@@ -19,6 +19,7 @@ from recipe.paths import ROOT
 from recipe.pipeline import choices, results, stage, table
 from recipe.pipeline.results import ConfigResults, DataResults, ModelResults
 from recipe.pipeline.run import Run, checked_name
+from recipe.training import tracking
 
 # MiB of a card that the driver, the allocator's reserve and a desktop want beside what a training allocates.
 RESERVED_MIB = 2_000
@@ -26,6 +27,8 @@ RESERVED_MIB = 2_000
 
 def _run(options: argparse.Namespace) -> Run:
     """The run's folders, its earlier choices filled in."""
+    if getattr(options, "track", None):
+        tracking.check(options.track)
     run = Run(options.work, checked_name(options.run))
     default = {"model": "miniature"} if options.verb == "quickstart" else {}
     if options.verb != "speed" and not hasattr(options, "chosen"):
@@ -142,7 +145,8 @@ def run_train(options: argparse.Namespace) -> None:
         plan = results.of(resolved, ConfigResults)
         if base := stage.read_manifest(ROOT / plan.model):
             hardware.warn_of_hours(results.of(base, ModelResults).parameters, plan.forecast.trained_tokens)
-    make = train.join if machines.rank else partial(train.make, command=training_command(options))
+    train_here = partial(train.make, command=training_command(options), tracker=options.track)
+    make = train.join if machines.rank else train_here
     make(
         run.folder("train"),
         config=options.config or run.folder("config") / config.FILE,

@@ -162,6 +162,11 @@ def _train_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint of a stopped run")
     sub.add_argument("--deepspeed", type=_deepspeed, help="zero1, zero2, zero2_offload, zero3 or zero3_offload")
     sub.add_argument("--config", type=absolute_path, help="an XTuner config of yours instead of the resolved one")
+    _tracker_option(sub, "where losses and scores go too")
+
+
+def _tracker_option(sub: argparse.ArgumentParser, text: str) -> None:
+    sub.add_argument("--track", metavar="TRACKER", help=f"{text}: wandb, swanlab or mlflow (default: none)")
 
 
 def _convert_options(sub: argparse.ArgumentParser) -> None:
@@ -186,6 +191,7 @@ def _model_verb(sub: argparse.ArgumentParser) -> None:
     _model_option(sub)
     _hub_options(sub)
     sub.add_argument("--preset", help="which one will train it: a card that cannot is refused before the download")
+    _tracker_option(sub, "where the training will log: one that is not installed is refused before the download")
 
 
 def _replay_verb(sub: argparse.ArgumentParser) -> None:

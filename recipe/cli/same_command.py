@@ -24,6 +24,8 @@ def training_command(options: argparse.Namespace) -> list[str]:
         if getattr(options, key) is not None
         and str(getattr(options, key)) != str(saved.get(key, choices.DEFAULTS[key]))
     }
+    if options.track:  # which no run remembers
+        settings["track"] = options.track
     if options.nnodes > 1:
         settings |= {key: getattr(options, key) for key in ("node_rank", "master_addr", "master_port")}
     if options.work == ROOT / "work":

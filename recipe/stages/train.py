@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from recipe.paths import ROOT
 from recipe.pipeline import phases, results, stage
 from recipe.pipeline.results import TrainResults
 from recipe.pipeline.run import Run
-from recipe.training import resolved_config, xtuner
+from recipe.training import resolved_config, tracking, xtuner
 from recipe.training.continuation import checkpoints as checkpoints
 from recipe.training.continuation import how_to_go_on, refuse_damaged
 from recipe.training.rendezvous import ALONE, Machines, environment, hosting, joining, watching
@@ -47,6 +47,7 @@ def make(
     machines: Machines = ALONE,
     program: bool = False,
     command: Sequence[str] = ("make", "train"),
+    tracker: str | None = None,
 ) -> stage.Manifest:
     """Train by a config into `folder`, which keeps what the config came to, as data.
 
@@ -58,6 +59,7 @@ def make(
         machines: where; of several, this is the first one, which writes the result. The others call `join`.
         program: the config is a user's own, and may be run. Otherwise it is read as data.
         command: what trains so again, in words; for who stops it, or finds it stopped.
+        tracker: one of `tracking.TRACKERS`, which gets losses and scores too; the result does not depend on it.
 
     Raises:
         Stopped: Ctrl-C or SIGTERM came while it trained.
@@ -83,19 +85,30 @@ def make(
                 )
             write_down = functools.partial(resolved_config.write_down, resolved, config, out / CONFIG, program=program)
             write_down()  # before hours of training, where it cannot be written
-            arguments = _arguments(config, out, last, deepspeed)
-            try:
-                with watching(host and host.store):
-                    _launch(arguments, out, machines, in_torchrun=deepspeed is not None)
-            except KeyboardInterrupt:
-                raise Stopped(how_to_go_on(out, command, machines.processes)) from None
-            except TrainingFailedError as error:
-                raise RecipeError(f"{error}; {how_to_go_on(out, command, machines.processes)}") from error.__cause__
+            tracked = tracker and tracking.write_config(resolved, out / CONFIG, name=tracker, run_folder=folder.parent)
+            arguments = _arguments(tracked or config, out, last, deepspeed)
+            with _saying_how_to_go_on(out, command, machines.processes), watching(host and host.store):
+                _launch(arguments, out, machines, in_torchrun=deepspeed is not None)
             (out / MEETING).unlink(missing_ok=True)
             write_down()  # again: mmengine writes its own under the config's name
             return _tidy(out)
 
-        return stage.run("train", folder, inputs=inputs, settings=settings, work=work, resume=resume)
+        before = stage.read_manifest(folder)
+        manifest = stage.run("train", folder, inputs=inputs, settings=settings, work=work, resume=resume)
+        if tracker and manifest == before:
+            stage.say("train", f"TRACK={tracker}: nothing was trained just now, so nothing is logged there")
+        return manifest
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on(out: Path, command: Sequence[str], processes: int) -> Iterator[None]:
+    """What a training in `out` that is stopped or fails is completed by: the command that goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(how_to_go_on(out, command, processes)) from None
+    except TrainingFailedError as error:
+        raise RecipeError(f"{error}; {how_to_go_on(out, command, processes)}") from error.__cause__
 
 
 def join(

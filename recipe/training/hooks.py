@@ -144,7 +144,9 @@ class SampleReplies(Hook):
 
 
 class ScoreCheckpoints(Hook):
-    """Writes hit, leak and retention of every checkpoint to scores.jsonl, and ends a training that no longer improves.
+    """Writes hit, leak and retention of every checkpoint, and ends a training that no longer improves.
+
+    They go to scores.jsonl and, as `score/…`, to the runner's visualizer, where the loss is.
 
     The base is the model with its adapter switched off, so no second model is loaded.
 
@@ -208,6 +210,9 @@ class ScoreCheckpoints(Hook):
             runner.train_loop.stop_training = True
         if is_main_process():
             self._write(name, ends=stop[0] and not self.is_last_train_iter(runner))
+            scores = self.scores[name]
+            shares = {"hit": scores.identity_hit, "leak": scores.identity_leak, "retention": scores.retention}
+            runner.visualizer.add_scalars({f"score/{key}": share for key, share in shares.items()}, step=_step(name))
 
     def _write(self, name: str, *, ends: bool) -> None:
         checkpoint_selection.write(self.folder, self.scores)

@@ -24,6 +24,7 @@ from recipe.device import has_gpu
 from recipe.library_logging import quieten
 from recipe.pipeline import phases
 from recipe.pipeline.heartbeat import heartbeat
+from recipe.training import tracking
 from recipe.training.starting import starting
 
 LOG = "console.log"
@@ -104,6 +105,11 @@ def run(arguments: Sequence[str]) -> None:
                     print(f"process {rank}:", file=log)
                 traceback.print_exc(file=log)
                 raise
+    except BaseException:  # also Ctrl-C
+        tracking.end(failed=True)
+        raise
+    else:
+        tracking.end(failed=False)
     finally:
         sys.argv = saved
 

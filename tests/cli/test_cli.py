@@ -479,6 +479,7 @@ def test_a_stopped_verb_exits_130_and_keeps_what_was_complete(
          "make train RUN=r NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500"),
         (Path("/else where"), ("train", "--run", "r", "--gpus", "2"),
          "python -m recipe train --work '/else where' --run r --gpus 2"),
+        (ROOT / "work", ("train", "--run", "r", "--track", "mlflow"), "make train RUN=r TRACK=mlflow"),
         (ROOT / "work", ("quickstart", "--run", "q"), "make quickstart RUN=q"),
     ],
 )  # fmt: skip

@@ -11,6 +11,8 @@ from typing import Any
 import own_shop
 import pytest
 from example_results import example_scores
+from mmengine.visualization import TensorboardVisBackend
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recipe.chat_format import CHAT_TOKENS
 from recipe.corpus.identity import Identity, load_questions
@@ -114,11 +116,13 @@ def train(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> An
             work_dir=str(tmp_path), model=model, iter=start, max_iters=steps,
             train_loop=SimpleNamespace(stop_training=False, max_iters=steps),
             cfg=SimpleNamespace(default_hooks=SimpleNamespace(checkpoint=SimpleNamespace(interval=2))),
+            visualizer=TensorboardVisBackend(str(tmp_path / "events")),
         )  # fmt: skip
         hook.before_train(runner)
         while runner.iter < steps and not runner.train_loop.stop_training:
             hook.after_train_iter(runner, runner.iter)
             runner.iter += 1
+        runner.visualizer.close()
         return runner.iter, checkpoint_selection.read(tmp_path)
 
     return run
@@ -133,6 +137,15 @@ def test_each_checkpoint_is_scored_and_the_last_step_is_one(
     assert all(each.retention == 1.0 for each in scored.values())
     assert '"replies"' not in (tmp_path / checkpoint_selection.FILE).read_text(encoding="utf-8")
     assert "step 5: hit 0.50, leak 0.00, retention 1.00" in capsys.readouterr().err
+
+
+def test_the_scores_stand_in_tensorboard_by_step(train: Any, tmp_path: Path) -> None:
+    _, scored = train([10, 20, 32], steps=5, patience=None)
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    for tag, field in {"hit": "identity_hit", "leak": "identity_leak", "retention": "retention"}.items():
+        logged = {f"iter_{each.step}": each.value for each in events.Scalars(f"score/{tag}")}
+        assert logged == pytest.approx({name: getattr(each, field) for name, each in scored.items()}, abs=1e-6)
 
 
 def test_what_brings_no_more_ends(train: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,6 +56,7 @@ def test_peft_reads_the_same_settings_as_from_xtuners_converter(adapter_folder: 
     assert ours["inference_mode"] is True
 
 
+@pytest.mark.tool("PEFT", "adapter")
 def test_the_folder_is_a_peft_adapter_that_acts(adapter_folder: Path, tiny_model: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

@@ -103,6 +103,7 @@ def test_the_export_is_a_model_for_stage_model(there_and_back: tuple[Path, Path,
         assert json.loads((again / name).read_bytes()) == json.loads((merged / name).read_bytes()), name
 
 
+@pytest.mark.tool("AutoTokenizer of transformers", "export")
 def test_transformers_takes_the_exported_tokenizer_without_code(there_and_back: tuple[Path, Path, Path]) -> None:
     from transformers import AutoTokenizer
 
@@ -220,6 +221,8 @@ def test_sampling_of_the_model_s_own_goes_along() -> None:
         assert f"PARAMETER {line}\n" in text
 
 
+@pytest.mark.tool("transformers", "merged")
+@pytest.mark.tool("AutoTokenizer of transformers", "merged")
 @pytest.mark.parametrize("there_and_back", ["miniature"], indirect=True)  # the tiny one talks in halves of characters
 def test_the_merged_folder_is_for_anyone(there_and_back: tuple[Path, Path, Path], tmp_path: Path) -> None:
     """transformers alone, in a process that has never seen this project, says what the recipe's engine says."""

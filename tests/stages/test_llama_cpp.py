@@ -49,6 +49,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield request.param, merged, server
 
 
+@pytest.mark.tool("llama.cpp (xllamacpp)", "gguf")
 def test_ids_of_texts_are_transformers_s(served: tuple[str, Path, Any]) -> None:
     from transformers import AutoTokenizer
 
@@ -90,6 +91,7 @@ def test_likelihoods_are_transformers_s(served: tuple[str, Path, Any]) -> None:
     assert compared >= 4
 
 
+@pytest.mark.tool("llama.cpp (xllamacpp)", "gguf")
 @pytest.mark.parametrize("served", ["internlm2"], indirect=True)  # the others' weights are random
 def test_greedy_replies_are_transformers_s(served: tuple[str, Path, Any]) -> None:
     _, merged, server = served

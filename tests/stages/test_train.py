@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from replay_folder import write_replay
+from tracker_service import Service
 
 from recipe.checkpoint import lora
 from recipe.corpus.identity import Identity
@@ -132,6 +133,32 @@ def test_the_same_seed_gives_the_same_weights(prepared: Path, trained: stage.Man
     assert all((first[name] == second[name]).all() for name in first)
 
 
+def test_a_tracker_gets_every_loss_and_score_and_the_result_is_the_same(
+    prepared: Path, trained: stage.Manifest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "")
+    monkeypatch.setitem(sys.modules, "mlflow", service := Service("mlflow"))
+    fit(prepared, "tracked", tracker="mlflow")
+    lines = (prepared / "tracked" / train.LOSSES).read_text().splitlines()
+    losses = {each["step"]: each["loss"] for each in map(json.loads, lines)}
+    assert {step: row["loss"] for step, row in service.rows.items()} == losses
+    assert [step for step, row in service.rows.items() if "score/hit" in row] == [4, 8, 12]
+    assert all({"score/leak", "score/retention"} <= set(service.rows[step]) for step in (4, 8, 12))
+    assert service.calls[-1] == "end FINISHED"
+    first, second = (weights(prepared / folder, "iter_12.pth") for folder in ("train", "tracked"))
+    assert all((first[name] == second[name]).all() for name in first)
+    config_of = [(prepared / folder / train.CONFIG).read_bytes() for folder in ("train", "tracked")]
+    assert config_of[0] == config_of[1]
+
+    service.rows.clear()
+    fit(prepared, "tracked", tracker="mlflow")  # not asked for twice, and says so
+    assert service.rows == {}
+    assert "TRACK=mlflow: nothing was trained just now, so nothing is logged there" in capsys.readouterr().err
+    fit(prepared, "tracked")
+    assert "up to date" in capsys.readouterr().err
+
+
 def test_killed_and_resumed_it_ends_where_it_would_have(prepared: Path, trained: stage.Manifest) -> None:
     code = (
         "import sys; from pathlib import Path; from recipe.stages import train, config; run = Path(sys.argv[1]);"
@@ -172,6 +199,19 @@ def test_a_failed_training_fails_and_says_why(prepared: Path, tmp_path: Path) ->
         train.make(tmp_path / "train", config=broken, resume=False, deepspeed=None)
     assert "ValueError: batch_size" in (tmp_path / ".train.partial" / "console.log").read_text(encoding="utf-8")
     assert not (tmp_path / "train").exists()
+
+
+def test_a_tracker_learns_that_a_training_failed(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "")
+    monkeypatch.setitem(sys.modules, "mlflow", service := Service("mlflow"))
+    broken = tmp_path / "config.py"
+    text = (prepared / "config" / config.FILE).read_text(encoding="utf-8")
+    broken.write_text(text.replace("batch_size=1", "batch_size=0"), encoding="utf-8")
+    with pytest.raises(RecipeError, match="training failed"):
+        train.make(tmp_path / "train", config=broken, resume=False, deepspeed=None, tracker="mlflow")
+    assert service.calls[-1] == "end FAILED"
 
 
 def test_a_config_of_before_the_folders_is_refused_in_one_line(prepared: Path, tmp_path: Path) -> None:
