@@ -1,8 +1,10 @@
-"""How many CPU cores this process may use, and how many threads it computes with."""
+"""How many CPU cores this process may use, how many threads it computes with, and how these wait for each other."""
 
 from __future__ import annotations
 
 import os
+import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,12 @@ from recipe.errors import RecipeError
 # The variable that the user sets, and those that torch's OpenMP and MKL read when torch is imported.
 THREADS = "THREADS"
 LIBRARIES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# How threads wait for each other, read likewise. Asleep, on cores that others use too. On free cores waking up costs a
+# third of a step of the miniature, so that they look a while first. docs/experiments.md has the seconds of both.
+WAIT_POLICY, SPIN_COUNT = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
+SPINS = "1000"  # some 20 microseconds
+LOAD = Path("/proc/loadavg")
+READINGS, INTERVAL = 5, 0.01  # of the processes that run, in seconds apart
 CGROUP_MEMBERSHIP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -37,6 +45,37 @@ def limit_threads() -> None:
         os.environ.update(dict.fromkeys(LIBRARIES, str(int(chosen))))
     elif LIBRARIES[0] not in os.environ and cores() < len(os.sched_getaffinity(0)):
         os.environ.update(dict.fromkeys(LIBRARIES, str(cores())))
+
+
+def choose_waiting(*, gpu: bool) -> None:
+    """Have torch's threads wait asleep, or look a while first where the machine's cores are free and compute.
+
+    The results are the same. Call it before torch is imported. What the user set for OpenMP stays.
+
+    Args:
+        gpu: whether a GPU computes, beside which no thread need look.
+    """
+    if WAIT_POLICY in os.environ or SPIN_COUNT in os.environ:
+        return
+    if gpu or _others() >= (os.cpu_count() or 1) / 2:
+        os.environ[WAIT_POLICY] = "PASSIVE"
+    else:
+        os.environ[SPIN_COUNT] = SPINS
+
+
+def _others() -> float:
+    """Threads of other processes that run or could, on the whole machine; infinite where it does not say.
+
+    Source: Linux, Documentation/filesystems/proc.rst, loadavg: the fourth field is running/all, this thread among them.
+    """
+    readings = []
+    for _ in range(READINGS):
+        try:
+            readings.append(int(LOAD.read_text(encoding="utf-8").split()[3].partition("/")[0]) - 1)
+        except (OSError, ValueError, IndexError):
+            return float("inf")
+        time.sleep(INTERVAL)
+    return statistics.median(readings)
 
 
 def _quotas() -> Iterator[float]:

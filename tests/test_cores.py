@@ -1,4 +1,4 @@
-"""Threads follow the quota of the container, and THREADS before all."""
+"""Threads follow the quota of the container, and THREADS before all; they sleep where others use the cores."""
 
 from __future__ import annotations
 
@@ -80,3 +80,42 @@ def test_threads_is_a_number(machine: Path, monkeypatch: pytest.MonkeyPatch, tex
     monkeypatch.setenv("THREADS", text)
     with pytest.raises(RecipeError, match=f"THREADS={text} is no number of threads"):
         cores.limit_threads()
+
+
+@pytest.fixture
+def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Four cores, and a file in place of /proc/loadavg; nothing is set for OpenMP."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(cores, "LOAD", tmp_path / "loadavg")
+    monkeypatch.setattr(cores, "INTERVAL", 0)
+    for name in (cores.WAIT_POLICY, cores.SPIN_COUNT):
+        monkeypatch.setenv(name, "")  # so that what the code sets is taken back
+        monkeypatch.delenv(name)
+    return tmp_path / "loadavg"
+
+
+@pytest.mark.parametrize(
+    ("line", "gpu", "asleep"),
+    [
+        ("9.87 5.00 1.00 2/900 4321\n", False, False),  # this process and one other; what ran before does not count
+        ("0.00 0.00 0.00 3/900 4321\n", False, True),
+        ("0.00 0.00 0.00 1/900 4321\n", True, True),
+        ("rubbish", False, True),
+        (None, False, True),
+    ],
+)
+def test_threads_sleep_where_others_use_the_cores(running: Path, line: str | None, gpu: bool, asleep: bool) -> None:
+    if line is not None:
+        write(running, line)
+    cores.choose_waiting(gpu=gpu)
+    chosen = [os.environ.get(name) for name in (cores.WAIT_POLICY, cores.SPIN_COUNT)]
+    assert chosen == (["PASSIVE", None] if asleep else [None, cores.SPINS])
+
+
+@pytest.mark.parametrize("name", [cores.WAIT_POLICY, cores.SPIN_COUNT])
+def test_what_the_user_set_for_waiting_stays(running: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "7")
+    cores.choose_waiting(gpu=True)
+    others = {cores.WAIT_POLICY, cores.SPIN_COUNT} - {name}
+    assert os.environ[name] == "7"
+    assert not others & set(os.environ)

@@ -19,17 +19,14 @@ from recipe import errors
 from recipe.cli import remedies
 from recipe.cli.commands import COMMANDS
 from recipe.cli.parser import absolute_path, build_parser
-from recipe.cores import limit_threads
-from recipe.device import check_card, check_driver
+from recipe.cores import choose_waiting, limit_threads
+from recipe.device import check_card, check_driver, has_gpu
 from recipe.errors import RecipeError
 from recipe.library_logging import close_bars, quieten
 from recipe.paths import ROOT
 from recipe.pipeline import choices, table
 from recipe.plain_text import flaw
 
-# Threads that wait for each other sleep instead of spinning: on cores that others use too, a step of the miniature took
-# a third of the time (docs/experiments.md). OpenMP reads it when torch is imported.
-WAIT_POLICY = "OMP_WAIT_POLICY"
 # Seconds after which a process that goes on after a signal to end is interrupted again: twice within what Docker waits.
 INTERRUPT_AGAIN_AFTER = 4
 
@@ -71,12 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     if isinstance(getattr(options, "model", None), str) and Path(options.model).is_dir():
         options.model = str(absolute_path(options.model))
-    os.environ.setdefault(WAIT_POLICY, "PASSIVE")
     os.chdir(ROOT)  # the resolved config's paths are relative to the checkout
     quieten()
     signal.signal(signal.SIGTERM, _end)  # also where a script had SIGINT ignored
     try:
         limit_threads()
+        choose_waiting(gpu=has_gpu())
         _refuse_what_is_no_text(vars(options))
         check_driver()
         check_card()
