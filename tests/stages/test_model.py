@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from recipe.checkpoint.safetensors_io import INDEX
 from recipe.errors import RecipeError
 from recipe.paths import MINIATURE
+from recipe.pipeline import heartbeat, stage
 from recipe.pipeline.run import Run, model_name
 from recipe.pipeline.stage import MANIFEST, read_manifest
 from recipe.stages import model
@@ -121,6 +123,27 @@ def test_the_manifest_counts_the_parameters(tiny_model: Path) -> None:
     assert manifest is not None
     assert manifest["results"]["parameters"] == sum(tensor.numel() for tensor in all_tensors(tiny_model).values())
     assert manifest["results"]["format"] == "internlm2"
+
+
+def test_a_conversion_that_takes_long_is_not_silent(
+    source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beaten, say, convert = threading.Event(), stage.say, model._convert
+
+    def hear(name: str, text: str) -> None:
+        say(name, text)
+        if text.startswith("converting the model: "):
+            beaten.set()
+
+    def slow(*folders: Path) -> tuple[int, str]:
+        assert beaten.wait(60)
+        return convert(*folders)
+
+    monkeypatch.setattr(heartbeat, "EVERY", 0.01)
+    monkeypatch.setattr(stage, "say", hear)
+    monkeypatch.setattr(model, "_convert", slow)
+    model.make(out, model=str(source))
+    assert "[model] converting the model: 0 s" in capsys.readouterr().err
 
 
 def test_the_embedded_miniature_is_what_its_sums_say_and_converts(out: Path) -> None:
