@@ -81,13 +81,15 @@ RECIPE  = $(if $(filter docker,$(runtime)),docker/compose.sh stage,$(PYTHON) -m 
 option = $${$2:+$1 "$$$2"}
 common = $(call option,--run,RUN)
 # `$(call split,CHAT)` makes `words` of what CHAT holds, quoted as in a shell; nothing in it is expanded.
-split = words=(); if [ -n "$$$1" ]; then text=$$(xargs printf '%s\n' <<<"$$$1"); readarray -t words <<<"$$text"; fi
+split = words=(); if [ -n "$$$1" ]; then text=$$(xargs printf '%s\n' <<<"$$$1" 2>/dev/null) || { \
+  echo "error: $1 has a quote without its other half on the same line: quote it as in a shell" >&2; exit 1; }; \
+  readarray -t words <<<"$$text"; fi
 # What a run remembers once it was chosen; see recipe/pipeline/choices.py.
 identity = $(call option,--name,NAME) $(call option,--assistant,ASSISTANT) $(call option,--author,AUTHOR) \
   $(call option,--mode,MODE) $(call option,--n,N) $${files[@]:+--data "$${files[@]}"} \
   $(if $(strip $(DATA_ONLY)),--$(if $(filter 0,$(DATA_ONLY)),no-)data-only)
-# DATA is one file where there is a file of that name, which may hold blanks, and else several, split at blanks.
-files = if [ -e "$$DATA" ]; then files=("$$DATA"); else read -ra files <<<"$$DATA"; fi
+# DATA is one file where there is a file of that name, which may hold blanks, and else several, split at blanks and lines.
+files = if [ -e "$$DATA" ]; then files=("$$DATA"); else read -rd '' -a files <<<"$$DATA" || true; fi
 languages = $(call option,--languages,LANGUAGES)
 model    = $(call option,--model,MODEL)
 hub      = $(call option,--source,SOURCE) $(call option,--revision,REVISION) $${OFFLINE:+--offline}

@@ -223,8 +223,10 @@ class Engine:
             with self._work:  # from here on nobody adds a request that nobody would end
                 self._closed = True
             logging.getLogger(__name__).critical("the engine failed", exc_info=error)
-            self._on_failure(error)
-            self.scheduler.end_all("error", error)
+            try:
+                self._on_failure(error)
+            finally:  # nobody must wait for a reply that never ends
+                self.scheduler.end_all("error", error)
         else:
             self.scheduler.end_all("cancelled")
 

@@ -60,8 +60,23 @@ def announce(verb: str, port: int, state: str, message: str) -> None:
         _own_folder(file.parent)
         files.write_atomically(file, json.dumps({"state": state, "message": message, "pid": os.getpid()}))
     except OSError as error:  # the server goes on, and its health check fails
-        stage.say(verb, f"{file} cannot be written ({error.strerror}), so the health check fails: make room there")
-    stage.say(verb, f"{state}: {message}")
+        _say(verb, f"{file} cannot be written ({error.strerror}), so the health check fails: make room there")
+    _say(verb, f"{state}: {message}")
+
+
+def announce_anyway(verb: str, port: int, state: str, message: str) -> None:
+    """`announce` for a server that runs already: it must live to answer, or to end its requests with an error."""
+    try:
+        announce(verb, port, state, message)
+    except RecipeError as error:
+        _say(verb, f"{state}: {message}")
+        _say(verb, f"the health check fails: {error}")
+
+
+def _say(verb: str, text: str) -> None:
+    """`stage.say`, also where nobody reads the log any more."""
+    with contextlib.suppress(OSError):
+        stage.say(verb, text)
 
 
 def newest_merged(work: Path, run: str | None) -> Path | None:
@@ -172,8 +187,10 @@ class ModelHost:
     def _fail(self, error: Exception) -> None:
         """Take note that the engine has failed, before its replies end."""
         self.failed = True
-        self._become("failed", f"the engine failed and the server ends: start it again ({_one_line(error)})")
-        self.on_failure()
+        try:
+            self._become("failed", f"the engine failed and the server ends: start it again ({_one_line(error)})")
+        finally:  # whatever fails meanwhile, the server ends and is started again
+            self.on_failure()
 
     def raise_failure(self) -> None:
         """Raise RecipeError where the engine has failed: a server that ends by that exits with an error."""
@@ -188,7 +205,7 @@ class ModelHost:
         if (state, message) == (self.state, self.message):
             return
         self.state, self.message = state, message
-        announce(self.verb, self.port, state, message)
+        announce_anyway(self.verb, self.port, state, message)
 
     # --- For the page, which takes `remote.Remote` as well ------------------------------------------------------------
 

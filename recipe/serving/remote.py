@@ -117,7 +117,7 @@ class Remote:
     def _become(self, state: str, message: str) -> None:
         if (state, message) != (self.state, self.message):
             self.state, self.message = state, message
-            model_host.announce("demo", self.port, state, message)
+            model_host.announce_anyway("demo", self.port, state, message)
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
         """The endpoint's response. RecipeError: there is none, or it is an error; then the message is the

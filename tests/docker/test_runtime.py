@@ -363,6 +363,13 @@ def test_no_value_becomes_a_command(machine: Machine, target: str, variable: str
     assert not (machine.checkout / "pwned").exists()
 
 
+@pytest.mark.parametrize(("target", "variable"), [("chat", "CHAT"), ("sweep", "SWEEP"), ("bench", "BENCH")])
+def test_a_quote_without_its_other_half_is_named(machine: Machine, target: str, variable: str) -> None:
+    done = machine.make(target, f"{variable}=--prompt 'who are you", "RUNTIME=local")
+    assert one_error(done).startswith(f"error: {variable} has a quote without its other half")
+    assert not done.of("python")
+
+
 @pytest.mark.parametrize("target", ["config", "quickstart"])
 def test_settings_are_no_file_names(machine: Machine, target: str) -> None:
     (machine.checkout / "lr=1e-4").touch()
@@ -500,6 +507,7 @@ def test_several_files_are_split_at_blanks_and_one_with_blanks_is_whole(
         for given, files in (
             (f"{first} {second}", [first, second]),
             (f"  {second}   {first} ", [second, first]),
+            (f"{first}\n{second}\n", [first, second]),  # a line each, as a shell's variable may have them
             (whole, [whole]),
             (f"{star} {first}", [star, first]),  # no pattern for the shell
             ("$(touch pwned) missing.jsonl", ["$(touch", "pwned)", "missing.jsonl"]),

@@ -151,6 +151,28 @@ def test_a_server_whose_device_is_lost_answers_and_exits_with_an_error(served_wo
     assert not list(tmp_path.glob("recipe-*/*"))
 
 
+NOBODY_READS = (
+    DEVICE_LOST + ";import os; from recipe.serving.model_host import ModelHost; fail = ModelHost._fail;"
+    "end = os.pipe();"
+    "ModelHost._fail = lambda *given: (os.close(end[0]), os.dup2(end[1], 2), os.close(end[1]), fail(*given))"
+)
+FOLDER_OPEN = (
+    DEVICE_LOST + ";from recipe.serving import model_host; fail = model_host.ModelHost._fail;"
+    "model_host.ModelHost._fail = lambda self, error: ("
+    "model_host.state_file(self.port).parent.chmod(0o755), fail(self, error))"
+)
+
+
+@pytest.mark.parametrize("change", [NOBODY_READS, FOLDER_OPEN], ids=["log", "state file"])
+def test_a_server_whose_device_is_lost_exits_also_where_it_cannot_say_so(
+    served_work: Path, tmp_path: Path, change: str
+) -> None:
+    with server(change, served_work, tmp_path) as (process, endpoint), ThreadPoolExecutor(8) as clients:
+        statuses = [status for status, _ in clients.map(endpoint.post, [ASK] * 8)]
+        assert set(statuses) <= {500, 503}
+        assert process.wait(WITHIN) != 0
+
+
 def test_what_a_stopped_server_did_not_finish_is_no_success(served_work: Path, tmp_path: Path) -> None:
     with server(ENDLESS, served_work, tmp_path) as (process, endpoint):
         with stream(endpoint.url, max_tokens=1900) as events:
