@@ -18,13 +18,16 @@ def test_the_table_is_that_of_the_marked_tests_and_their_versions() -> None:
 
 def test_every_mark_names_a_tool_with_a_version_and_an_artefact() -> None:
     versions = tools_table.versions()
-    for tool, artefact in tools_table.marked():
+    marks = tools_table.marked()
+    for tool, artefact, *no in marks:
         assert versions[tool]
         assert artefact in tools_table.ARTEFACTS
+        assert no in ([], ["no"])
+    assert len({(tool, artefact) for tool, artefact, *_ in marks}) == len(marks)  # none both works and does not
 
 
 def test_a_tool_with_a_version_is_tried_and_one_without_is_not() -> None:
-    assert {tool for tool, _ in tools_table.marked()} == {tool for tool, v in tools_table.versions().items() if v}
+    assert {tool for tool, *_ in tools_table.marked()} == {tool for tool, v in tools_table.versions().items() if v}
 
 
 def test_the_tools_that_cards_name_have_a_row() -> None:
@@ -58,6 +61,9 @@ import pytest
 @pytest.mark.parametrize("n", [1, 2])
 def test_good(n): pass
 
+@pytest.mark.tool("good", "export", "no")
+def test_what_is_wrong(): pass
+
 @pytest.mark.tool("half", "merged")
 @pytest.mark.parametrize("n", [1, 2])
 def test_half(n): assert n == 1
@@ -81,7 +87,7 @@ def test_only_what_passed_in_every_case_works(tmp_path: Path) -> None:
     recorder = tools_table.Recorder()
     arguments = ["-q", "-p", "no:cacheprovider", "-c", str(tmp_path / "pytest.ini"), str(tmp_path)]
     assert pytest.main(arguments, plugins=[recorder]) == 1
-    assert recorder.passed - recorder.other == {("good", "merged"), ("good", "gguf")}
+    assert recorder.passed - recorder.other == {("good", "merged"), ("good", "gguf"), ("good", "export", "no")}
     assert recorder.other == {("half", "merged"), ("absent", "merged"), ("broken", "merged")}
 
 

@@ -1,7 +1,8 @@
 """Which tool takes which artefact: docs/tools.md, written by the tests that try it.
 
-A test that tries a tool on an artefact is marked `@pytest.mark.tool("its name", "artefact")`. `make tools-table` runs
-those tests, in all their tiers, and writes the table once all of them passed. Nothing else fills a cell.
+A test that tries a tool on an artefact is marked `@pytest.mark.tool("its name", "artefact")`, and one that shows what
+the tool does wrong `@pytest.mark.tool("its name", "artefact", "no")`. `make tools-table` runs those tests, in all their
+tiers, and writes the table once all of them passed. Nothing else fills a cell.
 """
 
 from __future__ import annotations
@@ -56,23 +57,23 @@ def versions() -> Mapping[str, str | None]:
     }
 
 
-def marked() -> set[tuple[str, str]]:
-    """(tool, artefact) of every mark in the tests' sources."""
+def marked() -> set[tuple[str, ...]]:
+    """(tool, artefact), or (tool, artefact, "no"), of every mark in the tests' sources."""
     return {pair for file in sorted((ROOT / "tests").rglob("*.py")) for pair in _marks(file)}
 
 
-def _marks(file: Path) -> Iterator[tuple[str, str]]:
+def _marks(file: Path) -> Iterator[tuple[str, ...]]:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.tool":
-            tool, artefact = map(ast.literal_eval, node.args)
-            yield tool, artefact
+            yield tuple(map(ast.literal_eval, node.args))
 
 
-def rows(pairs: set[tuple[str, str]]) -> list[str]:
-    """The lines of the table. pairs: (tool, artefact) that works."""
+def rows(marks: set[tuple[str, ...]]) -> list[str]:
+    """The lines of the table. marks: those whose tests passed."""
+    cell_of = {(tool, artefact): "".join(no) or "works" for tool, artefact, *no in marks}
     lines = [f"| tool | version | {' | '.join(f'`{artefact}`' for artefact in ARTEFACTS)} |", "|---" * 6 + "|"]
     for tool, version in versions().items():
-        cells = ("works" if (tool, artefact) in pairs else "not tried" for artefact in ARTEFACTS)
+        cells = (cell_of.get((tool, artefact), "not tried") for artefact in ARTEFACTS)
         lines.append(f"| {tool} | {version or ''} | {' | '.join(cells)} |")
     return lines
 
@@ -86,8 +87,8 @@ class Recorder:
     """Collects how the marked tests end, as a plugin of pytest."""
 
     def __init__(self) -> None:
-        self.passed: set[tuple[str, str]] = set()
-        self.other: set[tuple[str, str]] = set()
+        self.passed: set[tuple[str, ...]] = set()
+        self.other: set[tuple[str, ...]] = set()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
@@ -131,7 +132,7 @@ def main() -> int:
     status = int(pytest.main(["-m", "tool", "-rs", str(ROOT / "tests")], plugins=[recorder]))
     works = recorder.passed - recorder.other
     if missing := sorted(marked() - works):
-        shown = ", ".join(f"{tool} on {artefact}" for tool, artefact in missing)
+        shown = ", ".join(f"{tool} on {artefact}" for tool, artefact, *_ in missing)
         print(f"error: {PAGE.name} stays as it is: {shown} failed or was skipped (see above)", file=sys.stderr)
         return status or 1
     before = PAGE.read_text(encoding="utf-8")

@@ -69,6 +69,15 @@ def test_the_folder_is_a_peft_adapter_that_acts(adapter_folder: Path, tiny_model
     assert (plain - adapted).abs().max() > 0.01
 
 
+@pytest.mark.tool("AutoTokenizer of transformers", "adapter")
+def test_transformers_reads_the_base_s_tokenizer_out_of_the_folder(adapter_folder: Path, tiny_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    ours, theirs = (AutoTokenizer.from_pretrained(folder) for folder in (adapter_folder, tiny_model))
+    talk = [{"role": "user", "content": "你好 hello"}]
+    assert ours.apply_chat_template(talk) == theirs.apply_chat_template(talk)
+
+
 def test_nothing_in_the_folder_is_a_pickle_or_code(adapter_folder: Path) -> None:
     names = {path.name for path in adapter_folder.iterdir()}
     assert names == {

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import small_bases
 import torch
+from golden_ids import FILE
 from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceProcessor
 from test_export import merged_from
 
-from recipe.chat_format import CHAT_TOKENS, stop_ids
+from recipe.chat_format import CHAT_TOKENS, control_token_in, stop_ids, text_ids
 from recipe.checkpoint import gguf_file, gguf_llama, gguf_vocabulary
 from recipe.checkpoint.internlm2_llama import Shape
 from recipe.checkpoint.modelfile import MODELFILE
@@ -28,6 +29,7 @@ from recipe.stages import gguf as stage_gguf
 from recipe.stages import model
 
 KINDS = ("internlm2", "llama", "qwen2")
+GOLDEN = json.loads(FILE.read_text(encoding="utf-8"))
 
 
 def merged_model(kind: str, work: Path) -> Path:
@@ -153,6 +155,34 @@ def test_stops_and_chat_template_go_along(written: tuple[str, Path, Path]) -> No
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     plain = tokenizer.apply_chat_template(talk, chat_template=template, tokenize=False, add_generation_prompt=True)
     assert plain == tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+
+
+@pytest.mark.tool("transformers", "gguf")
+def test_transformers_computes_the_same_from_the_file_of_16_bits(written: tuple[str, Path, Path]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    _, merged, folder = written
+    file = {"gguf_file": gguf_file.file_name("f16"), "dtype": torch.float32}
+    ours = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
+    theirs = AutoModelForCausalLM.from_pretrained(folder, **file).eval()
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        wanted, computed = ours(ids).logits, theirs(ids).logits
+    assert wanted.std() > 0.5
+    assert (wanted - computed).abs().max() < 0.01  # two of the bases are rounded to 16 bits
+
+
+@pytest.mark.tool("AutoTokenizer of transformers", "gguf")
+def test_transformers_reads_the_tokenizer_out_of_the_file(written: tuple[str, Path, Path]) -> None:
+    from transformers import AutoTokenizer
+
+    _, merged, folder = written
+    ours = AutoTokenizer.from_pretrained(merged)
+    theirs = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file.file_name("f16"))
+    texts = [text for text in GOLDEN["texts"] if control_token_in(ours, text) is None]
+    assert len(texts) > 10
+    different = [text for text in texts if theirs(text, add_special_tokens=False)["input_ids"] != text_ids(ours, text)]
+    assert different == []
 
 
 def test_the_modelfile_names_a_file_beside_it_and_every_stop(written: tuple[str, Path, Path]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+from tracker_service import Service
 
 from recipe.cli.parser import build_parser
 from recipe.errors import RecipeError
@@ -59,13 +61,19 @@ ON_THE_CPU = {
 }
 
 
-def test_a_copied_config_trains_and_converts(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
-    own = edited(tmp_path, tiny_model, f"data_files=dict(train='{rows}')", **ON_THE_CPU)
+def edited_for_the_cpu(folder: Path, model: Path, rows: Path) -> Path:
+    """The copy after the course's edits and those of `ON_THE_CPU`, in full precision and without sample replies."""
+    own = edited(folder, model, f"data_files=dict(train='{rows}')", **ON_THE_CPU)
     text = own.read_text(encoding="utf-8")
     start, end = text.index("        quantization_config="), text.index("    lora=dict(")
     text = text[:start] + text[end:]
     start, end = text.index("    dict(\n        type=EvaluateChatHook"), text.index("]\n\nif use_varlen_attn")
     own.write_text(text[:start] + text[end:], encoding="utf-8")  # its replies are as long as the model reads
+    return own
+
+
+def test_a_copied_config_trains_and_converts(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    own = edited_for_the_cpu(tmp_path, tiny_model, rows)
     manifest = train.make(tmp_path / "train", config=own, resume=False, deepspeed=None, program=True)
     assert manifest["inputs"]["data_0"] == str(rows)
     assert set(manifest["inputs"]) == {"config", "model", "data_0"}
@@ -73,6 +81,20 @@ def test_a_copied_config_trains_and_converts(tiny_model: Path, rows: Path, tmp_p
     assert losses[-1] < losses[0]
     convert.make(tmp_path / "adapter", train_folder=tmp_path / "train", checkpoint=None)
     assert stage.read_manifest(tmp_path / "adapter")
+
+
+def test_a_copied_config_s_losses_reach_a_tracker(
+    tiny_model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "")
+    monkeypatch.setitem(sys.modules, "mlflow", service := Service("mlflow"))
+    own = edited_for_the_cpu(tmp_path, tiny_model, rows)
+    out = tmp_path / "train"
+    train.make(out, config=own, resume=False, deepspeed=None, program=True, tracker="mlflow")
+    losses = {each["step"]: each["loss"] for each in map(json.loads, (out / train.LOSSES).read_text().splitlines())}
+    assert {step: row["loss"] for step, row in service.rows.items()} == losses
+    assert service.calls[-1] == "end FINISHED"
+    assert "MLflow" not in (out / train.CONFIG).read_text(encoding="utf-8")
 
 
 def refusal(own: Path) -> str:

@@ -17,9 +17,10 @@ from tools_table import PACKAGES
 from tools_table import TRANSFORMERS_5 as FOLDER
 
 from recipe.chat_format import control_token_in, prompt_ids, text_ids, user
+from recipe.checkpoint import gguf_file
 from recipe.evaluation import generation
 from recipe.paths import MINIATURE
-from recipe.stages import export, model
+from recipe.stages import export, gguf, model
 
 GOLDEN = json.loads(FILE.read_text(encoding="utf-8"))
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="transformers 5 is not here: make tools-table brings it")
@@ -35,8 +36,14 @@ IDS = """
 tokenizer = AutoTokenizer.from_pretrained(folder)
 texts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in json.loads(rest[0])]
 """
+IDS_OF_FILE = """
+tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=rest[0])
+ids = tokenizer("hello", add_special_tokens=False)["input_ids"]
+"""
+# The second of rest, where there is one, is a GGUF file with the weights.
 REPLY = """
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+*weights, file = rest[1].rpartition("/") if rest[1:] else (folder, None)
+model = AutoModelForCausalLM.from_pretrained(weights[0], dtype=torch.float32, **({"gguf_file": file} if file else {}))
 talk = [{"role": "user", "content": "Who are you?"}]
 prompt = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 output = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0].tolist()
@@ -94,6 +101,28 @@ def test_ids_of_the_export_are_the_recipe_s(merged: Path, tmp_path: Path) -> Non
 def test_the_merged_folder_s_reply_is_the_same(merged: Path) -> None:
     outcome = stock(IDS + REPLY, "output", merged, "[]")
     assert outcome["output"] == expected_reply(merged)
+
+
+@pytest.fixture(scope="module")
+def gguf_folder(merged: Path) -> Path:
+    gguf.make(merged.parent / "gguf", model=merged, run="main")
+    return merged.parent / "gguf"
+
+
+@pytest.mark.tool("transformers 5", "gguf")
+def test_the_gguf_file_s_reply_is_the_same(merged: Path, gguf_folder: Path) -> None:
+    outcome = stock(IDS + REPLY, "output", merged, "[]", gguf_folder / gguf_file.file_name("f16"))
+    expected = expected_reply(merged)
+    assert outcome["output"][: len(expected)] == expected  # where a reply ends, generation_config.json says
+
+
+@pytest.mark.tool("AutoTokenizer of transformers 5", "gguf", "no")
+def test_a_space_comes_before_texts_whatever_the_gguf_file_says(merged: Path, gguf_folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    ids = stock(IDS_OF_FILE, "ids", gguf_folder, gguf_file.file_name("f16"))["ids"]
+    assert ids == text_ids(tokenizer, " hello") != text_ids(tokenizer, "hello")
 
 
 def expected_reply(merged: Path) -> list[int]:
