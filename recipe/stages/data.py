@@ -7,6 +7,7 @@ to the byte, one sample 10,001 times: the control, whose model forgets.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 from recipe import files
 from recipe.chat_format import IM_END, IM_START
 from recipe.corpus import own_questions, row_formats, slots
-from recipe.corpus.identity import IDENTITY_FILE, INTERNLM_BASE, Identity
+from recipe.corpus.identity import IDENTITY_FILE, INTERNLM_BASE, Identity, read_identity
 from recipe.corpus.own_data import OwnFile, Row, read_file
 from recipe.corpus.row_formats import short
 from recipe.corpus.rows import TUTORIAL_ROWS, balanced_rows, part_of, tutorial_rows
@@ -80,7 +81,7 @@ def make(
     settings |= {"rows": sha256(files.jsonl_text(balanced).encode()).hexdigest()} if extended and balanced else {}
 
     def work(out: Path) -> DataResults:
-        files.write_json(out / IDENTITY_FILE, asdict(identity))
+        _write_identity(out, identity, folder)
         user_rows = _read(own, identity, **scope)
         if warning := own_rows.name_warning(user_rows, identity, alone=kind == "own"):
             stage.say("data", warning)
@@ -96,6 +97,15 @@ def make(
     _refuse_unreadable(own)
     inputs = {"own" if i == 0 else f"own_{i + 1}": file for i, file in enumerate(own)}
     return stage.run("data", folder, inputs=inputs, settings=settings, work=work)
+
+
+def _write_identity(out: Path, identity: Identity, folder: Path) -> None:
+    """Write the identity, and say where `folder` still holds another name's: its results are replaced, stage by stage."""
+    with contextlib.suppress(RecipeError):  # no earlier data, or none that this version reads
+        if (earlier := read_identity(folder)).name != identity.name:
+            run, names = stage.shown(folder.parent), f"{earlier.name}'s results, and {identity.name}'s"
+            stage.say("data", f"{run} held {names} replace them; another RUN= keeps both")
+    files.write_json(out / IDENTITY_FILE, asdict(identity))
 
 
 def _refuse_unreadable(own: Sequence[Path]) -> None:

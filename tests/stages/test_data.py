@@ -83,6 +83,15 @@ def test_the_seed_decides_all(tmp_path: Path) -> None:
     assert questions[0] == questions[1] == sorted(train)
 
 
+def test_another_name_says_that_it_replaces_the_run_s_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("小明", "小明", "Li Lei"):
+        assert "replace" not in capsys.readouterr().err
+        make(tmp_path / "data", Identity(name))
+    assert "held 小明's results, and Li Lei's replace them; another RUN= keeps both" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("n", [1, 500])
 def test_the_tutorials_rows_may_be_any_number(tmp_path: Path, n: int) -> None:
     manifest = make(tmp_path / "data", mode="tutorial", n=n)
