@@ -100,7 +100,7 @@ def make(
 
 
 def _write_identity(out: Path, identity: Identity, folder: Path) -> None:
-    """Write the identity, and say where `folder` still holds another name's: its results are replaced, stage by stage."""
+    """Write the identity. Where `folder` still holds another name, say that its results are replaced."""
     with contextlib.suppress(RecipeError):  # no earlier data, or none that this version reads
         if (earlier := read_identity(folder)).name != identity.name:
             run, names = stage.shown(folder.parent), f"{earlier.name}'s results, and {identity.name}'s"
