@@ -63,6 +63,8 @@ CODE = frozenset(
 )
 # Other optimizers, which SET= may choose.
 OPTIMIZER = re.compile(r"(torch|bitsandbytes)\.optim\.[A-Z]\w*", re.ASCII)
+# `load_dataset` reads JSON in the presets. Other values of its `path` read pickles ("pandas"), or what a hub has.
+READS_ROWS = "datasets.load_dataset"
 # Keys whose text the trainer imports.
 NAMES_CODE = re.compile(r"type|template|\w+_fn", re.ASCII)
 
@@ -214,6 +216,8 @@ def refuse_other_code(config: Any, file: Path) -> None:
     for key, value in _items(content):
         if key == "trust_remote_code" and value:
             foreign.append("trust_remote_code is on")
+        if isinstance(value, dict) and value.get("type") == READS_ROWS and value.get("path") != "json":
+            foreign.append(f"load_dataset with path={value.get('path')!r} may run code, and no preset uses it")
         names_code = NAMES_CODE.fullmatch(key) and isinstance(value, str)
         if names_code and value not in CODE and not OPTIMIZER.fullmatch(value):
             foreign.append(f"{key}={value!r} is code that no preset uses")

@@ -90,8 +90,13 @@ def test_what_is_no_text_and_what_is_not_there(tmp_path: Path) -> None:
         ({"train_dataloader": {"dataset": {"dataset_map_fn": "os.system"}}}, "dataset_map_fn='os.system' is code"),
         ({"optim_wrapper": {"optimizer": {"type": "torch.optim.sgd.torch.os.system"}}}, "is code that no preset uses"),
         ({"model": {"llm": {"trust_remote_code": True}}}, "trust_remote_code is on"),
+        # datasets reads a file of pandas' as a pickle, and what is no format of its own as a hub's repository.
+        ({"train_dataloader": {"dataset": {"dataset": {"type": "datasets.load_dataset", "path": "pandas"}}}},
+         "load_dataset with path='pandas' may run code"),
+        ({"train_dataloader": {"dataset": {"type": "datasets.load_dataset", "path": "owner/name"}}},
+         "load_dataset with path='owner/name'"),
     ],
-)
+)  # fmt: skip
 def test_data_that_lead_the_trainer_to_other_code_are_refused(
     tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
