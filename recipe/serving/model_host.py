@@ -150,8 +150,11 @@ class ModelHost:
             self.folder = newest_merged(self.work, self.run)
             if self.folder is None:
                 where = stage.shown(self.work / (self.run or "RUN") / "merged")
+                other = newest_merged(self.work, None)
+                has_one = f"; RUN={other.parent.name} has one" if other else ""
                 self._become(
-                    "missing", f"no model in {where} yet: run `make quickstart NAME=小明` or `make merge` first"
+                    "missing",
+                    f"no model in {where} yet: run `make quickstart NAME=小明` or `make merge` first{has_one}",
                 )
                 return
             candidate = self.folder, (self.folder / stage.MANIFEST).stat().st_mtime_ns

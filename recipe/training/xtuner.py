@@ -88,7 +88,7 @@ def run(arguments: Sequence[str]) -> None:
             starting if rank == 0 else contextlib.nullcontext(),
         ):
             if rank == 0:
-                starting.enter_context(heartbeat("train", "XTuner's trainer works"))
+                starting.enter_context(heartbeat("train", "XTuner's trainer starts"))
             try:
                 allow_trainer_state(deepspeed="--deepspeed" in arguments)
                 if "--launcher" in arguments and not has_gpu():

@@ -118,6 +118,13 @@ def test_without_a_model_it_says_what_to_run(
     assert capsys.readouterr().err == ""  # a visitor who tries again adds nothing to the log
 
 
+def test_a_run_without_a_model_names_the_run_that_has_one(work: Path) -> None:
+    merged(work, "older"), merged(work, "newer", at=2_000_000_000)
+    model = model_host.ModelHost(work, "typo", PORT)
+    model.load()
+    assert model.message.endswith("first; RUN=newer has one")
+
+
 def test_a_model_is_loaded_once(work: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = merged(work, "main", tiny_model)
     model = model_host.ModelHost(work, None, PORT)

@@ -87,7 +87,7 @@ def test_what_the_trainer_shows_while_it_starts_ends_before_the_first_step(
     monkeypatch.setattr(stage, "say", say)
     monkeypatch.setattr("runpy.run_module", trainer)
     xtuner.run(["config.py", "--work-dir", str(tmp_path)])
-    assert events[0] == "train: XTuner's trainer works"
+    assert events[0] == "train: XTuner's trainer starts"
     assert events[-1] == "first step"
 
 
