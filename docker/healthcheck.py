@@ -11,7 +11,8 @@ import urllib.request
 from pathlib import Path
 
 port = os.environ.get("PORT", "6006")
-path = sys.argv[1] if len(sys.argv) > 1 else "/_stcore/health"
+base = os.environ.get("STREAMLIT_SERVER_BASE_URL_PATH", "").strip("/")  # of the page
+path = sys.argv[1] if len(sys.argv) > 1 else f"{base and '/' + base}/_stcore/health"
 try:
     direct = urllib.request.build_opener(
         urllib.request.ProxyHandler({})

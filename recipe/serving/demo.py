@@ -33,6 +33,8 @@ def model_host() -> ModelHost | Remote:
 def run(*, work: Path, run: str | None, host: str, port: int) -> None:
     """Serve the page until SIGINT or SIGTERM.
 
+    STREAMLIT_SERVER_BASE_URL_PATH is the path below which the page is, as a proxy in front of it may have it.
+
     Where OPENAI_BASE_URL is set, that endpoint answers, with OPENAI_API_KEY, and no model is loaded. PAGE_HOSTS has the
     names by which the page is reached, besides addresses, localhost and this machine's own name.
 
@@ -55,11 +57,13 @@ def run(*, work: Path, run: str | None, host: str, port: int) -> None:
 async def _serve(host: str, port: int, model: ModelHost | Remote) -> None:
     from streamlit.web import bootstrap
 
+    base = os.environ.get("STREAMLIT_SERVER_BASE_URL_PATH", "").strip("/")  # read by Streamlit's own command alone
     # Streamlit's own `run` would look for newer versions and for this machine's public address.
     bootstrap.load_config_options(
         {
             "server_address": host,
             "server_port": port,
+            "server_baseUrlPath": base,
             "server_headless": True,
             "server_fileWatcherType": "none",
             "server_maxUploadSize": 1,
@@ -77,7 +81,7 @@ async def _serve(host: str, port: int, model: ModelHost | Remote) -> None:
     loop.set_exception_handler(_report)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, server.stop)
-    stage.say("demo", f"http://{host}:{port} (Ctrl-C stops it)")
+    stage.say("demo", f"http://{host}:{port}{base and '/' + base} (Ctrl-C stops it)")
     model.on_failure = lambda: loop.call_soon_threadsafe(server.stop)
     threading.Thread(target=model.watch, daemon=True).start()
     await server.stopped

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipe import files
+from recipe.corpus.identity import Identity, read_identity
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
 from recipe.pipeline import results, stage
-from recipe.pipeline.results import ConvertResults, MergeResults
+from recipe.pipeline.results import ConvertResults, DataResults, MergeResults
 from recipe.serving import context
 
 if TYPE_CHECKING:
@@ -102,6 +103,20 @@ def base_and_adapter(merged: Path) -> tuple[Path, Path] | None:
     return (base, adapter) if there else None
 
 
+def identity_of(merged: Path) -> Identity | None:
+    """Who the merged model of a run is; None where no row said so, or the rows were written after the merge."""
+    data = merged.parent / "data"
+    try:
+        manifest = stage.read_manifest(data)
+        if manifest is None or not results.of(manifest, DataResults).identity_taught:
+            return None
+        merged_at, rows_at = ((folder / stage.MANIFEST).stat().st_mtime_ns for folder in (merged, data))
+        return read_identity(data) if rows_at <= merged_at else None
+    except RecipeError as error:
+        stage.say("demo", f"the page has no assistant's name: {error}")
+        return None
+
+
 class ModelHost:
     """Finds and loads the model of a server.
 
@@ -116,6 +131,7 @@ class ModelHost:
         state: "loading", "ready", "missing" or "failed".
         message: the model; or what to do, where it is missing or failed.
         folder: of the merged model.
+        identity: of the assistant, where the run's rows taught one.
         engine: once the state is "ready".
         alone: whether base and adapter were wanted and not there.
         on_failure: called in the engine's thread when the engine has failed for good, so that the server ends.
@@ -126,6 +142,7 @@ class ModelHost:
         self.work, self.run, self.port, self.verb, self.compare = work, run, port, verb, compare
         self.state, self.message = "loading", ""
         self.folder: Path | None = None
+        self.identity: Identity | None = None
         self.engine: Engine | None = None
         self.alone = False
         self.on_failure: Callable[[], object] = lambda: None
@@ -161,6 +178,7 @@ class ModelHost:
             if candidate == self._tried:
                 return
             self._tried = candidate
+            self.identity = identity_of(self.folder)
             self._become("loading", stage.shown(self.folder))
             self.engine = self._start(self.folder)
             if not self.failed:
@@ -211,6 +229,17 @@ class ModelHost:
         announce_anyway(self.verb, self.port, state, message)
 
     # --- For the page, which takes `remote.Remote` as well ------------------------------------------------------------
+
+    @property
+    def label(self) -> str:
+        """The run whose model it is, for the page: the folder's path says nothing to a visitor."""
+        return self.folder.parent.name if self.folder else ""
+
+    def title(self, language: str) -> str:
+        """What the assistant is called in a language, for the page."""
+        if self.identity is None:
+            return "InternLM2"
+        return self.identity.assistant or self.identity.me(language)
 
     @property
     def can_compare(self) -> bool:

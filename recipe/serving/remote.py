@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from recipe.engine.reply import Reply, Sampling
 from recipe.errors import RecipeError
 from recipe.plain_text import printable
 from recipe.serving import model_host
+from recipe.serving.listener import is_loopback
 
 TIMEOUT = (5, 120)  # seconds to connect, and between two pieces
 
@@ -77,6 +79,8 @@ class Remote:
         self.model = ""
         self._http = requests.Session()
         self._http.auth = user
+        # HTTP_PROXY leads to other machines, and would ask itself for an endpoint of this one.
+        self._http.trust_env = not is_loopback(urlsplit(self._address).hostname or "")
         self._secrets = [
             secret for secret in (key, *(value for _, value in parse_qsl(self._query[1:])), *(user or ())[1:]) if secret
         ]
@@ -107,6 +111,16 @@ class Remote:
         for secret in self._secrets:
             line = line.replace(secret, "…")
         return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
+
+    @property
+    def label(self) -> str:
+        """The model and its address, or what is wrong."""
+        return self.message or self.url
+
+    def title(self, language: str) -> str:  # noqa: ARG002 - as `ModelHost.title`
+        """The model's name, which endpoints often give as a path; InternLM2 where it is no plain name."""
+        name = self.model.rstrip("/").rpartition("/")[2]
+        return name if re.fullmatch(r"[\w.-]{1,80}", name) and name == self._shown(name) else "InternLM2"
 
     def raise_failure(self) -> None:
         """Nothing to raise: an endpoint that fails may come back."""

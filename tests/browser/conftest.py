@@ -186,7 +186,7 @@ def visit(request: pytest.FixtureRequest, chromium: Any, server: Server) -> Iter
         context.set_default_timeout(WITHIN)
         page = context.new_page()
         page.goto(url or server.url)
-        page.get_by_role("heading", name="InternLM2").wait_for()
+        page.get_by_role("heading", level=1).wait_for()
         return page
 
     yield come

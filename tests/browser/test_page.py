@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
+from recipe.corpus.identity import read_identity
 from recipe.languages import NAMES
+from recipe.paths import ROOT
 from recipe.serving.page.words import EXAMPLES, WORDS, words
 
 from .conftest import ENDLESS, Server
@@ -123,10 +129,56 @@ def test_a_conversation_goes_on_and_is_cleared(visit: Visit) -> None:
         ask(page, question)
         replies = answered(page, i)
     assert "巴黎" in replies[1]
-    open_(page, EN("conversation"))
-    button(page, EN("clear")).click()
+    button(page, EN("new_chat")).first.click()
     button(page, EXAMPLES["en"][0]).wait_for()
     page.locator(".stChatMessage").first.wait_for(state="detached")  # the old ones go when the page's script has ended
+
+
+def test_the_assistants_name_is_the_title_and_its_icon_is_drawn(visit: Visit, work: Path, picture: Any) -> None:
+    identity = read_identity(work / "quickstart" / "data")
+    for code, language in (("en-US", "en"), ("zh-CN", "zh")):
+        page = visit(language=code)
+        named = identity.assistant or identity.me(language)
+        page.get_by_role("heading", level=1, name=named, exact=True).wait_for()
+        page.wait_for_function("named => document.title == named", arg=named)
+        address = page.locator("link[rel*=icon]").first.get_attribute("href")
+        assert unquote(address).startswith("data:image/svg+xml,<svg")
+        assert f">{named[0].upper()}</text>" in unquote(address)
+        assert str(work) not in page.locator("body").inner_text()
+        assert "merged" not in page.locator("body").inner_text()
+
+
+@pytest.mark.parametrize("allowed", [True, False])  # by http from another machine there is no clipboard
+def test_every_reply_is_copied_as_the_model_wrote_it(visit: Visit, allowed: bool, tmp_path: Path) -> None:
+    page = visit()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    written = ["**bold** `code` $x$\n\n- 一 <b>&amp;</b>", "second 🐼"]
+    roles = ("user", "assistant", "user", "assistant")
+    turns = zip(roles, ("a", written[0], "b", written[1]), strict=True)
+    file = tmp_path / "saved.json"
+    file.write_text(json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}))
+    open_(page, EN("conversation"))
+    page.locator("input[type=file]").set_input_files(file)
+    buttons = button(page, EN("copy"))
+    page.wait_for_function("() => document.querySelectorAll('button[data-copied]').length == 2")
+    page.wait_for_function("() => document.getElementById('copy-script')")
+    if not allowed:
+        page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('no')) }")
+    for i, text in enumerate(written):
+        buttons.nth(i).click()
+        page.wait_for_function("text => navigator.clipboard.readText().then(read => read == text)", arg=text)
+
+
+def test_a_base_path_is_taken_by_page_and_reply(serve: Any, visit: Visit, work: Path) -> None:
+    server = serve("demo", "--work", str(work), "--run", "quickstart", STREAMLIT_SERVER_BASE_URL_PATH="/chat/me")
+    assert f"http://127.0.0.1:{server.port}/chat/me (Ctrl-C" in server.log.read_text()
+    page = visit(f"{server.url}/chat/me/")
+    ask(page, "法国的首都是哪里？")
+    assert "巴黎" in answered(page)[0]
+    health = [sys.executable, str(ROOT / "docker" / "healthcheck.py")]
+    own = os.environ | {"PORT": str(server.port), "TMPDIR": str(server.log.parent)}
+    own |= {"STREAMLIT_SERVER_BASE_URL_PATH": "/chat/me"}
+    assert subprocess.run(health, env=own, check=False).returncode == 0
 
 
 def test_a_reply_is_stopped_and_what_was_said_is_kept(visit: Visit, endless: Server, picture: Any) -> None:

@@ -18,6 +18,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ from tornado.websocket import WebSocketClosedError
 
 from recipe import cli
 from recipe.chat_format import prompt_ids
+from recipe.corpus.identity import Identity
 from recipe.engine import Engine, Reply, Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.serving import demo, model_host
+from recipe.serving.model_host import ModelHost
 
 PORT = 6006
 HEALTHCHECK = ROOT / "docker" / "healthcheck.py"
@@ -560,3 +563,47 @@ def test_the_healthcheck_needs_the_standard_library_alone() -> None:
     names = set(re.findall(r"^(?:import|from) (\w+)", HEALTHCHECK.read_text(encoding="utf-8"), re.MULTILINE))
     assert names
     assert names <= sys.stdlib_module_names
+
+
+# --- Who it is ----------------------------------------------------------------------------------------------------
+
+
+def rows_of(work: Path, run: str, identity: Identity, *, at: int, **results: Any) -> None:
+    """A complete folder of stage `data`, written `at`."""
+
+    def write(out: Path) -> dict[str, Any]:
+        (out / "identity.json").write_text(json.dumps(asdict(identity), ensure_ascii=False), encoding="utf-8")
+        return {"rows": 1, "file": "train.jsonl", "mode": "balanced"} | results
+
+    folder = work / run / "data"
+    stage.run("data", folder, inputs={}, settings={}, work=write)
+    os.utime(folder / stage.MANIFEST, (at, at))
+
+
+@pytest.mark.parametrize(
+    ("identity", "titles"),
+    [(Identity("小明"), ("小明的小助手", "小明's assistant")), (Identity("小明", "小智"), ("小智", "小智"))],
+)
+def test_the_page_is_called_as_the_assistant_is(work: Path, identity: Identity, titles: tuple[str, str]) -> None:
+    merged(work, "run", at=1_000_000_000)
+    rows_of(work, "run", identity, at=900_000_000)
+    model = ModelHost(work, None, PORT)
+    model.load()  # the folder holds no model: the name is there all the same
+    assert (model.title("zh"), model.title("en")) == titles
+    assert model.label == "run"
+
+
+@pytest.mark.parametrize("what", ["later", "taught nothing", "broken", "missing"])
+def test_a_name_that_may_not_be_the_models_is_not_shown(
+    work: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    folder = merged(work, "run", at=1_000_000_000)
+    if what != "missing":
+        taught = {"identity_taught": what != "taught nothing"}
+        rows_of(work, "run", Identity("小明"), at=1_100_000_000 if what == "later" else 900_000_000, **taught)
+    if what == "broken":
+        (work / "run" / "data" / "identity.json").write_text("[]", encoding="utf-8")
+    capsys.readouterr()
+    assert model_host.identity_of(folder) is None
+    assert ("the page has no assistant's name" in capsys.readouterr().err) == (what == "broken")
+    assert ModelHost(work, None, PORT).title("en") == "InternLM2"

@@ -39,6 +39,8 @@ def test_the_page_says_every_word_and_holds_no_other() -> None:
     app, notes, conversation = (
         (page / f"{name}.py").read_text(encoding="utf-8") for name in ("app", "notes", "conversation")
     )
+    # No glyph that only an emoji font has.
+    assert not re.search(r"[\u2190-\u2bff\U0001f000-\U0001ffff]", app.replace("▌", "") + notes)
     source = (app + notes + conversation).replace("'", '"')
     for key in WORDS.keys() - {"missing", "failed"}:  # states of the model
         assert f'"{key.removesuffix("_help")}"' in source, key

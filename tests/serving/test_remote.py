@@ -146,6 +146,39 @@ def test_a_key_that_no_header_takes_is_said(other: Other) -> None:
     assert (remote.state, "sk-" in remote.message) == ("failed", False)
 
 
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_no_proxy_is_asked_for_an_endpoint_of_this_machine(
+    other: Other, monkeypatch: pytest.MonkeyPatch, variable: str, host: str
+) -> None:
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    remote = Remote(f"http://{host}:{other.server_port}/v1", None, 3)
+    remote.load()
+    assert remote.state == "ready"
+    assert [path for path, _ in other.requests] == ["/v1/models"]
+
+
+def test_a_proxy_is_asked_for_an_endpoint_elsewhere(other: Other, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{other.server_port}")
+    monkeypatch.setenv("no_proxy", "")
+    remote = Remote("http://model.example/v1", None, 3)
+    remote.load()
+    assert [path for path, _ in other.requests] == ["http://model.example/v1/models"]
+
+
+@pytest.mark.parametrize(
+    ("model", "title"),
+    [("quickstart", "quickstart"), ("/models/小明-1_8b/", "小明-1_8b"), ("a b", "InternLM2"), ("", "InternLM2"),
+     ("x/:red[x]", "InternLM2"), ("sk-key", "InternLM2")],
+)  # fmt: skip
+def test_the_title_is_the_models_plain_name(model: str, title: str) -> None:
+    remote = Remote("http://127.0.0.1:8000/v1", "sk-key", 3)
+    remote.model = model
+    assert remote.title("en") == title
+
+
 @pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "ftp://sk-key@host/v1", "http://", "http://[::1", "http://h:x/"])
 def test_an_address_that_is_none_is_refused_without_being_shown(url: str) -> None:
     with pytest.raises(RecipeError, match="OPENAI_BASE_URL is no address") as caught:

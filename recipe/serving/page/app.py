@@ -19,6 +19,7 @@ from recipe.errors import RecipeError
 from recipe.languages import LANGUAGES, NAMES
 from recipe.serving import demo
 from recipe.serving.page import conversation
+from recipe.serving.page.browser import bring_copy_script, copy_button, icon, preferred_language, send_running
 from recipe.serving.page.conversation import BASE, MAX_CHARACTERS, TUNED, BadFileError, Turn
 from recipe.serving.page.markdown import escaped, streamlit_markdown
 from recipe.serving.page.notes import failure, note
@@ -29,18 +30,8 @@ REFRESH, IMPATIENT = 0.05, 0.2
 # Under a reply that grows, Stop would run away from the pointer: it stands still above the input.
 STAND_STILL = """<style>.stChatMessage button[kind="primary"] {position: fixed; bottom: 7.5rem; z-index: 100}</style>"""
 
-st.set_page_config(page_title="InternLM2")  # an emoji as its icon would be fetched from a CDN
 model = demo.model_host()
 widgets: Any = st.session_state
-
-
-def preferred_language() -> str:
-    """The first language of the visitor's browser that the page has; Chinese where there is none."""
-    from streamlit.web.server.websocket_headers import _get_websocket_headers
-
-    accepted = (_get_websocket_headers() or {}).get("Accept-Language", "")
-    return next((tag[:2] for tag in accepted.split(",") if tag[:2] in LANGUAGES), "zh")
-
 
 # One object, read once: when a visitor leaves, Streamlit empties the session while this script may still run.
 state = widgets.get("visitor") or SimpleNamespace(
@@ -56,6 +47,8 @@ state = widgets.get("visitor") or SimpleNamespace(
     initial={"compare": False, "seed": -1, "system": ""},
 )
 widgets.visitor = state
+title = model.title(widgets.get("language") or state.language)
+st.set_page_config(page_title=title, page_icon=icon(title))  # an emoji as its icon would be fetched from a CDN
 
 
 def setting(name: str) -> Any:
@@ -210,23 +203,9 @@ def show(turn: Turn) -> None:
     with st.chat_message("assistant"):
         for who, place in places(list(turn.replies)).items():
             place.markdown(streamlit_markdown(turn.replies[who]) or say("empty_reply"))
-            if who in turn.notes:
-                place.caption(turn.notes[who])
-
-
-def send_running() -> None:
-    """Send the browser word that a run has begun; without it, it shows nothing of the run before its end.
-
-    Streamlit 1.24 sends it once, and drops what it has not sent when the next run follows at once, as after two quick
-    clicks.
-    """
-    from streamlit.proto import ForwardMsg_pb2
-    from streamlit.runtime.scriptrunner import get_script_run_ctx
-
-    message = ForwardMsg_pb2.ForwardMsg()  # type: ignore[attr-defined]
-    message.session_status_changed.script_is_running = True
-    if context := get_script_run_ctx():
-        context.enqueue(message)
+            button = copy_button(turn.replies[who], say("copy")) if turn.replies[who] else ""
+            if line := f"{turn.notes.get(who, '')} {button}".strip():
+                place.caption(line, unsafe_allow_html=True)
 
 
 def show_growing(question: str, replies: dict[str, Reply]) -> None:
@@ -268,10 +247,10 @@ with st.sidebar:
     )  # fmt: skip
 language = chosen or state.language
 say = words(language)
-st.title("💬 InternLM2")
+st.title(escaped(title))
 
 if model.state == "loading":
-    with st.spinner(say("loading", what=escaped(model.message))):
+    with st.spinner(say("loading", what=escaped(model.label))):
         st.caption(say("loading_hint"))
         waiting = st.empty()
         while model.state == "loading":
@@ -298,7 +277,8 @@ state.initial = {
     "longest": min(512, longest // 2),
 } | state.initial
 with st.sidebar:
-    st.caption(escaped(model.message))
+    st.button(say("new_chat"), on_click=clear, disabled=not state.turns and not state.pending)
+    st.caption(escaped(model.label))
     if model.can_compare:
         widget(st.checkbox, "compare")
     elif model.alone:
@@ -311,13 +291,14 @@ with st.sidebar:
         widget(st.number_input, "seed", -1, 2**31 - 1)
         widget(st.text_area, "system")
     with st.expander(say("conversation")):
-        st.button(say("clear"), on_click=clear, disabled=not state.turns and not state.pending)
         exported = conversation.to_json(setting("system"), state.turns)
         st.download_button(say("export"), exported, "conversation.json", "application/json", disabled=not state.turns)
         st.file_uploader(
             say("import"), type="json", key=f"upload{state.version}", on_change=take_file, help=say("import_help")
         )
 
+with st.sidebar:
+    bring_copy_script()
 st.chat_input(say("ask"), key="typed", max_chars=MAX_CHARACTERS, on_submit=ask_typed)
 if state.message:
     kind, text = state.message
@@ -336,9 +317,10 @@ elif state.editing and state.turns:
         send.form_submit_button(say("send"), type="primary", on_click=ask_edited)
         leave.form_submit_button(say("cancel"), on_click=setattr, args=(state, "editing", False))
 elif state.turns:
-    again, edit, _ = st.columns([1, 1, 2])
-    again.button(f"↻ {say('regenerate')}", on_click=regenerate)
-    edit.button(f"✎ {say('edit')}", on_click=setattr, args=(state, "editing", True))
+    again, edit, new = st.columns([1, 1, 2])
+    again.button(say("regenerate"), on_click=regenerate)
+    edit.button(say("edit"), on_click=setattr, args=(state, "editing", True))
+    new.button(say("new_chat"), on_click=clear, key="new")  # where the sidebar is closed, as on a phone
 else:
     st.caption(say("examples"))
     for i, example in enumerate(EXAMPLES[language]):

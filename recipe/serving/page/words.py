@@ -19,6 +19,8 @@ WORDS: dict[str, tuple[str, str]] = {
     # The conversation
     "stop": ("停止生成", "Stop generating"),
     "regenerate": ("重新生成", "Regenerate"),
+    "new_chat": ("新对话", "New chat"),
+    "copy": ("复制回答", "Copy the reply"),
     "edit": ("修改问题", "Edit the question"),
     "edit_question": ("修改最后一个问题", "Edit the last question"),
     "send": ("发送", "Send"),
@@ -65,7 +67,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "system_help": ("留空则不发送，与训练时一致。", "Sent only where there is one; training had none."),
     # The conversation as a file
     "conversation": ("对话", "Conversation"),
-    "clear": ("清空对话", "Clear"),
     "export": ("导出 JSON", "Export as JSON"),
     "import": ("导入 JSON", "Import JSON"),
     "import_help": ("OpenAI 格式的 messages。", "OpenAI-format messages."),
