@@ -36,7 +36,7 @@ VARIABLES = set(re.findall(r"^([A-Z_]+) +\?=", MAKEFILE, re.MULTILINE))
 # The environment's: those of compose, and those that libraries and tools read.
 SETTINGS = set(re.findall(r"^# ([A-Z_]+)=", (ROOT / ".env.example").read_text(encoding="utf-8"), re.MULTILINE))
 OF_UV = {"UV_SYSTEM_CERTS", "UV_DEFAULT_INDEX", "UV_PYTHON_INSTALL_MIRROR"}
-OF_OTHERS = OF_UV | {"CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY"}
+OF_OTHERS = OF_UV | {"CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
 MAX_WORDS = 1800  # of the README
 
 
