@@ -68,12 +68,13 @@ def write(model: Path, out: Path, *, sentencepiece: Path | None, name: str) -> t
     config = read_json(model / "config.json", ConfigShape)
     shape = Shape.of(config)
     vocabulary = gguf_vocabulary.read(model, sentencepiece, shape.vocab)
+    settings = gguf_vocabulary.tokenizer_settings(model / "tokenizer_config.json")
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
     where = safetensors_io.locate(model, shape.llama())
     writers: dict[str, GGUFWriter] = {}
     for kind in KINDS:
         writers[kind] = _writer(out / file_name(kind), kind, model, config, name)
-        gguf_vocabulary.add_to(writers[kind], vocabulary, tokenizer, read_json(model / "tokenizer_config.json"))
+        gguf_vocabulary.add_to(writers[kind], vocabulary, tokenizer, settings)
         _begin(writers[kind], kind, shape)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for tensor_name in shape.llama():

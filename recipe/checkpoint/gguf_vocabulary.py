@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe.chat_format import IM_END, stop_ids
-from recipe.checkpoint.tokenizer import SENTENCEPIECE, TokenizerJson
+from recipe.checkpoint.tokenizer import SENTENCEPIECE, TokenizerConfig, TokenizerJson
 from recipe.errors import RecipeError
 from recipe.pipeline.stage import read_json, shown
 
@@ -134,6 +134,14 @@ def _pre_tokenizer(file: Path, content: dict[str, Any]) -> str:
             f"llama.cpp's own convert_hf_to_gguf.py"
         )
     return name
+
+
+def tokenizer_settings(file: Path) -> dict[str, Any]:
+    """A model's tokenizer_config.json, whose chat template is one text. RecipeError: it is not."""
+    content = read_json(file, TokenizerConfig)
+    if not isinstance(content.get("chat_template"), str):
+        raise RecipeError(f"{shown(file)}: its chat_template is no text, as GGUF holds one: run `make merge` again")
+    return content
 
 
 def chat_template(settings: dict[str, Any]) -> str:

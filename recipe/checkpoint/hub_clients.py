@@ -68,13 +68,17 @@ class Client(Protocol):
         ...
 
 
+# Addresses that an error shows; what other variables hold is a package index.
+EXAMPLES = {"HF_ENDPOINT": "https://hf-mirror.com"}
+
+
 def refuse_without_scheme(variable: str) -> None:
     """RecipeError where an environment variable holds an address that does not begin as one."""
     address = os.environ.get(variable)
     if address and not re.match(r"https?://[^/]", address):
         raise RecipeError(
             f"{variable}: {address.rpartition('@')[2]!r} is no address: write it with its scheme, as "
-            f"{variable}=https://hf-mirror.com"
+            f"{variable}={EXAMPLES.get(variable, 'https://pypi.org/simple')}"
         )
 
 

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from recipe.engine.reply import Reply, Sampling
 from recipe.errors import RecipeError
-from recipe.plain_text import printable
+from recipe.plain_text import flaw, printable
 from recipe.serving import model_host
 from recipe.serving.listener import is_loopback
 
@@ -40,7 +40,7 @@ def _parse(url: str) -> tuple[str, str, tuple[str, str] | None]:
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port = None, None
-    if not host or parts.scheme not in ("http", "https"):
+    if flaw(url) or not host or parts.scheme not in ("http", "https"):
         raise RecipeError("OPENAI_BASE_URL is no address: it is like http://127.0.0.1:8000/v1")
     host = f"[{host}]" if ":" in host else host
     address = f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
@@ -74,6 +74,8 @@ class Remote:
         import requests
 
         self._address, self._query, user = _parse(url)
+        if key and (fault := flaw(key)):
+            raise RecipeError(f"OPENAI_API_KEY holds {fault}: set the key as the endpoint gave it")
         self.url, self.port = self._address, port  # what is shown
         self.state, self.message = "loading", ""
         self.model = ""

@@ -23,7 +23,6 @@ from recipe.checkpoint.model_card import CARD, Subject, export_card
 from recipe.checkpoint.modelfile import MODELFILE, TEMPLATE, modelfile
 from recipe.checkpoint.tokenizer import SENTENCEPIECE, added_tokens_decoder, is_internlm2s, sentencepiece_model
 from recipe.errors import RecipeError
-from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.pipeline.results import ExportResults
 from recipe.pipeline.table import BY_VERB
@@ -41,14 +40,7 @@ def make(folder: Path, *, model: Path, identity_names: Sequence[str] = ()) -> st
         model: folder of the merged model.
         identity_names: for the card; empty after training on own data.
     """
-    merged = stage.require(model, "merge")
-    name, sha256 = stage.input_of(merged, "model")
-    base = ROOT / name
-    if stage.content_sha256(base) != sha256:
-        raise RecipeError(
-            f"{stage.shown(base)} is not the base of {stage.shown(model)} any more: bring that base back with "
-            f"`make model`, or run `make merge` again"
-        )
+    base = gguf.base_of(model)
     _refuse_other_bases(model)
 
     def work(out: Path) -> ExportResults:

@@ -12,6 +12,7 @@ from recipe.checkpoint import gguf_file
 from recipe.checkpoint.base_config import ConfigShape
 from recipe.checkpoint.modelfile import MODELFILE, modelfile
 from recipe.checkpoint.tokenizer import sentencepiece_model
+from recipe.errors import RecipeError
 from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.pipeline.results import GgufResults
@@ -20,14 +21,32 @@ from recipe.pipeline.results import GgufResults
 DEFAULT = gguf_file.file_name("f16")
 
 
+def base_of(model: Path) -> Path:
+    """The folder of the base that a merged model was made on.
+
+    Raises:
+        RecipeError: `model` is no merged model, or another base lies there now.
+    """
+    name, sha256 = stage.input_of(stage.require(model, "merge"), "model")
+    base = ROOT / name
+    if stage.content_sha256(base) != sha256:
+        raise RecipeError(
+            f"{stage.shown(base)} is not the base of {stage.shown(model)} any more: bring that base back with "
+            f"`make model`, or run `make merge` again"
+        )
+    return base
+
+
 def make(folder: Path, *, model: Path, run: str) -> stage.Manifest:
     """Write the merged model in `model` to `folder` as GGUF files. run: the name of the run, and so of the model."""
     base = ROOT / stage.input_of(stage.require(model, "merge"), "model")[0]
+    sentencepiece = sentencepiece_model(model)
+    if sentencepiece is None and (sentencepiece := sentencepiece_model(base)):
+        base_of(model)
 
     def work(out: Path) -> GgufResults:
         from transformers import AutoTokenizer
 
-        sentencepiece = sentencepiece_model(model) or sentencepiece_model(base)
         parameters, vocabulary = gguf_file.write(model, out, sentencepiece=sentencepiece, name=run)
         tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
         written = modelfile(

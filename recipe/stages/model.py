@@ -68,6 +68,8 @@ def source_folder(model: str) -> Path:
 
 def refuse_unfinished(folder: Path) -> None:
     """RecipeError where a folder is a hub's cache around the model, or holds Git LFS pointers in place of files."""
+    if not (folder / "config.json").is_file() and (caches := sorted(folder.glob("models--*/snapshots/*"))):
+        raise RecipeError(f"{stage.shown(folder)}: is the cache of several models: take a snapshot, MODEL={caches[-1]}")
     if (folder / "snapshots").is_dir() and not (folder / "config.json").is_file():
         inside = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
         example = inside[-1] if inside else folder / "snapshots" / "COMMIT"

@@ -597,6 +597,13 @@ def test_an_endpoint_without_its_scheme_is_said(address: str, monkeypatch: pytes
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.parametrize("variable", ["UV_DEFAULT_INDEX", "PIP_INDEX_URL"])
+def test_an_index_without_its_scheme_is_answered_with_an_index(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "pypi.example")
+    with pytest.raises(RecipeError, match=f"as {variable}=https://pypi.org/simple$"):
+        hub_clients.refuse_without_scheme(variable)
+
+
 def test_a_socks_proxy_without_its_library_is_said(sleeps: list[float]) -> None:
     from requests.exceptions import InvalidSchema
 

@@ -140,6 +140,12 @@ def test_events_of_another_shape_end_the_reply(other: Other, events: list[Any]) 
     assert (reply.ended, isinstance(reply.error, RecipeError)) == ("error", True)
 
 
+def test_a_key_that_is_no_text_is_refused_without_being_shown() -> None:
+    with pytest.raises(RecipeError, match=r"OPENAI_API_KEY holds .* U\+0007 at character 4") as caught:
+        Remote("http://127.0.0.1:9/v1", "sk-\x07key", 3)
+    assert "sk-" not in str(caught.value)
+
+
 def test_a_key_that_no_header_takes_is_said(other: Other) -> None:
     remote = Remote(f"http://127.0.0.1:{other.server_port}/v1", "sk-\nkey", 3)
     remote.load()
@@ -179,7 +185,11 @@ def test_the_title_is_the_models_plain_name(model: str, title: str) -> None:
     assert remote.title("en") == title
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "ftp://sk-key@host/v1", "http://", "http://[::1", "http://h:x/"])
+@pytest.mark.parametrize(
+    "url",
+    ["127.0.0.1:8000/v1", "ftp://sk-key@host/v1", "http://", "http://[::1", "http://h:x/", "http://h/\x1b[31mv1",
+     "http://h/\udcff"],
+)  # fmt: skip
 def test_an_address_that_is_none_is_refused_without_being_shown(url: str) -> None:
     with pytest.raises(RecipeError, match="OPENAI_BASE_URL is no address") as caught:
         Remote(url, None, 3)

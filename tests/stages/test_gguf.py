@@ -226,9 +226,20 @@ def spoil_weight(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+def spoil_template(folder: Path) -> None:
+    edit_json(folder / "tokenizer_config.json", lambda content: content.update(chat_template={"default": "x"}))
+
+
+def spoil_templates(folder: Path) -> None:
+    several = [{"name": "default", "template": "x"}]
+    edit_json(folder / "tokenizer_config.json", lambda content: content.update(chat_template=several))
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
+        (spoil_template, "for chat_template"),
+        (spoil_templates, "its chat_template is no text"),
         (spoil_split, "splits text in a way that is none of gpt-2, smollm, qwen2, llama-bpe"),
         (spoil_rope, "rope_scaling of type 'llama3' is not written to GGUF here"),
         (spoil_weight, "beyond float16"),
@@ -253,6 +264,18 @@ def test_scores_come_from_the_base_that_an_earlier_version_wrote(tiny_model: Pat
     shutil.rmtree(base / "sentencepiece")
     shutil.rmtree(tmp_path / "main" / "gguf")
     with pytest.raises(RecipeError, match=r"llama.cpp needs its scores"):
+        stage_gguf.make(tmp_path / "main" / "gguf", model=merged, run="main")
+
+
+def test_scores_of_another_base_in_the_place_of_the_merged_model_s_are_refused(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_model, tmp_path / "models" / "base"))
+    (base / "sentencepiece").mkdir()
+    (base / "tokenizer.model").rename(base / "sentencepiece" / "tokenizer.model")
+    merged = merged_from(base, tmp_path / "main" / "merged")
+    (base / "stage.json").write_text("{}")
+    with pytest.raises(RecipeError, match=r"is not the base of .* any more"):
         stage_gguf.make(tmp_path / "main" / "gguf", model=merged, run="main")
 
 

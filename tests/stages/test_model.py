@@ -524,6 +524,12 @@ def test_a_pointer_of_git_lfs_is_named_with_its_remedy(name: str, source: Path, 
     assert "git lfs pull" in message
 
 
+def test_the_folder_of_all_caches_is_answered_with_a_snapshot(tmp_path: Path, out: Path) -> None:
+    (snapshot := tmp_path / "hub" / "models--a--b" / "snapshots" / "abc").mkdir(parents=True)
+    with pytest.raises(RecipeError, match=f"is the cache of several models: take a snapshot, MODEL={snapshot}$"):
+        model.make(out, model=str(tmp_path / "hub"))
+
+
 @pytest.mark.parametrize("commits", [["abc"], ["abc", "abd"], []])
 def test_a_cache_is_answered_with_its_snapshot(commits: list[str], tmp_path: Path, out: Path) -> None:
     cache = tmp_path / "models--a--b"
