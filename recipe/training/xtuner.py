@@ -24,7 +24,7 @@ from recipe.device import has_gpu
 from recipe.library_logging import quieten
 from recipe.pipeline import phases
 from recipe.pipeline.heartbeat import heartbeat
-from recipe.training import tracking
+from recipe.training import build_lock, tracking
 from recipe.training.starting import starting
 
 LOG = "console.log"
@@ -91,6 +91,8 @@ def run(arguments: Sequence[str]) -> None:
                 starting.enter_context(heartbeat("train", "XTuner's trainer starts"))
             try:
                 allow_trainer_state(deepspeed="--deepspeed" in arguments)
+                if "--deepspeed" in arguments:
+                    build_lock.install()
                 if "--launcher" in arguments and not has_gpu():
                     _run_without_gpu(deepspeed="--deepspeed" in arguments)
                 with phases.phase("import"):
