@@ -69,6 +69,17 @@ def _end_with_parent() -> None:
         os._exit(1)  # it was killed before the kernel knew
 
 
+def _forget_loggers() -> None:
+    """Have the next training in this process log to its own file.
+
+    mmengine keeps its loggers by a name that is made of the second: one that begins in the same second would get this
+    training's, whose file is closed.
+    """
+    from mmengine.logging import MMLogger
+
+    MMLogger._instance_dict.clear()
+
+
 def run(arguments: Sequence[str]) -> None:
     """Run `xtuner.tools.train` with these arguments.
 
@@ -114,6 +125,7 @@ def run(arguments: Sequence[str]) -> None:
         tracking.end(failed=False)
     finally:
         sys.argv = saved
+        _forget_loggers()
 
 
 if __name__ == "__main__":

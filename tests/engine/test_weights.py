@@ -14,6 +14,8 @@ from small_training import adapted, batch, gradients
 from recipe.engine import decoder as decoder_module
 from recipe.engine.decoder import Decoder, PromptChunk
 from recipe.engine.weights import Projections, Scratch, base_of, dequantised_bytes, linear_layers, refusal
+from recipe.training.fast import model as training_model
+from recipe.training.fast.merged import MergedLoraLinear
 from recipe.training.fast.model import PROJECTIONS, FusedLlama
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "use_cache": False}  # bitsandbytes' blocks are 64 values
@@ -85,16 +87,20 @@ def test_an_adapter_that_a_training_changes_is_read_anew() -> None:
     torch.testing.assert_close(found, by_modules(model, IDS), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("merged", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_weights_of_the_fast_path_are_not_copied(kind: str) -> None:
+def test_the_weights_of_the_fast_path_are_not_copied(kind: str, merged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not merged:  # as on a GPU
+        monkeypatch.setattr(training_model, "merges", lambda *_: False)
     model = adapted(small_bases.random_model(kind, **SIZES))
     fast = FusedLlama(model, fp8=False)
     layers = Decoder(model, slots=1, length=64).layers
     for ours, theirs in zip(layers, fast.layers, strict=True):
         for group, matrix in zip((ours.qkv, ours.o, ours.gate_up, ours.down), theirs.groups, strict=True):
             assert group.weight is not None
-            assert group.weight.data_ptr() == matrix.matrix.data_ptr()
-            assert torch.equal(group.weight, matrix.matrix[: matrix.n, : matrix.k])
+            frozen = matrix.frozen if isinstance(matrix, MergedLoraLinear) else matrix.matrix
+            assert group.weight.data_ptr() == frozen.data_ptr()
+            assert torch.equal(group.weight, frozen[: matrix.n, : matrix.k])
 
 
 def test_plain_weights_are_laid_out_once_and_the_model_sees_them() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from replay_folder import write_replay
 from tracker_service import Service
 
@@ -212,6 +213,7 @@ def test_a_tracker_learns_that_a_training_failed(
     with pytest.raises(RecipeError, match="training failed"):
         train.make(tmp_path / "train", config=broken, resume=False, deepspeed=None, tracker="mlflow")
     assert service.calls[-1] == "end FAILED"
+    assert not MMLogger._instance_dict  # a training of the same second would get its logger, whose file is closed
 
 
 def test_a_config_of_before_the_folders_is_refused_in_one_line(prepared: Path, tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import types
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import VISBACKENDS
 from mmengine.visualization import Visualizer
 from tracker_service import Service
@@ -47,8 +49,9 @@ def tracked(file: Path, name: str) -> Any:
 
 
 @pytest.fixture
-def visualizer(service: Service, tmp_path: Path) -> Iterator[Visualizer]:
+def visualizer(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Visualizer]:
     """The visualizer of a tracked training, without the other backends, after its config was sent."""
+    monkeypatch.setattr(MMLogger, "_instance_dict", OrderedDict())  # none of another test's, whose output is closed
     read = tracked(tmp_path / "config.py", service.__name__)
     read.work_dir = str(tmp_path / "train")
     (tmp_path / "train").mkdir()
