@@ -140,7 +140,7 @@ model: ready ## Fetch or take MODEL, check it, convert it to the Llama layout / 
 
 .PHONY: replay
 replay: model ## The base's own answers, mixed in against forgetting / 基座自答，防遗忘
-	@$(RECIPE) replay $(common) $(languages) $(model)
+	@set -f; $(RECIPE) replay $(common) $(languages) $(model) $(preset)
 
 .PHONY: config
 config: $(if $(HELP),ready,data replay) ## Resolve PRESET and SET, and say the training's size; HELP=1 lists what SET takes / 解析训练配置

@@ -78,9 +78,11 @@ def run_model(options: argparse.Namespace) -> None:
 
 
 def run_replay(options: argparse.Namespace) -> None:
-    from recipe.stages import replay
+    from recipe.stages import config, replay
 
     run = _run(options)
+    if options.set:  # asking the base takes minutes
+        config.check_settings(options.preset or default_preset(options.model, run.model(options.model)), options.set)
     manifest = stage.read_manifest(run.folder("data"))
     if manifest and results.of(manifest, DataResults).mode == "tutorial":
         stage.say("replay", "not needed: the tutorial has none")

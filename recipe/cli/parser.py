@@ -197,6 +197,8 @@ def _model_verb(sub: argparse.ArgumentParser) -> None:
 def _replay_verb(sub: argparse.ArgumentParser) -> None:
     _model_option(sub)
     _languages_option(sub)
+    sub.add_argument("--preset", help="of `config`, by which --set is checked")
+    _set_option(sub, "overrides of `config`: what it would refuse is refused before the base is asked")
 
 
 def _config_verb(sub: argparse.ArgumentParser) -> None:

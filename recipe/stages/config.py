@@ -93,6 +93,14 @@ def override(config: Any, settings: Sequence[str]) -> None:
     _check_schedule(config)
 
 
+def check_settings(preset: str, settings: Sequence[str]) -> None:
+    """Check overrides before anything else is done for a run. RecipeError as of `override`."""
+    config = load_preset(preset)
+    if not has_gpu():
+        for_cpu(config)
+    override(config, settings)
+
+
 def settings_help(preset: str) -> str:
     """The table of what SET= may change by a short name, with the values of a preset."""
     config = load_preset(preset)

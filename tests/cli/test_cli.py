@@ -672,3 +672,12 @@ def test_a_bar_is_closed_before_the_error_which_is_the_last_line(
     monkeypatch.setitem(commands.COMMANDS, "report", fail)
     assert cli.main(["report", "--work", str(tmp_path)]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "error: mend it"
+
+
+@pytest.mark.parametrize("setting", ["learning_rat=1e-4", "lr=-1", "max_iters=1"])
+def test_a_wrong_setting_is_refused_before_the_base_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str
+) -> None:
+    assert cli.main(["quickstart", "--name", "小明", "--work", str(tmp_path), "--set", setting]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: SET")
+    assert not (tmp_path / "replay").exists()
