@@ -65,6 +65,13 @@ CODE = frozenset(
 OPTIMIZER = re.compile(r"(torch|bitsandbytes)\.optim\.[A-Z]\w*", re.ASCII)
 # `load_dataset` reads JSON in the presets. Other values of its `path` read pickles ("pandas"), or what a hub has.
 READS_ROWS = "datasets.load_dataset"
+# Keys by which the trainer's classes write elsewhere than into the stage's folder, over whatever lies there.
+WRITES = frozenset(
+    {
+        "out_dir", "save_dir", "img_save_dir", "config_save_file", "scalar_save_file", "filename_tmpl",
+        "cache_dir", "backend_args", "file_client_args",
+    }
+)  # fmt: skip
 # Keys whose text the trainer imports.
 NAMES_CODE = re.compile(r"type|template|\w+_fn", re.ASCII)
 
@@ -218,6 +225,8 @@ def refuse_other_code(config: Any, file: Path) -> None:
             foreign.append("trust_remote_code is on")
         if isinstance(value, dict) and value.get("type") == READS_ROWS and value.get("path") != "json":
             foreign.append(f"load_dataset with path={value.get('path')!r} may run code, and no preset uses it")
+        if key in WRITES:
+            foreign.append(f"{key}={value!r} is a place to write to, and no preset has one")
         names_code = NAMES_CODE.fullmatch(key) and isinstance(value, str)
         if names_code and value not in CODE and not OPTIMIZER.fullmatch(value):
             foreign.append(f"{key}={value!r} is code that no preset uses")

@@ -95,6 +95,9 @@ def test_what_is_no_text_and_what_is_not_there(tmp_path: Path) -> None:
          "load_dataset with path='pandas' may run code"),
         ({"train_dataloader": {"dataset": {"type": "datasets.load_dataset", "path": "owner/name"}}},
          "load_dataset with path='owner/name'"),
+        ({"default_hooks": {"logger": {"out_dir": "/"}}}, "out_dir='/' is a place"),
+        ({"default_hooks": {"checkpoint": {"filename_tmpl": "../../{}"}}}, "filename_tmpl='../../{}' is a place"),
+        ({"visualizer": {"vis_backends": [{"config_save_file": "../a.py"}]}}, "config_save_file='../a.py' is a place"),
     ],
 )  # fmt: skip
 def test_data_that_lead_the_trainer_to_other_code_are_refused(
