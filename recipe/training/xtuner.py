@@ -69,15 +69,16 @@ def _end_with_parent() -> None:
         os._exit(1)  # it was killed before the kernel knew
 
 
-def _forget_loggers() -> None:
-    """Have the next training in this process log to its own file.
+def _forget_instances() -> None:
+    """Have the next training in this process log to its own file, and to its own tracker.
 
-    mmengine keeps its loggers by a name that is made of the second: one that begins in the same second would get this
-    training's, whose file is closed.
+    mmengine keeps loggers and visualizers by a name that is made of the second: a training that begins in the same
+    second would get this one's, whose files are closed.
     """
-    from mmengine.logging import MMLogger
+    from mmengine.utils import ManagerMixin
 
-    MMLogger._instance_dict.clear()
+    for kept in ManagerMixin.__subclasses__():
+        kept._instance_dict.clear()
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -125,7 +126,7 @@ def run(arguments: Sequence[str]) -> None:
         tracking.end(failed=False)
     finally:
         sys.argv = saved
-        _forget_loggers()
+        _forget_instances()
 
 
 if __name__ == "__main__":
