@@ -6,6 +6,7 @@ import io
 import os
 import re
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,6 +136,7 @@ def _question_reader() -> Callable[[], str]:
     screen = Vt100_Output.from_pty(sys.stdout, term=os.environ.get("TERM"))
     screen.enable_cpr = False  # not asked where the cursor is: a late answer would be taken for typed text
     session: PromptSession[str] = PromptSession([("bold", PROMPT)], output=screen)  # its history is in memory alone
+    modes = termios.tcgetattr(sys.stdin)
 
     def read() -> str:
         print(flush=True)
@@ -144,6 +146,7 @@ def _question_reader() -> Callable[[], str]:
             screen.disable_bracketed_paste()
             screen.show_cursor()
             screen.flush()
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, modes)
             raise
 
     return read

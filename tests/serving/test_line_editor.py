@@ -41,17 +41,22 @@ Engine.reply = reply
 terminal.fit = lambda tokenizer, messages, room: messages
 sys.exit(main(sys.argv[1:]))
 """
+# As a signal leaves it that comes between the editor's change of the terminal and what would undo it.
+INTERRUPTED = """
+from prompt_toolkit.input.vt100 import raw_mode
+raw_mode.__exit__ = lambda *_: None
+"""
 
 
 class Screen:
     """A terminal of 80 columns, in which `chat` runs."""
 
-    def __init__(self, *options: str, **environment: str) -> None:
+    def __init__(self, *options: str, patch: str = "", **environment: str) -> None:
         self.fd, child = pty.openpty()
         fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         own = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8", "TERM": "xterm"}
         own |= environment
-        command = [sys.executable, "-c", ECHO, "chat", *options]
+        command = [sys.executable, "-c", patch + ECHO, "chat", *options]
 
         def take_terminal() -> None:
             os.setsid()
@@ -100,8 +105,8 @@ class Screen:
 def start(served_work: Path) -> Iterator[Callable[..., Screen]]:
     screens: list[Screen] = []
 
-    def start(**environment: str) -> Screen:
-        screens.append(Screen("--work", str(served_work), **environment))
+    def start(patch: str = "", **environment: str) -> Screen:
+        screens.append(Screen("--work", str(served_work), patch=patch, **environment))
         return screens[-1]
 
     yield start
@@ -173,3 +178,12 @@ def test_leaving_gives_the_terminal_back_and_writes_no_history(
     assert chat.process.wait(WITHIN) == 0
     assert termios.tcgetattr(chat.child) == chat.modes
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and b"secret" in file.read_bytes()]
+
+
+def test_an_interrupted_editor_leaves_no_raw_terminal(start: Callable[..., Screen]) -> None:
+    chat = start(INTERRUPTED)
+    chat.type(b"half a question")
+    chat.process.send_signal(signal.SIGTERM)
+    chat.wait_for(BRACKETS_OFF)
+    assert chat.process.wait(WITHIN) == 0
+    assert termios.tcgetattr(chat.child) == chat.modes
