@@ -1,4 +1,4 @@
-"""Whether there is a GPU that PyTorch can use, asked without the seconds that importing torch takes."""
+"""What computes here, a GPU or the CPU, and in which precision, asked without the seconds that importing torch takes."""
 
 import ctypes
 import os
@@ -16,6 +16,9 @@ DRIVER = "580.65.06"
 # (Ampere), as every preset but `tutorial` does: NVIDIA's compute capabilities. `recipe/env/doctor.sh` reads both.
 CAPABILITY = "7.5"
 BFLOAT16 = "8.0"
+# Instructions that multiply bfloat16, by their names in Linux's arch/x86/include/asm/cpufeatures.h.
+CPU_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
+CPU, MEMORY = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 
 
 def has_gpu() -> bool:
@@ -76,6 +79,25 @@ def card_without_bfloat16() -> str | None:
 
 def _version(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(".")))
+
+
+def cpu_computes_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16; without them it takes longer than float32."""
+    try:
+        lines = CPU.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return not CPU_BFLOAT16.isdisjoint(flags.split())
+
+
+def cpu_precision(stored: str | None) -> str:
+    """In which precision a model computes on the CPU: its own bfloat16 where the CPU has that, and else float32.
+
+    Args:
+        stored: the precision of its weights, as config.json names it; None where it does not.
+    """
+    return "bfloat16" if stored == "bfloat16" and cpu_computes_bfloat16() else "float32"
 
 
 def check_driver() -> None:

@@ -47,6 +47,7 @@ class ConfigShape:
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     torch_dtype: str | None = None
+    dtype: str | None = None
     initializer_range: float | None = None
 
 
@@ -64,6 +65,11 @@ def with_older_rope(config: dict[str, Any]) -> dict[str, Any]:
     if scaling.get("rope_type", "default") != "default":
         out["rope_scaling"] = scaling
     return out
+
+
+def stored_precision(config: dict[str, Any]) -> str | None:
+    """The precision of the weights, such as "bfloat16", where a config.json names it; transformers 5 calls it dtype."""
+    return config.get("torch_dtype") or config.get("dtype")
 
 
 def refusal(config: dict[str, Any]) -> str | None:

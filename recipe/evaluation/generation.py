@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from recipe.chat_format import Message, prompt_ids, stop_ids
+from recipe.checkpoint.base_config import stored_precision
 from recipe.checkpoint.finite import all_finite
 from recipe.engine.batch import BatchGenerator
+from recipe.device import cpu_precision
 from recipe.engine.reply import Sampling
 from recipe.errors import RecipeError
 from recipe.pipeline import results, stage
@@ -54,7 +56,7 @@ def load(
     Args:
         folder: of the model.
         adapter: a PEFT folder to put on it.
-        dtype: to compute in; None for the model's own on the GPU and float32 on the CPU.
+        dtype: to compute in; None for the model's own on the GPU and `device.cpu_precision` on the CPU.
 
     Returns:
         The model, on the GPU if there is one, its weights frozen, and its tokenizer.
@@ -77,6 +79,7 @@ def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None) -> tu
 
     _refuse_changed(folder, adapter)
     _refuse_other_shapes(folder)
+    stored = stored_precision(stage.read_json(folder / "config.json"))
     release()
     gpu = torch.cuda.is_available()
     try:
@@ -84,7 +87,7 @@ def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None) -> tu
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=dtype or ("auto" if gpu else torch.float32),
+                dtype=dtype or ("auto" if gpu else cpu_precision(stored)),
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,

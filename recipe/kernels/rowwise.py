@@ -40,7 +40,7 @@ def _warps(block: int) -> int:
     return min(max(block // 512, 4), 16)
 
 
-def _upcast(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -57,7 +57,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
             x, weight, out, x.stride(0), out.stride(0), x.shape[1], eps, BLOCK=block, num_warps=_warps(block)
         )
         return
-    value = _upcast(x)
+    value = upcast(x)
     out.copy_(weight * (value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + eps)).to(weight.dtype))
 
 
@@ -80,10 +80,10 @@ def rms_norm_backward(
             HAS_RESIDUAL=residual is not None, BLOCK=block, num_warps=_warps(block),
         )  # fmt: skip
         return
-    value = _upcast(x)
+    value = upcast(x)
     scale = torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + eps)
     value = value * scale
-    g = _upcast(grad) * _upcast(weight)
+    g = upcast(grad) * upcast(weight)
     result = scale * (g - value * (g * value).mean(-1, keepdim=True))
     out.copy_(result if residual is None else result + residual)
 
@@ -215,7 +215,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
             logits, targets, losses, logits.shape[1], scale, BLOCK=block, num_warps=16
         )
         return losses
-    log = functional.log_softmax(_upcast(logits), -1)
+    log = functional.log_softmax(upcast(logits), -1)
     rows = torch.arange(len(log))
     grad = log.exp()
     grad[rows, targets] -= 1

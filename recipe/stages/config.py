@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe.device import gpu_memory, has_gpu
+from recipe.checkpoint.base_config import stored_precision
+from recipe.device import cpu_precision, gpu_memory, has_gpu
 from recipe.errors import RecipeError
 from recipe.pipeline import results, stage
 from recipe.pipeline.phases import phase
@@ -206,12 +207,18 @@ def fill(config: Any, *, model: Path, files: Sequence[Path], seed: int, own: Pat
     config.randomness.seed = seed
 
 
-def for_cpu(config: Any) -> None:
-    """Without a GPU the same path runs in float32: automatic mixed precision asserts a GPU, nf4 does not."""
+def for_cpu(config: Any, precision: str = "float32") -> None:
+    """Without a GPU the same path runs without automatic mixed precision, which asserts one; nf4 does not.
+
+    Args:
+        precision: of the frozen base, see `device.cpu_precision`. XTuner's own model computes in float32, and so does
+            what is dequantised from nf4 once for all.
+    """
+    whole = "recompute" in config.model and "quantization_config" not in config.model.llm
     config.optim_wrapper.type = "mmengine.optim.OptimWrapper"
     for key in ("dtype", "loss_scale"):
         config.optim_wrapper.pop(key, None)
-    config.model.llm.torch_dtype = "torch.float32"
+    config.model.llm.torch_dtype = f"torch.{precision if whole else 'float32'}"
     if "quantization_config" in config.model.llm:
         config.model.llm.quantization_config.bnb_4bit_compute_dtype = "torch.float32"
     config.env_cfg.dist_cfg.backend = "gloo"
@@ -245,7 +252,7 @@ def make(
     own = data_folder / data.own_file if data.own_file else None
     fill(config := load_preset(preset), model=model, files=files, seed=seed, own=own)
     if not (gpu := has_gpu()):
-        for_cpu(config)
+        for_cpu(config, cpu_precision(stored_precision(stage.read_json(model / "config.json"))))
     override(config, settings)
 
     def work(out: Path) -> ConfigResults:
