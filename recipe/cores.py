@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from recipe import control_groups
 from recipe.errors import RecipeError
 
 # The variable that the user sets, and those that torch's OpenMP and MKL read when torch is imported.
@@ -19,7 +20,6 @@ WAIT_POLICY, SPIN_COUNT = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 SPINS = "1000"  # some 20 microseconds
 LOAD = Path("/proc/loadavg")
 READINGS, INTERVAL = 5, 0.01  # of the processes that run, in seconds apart
-CGROUP_MEMBERSHIP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
@@ -83,20 +83,9 @@ def _quotas() -> Iterator[float]:
 
     Sources: Linux, Documentation/admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst (cpu.cfs_quota_us).
     """
-    try:
-        lines = CGROUP_MEMBERSHIP.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        root = CGROUPS / controllers if controllers else CGROUPS
-        group = root / path.lstrip("/")
-        # In a container's own namespace the root is the container's group, whatever the path says.
-        for folder in [root, *(each for each in (group, *group.parents) if root in each.parents)]:
-            if quota := _quota(folder):
-                yield quota
+    for folder in control_groups.folders("cpu"):
+        if quota := _quota(folder):
+            yield quota
 
 
 def _quota(folder: Path) -> float | None:

@@ -1,4 +1,4 @@
-"""What computes here, a GPU or the CPU, and in which precision, asked without the seconds that importing torch takes."""
+"""What computes here, a GPU or the CPU, and in which precision, asked without importing torch, which takes seconds."""
 
 import ctypes
 import os
@@ -6,6 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
+from recipe import control_groups
 from recipe.errors import RecipeError
 
 # The locked torch is built for CUDA 13.0, which any driver from this one on serves: NVIDIA's CUDA 13.0 release notes,
@@ -37,6 +38,31 @@ def gpus() -> list[str]:
 def gpu_memory() -> int | None:
     """The memory of the smallest GPU in MiB, as nvidia-smi tells it; None where it tells nothing."""
     return min(_gpu_sizes(), default=None)
+
+
+def cpu_memory() -> int | None:
+    """The memory in MiB that this process could still take: the machine's, within the limits of its control groups.
+
+    Source: Linux, Documentation/filesystems/proc.rst (MemAvailable), and the files memory.max of version 2 of control
+    groups and memory.limit_in_bytes of version 1. None where the machine does not tell.
+    """
+    try:
+        lines = MEMORY.read_text(encoding="utf-8").splitlines()
+        available = next(int(line.split()[1]) >> 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
+    limits = [limit for folder in control_groups.folders("memory") if (limit := _memory_limit(folder)) is not None]
+    return min([available, *limits])
+
+
+def _memory_limit(folder: Path) -> int | None:
+    """The MiB that one control group grants; None without a limit."""
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        try:
+            return int((folder / name).read_text(encoding="utf-8")) >> 20
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return None
 
 
 def _gpu_sizes() -> list[int]:

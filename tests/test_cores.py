@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recipe import cores
+from recipe import control_groups, cores
 from recipe.errors import RecipeError
 
 
@@ -15,8 +15,8 @@ from recipe.errors import RecipeError
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Sixteen cores, control groups in a folder, and no variable set."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
-    monkeypatch.setattr(cores, "CGROUPS", tmp_path / "fs")
-    monkeypatch.setattr(cores, "CGROUP_MEMBERSHIP", tmp_path / "self")
+    monkeypatch.setattr(control_groups, "ROOT", tmp_path / "fs")
+    monkeypatch.setattr(control_groups, "MEMBERSHIP", tmp_path / "self")
     for name in (cores.THREADS, *cores.LIBRARIES):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv(name, "")  # so that what the code sets is taken back

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from recipe import cli, device
+from recipe import cli, control_groups, device
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
 
@@ -215,3 +215,53 @@ def test_the_oldest_generation_is_that_of_the_locked_torch() -> None:
         pytest.skip("this torch was built without CUDA")
     oldest = min(int(flag.removeprefix("sm_")) for flag in flags.split() if flag.startswith("sm_"))
     assert f"{oldest // 10}.{oldest % 10}" == device.CAPABILITY
+
+
+@pytest.mark.parametrize(
+    ("lines", "computes"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512_bf16\n", True),
+        ("flags\t\t: fpu amx_bf16 amx_tile\n", True),
+        ("flags\t\t: fpu avx2 avx512f\nbugs\t\t: avx512_bf16\n", False),
+        ("processor\t: 0\nFeatures\t: fp asimd\n", False),  # Arm
+        ("", False),
+        (None, False),
+    ],
+)
+def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(
+    lines: str | None, computes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "CPU", tmp_path / "cpuinfo")
+    if lines is not None:
+        (tmp_path / "cpuinfo").write_text(lines)
+    assert device.cpu_computes_bfloat16() is computes
+    assert device.cpu_precision("bfloat16") == ("bfloat16" if computes else "float32")
+    for stored in ("float16", "float32", None):
+        assert device.cpu_precision(stored) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("available", "limits", "memory"),
+    [
+        ("MemTotal: 9\nMemAvailable:   8388608 kB\n", {}, 8192),
+        ("MemAvailable:   8388608 kB\n", {"memory.max": "4294967296"}, 4096),  # docker run --memory 4g
+        ("MemAvailable:   8388608 kB\n", {"memory.max": "max"}, 8192),
+        ("MemAvailable:   8388608 kB\n", {"memory.max": "99999999999"}, 8192),
+        ("MemAvailable:   8388608 kB\n", {"memory.limit_in_bytes": "1073741824"}, 1024),
+        ("MemFree: 9 kB\n", {}, None),
+        ("MemAvailable:\n", {}, None),
+        (None, {}, None),
+    ],
+)
+def test_a_cpu_has_what_is_free_within_the_limits_of_the_container(
+    available: str | None, limits: dict[str, str], memory: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(control_groups, "ROOT", tmp_path)
+    monkeypatch.setattr(control_groups, "MEMBERSHIP", tmp_path / "self")
+    (tmp_path / "self").write_text("0::/\n")
+    if available is not None:
+        (tmp_path / "meminfo").write_text(available)
+    for name, text in limits.items():
+        (tmp_path / name).write_text(text)
+    assert device.cpu_memory() == memory

@@ -119,21 +119,25 @@ def run_config(options: argparse.Namespace) -> None:
 
 
 def default_preset(model: str, folder: Path) -> str:
-    """The preset for a model that nobody chose one for: the quickest that fits the card.
+    """The preset for a model that nobody chose one for: the quickest that fits the card, or the CPU's memory.
 
     Args:
         model: as MODEL names it.
         folder: of the converted model.
     """
-    from recipe.device import gpu_memory
+    from recipe.device import cpu_memory, gpu_memory, has_gpu
     from recipe.stages import config
     from recipe.training import memory
 
     if model == "miniature":
         return "miniature"
     stage.require(folder, "model")
-    needed = memory.predict(config.load_preset("fast"), folder)
-    fits = needed is not None and (needed.total >> 20) + RESERVED_MIB <= (gpu_memory() or 0)
+    fast = config.load_preset("fast")
+    if not has_gpu():
+        config.for_cpu(fast, config.precision_on_cpu(folder))
+    needed = memory.predict(fast, folder)
+    there = gpu_memory() if has_gpu() else cpu_memory()
+    fits = needed is not None and (needed.total >> 20) + RESERVED_MIB <= (there or 0)
     return "fast" if fits else "qlora"
 
 

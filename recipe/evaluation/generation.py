@@ -18,8 +18,8 @@ from weakref import WeakKeyDictionary
 from recipe.chat_format import Message, prompt_ids, stop_ids
 from recipe.checkpoint.base_config import stored_precision
 from recipe.checkpoint.finite import all_finite
-from recipe.engine.batch import BatchGenerator
 from recipe.device import cpu_precision
+from recipe.engine.batch import BatchGenerator
 from recipe.engine.reply import Sampling
 from recipe.errors import RecipeError
 from recipe.pipeline import results, stage

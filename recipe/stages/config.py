@@ -207,6 +207,11 @@ def fill(config: Any, *, model: Path, files: Sequence[Path], seed: int, own: Pat
     config.randomness.seed = seed
 
 
+def precision_on_cpu(model: Path) -> str:
+    """In which precision the model in a folder computes without a GPU, see `device.cpu_precision`."""
+    return cpu_precision(stored_precision(stage.read_json(model / "config.json")))
+
+
 def for_cpu(config: Any, precision: str = "float32") -> None:
     """Without a GPU the same path runs without automatic mixed precision, which asserts one; nf4 does not.
 
@@ -252,7 +257,7 @@ def make(
     own = data_folder / data.own_file if data.own_file else None
     fill(config := load_preset(preset), model=model, files=files, seed=seed, own=own)
     if not (gpu := has_gpu()):
-        for_cpu(config, cpu_precision(stored_precision(stage.read_json(model / "config.json"))))
+        for_cpu(config, precision_on_cpu(model))
     override(config, settings)
 
     def work(out: Path) -> ConfigResults:

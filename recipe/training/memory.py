@@ -1,6 +1,7 @@
-"""The GPU memory that a run of a fast preset will take, computed from its config before it starts.
+"""The memory that a run of a fast preset will take, computed from its config before it starts: a GPU's, or a CPU's.
 
-It is the peak of what PyTorch allocates; the driver's own 500 MiB and the allocator's reserve come on top.
+It is the peak of what PyTorch allocates; the driver's own 500 MiB and the allocator's reserve come on top, on a CPU the
+libraries.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Memory:
 
 
 def predict(config: Any, model: Path, processes: int = 1) -> Memory | None:
-    """Predict the memory that a training takes on each GPU. DeepSpeed is not counted.
+    """Predict the memory that a training takes on each GPU, or on the CPU. DeepSpeed is not counted.
 
     Args:
         config: a resolved preset.
@@ -56,6 +57,7 @@ def predict(config: Any, model: Path, processes: int = 1) -> Memory | None:
     if "recompute" not in config.model:
         return None
     shape = Shape.of(read_json(model / "config.json", ConfigShape))
+    size = 4 if str(config.model.llm.torch_dtype).endswith("float32") else 2  # bytes of a number
     tokens = config.train_dataloader.batch_size * config.train_dataloader.dataset.max_length
     r, hidden, intermediate = config.model.lora.r, shape.hidden, shape.intermediate
     kv = hidden // shape.heads * shape.kv_heads
@@ -72,19 +74,19 @@ def predict(config: Any, model: Path, processes: int = 1) -> Memory | None:
     unfused = (2 - shape.tied) * shape.vocab * hidden + shape.layers * (norms + biases) + hidden
     if "quantization_config" in config.model.llm:
         # Half a byte per weight, a byte per 64 weights, 4 bytes per 256 of those; and the shared dequantised matrix.
-        weights = int(linear * (1 / 2 + 1 / 64 + 4 / (64 * 256))) + 2 * unfused + 2 * fused_linear
+        weights = int(linear * (1 / 2 + 1 / 64 + 4 / (64 * 256))) + size * (unfused + fused_linear)
     else:
-        weights = 2 * shape.layers * fused_linear + 2 * unfused + (2 * linear if config.model.fp8 else 0)
+        weights = size * (shape.layers * fused_linear + unfused) + (2 * linear if config.model.fp8 else 0)
     adapter = shape.layers * r * sum(n + count * k for n, k, count in groups)
 
     # Bytes per token that a layer saves: its input, q/k/v, attention's result, the sum after it, gate and up, seven
     # x Aᵀ; log-sums.
-    saved = 2 * (hidden + (hidden + 2 * kv) + hidden + hidden + 2 * intermediate + 7 * r) + 4 * shape.heads
+    saved = size * (hidden + (hidden + 2 * kv) + hidden + hidden + 2 * intermediate + 7 * r) + 4 * shape.heads
     # The peak of its backward pass: dy twice, the gradients of the gated product, of gate and up.
-    backward = 2 * (hidden + (hidden + r) + intermediate + (2 * intermediate + 2 * r))
-    stored = 2 * hidden if config.model.recompute else saved
+    backward = size * (hidden + (hidden + r) + intermediate + (2 * intermediate + 2 * r))
+    stored = size * hidden if config.model.recompute else saved
     layer = tokens * (backward + (saved if config.model.recompute else 0))
-    loss = 2 * ROWS * shape.vocab + 2 * hidden * 3 * tokens
+    loss = size * (ROWS * shape.vocab + 3 * hidden * tokens)
     # The backward pass starts with all activations and no gradients, and ends with the reverse.
     activations = shape.layers * stored * tokens
     adapter_bytes = 12 if processes == 1 else 16

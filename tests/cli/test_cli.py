@@ -631,15 +631,22 @@ def test_the_tutorial_s_data_need_no_replay(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("card", "layers", "preset"),
-    [(None, 24, "qlora"), (8_188, 24, "qlora"), (12_282, 24, "fast"), (12_282, 80, "qlora"), (24_564, 80, "fast")],
-)
-def test_the_preset_that_nobody_chose_is_the_quickest_that_fits_the_card(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: int | None, layers: int, preset: str
-) -> None:
+    ("card", "memory", "flags", "layers", "preset"),
+    [
+        (8_188, 99_999, "avx2", 24, "qlora"), (12_282, None, "avx2", 24, "fast"), (12_282, 99_999, "avx2", 80, "qlora"),
+        (24_564, None, "avx2", 80, "fast"), (None, 12_282, "avx2 avx512_bf16", 24, "fast"),
+        (None, 12_282, "avx2", 24, "qlora"), (None, 24_564, "avx2", 24, "fast"), (None, None, "amx_bf16", 24, "qlora"),
+    ],
+)  # fmt: skip
+def test_the_preset_that_nobody_chose_is_the_quickest_that_fits_the_card_or_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: int | None, memory: int | None, flags: str, layers: int,
+    preset: str,
+) -> None:  # fmt: skip
+    from recipe import device
     from recipe.cli.commands import default_preset
 
     sizes = {
+        "torch_dtype": "bfloat16",
         "model_type": "llama", "hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 8,
         "intermediate_size": 8192, "vocab_size": 92544, "num_hidden_layers": layers,
         "max_position_embeddings": 32768,
@@ -651,7 +658,11 @@ def test_the_preset_that_nobody_chose_is_the_quickest_that_fits_the_card(
 
     folder = tmp_path / "models" / "base"
     stage.run("model", folder, inputs={}, settings={}, work=write)
-    monkeypatch.setattr("recipe.device.gpu_memory", lambda: card)
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n")
+    monkeypatch.setattr(device, "CPU", tmp_path / "cpuinfo")
+    monkeypatch.setattr(device, "has_gpu", lambda: card is not None)
+    monkeypatch.setattr(device, "gpu_memory", lambda: card)
+    monkeypatch.setattr(device, "cpu_memory", lambda: memory)
     assert default_preset("owner/base", folder) == preset
     assert default_preset("miniature", folder) == "miniature"
 

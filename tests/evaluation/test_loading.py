@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from recipe.chat_format import user
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.pipeline import stage
@@ -159,3 +160,22 @@ def test_evaluation_export_and_config_compare_the_base_too(tmp_path: Path) -> No
     (train / "file").write_text("T", encoding="utf-8")
     with pytest.raises(RecipeError, match="file changed since `train` wrote it"):
         evaluate._refuse_another_base(merged, train, base)
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16"])
+@pytest.mark.parametrize("key", ["torch_dtype", "dtype"])
+def test_a_cpu_computes_in_the_model_s_own_bfloat16_where_it_can(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, key: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model", ignore=shutil.ignore_patterns("manifest.json")))
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings.pop("torch_dtype")
+    (folder / "config.json").write_text(json.dumps(settings | {key: stored}), encoding="utf-8")
+    for computes in (False, True):
+        monkeypatch.setattr("recipe.device.cpu_computes_bfloat16", lambda computes=computes: computes)
+        loaded, tokenizer = generation.load(folder)
+        wanted = torch.bfloat16 if computes and stored == "bfloat16" else torch.float32
+        assert {weight.dtype for weight in loaded.parameters()} == {wanted}
+        (reply,) = generation.answer(loaded, tokenizer, [[user("你好")]], max_new_tokens=3)
+        assert isinstance(reply.text, str)
+        assert generation.load(folder, dtype=torch.float32)[0].dtype == torch.float32

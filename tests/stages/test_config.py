@@ -412,14 +412,18 @@ def test_everything_a_preset_leaves_open_is_filled(preset: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_without_a_gpu_nothing_is_in_16_bits(preset: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_without_a_gpu_whole_weights_of_the_fast_path_alone_are_in_16_bits(
+    preset: str, precision: str, tmp_path: Path
+) -> None:
     resolved = config.load_preset(preset)
-    config.for_cpu(resolved)
+    config.for_cpu(resolved, precision)
     actual = values(reload(resolved, tmp_path))
+    wanted = precision if preset in ("fast", "fp8") else "float32"
+    assert str(actual.pop("model.llm.torch_dtype")) == f"torch.{wanted}"
     assert {path: value for path, value in actual.items() if "float16" in str(value)} == {}
     assert not {"optim_wrapper.loss_scale", "optim_wrapper.dtype"} & set(actual)
     assert "Amp" not in str(actual["optim_wrapper.type"])
-    assert str(actual["model.llm.torch_dtype"]) == "torch.float32"
     assert actual["env_cfg.dist_cfg.backend"] == "gloo"
 
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from recipe.kernels import rowwise
 from recipe.kernels.rowwise import LowRank
 from recipe.paths import ROOT
-from recipe.training.fast import graphs
+from recipe.training.fast import attention, graphs
 from recipe.training.fast.layer import run
 from recipe.training.fast.linear import scaled_product
 from recipe.training.fast.loss import HeadLoss, loss_tokens
+from recipe.training.fast.merged import merges
 from recipe.training.fast.model import FusedLlama, _keep_layout, check
 
 
@@ -32,6 +33,39 @@ def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("recompute", [False, True])
 def test_loss_and_gradients_are_transformers_and_pefts(recompute: bool) -> None:
     assert_same_training(adapted(llama()), recompute=recompute, loss_error=1e-6, gradient_error=1e-5)
+
+
+def test_in_bfloat16_on_a_cpu_they_are_near_those_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recipe.training.fast.model.merges", merges)  # never, in bfloat16
+    model = adapted(llama())
+    expected = model(**batch()).loss
+    wanted = gradients(model, expected)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data if "lora_" in name else parameter.data.bfloat16()
+    fast = FusedLlama(model, fp8=False)
+    loss = fast.loss(**batch(), recompute=False)
+    actual = gradients(model, loss)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-2)
+    assert {each.dtype for each in actual.values()} == {torch.float32}
+    assert max(distance(actual[name], wanted[name]) for name in wanted) < 0.05
+
+
+@pytest.mark.parametrize("longest", [1, 7])
+def test_both_ways_through_attention_backwards_are_one(longest: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    q, grad = (torch.randn(2, 6, longest, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    k, v = (torch.randn(2, 3, longest, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    ways = attention._backward_by_products(grad, q, k, v), attention._backward_by_kernel(grad, q, k, v)
+    for actual, wanted in zip(*ways, strict=True):
+        torch.testing.assert_close(actual, wanted)
+
+
+def test_a_long_conversation_takes_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted(llama())
+    expected = gradients(model, FusedLlama(model, fp8=False).loss(**batch(), recompute=False))
+    monkeypatch.setattr(attention, "SHORT", 4)
+    actual = gradients(model, FusedLlama(model, fp8=False).loss(**batch(), recompute=False))
+    assert max(distance(actual[name], expected[name]) for name in expected) < 1e-5
 
 
 def test_a_step_of_the_optimizer_reaches_the_next_loss() -> None:

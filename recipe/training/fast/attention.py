@@ -194,9 +194,9 @@ def _grouped_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, packs: Pack
 def _backward_by_kernel(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     """The gradients of causal attention. Shapes as in `_backward_by_products`."""
     with torch.enable_grad():
-        inputs = [part.detach().requires_grad_() for part in (q, k, v)]
-        out = functional.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True)
-    return torch.autograd.grad(out, inputs, grad)
+        q, k, v = (part.detach().requires_grad_() for part in (q, k, v))
+        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    return torch.autograd.grad(out, (q, k, v), grad)
 
 
 def _backward_by_products(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
