@@ -97,8 +97,9 @@ class Engine:
         on_failure: Callable[[Exception], None] = lambda _: None,
     ) -> None:
         from recipe.engine.decoder import Decoder
+        from recipe.engine.weights import base_of
 
-        fitting, longest = capacity(model.config, slots)
+        fitting, longest = capacity(model.config, base_of(model).lm_head.weight.element_size(), slots)
         self.tokenizer = tokenizer
         self.decoder = Decoder(model, slots=fitting, length=min(length or longest, longest))
         self.length = self.decoder.length

@@ -36,21 +36,22 @@ def bytes_per_token(config: Any, size: int) -> int:
     return int(2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * size)
 
 
-def capacity(config: Any, slots: int = SLOTS) -> tuple[int, int]:
+def capacity(config: Any, size: int, slots: int = SLOTS) -> tuple[int, int]:
     """The size of a server's KV cache.
 
     Args:
         config: the configuration of the model.
+        size: bytes of a number.
         slots: the most that are needed.
 
     Returns:
-        (slots, tokens of each slot, of 16 bits a number on a GPU and 32 elsewhere).
+        (slots, tokens of each slot).
     """
     import torch
 
     gpu = torch.cuda.is_available()
     memory = free_memory(torch.device("cuda", torch.cuda.current_device())) * 2 // 3 if gpu else CPU_CACHE_BYTES
-    tokens = memory // bytes_per_token(config, 2 if gpu else 4)
+    tokens = memory // bytes_per_token(config, size)
     longest = config.max_position_embeddings
     while slots > 1 and tokens // slots < min(MIN_CONTEXT, longest):
         slots //= 2

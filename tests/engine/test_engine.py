@@ -475,7 +475,7 @@ def test_a_cache_too_large_serves_fewer_visitors_before_shorter_ones(monkeypatch
         (3000, (1, 2944)),
     ]:
         monkeypatch.setattr(memory, "CPU_CACHE_BYTES", tokens * token)
-        assert memory.capacity(config) == expected
+        assert memory.capacity(config, 4) == expected
 
 
 @pytest.mark.parametrize(

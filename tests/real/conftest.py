@@ -40,7 +40,7 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def loaded(smollm2: Path) -> tuple[Any, Any]:
-    """The model and its tokenizer, in float32 on the CPU."""
+    """The model and its tokenizer, on a CPU in the precision that it computes in."""
     from recipe.evaluation import generation
 
     loaded_model, tokenizer = generation.load(smollm2)

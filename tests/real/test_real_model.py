@@ -61,8 +61,9 @@ def test_token_ids_are_the_ones_written_down(loaded: tuple[Any, Any]) -> None:
     assert_golden("smollm2", loaded[1])
 
 
-def test_the_engine_s_replies_are_transformers_own(loaded: tuple[Any, Any]) -> None:
-    model, tokenizer = loaded
+def test_the_engine_s_replies_are_transformers_own(smollm2: Path) -> None:
+    """In float32: 16 bits round two ways of computing apart, and the likeliest of two near tokens with them."""
+    model, tokenizer = generation.load(smollm2, dtype=torch.float32)
     talks = [[user(prompt)] for prompt in PROMPTS]
     count = 32
     replies = generation.answer(model, tokenizer, talks, max_new_tokens=count)
@@ -71,7 +72,12 @@ def test_the_engine_s_replies_are_transformers_own(loaded: tuple[Any, Any]) -> N
         model, tokenizer, prompts, stop_ids(tokenizer), Sampling(max_new_tokens=count), lambda _: None
     )
     assert [reply.text for reply in replies] == [reply.text for reply in wanted]
-    for (question, pattern), reply in zip(FACTS.items(), replies, strict=False):
+
+
+def test_it_answers_what_it_knows(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    replies = generation.answer(model, tokenizer, [[user(question)] for question in FACTS], max_new_tokens=32)
+    for (question, pattern), reply in zip(FACTS.items(), replies, strict=True):
         assert re.search(pattern, reply.text), (question, reply.text)
 
 
