@@ -7,7 +7,6 @@ is "other".
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from recipe.device import has_gpu
 from recipe.errors import RecipeError
+from recipe.files import write_json
 from recipe.pipeline import stage
 from recipe.pipeline.phases import PHASES
 
@@ -76,8 +76,7 @@ def run(work: Path, folder: Path, model: str) -> list[Duration]:
     if not any(path.name == "report" for path in manifests.values()):
         raise RecipeError("bench end_to_end: the pipeline ended before its report; its error is above")
     measured = durations(manifests, started, ended, readings.samples)
-    content = json.dumps([asdict(each) for each in measured], indent=1)
-    (folder / f"{NAME}.json").write_text(content + "\n", encoding="utf-8")
+    write_json(folder / f"{NAME}.json", [asdict(each) for each in measured])
     return measured
 
 
