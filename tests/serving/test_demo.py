@@ -128,6 +128,15 @@ def test_a_run_without_a_model_names_the_run_that_has_one(work: Path) -> None:
     assert model.message.endswith("first; RUN=newer has one")
 
 
+def test_without_a_run_the_folders_are_looked_through_once(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str | None] = []
+    monkeypatch.setattr(model_host, "newest_merged", lambda _, run: looked.append(run))
+    model_host.ModelHost(work, None, PORT).load()
+    assert looked == [None]
+    model_host.ModelHost(work, "typo", PORT).load()
+    assert looked[1:] == ["typo", None]
+
+
 def test_a_model_is_loaded_once(work: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = merged(work, "main", tiny_model)
     model = model_host.ModelHost(work, None, PORT)
