@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 from recipe.checkpoint import retry
 from recipe.checkpoint.hub_clients import ModelScope, connected
 from recipe.errors import RecipeError
+from recipe.pipeline.bases import PAGES
 
 T = TypeVar("T")
 # What a hub puts into a new repository by itself.
@@ -27,11 +28,9 @@ class Uploader(Protocol):
 
     Attributes:
         title: the hub's name, for messages.
-        page: of the hub, to which owner/name is added.
     """
 
     title: str
-    page: str
 
     def create(self, repo: str, *, private: bool, license_id: str | None, ours: bool) -> None:
         """Create a repository.
@@ -87,7 +86,6 @@ class HuggingFaceUpload:
     """An `Uploader` to Hugging Face."""
 
     title = "Hugging Face"
-    page = "https://huggingface.co/"
     login = "log in with `.venv/bin/hf auth login`, or set HF_TOKEN to a token that may write"
 
     def create(self, repo: str, *, private: bool, license_id: str | None, ours: bool) -> None:  # noqa: ARG002
@@ -123,7 +121,6 @@ class ModelScopeUpload:
     """An `Uploader` to ModelScope."""
 
     title = "ModelScope"
-    page = "https://modelscope.cn/models/"
     login = "set MODELSCOPE_API_TOKEN to the access token of your account"
 
     def __init__(self) -> None:
@@ -165,7 +162,7 @@ class ModelScopeUpload:
 
         with contextlib.redirect_stdout(io.StringIO()):  # the library prints a line a file
             _calling(where, self.login, send)
-        return self.page + repo
+        return PAGES["modelscope"] + repo
 
 
 UPLOADERS: Mapping[str, Callable[[], Uploader]] = {"hf": HuggingFaceUpload, "modelscope": ModelScopeUpload}

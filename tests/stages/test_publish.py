@@ -17,10 +17,9 @@ from upload_server import OWNER, TOKEN, UploadServer
 
 from recipe.checkpoint import hub_upload
 from recipe.checkpoint.base_origin import base_origin
-from recipe.checkpoint.hub_upload import UPLOADERS
 from recipe.errors import RecipeError
 from recipe.evaluation import metrics
-from recipe.pipeline import stage
+from recipe.pipeline import bases, stage
 from recipe.stages import export, merge, publish
 
 REPO = f"{OWNER}/my-assistant"
@@ -199,7 +198,7 @@ def test_a_dry_run_checks_all_and_connects_to_nobody(
     monkeypatch.delenv("MODELSCOPE_API_TOKEN")
     lines = send(run, source=source, dry_run=True)
     text = "\n".join(lines)
-    assert UPLOADERS[source]().page + REPO in text
+    assert bases.PAGES[source] + REPO in text
     assert "private" in text
     assert "model.safetensors" in text
     assert "identity_hit" in text
