@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,7 +25,8 @@ class UploadServer(ThreadingHTTPServer):
         self.repos: dict[str, dict[str, bytes]] = {}
         self.created: dict[str, dict[str, Any]] = {}
         self.blobs: dict[str, bytes] = {}
-        self.status: dict[str, int] = {}  # part of a path -> the status that it is answered with
+        self.status: dict[str, int] = {}  # part of a path -> the status that it is answered with; 307 leads to itself
+        self.pause = 0.0  # seconds before the answer to a file
         self.requests: list[str] = []
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
@@ -47,6 +49,8 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self, content: Any, status: int = 200) -> None:
         body = json.dumps(content).encode()
         self.send_response(status)
+        if status == 307:
+            self.send_header("Location", self.path)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -79,6 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         if (begun := self.begin()) is not None:
+            time.sleep(self.server.pause)
             self.server.blobs[begun[0].rpartition("/")[2]] = begun[1]
             self.answer({"Code": 200, "Success": True, "Data": {}})
 

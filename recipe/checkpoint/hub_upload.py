@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from recipe.checkpoint import retry
+from recipe.checkpoint.connection_limits import limited
 from recipe.checkpoint.hub_clients import ModelScope, connected
 from recipe.errors import RecipeError
 from recipe.pipeline.bases import PAGES
@@ -20,6 +21,8 @@ from recipe.pipeline.bases import PAGES
 T = TypeVar("T")
 # What a hub puts into a new repository by itself.
 OF_A_NEW_REPOSITORY = {".gitattributes", "README.md", "configuration.json", ".gitignore"}
+# Seconds that ModelScope may take to answer to a file of gigabytes; its own client waits an hour.
+SILENCE = 600.0
 Files = Mapping[str, Path | bytes]  # name in the repository -> file, or content
 
 
@@ -143,7 +146,9 @@ class ModelScopeUpload:
                 return False
             return True
 
-        if not _calling(where, self.login, create):
+        with limited(SILENCE):
+            if _calling(where, self.login, create):
+                return
             files = _calling(where, self.login, lambda: api.list_repo_files(repo, "model", revision="master"))
             _refuse_taken(where, repo, [file.path for file in files if not file.is_dir], ours=ours)
 
@@ -160,7 +165,7 @@ class ModelScopeUpload:
                 if gone := sorted({file.path for file in listed} & set(stale)):
                     api.delete_files(repo, "model", gone, commit_message=message)
 
-        with contextlib.redirect_stdout(io.StringIO()):  # the library prints a line a file
+        with limited(SILENCE), contextlib.redirect_stdout(io.StringIO()):  # the library prints a line a file
             _calling(where, self.login, send)
         return PAGES["modelscope"] + repo
 

@@ -15,7 +15,7 @@ from example_results import example_metrics, example_results, example_scores, ex
 from huggingface_hub import ModelCard
 from upload_server import OWNER, TOKEN, UploadServer
 
-from recipe.checkpoint import hub_upload
+from recipe.checkpoint import connection_limits, hub_upload
 from recipe.checkpoint.base_origin import base_origin
 from recipe.errors import RecipeError
 from recipe.evaluation import metrics
@@ -257,6 +257,22 @@ def test_what_a_hub_refuses_is_one_line(run: Path, server: UploadServer, source:
     server.status["/create" if source == "hf" else "/api/v1/models"] = status
     assert reason in refusal(run, source=source)
     assert not (run / "publish").exists()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_redirects_without_end_are_one_line(run: Path, server: UploadServer, source: str) -> None:
+    server.status["/create" if source == "hf" else "/api/v1/models"] = 307
+    assert "redirects" in refusal(run, source=source)
+    assert len(server.requests) == connection_limits.MAX_REDIRECTS + 1
+
+
+def test_a_hub_has_longer_for_its_answer_to_a_file_than_for_another(
+    run: Path, server: UploadServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_limits, "SILENCE", 0.1)
+    server.pause = 0.3
+    send(run, source="modelscope")
+    assert "model.safetensors" in server.repos[REPO]
 
 
 def test_a_card_that_the_hub_refuses_is_one_line(run: Path, server: UploadServer) -> None:
