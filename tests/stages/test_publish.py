@@ -69,9 +69,8 @@ def refusal(run: Path, *arguments: str, **changes: Any) -> str:
 
 @pytest.fixture
 def server() -> Iterator[UploadServer]:
-    running = UploadServer()
-    yield running
-    running.stop()
+    with UploadServer() as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)
