@@ -20,11 +20,10 @@ from recipe.device import has_gpu
 from recipe.errors import RecipeError
 from recipe.files import write_json
 from recipe.pipeline import stage
-from recipe.pipeline.phases import PHASES
+from recipe.pipeline.phases import OTHER, PHASES, with_other
 
 NAME = "end_to_end"
 WHOSE = "小明"  # the name that is taught
-OTHER = "other"
 # Milliseconds between two readings of the GPU.
 INTERVAL = 100
 Sample = tuple[float, float]  # time.time, percent of the time that the GPU was busy
@@ -96,8 +95,7 @@ def durations(
     measured, since = [], started
     for end, name, phases in [*((at, *_of(folder)) for at, folder in sorted(folders.items())), (ended, "end", {})]:
         seconds = end - since
-        uncounted = max(0.0, seconds - sum(phases.values()))
-        measured.append(Duration(name, seconds, _busy(samples, since, end), phases | {OTHER: uncounted}))
+        measured.append(Duration(name, seconds, _busy(samples, since, end), with_other(phases, seconds)))
         since = end
     return measured
 
