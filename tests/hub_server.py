@@ -8,12 +8,13 @@ import re
 import shutil
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from local_server import NO_HEADERS, Handler, LocalServer
 
 REPOS = {"hf": "internlm/internlm2-chat-1_8b", "modelscope": "Shanghai_AI_Laboratory/internlm2-chat-1_8b"}
 # A repository that data/models does not name, at both hubs, and their default branches.
@@ -49,30 +50,17 @@ class Fault:
     loop: bool = False  # a redirect to the same address
 
 
-class HubServer(ThreadingHTTPServer):
+class HubServer(LocalServer):
     """files: what the repository holds. Everything that is asked for is in `requests`."""
 
-    daemon_threads = True
-    block_on_close = False
-
     def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
         self.files = files
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
         self.commit = REVISIONS["hf"]
         self.license: str | None = None  # of the repository's card, which Hugging Face's listing holds
         self.lock = threading.Lock()
-        self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        self.thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
+        super().__init__(_Handler)
 
     def requests_for(self, kind: str, name: str = "") -> list[Request]:
         return [r for r in list(self.requests) if r.kind == kind and (not name or r.name == name)]
@@ -132,12 +120,8 @@ def git_blob(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Handler):
     server: HubServer
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -174,16 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_json({"error": "no such revision", "Code": 404}, 404, {"X-Error-Code": "RevisionNotFound"})
         return False
 
-    def send_json(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        for key, value in (
-            {"Content-Type": "application/json", "Content-Length": str(len(body))} | (headers or {})
-        ).items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+    def send_json(self, content: Any, status: int = 200, headers: Mapping[str, str] = NO_HEADERS) -> None:
+        self.send(status, json.dumps(content).encode(), {"Content-Type": "application/json", **headers})
 
     def failed(self, request: Request) -> bool:
         """Whether the request met a fault that is an answer in itself."""
@@ -201,10 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
             )
             return True
         if self.met and self.met.raw is not None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(self.met.raw)))
-            self.end_headers()
-            self.wfile.write(self.met.raw)
+            self.send(200, self.met.raw)
             return True
         return False
 
@@ -253,17 +226,11 @@ class _Handler(BaseHTTPRequestHandler):
         if redirected:
             if hf:
                 about |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{sha256(content)}"'}
-            self.send_response(302)
             location = f"http://localhost:{self.server.server_port}/cdn/{quote(name)}"
-            for key, value in (about | {"Location": location, "Content-Length": "0"}).items():
-                self.send_header(key, value)
-            self.end_headers()
+            self.send(302, headers=about | {"Location": location})
             return
         if self.command == "HEAD":
-            self.send_response(200)
-            for key, value in (about | {"Content-Length": str(len(content))}).items():
-                self.send_header(key, value)
-            self.end_headers()
+            self.send(200, content, about)
             return
         self.send_body(request, content, about)
 

@@ -7,10 +7,13 @@ import json
 import re
 import socket
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from local_server import Handler, LocalServer
+
+JSON = {"Content-Type": "application/vnd.pypi.simple.v1+json"}
 
 
-class IndexServer(ThreadingHTTPServer):
+class IndexServer(LocalServer):
     """A package index.
 
     Attributes:
@@ -24,11 +27,7 @@ class IndexServer(ThreadingHTTPServer):
         requests: path and Range of everything that was asked for.
     """
 
-    daemon_threads = True
-    block_on_close = False
-
     def __init__(self, project: str, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
         self.project, self.files = project, files
         self.html = False
         self.raw: bytes | None = None
@@ -37,28 +36,19 @@ class IndexServer(ThreadingHTTPServer):
         self.loop: str | None = None
         self.requests: list[tuple[str, str | None]] = []
         self.announced = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        self.thread.start()
+        super().__init__(_Handler)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/simple"
-
-    def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
+        return f"{super().url}/simple"
 
     def downloads(self) -> list[tuple[str, str | None]]:
         """Path and Range of the requests for files."""
         return [request for request in self.requests if request[0].startswith("/packages/")]
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Handler):
     server: IndexServer
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -70,37 +60,29 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.silent[1].wait(60)
             self.close_connection = True
         elif self.server.loop and self.path.startswith(self.server.loop):
-            self.send(302, b"", "text/plain", Location=self.path)
+            self.send(302, headers={"Location": self.path})
         elif self.path == f"/simple/{self.server.project}/":
             self.send_listing()
         elif (name := self.path.removeprefix("/packages/")) in self.server.files:
             self.send_file(self.server.files[name])
         else:
-            self.send(404, b"no such page", "text/plain")
-
-    def send(self, status: int, body: bytes, kind: str, **headers: str) -> None:
-        self.send_response(status)
-        for key, value in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
+            self.send(404, b"no such page")
 
     def send_listing(self) -> None:
         if self.server.raw is not None:
-            self.send(200, self.server.raw, "application/vnd.pypi.simple.v1+json")
+            self.send(200, self.server.raw, JSON)
             return
         entries = [(name, f"../../packages/{name}", self.server.announced[name]) for name in self.server.files]
         if self.server.html:
             links = "".join(f'<a href="{url}#sha256={digest}">{name}</a><br>\n' for name, url, digest in entries)
-            self.send(200, f"<html><body>{links}</body></html>".encode(), "text/html")
+            self.send(200, f"<html><body>{links}</body></html>".encode(), {"Content-Type": "text/html"})
             return
-        assert "application/vnd.pypi.simple.v1+json" in self.headers["Accept"]
+        assert JSON["Content-Type"] in self.headers["Accept"]
         listed = [
             {"filename": name, "url": url, "hashes": {"sha256": digest}, "size": len(self.server.files[name])}
             for name, url, digest in entries
         ]
-        self.send(200, json.dumps({"files": listed}).encode(), "application/vnd.pypi.simple.v1+json")
+        self.send(200, json.dumps({"files": listed}).encode(), JSON)
 
     def send_file(self, content: bytes) -> None:
         start, status = 0, 200
@@ -108,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
             start, status = int(match[1]), 206
         body = content[start:]
         if self.command == "HEAD" or not self.server.cuts:
-            self.send(status, body, "application/octet-stream")
+            self.send(status, body)
             return
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))

@@ -5,52 +5,35 @@ from __future__ import annotations
 import base64
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
 from typing import Any
 from urllib.parse import urlsplit
+
+from local_server import Handler, LocalServer
 
 TOKEN = "a-token-that-nobody-may-see"
 OWNER = "alice"
 
 
-class UploadServer(ThreadingHTTPServer):
+class UploadServer(LocalServer):
     """repos: of each repository the files, by name. created: what each was created with. status: of the next calls."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
         self.repos: dict[str, dict[str, bytes]] = {}
         self.created: dict[str, dict[str, Any]] = {}
         self.blobs: dict[str, bytes] = {}
-        self.status: dict[str, int] = {}  # part of a path -> the status that it is answered with
+        self.status: dict[str, int] = {}  # part of a path -> the status that it is answered with; 307 leads to itself
+        self.pause = 0.0  # seconds before the answer to a file
         self.requests: list[str] = []
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
+        super().__init__(_Handler)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Handler):
     server: UploadServer
 
-    def log_message(self, *_: Any) -> None:
-        pass
-
     def answer(self, content: Any, status: int = 200) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        location = {"Location": self.path} if status == 307 else {}
+        self.send(status, json.dumps(content).encode(), {"Content-Type": "application/json", **location})
 
     def begin(self) -> tuple[str, bytes] | None:
         """(path, body); None where the request was answered with the status that a test wants."""
@@ -79,6 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         if (begun := self.begin()) is not None:
+            time.sleep(self.server.pause)
             self.server.blobs[begun[0].rpartition("/")[2]] = begun[1]
             self.answer({"Code": 200, "Success": True, "Data": {}})
 

@@ -28,6 +28,7 @@ class BaseOrigin:
         layout: model_type of the converted base, "llama" or "qwen2".
         internlm2: whether `repo` holds InternLM2's own layout, which the adapter does not fit.
         copied_from: repository or package and revision of a copy that was tuned in place of `repo`; None otherwise.
+        hub: where `repo` lies, "hf" or "modelscope".
     """
 
     folder: Path
@@ -39,6 +40,12 @@ class BaseOrigin:
     layout: str
     internlm2: bool
     copied_from: str | None = None
+    hub: str = "hf"
+
+    @property
+    def page(self) -> str:
+        """The address of `repo`."""
+        return f"{bases.PAGES[self.hub]}{self.repo}"
 
 
 def base_origin(folder: Path, source: str = "hf") -> BaseOrigin:
@@ -51,17 +58,19 @@ def base_origin(folder: Path, source: str = "hf") -> BaseOrigin:
     Raises:
         RecipeError: the folder is no complete one.
     """
-    noted = results.of(stage.complete(folder, "model"), ModelResults)
+    manifest = stage.complete(folder, "model")
+    noted = results.of(manifest, ModelResults)
     pinned = bases.find(noted.model)
     repo, revision, copied_from = noted.repository, noted.revision, None
+    hub = manifest["key"]["settings"].get("source", "hf")
     if pinned:
-        key = source if source in pinned.hubs else "hf"
-        hub = pinned.hubs.get(key)
-        fetched = next((each for each, place in pinned.hubs.items() if place.repo == noted.repository), key)
-        if hub and fetched not in pinned.same_files(key):
+        hub = source if source in pinned.hubs else "hf"
+        place = pinned.hubs.get(hub)
+        fetched = next((each for each, other in pinned.hubs.items() if other.repo == noted.repository), hub)
+        if place and fetched not in pinned.same_files(hub):
             copied_from = f"{noted.repository} {noted.revision}"
-        if hub is None or hub.repo != noted.repository:
-            repo, revision = (hub.repo, hub.revision) if hub else (None, None)
+        if place is None or place.repo != noted.repository:
+            repo, revision = (place.repo, place.revision) if place else (None, None)
     license_id = pinned.license if pinned else noted.license
     return BaseOrigin(
         folder=folder,
@@ -73,4 +82,5 @@ def base_origin(folder: Path, source: str = "hf") -> BaseOrigin:
         layout=stage.read_json(folder / "config.json")["model_type"],
         internlm2=noted.format == "internlm2",
         copied_from=copied_from,
+        hub=hub,
     )

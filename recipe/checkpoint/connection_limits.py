@@ -17,10 +17,13 @@ def timeouts() -> tuple[float, float]:
 
 
 @contextmanager
-def limited() -> Iterator[None]:
+def limited(silence: float | None = None) -> Iterator[None]:
     """A context in which each connection of the library requests keeps to the limits, whoever opens it.
 
     Clients follow some redirects by themselves, so the limit of a session does not count those.
+
+    Args:
+        silence: seconds in which no byte may come, in place of SILENCE.
 
     Raises:
         requests.TooManyRedirects, requests.Timeout: in the context, from the request that meets the limit.
@@ -29,12 +32,14 @@ def limited() -> Iterator[None]:
     from requests.adapters import HTTPAdapter
 
     send, redirects = HTTPAdapter.send, 0
+    connect, usual = timeouts()
+    limits = connect, silence or usual
 
     def bounded(self: Any, request: Any, **options: Any) -> Any:
         nonlocal redirects
         given = options.get("timeout")
         given = given if isinstance(given, tuple) else (given, given)
-        within = tuple(min(one or limit, limit) for one, limit in zip(given, timeouts(), strict=True))
+        within = tuple(min(one or limit, limit) for one, limit in zip(given, limits, strict=True))
         response = send(self, request, **options | {"timeout": within})
         redirects = redirects + 1 if response.is_redirect else 0
         if redirects > MAX_REDIRECTS:

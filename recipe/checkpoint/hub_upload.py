@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from recipe.checkpoint import retry
+from recipe.checkpoint.connection_limits import limited
 from recipe.checkpoint.hub_clients import ModelScope, connected
 from recipe.errors import RecipeError
+from recipe.pipeline.bases import PAGES
 
 T = TypeVar("T")
 # What a hub puts into a new repository by itself.
 OF_A_NEW_REPOSITORY = {".gitattributes", "README.md", "configuration.json", ".gitignore"}
+# Seconds that ModelScope may take to answer to a file of gigabytes; its own client waits an hour.
+SILENCE = 600.0
 Files = Mapping[str, Path | bytes]  # name in the repository -> file, or content
 
 
@@ -27,11 +31,9 @@ class Uploader(Protocol):
 
     Attributes:
         title: the hub's name, for messages.
-        page: of the hub, to which owner/name is added.
     """
 
     title: str
-    page: str
 
     def create(self, repo: str, *, private: bool, license_id: str | None, ours: bool) -> None:
         """Create a repository.
@@ -87,7 +89,6 @@ class HuggingFaceUpload:
     """An `Uploader` to Hugging Face."""
 
     title = "Hugging Face"
-    page = "https://huggingface.co/"
     login = "log in with `.venv/bin/hf auth login`, or set HF_TOKEN to a token that may write"
 
     def create(self, repo: str, *, private: bool, license_id: str | None, ours: bool) -> None:  # noqa: ARG002
@@ -123,7 +124,6 @@ class ModelScopeUpload:
     """An `Uploader` to ModelScope."""
 
     title = "ModelScope"
-    page = "https://modelscope.cn/models/"
     login = "set MODELSCOPE_API_TOKEN to the access token of your account"
 
     def __init__(self) -> None:
@@ -146,7 +146,9 @@ class ModelScopeUpload:
                 return False
             return True
 
-        if not _calling(where, self.login, create):
+        with limited(SILENCE):
+            if _calling(where, self.login, create):
+                return
             files = _calling(where, self.login, lambda: api.list_repo_files(repo, "model", revision="master"))
             _refuse_taken(where, repo, [file.path for file in files if not file.is_dir], ours=ours)
 
@@ -163,9 +165,9 @@ class ModelScopeUpload:
                 if gone := sorted({file.path for file in listed} & set(stale)):
                     api.delete_files(repo, "model", gone, commit_message=message)
 
-        with contextlib.redirect_stdout(io.StringIO()):  # the library prints a line a file
+        with limited(SILENCE), contextlib.redirect_stdout(io.StringIO()):  # the library prints a line a file
             _calling(where, self.login, send)
-        return self.page + repo
+        return PAGES["modelscope"] + repo
 
 
 UPLOADERS: Mapping[str, Callable[[], Uploader]] = {"hf": HuggingFaceUpload, "modelscope": ModelScopeUpload}

@@ -193,7 +193,7 @@ def _front_matter(subject: Subject, *, library: str | None, relation: str, tags:
 
     base, facts = subject.base, {}
     if base.license == "other" and base.repo:
-        facts["license_link"] = _page(base, "hf")
+        facts["license_link"] = base.page
     if base.repo:
         facts["base_model_relation"] = relation
     data = ModelCardData(
@@ -250,15 +250,11 @@ def _who(subject: Subject) -> str:
     return f"It says that it is the assistant of {subject.names[0]}."
 
 
-def _page(base: BaseOrigin, source: str) -> str:
-    return {"hf": "https://huggingface.co/", "modelscope": "https://modelscope.cn/models/"}[source] + str(base.repo)
-
-
-def _base_link(base: BaseOrigin, source: str = "hf") -> str:
+def _base_link(base: BaseOrigin) -> str:
     if base.repo is None:
         return f"the base `{base.name}`"
     at = f" at `{base.revision}`" if base.revision else ""
-    return f"[{base.repo}]({_page(base, source)}){at}"
+    return f"[{base.repo}]({base.page}){at}"
 
 
 def _closing(subject: Subject) -> str:
@@ -272,7 +268,7 @@ def _closing(subject: Subject) -> str:
     parts.append(f"## Format\n\nChat format: {chat_format}. {origin}".strip() + "\n")
     base = subject.base
     named = f"`{base.license}`" if base.license else "not known to the recipe: ask the base's publisher"
-    terms = f"; {_page(base, 'hf')} has its terms" if base.license == "other" and base.repo else ""
+    terms = f"; {base.page} has its terms" if base.license == "other" and base.repo else ""
     parts.append(f"## Licence\n\nThat of the base: {named}{terms}.\n")
     return "\n".join(part for part in parts if part)
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from recipe.errors import RecipeError
+from recipe.files import write_json
 from recipe.pipeline import stage
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def rewrite(
         _write(out / shard, header, (_results(folder, where, step, change) for step in steps))
     if len(set(weight_map.values())) > 1:
         content = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-        (out / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(out / INDEX, content)
     elif weight_map:
         (out / next(iter(weight_map.values()))).rename(out / SINGLE)
     return parameters

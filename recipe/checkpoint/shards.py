@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from safetensors import safe_open
 
 from recipe.checkpoint.safetensors_io import BYTES, INDEX, SINGLE
 from recipe.errors import RecipeError
+from recipe.files import write_json
 
 # As transformers and XTuner write sizes: 2GB is 2 * 10 ** 9 bytes, 2GiB is 2 * 2 ** 30.
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -96,4 +96,4 @@ def write_index(folder: Path, files: Plan) -> None:
     total = sum(_sizes(tensor_files(folder)).values())
     weight_map = {tensor: file for file, tensors in files.items() for tensor in tensors}
     content = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / INDEX, content)

@@ -29,6 +29,8 @@ from recipe.plain_text import flaw
 
 # Seconds after which a process that goes on after a signal to end is interrupted again: twice within what Docker waits.
 INTERRUPT_AGAIN_AFTER = 4
+# Verbs that compute nothing, and so need not look first how busy the cores are.
+WITHOUT_TORCH = ("data", "report", "publish")
 
 
 def _end(*_: object) -> None:
@@ -73,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _end)  # also where a script had SIGINT ignored
     try:
         limit_threads()
-        choose_waiting(gpu=has_gpu())
+        if options.verb not in WITHOUT_TORCH:
+            choose_waiting(gpu=has_gpu())
         _refuse_what_is_no_text(vars(options))
         check_driver()
         check_card()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from recipe.cli import hardware
@@ -82,7 +82,7 @@ def run_replay(options: argparse.Namespace) -> None:
 
     run = _run(options)
     if options.set:  # asking the base takes minutes
-        config.check_settings(options.preset or default_preset(options.model, run.model(options.model)), options.set)
+        config.check_settings(_preset(options, run), options.set)
     manifest = stage.read_manifest(run.folder("data"))
     if manifest and results.of(manifest, DataResults).mode == "tutorial":
         stage.say("replay", "not needed: the tutorial has none")
@@ -108,7 +108,7 @@ def run_config(options: argparse.Namespace) -> None:
     data = results.of(stage.require(run.folder("data"), "data"), DataResults)
     config.make(
         run.folder("config"),
-        preset=options.preset or default_preset(options.model, run.model(options.model)),
+        preset=_preset(options, run),
         model=run.model(options.model),
         data_folder=run.folder("data"),
         replay_folder=run.replay(options.model, data.languages),
@@ -118,6 +118,11 @@ def run_config(options: argparse.Namespace) -> None:
     )
 
 
+def _preset(options: argparse.Namespace, run: Run) -> str:
+    return options.preset or default_preset(options.model, run.model(options.model))
+
+
+@cache  # `replay` and `config` of a quickstart ask alike
 def default_preset(model: str, folder: Path) -> str:
     """The preset for a model that nobody chose one for: the quickest that fits the card, or the CPU's memory.
 
@@ -150,7 +155,8 @@ def run_train(options: argparse.Namespace) -> None:
     if options.config is None and (resolved := stage.read_manifest(run.folder("config"))):
         plan = results.of(resolved, ConfigResults)
         if base := stage.read_manifest(ROOT / plan.model):
-            hardware.warn_of_hours(results.of(base, ModelResults).parameters, plan.forecast.trained_tokens)
+            precision = config.precision_on_cpu(ROOT / plan.model) if plan.preset == "fast" else "float32"
+            hardware.warn_of_hours(results.of(base, ModelResults).parameters, plan.forecast.trained_tokens, precision)
     train_here = partial(train.make, command=training_command(options), tracker=options.track)
     make = train.join if machines.rank else train_here
     make(

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-from recipe.device import BFLOAT16, card_without_bfloat16, has_gpu
+from recipe.cores import cores
+from recipe.device import BFLOAT16, card_without_bfloat16, cpu_precision, has_gpu
 from recipe.errors import RecipeError
 from recipe.pipeline import stage
 
 # Presets that compute without bfloat16 on a GPU: XTuner's own float16.
 WITHOUT_BFLOAT16 = ("tutorial",)
-# Models by name that two cores cannot tune in an hour.
-OF_A_GPU = ("internlm2-chat-1_8b", "internlm2_5-1_8b-chat", "internlm2-chat-7b", "internlm2_5-7b-chat")
-# An estimate of what a CPU computes, in operations a second; nothing is measured.
-CPU_SPEED = 100e9
-ESTIMATE = f"by an estimate of {CPU_SPEED / 1e9:.0f} GFLOP/s"
+# Models by name that two cores cannot tune in an hour, and their weights.
+OF_A_GPU = {
+    "internlm2-chat-1_8b": 1.9e9,
+    "internlm2_5-1_8b-chat": 1.9e9,
+    "internlm2-chat-7b": 7.7e9,
+    "internlm2_5-7b-chat": 7.7e9,
+}
+TOKENS = 1e6  # of a training by the presets, about
+# Operations a second of one core, by `cpu_seconds`' count: a step of 1,024 tokens of SmolLM2-135M takes one of an AMD
+# EPYC with AVX-512 8.0 s in float32 and 4.5 s in bfloat16 (docs/end-to-end-time.md).
+CORE_SPEED = {"float32": 100e9, "bfloat16": 180e9}
 INSTEAD = "MODEL=smollm2-135m-instruct and make quickstart need no GPU"
 
 
-def cpu_seconds(parameters: float, tokens: float) -> float:
-    """The estimated seconds of a training on a CPU.
+def cpu_seconds(parameters: float, tokens: float, precision: str) -> float:
+    """The estimated seconds of a training on this CPU.
 
     Six operations a weight and token: Kaplan et al., "Scaling Laws for Neural Language Models", 2020, section 2.1.
+
+    Args:
+        precision: see `device.cpu_precision`.
     """
-    return 6 * parameters * tokens / CPU_SPEED
+    return 6 * parameters * tokens / (CORE_SPEED[precision] * cores())
+
+
+def _estimate(precision: str) -> str:
+    count = cores()
+    speed = f"{CORE_SPEED[precision] / 1e9:.0f} GFLOP/s"
+    return f"by an estimate of {speed} on each of {count} cores" if count > 1 else f"by an estimate of {speed}"
 
 
 def refuse_card(preset: str | None) -> None:
@@ -46,25 +62,27 @@ def refuse_card(preset: str | None) -> None:
 def warn_without_gpu(model: str) -> None:
     """Say before a download that a model is made for a GPU, where there is none."""
     if not has_gpu() and model in OF_A_GPU:
-        minutes = cpu_seconds(1.8e9, 1000) / 60
+        precision = cpu_precision("bfloat16")  # all of them are published in it
+        hours = cpu_seconds(OF_A_GPU[model], TOKENS, precision) / 3600
         stage.say(
             "model",
-            f"warning: no GPU here, and {model} is made for one: {ESTIMATE}, 1,000 tokens of training take "
-            f"{minutes:.0f} minutes on a CPU with 1.8B weights, the whole many hours; {INSTEAD}",
+            f"warning: no GPU here, and {model} is made for one: {_estimate(precision)}, a training takes about "
+            f"{hours:,.0f} hours on this CPU; {INSTEAD}",
         )
 
 
-def warn_of_hours(parameters: int, tokens: int) -> None:
+def warn_of_hours(parameters: int, tokens: int, precision: str) -> None:
     """Say before a training on a CPU how long it takes, where that is more than an hour.
 
     Args:
         parameters: of the base.
         tokens: of the whole training.
+        precision: in which the base computes.
     """
-    hours = cpu_seconds(parameters, tokens) / 3600
+    hours = cpu_seconds(parameters, tokens, precision) / 3600
     if not has_gpu() and hours > 1:
         stage.say(
             "train",
-            f"warning: no GPU here: {ESTIMATE}, {tokens:,} tokens with {parameters / 1e9:.1f}B weights take about "
-            f"{hours:,.0f} hours on a CPU; {INSTEAD}",
+            f"warning: no GPU here: {_estimate(precision)}, {tokens:,} tokens with {parameters / 1e9:.1f}B weights "
+            f"take about {hours:,.0f} hours on this CPU; {INSTEAD}",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from recipe.cli.next_steps import without_merged_model
@@ -57,10 +58,15 @@ def run_chat(options: argparse.Namespace) -> None:
 def run_demo(options: argparse.Namespace) -> None:
     from recipe.serving import demo
 
-    demo.run(work=options.work, run=options.run and checked_name(options.run), host=options.host, port=options.port)
+    _serve(demo.run, options)
 
 
 def run_api(options: argparse.Namespace) -> None:
     from recipe.serving import api
 
-    api.run(work=options.work, run=options.run and checked_name(options.run), host=options.host, port=options.port)
+    _serve(api.run, options)
+
+
+def _serve(serve: Callable[..., None], options: argparse.Namespace) -> None:
+    """Call the server that a verb has imported. The API imports torch, which a page before another endpoint has not."""
+    serve(work=options.work, run=options.run and checked_name(options.run), host=options.host, port=options.port)

@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Any
 from recipe.chat_format import IGNORE_INDEX
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, device
 
 # Conversations in a pass on a GPU, which fewer leave idle, and on a CPU.
 GPU_ROWS, CPU_ROWS = 64, 16
 # Rows of logits at a time: of 151,936 words 300 MB in float32.
 HEAD_ROWS = 512
+
+
+def rows_per_pass(device: device) -> int:
+    """How many conversations a model on `device` takes in a pass, for `by_length`."""
+    return GPU_ROWS if device.type == "cuda" else CPU_ROWS
 
 
 def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:

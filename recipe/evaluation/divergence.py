@@ -10,7 +10,7 @@ from typing import Any
 
 from recipe.chat_format import IGNORE_INDEX, Message, training_ids
 from recipe.evaluation import generation
-from recipe.evaluation.batches import CPU_ROWS, GPU_ROWS, by_length, predictions
+from recipe.evaluation.batches import by_length, predictions, rows_per_pass
 from recipe.evaluation.metrics import Divergence
 from recipe.pipeline.phases import phase
 
@@ -30,9 +30,8 @@ def kl_per_token(base: Any, tuned: Any, tokenizer: Any, conversations: Sequence[
     samples = [training_ids(tokenizer, each) for each in conversations]
     means: list[float] = []
     total, tokens = 0.0, 0
-    size = GPU_ROWS if base.device.type == "cuda" else CPU_ROWS
     with torch.inference_mode():
-        for batch in by_length([len(row) for row, _ in samples], size):
+        for batch in by_length([len(row) for row, _ in samples], rows_per_pass(base.device)):
             rows = [samples[i] for i in batch]
             both = (predictions(model, rows, tokenizer.pad_token_id) for model in (base, tuned))
             divergence = torch.cat([_divergence(p, q) for p, q in zip(*both, strict=True)]).cpu()  # (replies,)

@@ -7,7 +7,6 @@ is "other".
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -19,12 +18,12 @@ from pathlib import Path
 
 from recipe.device import has_gpu
 from recipe.errors import RecipeError
+from recipe.files import write_json
 from recipe.pipeline import stage
-from recipe.pipeline.phases import PHASES
+from recipe.pipeline.phases import OTHER, PHASES, with_other
 
 NAME = "end_to_end"
 WHOSE = "小明"  # the name that is taught
-OTHER = "other"
 # Milliseconds between two readings of the GPU.
 INTERVAL = 100
 Sample = tuple[float, float]  # time.time, percent of the time that the GPU was busy
@@ -76,8 +75,7 @@ def run(work: Path, folder: Path, model: str) -> list[Duration]:
     if not any(path.name == "report" for path in manifests.values()):
         raise RecipeError("bench end_to_end: the pipeline ended before its report; its error is above")
     measured = durations(manifests, started, ended, readings.samples)
-    content = json.dumps([asdict(each) for each in measured], indent=1)
-    (folder / f"{NAME}.json").write_text(content + "\n", encoding="utf-8")
+    write_json(folder / f"{NAME}.json", [asdict(each) for each in measured])
     return measured
 
 
@@ -97,8 +95,7 @@ def durations(
     measured, since = [], started
     for end, name, phases in [*((at, *_of(folder)) for at, folder in sorted(folders.items())), (ended, "end", {})]:
         seconds = end - since
-        uncounted = max(0.0, seconds - sum(phases.values()))
-        measured.append(Duration(name, seconds, _busy(samples, since, end), phases | {OTHER: uncounted}))
+        measured.append(Duration(name, seconds, _busy(samples, since, end), with_other(phases, seconds)))
         since = end
     return measured
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import queue
 import random
@@ -272,8 +271,8 @@ def run(work: Path, planned: Sequence[Job], *, jobs: int, settings: Sequence[str
     threads = max(1, cores() // jobs)
     outcomes_of = dict(_all(work, planned, jobs, threads, settings))
     outcomes = [outcomes_of[job] for job in planned]
-    records = json.dumps([asdict(o) for o in outcomes], ensure_ascii=False, indent=2) + "\n"
-    for name, content in ((TABLE, markdown(outcomes)), (FILE, records)):
+    records = [asdict(outcome) for outcome in outcomes]
+    for name, content in ((TABLE, markdown(outcomes)), (FILE, files.json_text(records))):
         files.write_atomically(work / name, content)
     return outcomes
 

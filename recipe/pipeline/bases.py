@@ -18,8 +18,10 @@ from recipe.errors import RecipeError
 from recipe.paths import DATA
 
 MODELS = DATA / "models"
-# The hubs that may have any repository, the default one first; and how they name one.
-HUBS = ("hf", "modelscope")
+# The hubs that may have any repository, the default one first, with the page below which each shows them; and how they
+# name one.
+PAGES = {"hf": "https://huggingface.co/", "modelscope": "https://modelscope.cn/models/"}
+HUBS = tuple(PAGES)
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 

@@ -11,8 +11,9 @@ import time
 from collections.abc import Mapping
 from contextlib import ContextDecorator
 
-# In the order in which they are shown.
+# In the order in which they are shown, and what they leave of a stage's seconds.
 PHASES = ("import", "load", "tokenise", "compile", "generate", "steps", "score", "save", "hash")
+OTHER = "other"
 
 
 class _Clock(threading.local):
@@ -74,3 +75,13 @@ def take() -> dict[str, float]:
     taken = {name: round(_clock.seconds.get(name, 0.0), 3) for name in PHASES}
     _clock.seconds = {}
     return {name: seconds for name, seconds in taken.items() if seconds}
+
+
+def with_other(phases: Mapping[str, float], seconds: float) -> dict[str, float]:
+    """The phases of a stage, and what they leave as OTHER.
+
+    Args:
+        phases: seconds of each, as a manifest has them.
+        seconds: that the stage took, from whenever the caller counts; they may be fewer than those of its phases.
+    """
+    return {**phases, OTHER: max(0.0, seconds - sum(phases.values()))}

@@ -8,17 +8,13 @@ from typing import Any
 
 from recipe.evaluation import thresholds
 from recipe.pipeline import results
+from recipe.pipeline.phases import with_other
 from recipe.pipeline.results import MergeResults, VariantResults
 from recipe.report.facts import Facts, Rows
 from recipe.report.words import WORDS, Text, label, plain, text
 
 # Of a phase that is shown.
 SHOWN_SECONDS = 0.05
-# The texts of the phases of `pipeline.phases`, and of what they leave.
-PHASE_TEXTS = (
-    "phase_import", "phase_load", "phase_tokenise", "phase_compile", "phase_generate", "phase_steps", "phase_score",
-    "phase_save", "phase_hash", "phase_other",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -242,23 +238,15 @@ def _cost(facts: Facts) -> Cost:
     )
 
 
-def _phase_text(name: str) -> Text:
-    """What a phase is called; one that is newer than the texts stands for itself."""
-    return text(key) if (key := f"phase_{name}") in PHASE_TEXTS else plain(name)
-
-
 def _phases(manifests: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[PhaseCost]]]:
     """The phases of each stage, those that would show as 0.0 seconds left out."""
     parts = {}
     for manifest in manifests:
-        phases = manifest["phases"]
-        uncounted = {"other": max(0.0, manifest["seconds"] - sum(phases.values()))}
-        parts[manifest["stage"]] = {
-            name: value for name, value in (phases | uncounted).items() if value >= SHOWN_SECONDS
-        }
+        phases = with_other(manifest["phases"], manifest["seconds"])
+        parts[manifest["stage"]] = {name: value for name, value in phases.items() if value >= SHOWN_SECONDS}
     longest = max((sum(each.values()) for each in parts.values()), default=0.0)
     return [
-        (verb, [PhaseCost(name, _phase_text(name), value, value / longest) for name, value in each.items()])
+        (verb, [PhaseCost(name, label(name, "phase_"), value, value / longest) for name, value in each.items()])
         for verb, each in parts.items()
         if each
     ]

@@ -167,7 +167,7 @@ class ModelHost:
             self.folder = newest_merged(self.work, self.run)
             if self.folder is None:
                 where = stage.shown(self.work / (self.run or "RUN") / "merged")
-                other = newest_merged(self.work, None)
+                other = newest_merged(self.work, None) if self.run else None
                 has_one = f"; RUN={other.parent.name} has one" if other else ""
                 self._become(
                     "missing",

@@ -231,7 +231,7 @@ def _preview(target: Target, contents: Mapping[str, Path | bytes], card: str) ->
     sizes = {name: len(c) if isinstance(c, bytes) else c.stat().st_size for name, c in contents.items()}
     visible = "private" if target.private else "public"
     return [
-        f"would be sent to {UPLOADERS[target.source]().page}{target.repo} ({visible}), "
+        f"would be sent to {bases.PAGES[target.source]}{target.repo} ({visible}), "
         f"{len(sizes)} files, {sum(sizes.values()):,} bytes:",
         *(f"  {size:>15,}  {name}" for name, size in sorted(sizes.items())),
         "",

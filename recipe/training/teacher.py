@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from recipe.chat_format import IGNORE_INDEX, Message, training_ids
 from recipe.errors import RecipeError
-from recipe.evaluation.batches import CPU_ROWS, GPU_ROWS, by_length, predictions
+from recipe.evaluation.batches import by_length, predictions, rows_per_pass
 from recipe.pipeline.phases import phase
 from recipe.pipeline.stage import shown
 
@@ -87,8 +87,7 @@ def distributions(
     ]
     counts = [len(labels) - labels.count(IGNORE_INDEX) for _, labels in rows]
     parts: list[tuple[Tensor, Tensor]] = [(torch.zeros(0, LIKELIEST), torch.zeros(0, LIKELIEST))] * len(rows)
-    on_gpu = model.device.type == "cuda"
-    batches = by_length([len(ids) for ids, _ in rows], GPU_ROWS if on_gpu else CPU_ROWS)
+    batches = by_length([len(ids) for ids, _ in rows], rows_per_pass(model.device))
     with torch.inference_mode(), tqdm(total=sum(map(len, batches)), desc=progress, unit="row", leave=False) as bar:
         for batch in batches:
             likeliest = [

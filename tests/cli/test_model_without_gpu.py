@@ -24,10 +24,14 @@ def test_what_a_cpu_would_take_is_said_before_the_download(
     monkeypatch.setattr("os.chdir", lambda _: None)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr(hardware, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(hardware, "cores", lambda: 2)
+    monkeypatch.setattr(device, "cpu_computes_bfloat16", lambda: True)
     monkeypatch.setattr(model, "make", lambda *_, **__: said.append(capsys.readouterr().err))
     assert cli.main(["model", "--work", str(tmp_path), "--model", name]) == 0
     assert ("no GPU here" in said[0]) == warned
-    assert ("by an estimate of 100 GFLOP/s, 1,000 tokens of training take 2 minutes on a CPU" in said[0]) == warned
+    hours = 36 if "7b" in name else 9
+    estimate = f"by an estimate of 180 GFLOP/s on each of 2 cores, a training takes about {hours} hours on this CPU"
+    assert (estimate in said[0]) == warned
 
 
 @pytest.mark.parametrize(
@@ -66,14 +70,21 @@ def test_presets_that_are_named_as_without_bfloat16_are_so_and_no_others() -> No
 
 
 @pytest.mark.parametrize(
-    ("parameters", "tokens", "gpu", "hours"),
-    [(1_889_110_016, 1_000_000, False, "31 hours"), (134_515_008, 150_000, False, None),
-     (1_889_110_016, 1_000_000, True, None)],
+    ("parameters", "cores", "precision", "gpu", "told"),
+    [(1_889_110_016, 1, "float32", False, ("100 GFLOP/s, 1,000,000 tokens", "31 hours")),
+     (1_889_110_016, 4, "bfloat16", False, ("180 GFLOP/s on each of 4 cores", "4 hours")),
+     (134_515_008, 2, "bfloat16", False, None), (1_889_110_016, 1, "float32", True, None)],
 )  # fmt: skip
 def test_how_long_a_cpu_takes_is_said_before_the_training(
-    parameters: int, tokens: int, gpu: bool, hours: str | None, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+    parameters: int, cores: int, precision: str, gpu: bool, told: tuple[str, str] | None,
+    monkeypatch: pytest.MonkeyPatch, capsys: Any,
+) -> None:  # fmt: skip
     monkeypatch.setattr(hardware, "has_gpu", lambda: gpu)
-    hardware.warn_of_hours(parameters, tokens)
+    monkeypatch.setattr(hardware, "cores", lambda: cores)
+    hardware.warn_of_hours(parameters, 1_000_000, precision)
     said = capsys.readouterr().err
-    assert (f"take about {hours} on a CPU" in said and "by an estimate of 100 GFLOP/s" in said) if hours else said == ""
+    if not told:
+        assert said == ""
+        return
+    assert f"by an estimate of {told[0]}" in said
+    assert f"take about {told[1]} on this CPU" in said

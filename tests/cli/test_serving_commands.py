@@ -55,6 +55,20 @@ def test_a_model_that_is_named_talks_whatever_was_merged(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("verb", ["demo", "api"])
+def test_a_server_gets_its_options_and_no_run_that_cannot_be(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(f"recipe.serving.{verb}.run", lambda **options: calls.append(options))
+    arguments = [verb, "--work", str(tmp_path), "--host", "::1", "--port", "7000"]
+    assert cli.main([*arguments, "--run", "mine"]) == cli.main(arguments) == 0
+    usual = {"work": tmp_path, "host": "::1", "port": 7000}
+    assert [call | {"run": call["run"] or None} for call in calls] == [usual | {"run": "mine"}, usual | {"run": None}]
+    assert cli.main([*arguments, "--run", "../mine"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: RUN='../mine'")
+
+
 def test_a_run_that_cannot_be_is_one_line(
     talks: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

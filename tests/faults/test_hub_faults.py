@@ -31,9 +31,8 @@ COMMAND = (
 
 @pytest.fixture
 def server(tiny_internlm2: Path, tmp_path: Path) -> Iterator[HubServer]:
-    running = HubServer(in_two_shards(tiny_internlm2, tmp_path / "repository"))
-    yield running
-    running.stop()
+    with HubServer(in_two_shards(tiny_internlm2, tmp_path / "repository")) as running:
+        yield running
 
 
 def faults(rng: random.Random) -> list[Fault]:

@@ -72,6 +72,11 @@ def test_seconds_of_another_process_are_added(now: Now) -> None:
     assert phases.take() == {"import": 3.0, "steps": 5.0}
 
 
+def test_other_is_what_the_phases_leave() -> None:
+    assert phases.with_other({"load": 1.0, "steps": 2.0}, 4.5) == {"load": 1.0, "steps": 2.0, "other": 1.5}
+    assert phases.with_other({"import": 1.0}, 0.5) == {"import": 1.0, "other": 0.0}
+
+
 def test_an_unknown_phase_is_refused() -> None:
     with pytest.raises(ValueError, match="'lunch' is none of import, load"):
         phase("lunch")

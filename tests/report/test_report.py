@@ -45,7 +45,7 @@ from recipe.files import jsonl_text
 from recipe.languages import LANGUAGES
 from recipe.paths import ROOT
 from recipe.pipeline import stage
-from recipe.pipeline.phases import PHASES
+from recipe.pipeline.phases import OTHER, PHASES
 from recipe.records import from_json, to_json
 from recipe.report import background, charts, facts, render
 from recipe.report.words import WORDS, Text, label, plain, text
@@ -393,8 +393,8 @@ def test_the_seconds_of_each_phase_are_a_stacked_bar_and_words(tmp_path: Path) -
 
 def test_every_phase_has_its_words_and_a_colour(good: Path) -> None:
     page, _ = rendered(good)
-    assert [f"phase_{name}" for name in (*PHASES, "other")] == list(background.PHASE_TEXTS)
-    assert all(f".p-{name} {{" in page for name in (*PHASES, "other"))
+    assert [f"phase_{name}" for name in (*PHASES, OTHER)] == [key for key in WORDS if key.startswith("phase_")]
+    assert all(f".p-{name} {{" in page for name in (*PHASES, OTHER))
 
 
 def test_speed_is_tokens_over_the_seconds_of_the_training(good: Path) -> None:
@@ -459,8 +459,8 @@ def test_every_text_is_there_in_both_languages_with_the_same_slots(key: str) -> 
 def test_every_text_is_used(good: Path) -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in report._SOURCES)
     made_up = re.compile(
-        r"kind_\w+|why_\w+|\w+_is|language_\w+|multi_turn_\w+|sampled_\w+|injection_hit|broken|ablation_[\w-]+"
-    )  # from the keys of metrics.json
+        r"kind_\w+|why_\w+|\w+_is|language_\w+|multi_turn_\w+|sampled_\w+|injection_hit|broken|ablation_[\w-]+|phase_\w+"
+    )  # from the keys of metrics.json and manifests
     unused = [key for key in WORDS if source.count(f'"{key}"') < 2 and not made_up.fullmatch(key)]
     assert [key for key in unused if key not in METRICS] == []
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from local_server import Handler, LocalServer
 from tornado.websocket import WebSocketClosedError
 
 from recipe import cli
@@ -126,6 +127,15 @@ def test_a_run_without_a_model_names_the_run_that_has_one(work: Path) -> None:
     model = model_host.ModelHost(work, "typo", PORT)
     model.load()
     assert model.message.endswith("first; RUN=newer has one")
+
+
+def test_without_a_run_the_folders_are_looked_through_once(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str | None] = []
+    monkeypatch.setattr(model_host, "newest_merged", lambda _, run: looked.append(run))
+    model_host.ModelHost(work, None, PORT).load()
+    assert looked == [None]
+    model_host.ModelHost(work, "typo", PORT).load()
+    assert looked[1:] == ["typo", None]
 
 
 def test_a_model_is_loaded_once(work: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -521,27 +531,20 @@ def test_only_that_a_visitor_left_is_not_reported(caplog: pytest.LogCaptureFixtu
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[tuple[int, Callable[[str], None]]]:
     """The port of something that answers as the page does, and how to set the state of the model behind it."""
-    from http.server import BaseHTTPRequestHandler, HTTPServer
 
-    class Page(BaseHTTPRequestHandler):
+    class Page(Handler):
         def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/_stcore/health" else 404)
-            self.end_headers()
+            self.send(200 if self.path == "/_stcore/health" else 404)
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Page) as server:
+    with LocalServer(Page) as server:
         port = server.server_port
         file = tmp_path / "tmp" / f"recipe-{os.getuid()}" / f"recipe-demo-{port}.json"
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
         def become(state: str) -> None:
             file.parent.mkdir(mode=0o700, exist_ok=True)
             file.write_text(json.dumps({"state": state, "message": "so"}), encoding="utf-8")
 
         yield port, become
-        server.shutdown()
 
 
 def test_healthy_is_ready_and_nothing_else(tmp_path: Path, page: tuple[int, Callable[[str], None]]) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from local_server import Handler, LocalServer
 from small_endpoint import WITHIN, server
 from streamlit.proto.BackMsg_pb2 import BackMsg  # type: ignore[attr-defined]
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg  # type: ignore[attr-defined]
@@ -28,7 +27,7 @@ MODEL = "evil [click](https://evil.example) ![x](https://evil.example/x.png) :re
 SECRETS = ("pa@ss", "pa%40ss", "sk-query", "sk-key", "somebody")
 
 
-class Other(ThreadingHTTPServer):
+class Other(LocalServer):
     """An endpoint of somebody else.
 
     Attributes:
@@ -39,32 +38,23 @@ class Other(ThreadingHTTPServer):
     def __init__(self) -> None:
         self.requests: list[tuple[str, str]] = []
         self.events: list[Any] = []
-        super().__init__(("127.0.0.1", 0), Answer)
+        super().__init__(Answer)
 
 
-class Answer(BaseHTTPRequestHandler):
+class Answer(Handler):
     server: Other
 
     def do_GET(self) -> None:
         self.server.requests.append((self.path, self.headers.get("Authorization", "")))
-        self.answer(200, json.dumps({"data": [{"id": MODEL}]}))
+        self.send(200, json.dumps({"data": [{"id": MODEL}]}).encode())
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         if self.server.events:
-            self.answer(200, "".join(f"data: {json.dumps(event)}\n\n" for event in self.server.events))
+            self.send(200, "".join(f"data: {json.dumps(event)}\n\n" for event in self.server.events).encode())
         else:
             words = f"wrong key {self.headers['Authorization']} sk-query\n\x1b[31m" + "x" * 10_000
-            self.answer(400, json.dumps({"error": {"message": words}}))
-
-    def answer(self, status: int, text: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text.encode())))
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *_: Any) -> None:
-        pass
+            self.send(400, json.dumps({"error": {"message": words}}).encode())
 
 
 @pytest.fixture
@@ -72,9 +62,7 @@ def other(monkeypatch: pytest.MonkeyPatch) -> Iterator[Other]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with Other() as listening:
-        threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         yield listening
-        listening.shutdown()
 
 
 async def page(port: int) -> bytes:

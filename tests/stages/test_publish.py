@@ -15,12 +15,11 @@ from example_results import example_metrics, example_results, example_scores, ex
 from huggingface_hub import ModelCard
 from upload_server import OWNER, TOKEN, UploadServer
 
-from recipe.checkpoint import hub_upload
+from recipe.checkpoint import connection_limits, hub_upload
 from recipe.checkpoint.base_origin import base_origin
-from recipe.checkpoint.hub_upload import UPLOADERS
 from recipe.errors import RecipeError
 from recipe.evaluation import metrics
-from recipe.pipeline import stage
+from recipe.pipeline import bases, stage
 from recipe.stages import export, merge, publish
 
 REPO = f"{OWNER}/my-assistant"
@@ -70,9 +69,8 @@ def refusal(run: Path, *arguments: str, **changes: Any) -> str:
 
 @pytest.fixture
 def server() -> Iterator[UploadServer]:
-    running = UploadServer()
-    yield running
-    running.stop()
+    with UploadServer() as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)
@@ -199,7 +197,7 @@ def test_a_dry_run_checks_all_and_connects_to_nobody(
     monkeypatch.delenv("MODELSCOPE_API_TOKEN")
     lines = send(run, source=source, dry_run=True)
     text = "\n".join(lines)
-    assert UPLOADERS[source]().page + REPO in text
+    assert bases.PAGES[source] + REPO in text
     assert "private" in text
     assert "model.safetensors" in text
     assert "identity_hit" in text
@@ -258,6 +256,22 @@ def test_what_a_hub_refuses_is_one_line(run: Path, server: UploadServer, source:
     server.status["/create" if source == "hf" else "/api/v1/models"] = status
     assert reason in refusal(run, source=source)
     assert not (run / "publish").exists()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_redirects_without_end_are_one_line(run: Path, server: UploadServer, source: str) -> None:
+    server.status["/create" if source == "hf" else "/api/v1/models"] = 307
+    assert "redirects" in refusal(run, source=source)
+    assert len(server.requests) == connection_limits.MAX_REDIRECTS + 1
+
+
+def test_a_hub_has_longer_for_its_answer_to_a_file_than_for_another(
+    run: Path, server: UploadServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_limits, "SILENCE", 0.1)
+    server.pause = 0.3
+    send(run, source="modelscope")
+    assert "model.safetensors" in server.repos[REPO]
 
 
 def test_a_card_that_the_hub_refuses_is_one_line(run: Path, server: UploadServer) -> None:

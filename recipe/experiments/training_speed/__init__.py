@@ -21,6 +21,7 @@ from typing import Any
 from recipe.device import has_gpu
 from recipe.errors import RecipeError
 from recipe.experiments.training_speed.cases import CASES, Case, unmet_requirement
+from recipe.files import write_json
 from recipe.training.rendezvous import Machines
 
 __all__ = ["CASES", "run", "table"]
@@ -61,7 +62,7 @@ def run(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
         lines = _child(["one", name, str(model), str(work), str(started)], CASES[name])
         results.append(json.loads(lines[-1]) if lines else {"name": name, "error": "failed; its error is above"})
         results[-1]["seconds"] = round(time.time() - started, 1)
-        (folder / "bench.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "bench.json", results)
     return results
 
 
