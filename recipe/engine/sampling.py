@@ -12,6 +12,9 @@ from torch import Tensor
 
 from recipe.engine.reply import Sampling
 
+# Likeliest tokens among which a CPU looks first: sorting 49,152 takes it 3.4 ms a sequence, finding these 0.2 ms.
+FEW = 256
+
 
 class Sampler:
     """Chooses tokens by the settings of each slot.
@@ -72,24 +75,64 @@ class Sampler:
             (slots,), token ids.
         """
         if plain:
-            return logits.argmax(-1)
+            return (logits if logits.is_cuda else logits.float()).argmax(
+                -1
+            )  # in 16 bits a CPU takes four times as long
         logits = logits.float()
         seen, penalty = self.seen[slots], self.penalty[slots, None]  # (slots, vocabulary), (slots, 1)
         logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
         temperature = self.temperature[slots, None]
-        probabilities, order = (
-            (logits / temperature.clamp(min=1e-5)).softmax(-1).sort(dim=-1, descending=True, stable=True)
-        )
-        top_k, top_p = self.top_k[slots, None], self.top_p[slots, None]  # (slots, 1)
-        least = self.min_p[slots, None] * probabilities[:, :1]
-        among = self.rank < top_k  # (slots, vocabulary)
-        likelier = probabilities.cumsum(-1) - probabilities  # the probability of everything likelier
-        share = torch.where(top_k < len(self.rank), top_p * (probabilities * among).sum(-1, keepdim=True), top_p)
-        nucleus = probabilities * ((likelier < share) & among & (probabilities >= least))
-        # The first token whose sum passes the drawn share of the nucleus; the likeliest is always in it.
-        sums = nucleus.cumsum(-1)
-        index = (sums <= self.draw[slots, None] * sums[:, -1:]).sum(-1, keepdim=True)
-        index = index.clamp(max=nucleus.count_nonzero(-1)[:, None] - 1)
-        chosen = torch.where(temperature > 0, order.gather(-1, index), logits.argmax(-1, keepdim=True))
+        likeliest = logits.argmax(-1, keepdim=True)
+        if logits.is_cuda:
+            probabilities = (logits / temperature.clamp(min=1e-5)).softmax(-1)
+            chosen = torch.where(temperature > 0, self._draw(probabilities, slots), likeliest)
+        else:
+            chosen, hot = likeliest, temperature[:, 0].gt(0).nonzero()[:, 0]
+            if len(hot):
+                probabilities = (logits[hot] / temperature[hot].clamp(min=1e-5)).softmax(-1)
+                chosen[hot] = self._draw_among_few(probabilities, hot + (slots.start or 0))
         seen.scatter_(-1, chosen, True)
         return chosen[:, 0]
+
+    def _draw(self, probabilities: Tensor, slots: slice | Tensor) -> Tensor:
+        """A token of each of `slots`, (slots, 1). probabilities: (slots, vocabulary)."""
+        likely, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        return order.gather(-1, self._rank(likely, slots)[0])
+
+    def _draw_among_few(self, probabilities: Tensor, slots: Tensor) -> Tensor:
+        """What `_draw` draws, the whole vocabulary sorted only where the likeliest tokens do not decide."""
+        likely, order = probabilities.topk(min(FEW, probabilities.shape[1]), -1)
+        order, by_id = order.sort(-1)  # so that of equal ones the first comes first, as where all are sorted
+        likely, by_probability = likely.gather(-1, by_id).sort(dim=-1, descending=True, stable=True)
+        rank, decided = self._rank(likely, slots)
+        chosen = order.gather(-1, by_probability).gather(-1, rank)
+        if len(others := decided.logical_not().nonzero()[:, 0]):
+            chosen[others] = self._draw(probabilities[others], slots[others])
+        return chosen
+
+    def _rank(self, likely: Tensor, slots: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Which of a slot's likeliest tokens its random number draws.
+
+        Args:
+            likely: (slots, count), the probabilities of the likeliest tokens, descending.
+
+        Returns:
+            Ranks, (slots, 1), and whether the tokens that are not among them could not change these, (slots,).
+        """
+        top_k, top_p, min_p, draw = (
+            setting[slots].unsqueeze(-1) for setting in (self.top_k, self.top_p, self.min_p, self.draw)
+        )
+        count = likely.shape[1]
+        among, cut = self.rank[:count] < top_k, top_k < len(self.rank)  # (slots, count), (slots, 1)
+        likelier = likely.cumsum(-1) - likely  # the probability of everything likelier
+        share = torch.where(cut, top_p * (likely * among).sum(-1, keepdim=True), top_p)
+        inside = (likelier < share) & among & (likely >= min_p * likely[:, :1])
+        nucleus = likely * inside
+        sums = nucleus.cumsum(-1)
+        whole = ~cut & (top_p >= 1) & (min_p == 0)  # nothing is cut off, and all probabilities are 1 together
+        # The first token whose sum passes the drawn share of the nucleus; the likeliest is always in it.
+        rank = (sums <= draw * torch.where(whole, 1.0, sums[:, -1:])).sum(-1, keepdim=True)
+        # Of tokens as likely as the last of these, others may come first.
+        passed = (rank < count) & (likely.gather(-1, rank.clamp(max=count - 1)) > likely[:, -1:])
+        decided = torch.where(whole, passed, ~inside[:, -1:] & (~cut | (top_k <= count)))
+        return rank.clamp(max=nucleus.count_nonzero(-1)[:, None] - 1), decided[:, 0]

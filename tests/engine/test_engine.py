@@ -210,6 +210,31 @@ def test_a_token_is_drawn_from_the_nucleus_in_its_shares(
 
 
 @given(
+    rows=st.lists(st.lists(st.integers(-4, 4), min_size=9, max_size=9), min_size=1, max_size=4),
+    top_p=st.sampled_from([0.3, 0.9, 1.0]), top_k=st.sampled_from([0, 2, 5, 9]), min_p=st.sampled_from([0.0, 0.2]),
+    few=st.integers(1, 9), temperatures=st.lists(st.sampled_from([0.0, 0.7, 2.0]), min_size=4, max_size=4),
+    draws=st.lists(st.floats(0, 1, exclude_max=True), min_size=4, max_size=4),
+)  # fmt: skip
+@settings(max_examples=500)
+def test_looking_at_the_likeliest_first_draws_the_same_tokens(
+    rows: list[list[int]], top_p: float, top_k: int, min_p: float, few: int, temperatures: list[float],
+    draws: list[float],
+) -> None:  # fmt: skip
+    """Many of the logits are equal: then the order of the tokens decides."""
+    slots = len(rows)
+    chosen = []
+    for count in (few, 9):
+        sampler = Sampler(slots, 9, torch.device("cpu"))
+        for slot in range(slots):
+            sampler.set(slot, Sampling(temperature=temperatures[slot], top_p=top_p, top_k=top_k, min_p=min_p), [])
+            sampler.draw[slot] = draws[slot]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("recipe.engine.sampling.FEW", count)
+            chosen.append(sampler.choose(torch.tensor(rows).float(), slice(0, slots), plain=False).tolist())
+    assert chosen[0] == chosen[1]
+
+
+@given(
     logits=st.lists(st.floats(-8, 8), min_size=2, max_size=12), top_p=st.floats(0.01, 1), top_k=st.integers(0, 14),
     min_p=st.floats(0, 1), draw=st.floats(0, 1, exclude_max=True),
 )  # fmt: skip
