@@ -128,10 +128,11 @@ def real_tokenizer(sentencepiece_file: Path, tmp_path_factory: pytest.TempPathFa
 def lora_config(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A resolved XTuner config that trains LoRA of rank 4 on the tiny model."""
     from recipe.stages import config
+    from recipe.training.without_gpu import for_cpu
 
     resolved = config.load_preset("lora")
     config.fill(resolved, model=tiny_model, files=[], seed=0)
-    config.for_cpu(resolved)
+    for_cpu(resolved)
     config.override(resolved, ["r=4", "lora_alpha=8"])
     file = tmp_path_factory.mktemp("config") / "config.py"
     resolved.dump(file)

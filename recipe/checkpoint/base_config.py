@@ -67,11 +67,6 @@ def with_older_rope(config: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def stored_precision(config: dict[str, Any]) -> str | None:
-    """The precision of the weights, such as "bfloat16", where a config.json names it; transformers 5 calls it dtype."""
-    return config.get("torch_dtype") or config.get("dtype")
-
-
 def refusal(config: dict[str, Any]) -> str | None:
     """Why this recipe does not take a model of this config.json, or None.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
+from recipe.checkpoint import precision
 from recipe.cli import hardware
 from recipe.cli.experiment_commands import run_bench, run_sweep
 from recipe.cli.next_steps import next_steps
@@ -133,13 +134,14 @@ def default_preset(model: str, folder: Path) -> str:
     from recipe.device import cpu_memory, gpu_memory, has_gpu
     from recipe.stages import config
     from recipe.training import memory
+    from recipe.training.without_gpu import for_cpu
 
     if model == "miniature":
         return "miniature"
     stage.require(folder, "model")
     fast = config.load_preset("fast")
     if not has_gpu():
-        config.for_cpu(fast, config.precision_on_cpu(folder))
+        for_cpu(fast, precision.on_cpu(folder))
     needed = memory.predict(fast, folder)
     there = gpu_memory() if has_gpu() else cpu_memory()
     fits = needed is not None and (needed.total >> 20) + RESERVED_MIB <= (there or 0)
@@ -155,8 +157,8 @@ def run_train(options: argparse.Namespace) -> None:
     if options.config is None and (resolved := stage.read_manifest(run.folder("config"))):
         plan = results.of(resolved, ConfigResults)
         if base := stage.read_manifest(ROOT / plan.model):
-            precision = config.precision_on_cpu(ROOT / plan.model) if plan.preset == "fast" else "float32"
-            hardware.warn_of_hours(results.of(base, ModelResults).parameters, plan.forecast.trained_tokens, precision)
+            computes = precision.on_cpu(ROOT / plan.model) if plan.preset == "fast" else "float32"
+            hardware.warn_of_hours(results.of(base, ModelResults).parameters, plan.forecast.trained_tokens, computes)
     train_here = partial(train.make, command=training_command(options), tracker=options.track)
     make = train.join if machines.rank else train_here
     make(

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from recipe.chat_format import Message, prompt_ids, stop_ids
-from recipe.checkpoint.base_config import stored_precision
+from recipe.checkpoint import precision
 from recipe.checkpoint.finite import all_finite
-from recipe.device import cpu_precision
 from recipe.engine.batch import BatchGenerator
 from recipe.engine.reply import Sampling
 from recipe.errors import RecipeError
@@ -56,7 +55,7 @@ def load(
     Args:
         folder: of the model.
         adapter: a PEFT folder to put on it.
-        dtype: to compute in; None for the model's own on the GPU and `device.cpu_precision` on the CPU.
+        dtype: to compute in; None for the model's own on the GPU and `precision.on_cpu` on the CPU.
 
     Returns:
         The model, on the GPU if there is one, its weights frozen, and its tokenizer.
@@ -79,7 +78,6 @@ def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None) -> tu
 
     _refuse_changed(folder, adapter)
     _refuse_other_shapes(folder)
-    stored = stored_precision(stage.read_json(folder / "config.json"))
     release()
     gpu = torch.cuda.is_available()
     try:
@@ -87,7 +85,7 @@ def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None) -> tu
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=dtype or ("auto" if gpu else cpu_precision(stored)),
+                dtype=dtype or ("auto" if gpu else precision.on_cpu(folder)),
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -335,8 +333,7 @@ def _generation(stops: list[int], pad: int | None, max_new_tokens: int, **sampli
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    text: str = tokenizer.decode(ids, skip_special_tokens=True)
-    return text
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 @contextlib.contextmanager

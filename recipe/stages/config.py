@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe.checkpoint.base_config import stored_precision
-from recipe.device import cpu_precision, gpu_memory, has_gpu
+from recipe.checkpoint import precision
+from recipe.device import gpu_memory, has_gpu
 from recipe.errors import RecipeError
 from recipe.pipeline import results, stage
 from recipe.pipeline.phases import phase
@@ -22,6 +22,7 @@ from recipe.pipeline.results import ConfigResults, DataResults
 from recipe.stages import replay
 from recipe.training.resolved_config import READ_BY_TRAINER
 from recipe.training.settings import ELSEWHERE, SETTINGS, table
+from recipe.training.without_gpu import for_cpu
 
 if TYPE_CHECKING:
     from recipe.training.memory import Memory
@@ -207,28 +208,6 @@ def fill(config: Any, *, model: Path, files: Sequence[Path], seed: int, own: Pat
     config.randomness.seed = seed
 
 
-def precision_on_cpu(model: Path) -> str:
-    """In which precision the model in a folder computes without a GPU, see `device.cpu_precision`."""
-    return cpu_precision(stored_precision(stage.read_json(model / "config.json")))
-
-
-def for_cpu(config: Any, precision: str = "float32") -> None:
-    """Without a GPU the same path runs without automatic mixed precision, which asserts one; nf4 does not.
-
-    Args:
-        precision: of the frozen base, see `device.cpu_precision`. XTuner's own model computes in float32, and so does
-            what is dequantised from nf4 once for all.
-    """
-    whole = "recompute" in config.model and "quantization_config" not in config.model.llm
-    config.optim_wrapper.type = "mmengine.optim.OptimWrapper"
-    for key in ("dtype", "loss_scale"):
-        config.optim_wrapper.pop(key, None)
-    config.model.llm.torch_dtype = f"torch.{precision if whole else 'float32'}"
-    if "quantization_config" in config.model.llm:
-        config.model.llm.quantization_config.bnb_4bit_compute_dtype = "torch.float32"
-    config.env_cfg.dist_cfg.backend = "gloo"
-
-
 def make(
     folder: Path,
     *,
@@ -257,7 +236,7 @@ def make(
     own = data_folder / data.own_file if data.own_file else None
     fill(config := load_preset(preset), model=model, files=files, seed=seed, own=own)
     if not (gpu := has_gpu()):
-        for_cpu(config, precision_on_cpu(model))
+        for_cpu(config, precision.on_cpu(model))
     override(config, settings)
 
     def work(out: Path) -> ConfigResults:

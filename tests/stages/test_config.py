@@ -18,6 +18,7 @@ from recipe.pipeline import stage
 from recipe.stages import config, data
 from recipe.stages.config import KNOBS
 from recipe.training.resolved_config import READ_BY_TRAINER
+from recipe.training.without_gpu import for_cpu
 
 PRESETS = ("fast", "fp8", "lora", "miniature", "qlora", "tutorial")
 XTUNERS = "internlm2_chat_1_8b_qlora_alpaca_e3"  # what the presets are made of
@@ -218,7 +219,7 @@ def test_overrides_reach_the_optimizer(preset: str, tmp_path: Path) -> None:
     from mmengine.optim import build_optim_wrapper
 
     resolved = config.load_preset(preset)
-    config.for_cpu(resolved)
+    for_cpu(resolved)
     config.override(
         resolved, ["lr=3e-5", "betas=(0.7,0.8)", "weight_decay=0.02", "max_norm=0.3", "accumulative_counts=6"]
     )
@@ -417,7 +418,7 @@ def test_without_a_gpu_whole_weights_of_the_fast_path_alone_are_in_16_bits(
     preset: str, precision: str, tmp_path: Path
 ) -> None:
     resolved = config.load_preset(preset)
-    config.for_cpu(resolved, precision)
+    for_cpu(resolved, precision)
     actual = values(reload(resolved, tmp_path))
     wanted = precision if preset in ("fast", "fp8") else "float32"
     assert str(actual.pop("model.llm.torch_dtype")) == f"torch.{wanted}"

@@ -265,10 +265,11 @@ def test_xtuners_model_saves_the_same_tensors(lora_config: Path, tiny_model: Pat
     from xtuner.registry import BUILDER
 
     from recipe.stages import config
+    from recipe.training.without_gpu import for_cpu
 
     resolved = config.load_preset("fast")
     config.fill(resolved, model=tiny_model, files=[], seed=0)
-    config.for_cpu(resolved)
+    for_cpu(resolved)
     config.override(resolved, ["r=4", "lora_alpha=8"])
     quick, plain = (BUILDER.build(Config(dict(c.items())).model) for c in (resolved, Config.fromfile(lora_config)))
     shapes = {name: tensor.shape for name, tensor in quick.state_dict().items()}

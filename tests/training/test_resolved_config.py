@@ -10,6 +10,7 @@ import pytest
 from recipe.errors import RecipeError
 from recipe.stages import config
 from recipe.training import resolved_config
+from recipe.training.without_gpu import for_cpu
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -28,7 +29,7 @@ def test_every_preset_is_read_as_mmengine_reads_it_and_names_no_other_code(
     resolved = config.load_preset(preset)
     config.fill(resolved, model=tmp_path, files=[tmp_path / "data" / "rows.jsonl"], seed=3)
     if cpu:
-        config.for_cpu(resolved)
+        for_cpu(resolved)
     resolved.dump(file := tmp_path / "config.py")
     read = resolved_config.read(file)
     assert read.to_dict() == Config.fromfile(file).to_dict()

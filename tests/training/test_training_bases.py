@@ -20,6 +20,7 @@ from recipe.training.dataset import PackedDataset, read_tokens
 from recipe.training.fast.linear import FusedLoraLinear
 from recipe.training.fast.model import check
 from recipe.training.forecast import forecast
+from recipe.training.without_gpu import for_cpu
 
 
 def write_rows(file: Path, *contents: str) -> str:
@@ -138,7 +139,7 @@ def test_xtuners_trainer_computes_the_same_loss_by_both_presets(preset: str, bas
 
     resolved = config.load_preset(preset)
     config.fill(resolved, model=base_model, files=[], seed=0)
-    config.for_cpu(resolved)
+    for_cpu(resolved)
     config.override(resolved, ["r=4", "lora_alpha=8"])
     model = BUILDER.build(Config(dict(resolved.items())).model).train()
     ids = torch.tensor([[5, 6, 7, 8]])
