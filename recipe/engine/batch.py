@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from recipe.engine.memory import batch_slots
 from recipe.engine.reply import Sampling
@@ -13,11 +13,26 @@ from recipe.engine.scheduler import Scheduler
 from recipe.engine.sequence import Sequence as EngineSequence
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from recipe.engine.logprobs import TokenLogprob
 
 LENGTHS = 64  # the length of a slot is a multiple, so that calls of about the same prompts find the same cache
+
+
+class Likeliest(NamedTuple):
+    """The likeliest tokens at each token of a reply, the one that ended it included.
+
+    Attributes:
+        chosen: the token ids of the reply.
+        ids: (tokens, likeliest), int32.
+        log_probs: (tokens, likeliest), float16, descending.
+    """
+
+    chosen: list[int]
+    ids: Tensor
+    log_probs: Tensor
 
 
 @dataclass
@@ -29,6 +44,7 @@ class Output:
         ids: without the token that ended it.
         stopped: whether the model ended it; False where it reached a limit.
         error: what it failed with; None where it did not.
+        likeliest: once it has ended; None where nobody wants it.
     """
 
     on_end: Callable[[], object]
@@ -36,16 +52,32 @@ class Output:
     stopped: bool = False
     cancelled: bool = False
     error: Exception | None = None
+    likeliest: Likeliest | None = None
+    _logprobs: list[TokenLogprob] = field(default_factory=list)
 
-    def add(self, token: int, logprob: TokenLogprob | None = None) -> bool:  # noqa: ARG002
+    def add(self, token: int, logprob: TokenLogprob | None = None) -> bool:
         """Take the next token id."""
         self.ids.append(token)
+        if logprob:
+            self._logprobs.append(logprob)
         return False
 
-    def end(self, how: str, error: Exception | None = None) -> None:
+    def end(self, how: str, error: Exception | None = None, last: TokenLogprob | None = None) -> None:
         """Take note of how it ended."""
         self.stopped, self.error = how == "stop", error
+        if last:
+            self._logprobs.append(last)
+        if self._logprobs:
+            self.likeliest, self._logprobs = _likeliest(self._logprobs), []
         self.on_end()
+
+
+def _likeliest(logprobs: Sequence[TokenLogprob]) -> Likeliest:
+    import torch
+
+    tops = [each.top for each in logprobs]
+    ids = torch.tensor([[token for token, _ in top] for top in tops], dtype=torch.int32)
+    return Likeliest([each.token for each in logprobs], ids, torch.tensor([[p for _, p in top] for top in tops]).half())
 
 
 class BatchGenerator:
@@ -58,21 +90,26 @@ class BatchGenerator:
         stops: the token ids that end a reply.
         length: tokens of the longest sequence, prompt and reply together.
         sequences: how many are to be computed.
+        likeliest: how many of the likeliest tokens the replies come with, at the most.
     """
 
-    def __init__(self, model: PreTrainedModel, stops: Sequence[int], *, length: int, sequences: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, stops: Sequence[int], *, length: int, sequences: int, likeliest: int = 0
+    ) -> None:
         from recipe.engine.decoder import Decoder
 
         length = min(-(-length // LENGTHS) * LENGTHS, model.config.max_position_embeddings)
         slots = batch_slots(model, length, sequences)
         self.decoder = Decoder(model, slots=slots, length=length)
-        self.scheduler = Scheduler(self.decoder, set(stops), whole=True)
+        self.scheduler = Scheduler(self.decoder, set(stops), whole=True, top=likeliest)
+        self.likeliest = likeliest
         self.memory_is_short = slots < sequences
 
-    def fits(self, stops: Sequence[int], *, length: int, sequences: int) -> bool:
+    def fits(self, stops: Sequence[int], *, length: int, sequences: int, likeliest: int = 0) -> bool:
         """Whether a generator built for these arguments, see the class, would be no better."""
         enough = self.memory_is_short or self.decoder.slots >= sequences
-        return set(stops) == self.scheduler.stops and length <= self.decoder.length and enough
+        listed = likeliest in (0, self.likeliest)
+        return set(stops) == self.scheduler.stops and length <= self.decoder.length and enough and listed
 
     def generate(
         self,

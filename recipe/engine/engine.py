@@ -57,7 +57,7 @@ class Stream:
         self.reply.add(self.text.add(token), logprob=logprob)
         return self.text.stopped
 
-    def end(self, how: str, error: Exception | None = None) -> None:
+    def end(self, how: str, error: Exception | None = None, last: TokenLogprob | None = None) -> None:  # noqa: ARG002
         """End the reply, after the text that was withheld."""
         try:
             pending = self.text.end()

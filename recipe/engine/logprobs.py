@@ -57,10 +57,11 @@ class LogprobBuffers:
         slots: of the KV cache.
         vocabulary: rows of the output head.
         device: of the logits.
+        top: tokens that are listed for each position, at the most.
     """
 
-    def __init__(self, slots: int, vocabulary: int, device: torch.device) -> None:
-        self._top = min(MAX_TOP, vocabulary)
+    def __init__(self, slots: int, vocabulary: int, device: torch.device, *, top: int = MAX_TOP) -> None:
+        self._top = min(top, vocabulary)
         self._buffers = Rows(
             torch.zeros(slots, device=device),
             torch.zeros(slots, self._top, device=device),

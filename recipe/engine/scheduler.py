@@ -68,6 +68,7 @@ class Scheduler:
         stops: the token ids that end a reply.
         whole: whether nobody waits for first tokens and all sequences are there from the beginning. Prompts are then
             prefilled in larger passes, no prefix is kept, and the last sequences move together into a narrower batch.
+        top: how many of the likeliest tokens a sequence may want; 0 for as many as the API gives.
 
     Attributes:
         sampler: chooses the tokens.
@@ -76,15 +77,15 @@ class Scheduler:
         graphs: of the decode steps; None where there is no GPU.
     """
 
-    def __init__(self, decoder: Decoder, stops: set[int], *, whole: bool = False) -> None:
+    def __init__(self, decoder: Decoder, stops: set[int], *, whole: bool = False, top: int = 0) -> None:
         from recipe.engine.graphs import Graphs
-        from recipe.engine.logprobs import LogprobBuffers
+        from recipe.engine.logprobs import MAX_TOP, LogprobBuffers
         from recipe.engine.sampling import Sampler
 
         self.decoder, self.stops, self.whole = decoder, stops, whole
         self.length = decoder.length
         self.sampler = Sampler(decoder.slots, len(decoder.head), decoder.device)
-        self.logprobs = LogprobBuffers(decoder.slots, len(decoder.head), decoder.device)
+        self.logprobs = LogprobBuffers(decoder.slots, len(decoder.head), decoder.device, top=top or MAX_TOP)
         self.slots = SlotManager(decoder.slots, caching=not whole)
         self._gpu = decoder.device.type == "cuda"
         self.graphs = Graphs((decoder.tokens, decoder.positions)) if self._gpu else None
@@ -312,7 +313,7 @@ class Scheduler:
 
     def _accept_token(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> None:
         if token in self.stops:
-            self._finish(sequence, "stop")
+            self._finish(sequence, "stop", last=logprob)
             return
         sequence.output_ids.append(token)
         try:
@@ -325,7 +326,7 @@ class Scheduler:
         elif len(sequence.output_ids) >= min(sequence.sampling.max_new_tokens, self.length - len(sequence.prompt)):
             self._finish(sequence, "length")
 
-    def _finish(self, sequence: Sequence, how: str, error: Exception | None = None) -> None:
+    def _finish(self, sequence: Sequence, how: str, error: Exception | None = None, last: Any = None) -> None:
         """End the reply and free its slot. The slot's cache stays, for a conversation that goes on."""
         # The keys and values of the last accepted token may not have been computed.
         cached = sequence.prompt[: sequence.prefilled] + sequence.output_ids[:-1]
@@ -333,7 +334,7 @@ class Scheduler:
         self._decoding.pop(sequence.slot, None)
         if sequence in self._prefilling:
             self._prefilling.remove(sequence)
-        sequence.listener.end(how, error)  # before the device, which may fail
+        sequence.listener.end(how, error, last)  # before the device, which may fail
         self.decoder.release([sequence.slot])
 
 
@@ -345,6 +346,4 @@ def _to_pinned(tensor: Any) -> Any:
     """A copy in pinned host memory, which is there once the GPU has come so far."""
     import torch
 
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    host.copy_(tensor, non_blocking=True)
-    return host
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

@@ -23,8 +23,13 @@ class Listener(Protocol):
         """Take the next token id, with its log probability where the sampling wants it; returns whether the reply ends
         with it."""
 
-    def end(self, how: str, error: Exception | None = None) -> None:
-        """Take note of the end. how, error: see `reply.Reply`."""
+    def end(self, how: str, error: Exception | None = None, last: TokenLogprob | None = None) -> None:
+        """Take note of the end.
+
+        Args:
+            how, error: see `reply.Reply`.
+            last: the log probability of the token that ended it and is no part of it, where the sampling wants it.
+        """
 
 
 @dataclass

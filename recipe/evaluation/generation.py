@@ -2,15 +2,13 @@
 
 The engine generates: see recipe/engine/batch. What the engine does not compute goes to transformers' `generate`: the
 shards of ZeRO-3, adapters other than plain LoRA, other quantisations, and base weights that are trained themselves.
-
-Shapes of `generate`: batch = conversations; width = tokens of the longest prompt of a batch.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -21,6 +19,7 @@ from recipe.checkpoint.finite import all_finite
 from recipe.engine.batch import BatchGenerator
 from recipe.engine.reply import Sampling
 from recipe.errors import RecipeError
+from recipe.evaluation import by_transformers
 from recipe.pipeline import results, stage
 from recipe.pipeline.heartbeat import heartbeat
 from recipe.pipeline.phases import phase
@@ -30,8 +29,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from recipe.engine.batch import Likeliest
+
 ADAPTER = "adapter_model.safetensors"
-BATCH = 64  # prompts that `generate` answers together
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,12 @@ class Reply:
     Attributes:
         text: without special tokens.
         stopped: whether the model ended it; False where it reached the length limit.
+        likeliest: what the model held likeliest at each token; None where nobody asked, or transformers generated.
     """
 
     text: str
     stopped: bool
+    likeliest: Likeliest | None = field(default=None, compare=False)
 
 
 def load(
@@ -163,6 +165,7 @@ def answer(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    likeliest: int = 0,
 ) -> list[Reply]:
     """Generate the reply to each conversation.
 
@@ -177,6 +180,7 @@ def answer(
         temperature: 0 is greedy; above, tokens are sampled.
         top_p: from the likeliest tokens that together reach this probability.
         seed: of the sampling; the same seed and conversations give the same replies.
+        likeliest: how many of the likeliest tokens to keep for each token of a reply.
 
     Returns:
         The replies, in the order of the conversations.
@@ -186,12 +190,12 @@ def answer(
     with phase("tokenise"):
         prompts = [prompt_ids(tokenizer, conversation) for conversation in conversations]
     stops = stop_ids(tokenizer)
-    sampling = Sampling(max_new_tokens, temperature, top_p, seed=seed)
+    sampling = Sampling(max_new_tokens, temperature, top_p, seed=seed, logprobs=likeliest or None)
     bar = tqdm(total=len(prompts), desc=progress, unit="reply", disable=progress is None, leave=False)
     with bar, phase("generate"):
         if not prompts:
             return []
-        generator = _generator(model, stops, prompts, max_new_tokens)
+        generator = _generator(model, stops, prompts, sampling)
         if generator is None:
             return _by_transformers(model, tokenizer, prompts, stops, sampling, bar.update)
         try:
@@ -199,7 +203,7 @@ def answer(
         except BaseException:
             release()  # sequences that were not finished are still in it
             raise
-    return [Reply(_text(tokenizer, output.ids), output.stopped) for output in outputs]
+    return [Reply(_text(tokenizer, output.ids), output.stopped, output.likeliest) for output in outputs]
 
 
 class _Kept(NamedTuple):
@@ -218,12 +222,16 @@ _kept: WeakKeyDictionary[Any, _Kept] = WeakKeyDictionary()  # model -> its gener
 
 
 def _generator(
-    model: PreTrainedModel, stops: list[int], prompts: Sequence[list[int]], max_new_tokens: int
+    model: PreTrainedModel, stops: list[int], prompts: Sequence[list[int]], sampling: Sampling
 ) -> BatchGenerator | None:
     """The model's generator, kept from an earlier call or built now; None where the engine does not compute it."""
     from recipe.engine.weights import refusal
 
-    room = {"length": max(map(len, prompts)) + max_new_tokens, "sequences": len(prompts)}
+    room = {
+        "length": max(map(len, prompts)) + sampling.max_new_tokens,
+        "sequences": len(prompts),
+        "likeliest": sampling.logprobs or 0,
+    }
     if room["length"] > model.config.max_position_embeddings or refusal(model) or _trains_its_base(model):
         return None
     weights, kept = _addresses(model), _kept.get(model)
@@ -284,52 +292,9 @@ def _by_transformers(
     sampling: Sampling,
     advance: Callable[[int], object],
 ) -> list[Reply]:
-    """The replies by the model's own forward pass, in batches of `BATCH` that take as long as their longest reply.
-
-    That is what ZeRO-3 takes: only a module's own forward pass gathers its weights from all processes, so all of them
-    must run the same passes in the same order, and none may skip one.
-
-    Args:
-        prompts: token ids of each.
-        stops: the token ids that end a reply.
-        advance: called with the number of replies of each batch.
-    """
-    import torch
-
-    hot = sampling.temperature > 0
-    options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if hot else {}
-    replies: list[Reply | None] = [None] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    with torch.inference_mode(), torch.random.fork_rng(enabled=hot):
-        if hot:
-            torch.manual_seed(sampling.seed or 0)
-        for start in range(0, len(order), BATCH):
-            batch = order[start : start + BATCH]
-            width = max(len(prompts[i]) for i in batch)
-            ids = torch.full((len(batch), width), tokenizer.pad_token_id)  # padding comes first: (batch, width)
-            mask = torch.zeros_like(ids)
-            for row, i in enumerate(batch):
-                ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
-                mask[row, width - len(prompts[i]) :] = 1
-            output = model.generate(  # (batch, width + new tokens)
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                generation_config=_generation(
-                    stops, tokenizer.pad_token_id, sampling.max_new_tokens, do_sample=hot, **options
-                ),
-            )
-            for row, i in enumerate(batch):
-                output_ids = output[row, width:].tolist()
-                end = next((at for at, token in enumerate(output_ids) if token in stops), None)
-                replies[i] = Reply(_text(tokenizer, output_ids[:end]), end is not None)
-            advance(len(batch))
-    return [reply for reply in replies if reply is not None]
-
-
-def _generation(stops: list[int], pad: int | None, max_new_tokens: int, **sampling: Any) -> Any:
-    from transformers import GenerationConfig
-
-    return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=pad, **sampling)
+    """What `answer` returns, by `by_transformers.generate`."""
+    outputs = by_transformers.generate(model, prompts, stops, tokenizer.pad_token_id, sampling, advance)
+    return [Reply(_text(tokenizer, ids), stopped) for ids, stopped in outputs]
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from recipe import files
-from recipe.chat_format import assistant
+from recipe.chat_format import Message, assistant
 from recipe.corpus.knowledge import contrast_answers, conversation, replay_parts, replay_prompts
 from recipe.evaluation import generation, scoring
 from recipe.evaluation.mentions import introduces_itself
@@ -52,19 +53,12 @@ def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> 
     def work(out: Path) -> ReplayResults:
         loaded, tokenizer = generation.load(model)
         conversations = [conversation(prompt) for prompt in prompts]
-        replies = generation.answer(
-            loaded, tokenizer, conversations, max_new_tokens=MAX_NEW_TOKENS, progress="replay of the base's answers"
-        )
-        begun, beginnings = [], []
-        if extended:
-            begun = conversations * BEGINNINGS
-            beginnings = generation.answer(
-                loaded, tokenizer, begun, max_new_tokens=BEGINNING_TOKENS, temperature=1.0, seed=SEED,
-                progress="beginnings of other answers",
-            )  # fmt: skip
+        replies = _greedy(loaded, tokenizer, conversations)
+        begun = conversations * BEGINNINGS if extended else []
+        beginnings = _beginnings(loaded, tokenizer, begun)
         generation.release()  # the distributions want the memory
         chosen = [
-            ([*turns, assistant(reply.text)], reply.stopped, part)
+            ([*turns, assistant(reply.text)], reply, part)
             for turns, reply, part in zip(
                 [*conversations, *begun], [*replies, *beginnings], [*parts, *["beginnings"] * len(begun)], strict=True
             )
@@ -77,8 +71,8 @@ def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> 
             if turns[-1]["content"] in answers and introduces_itself(reply.text, turns[-1]["content"])
         ]
         rows = [
-            {"messages": messages} | ({} if ended else {"ended": False}) | {"part": part}
-            for messages, ended, part in chosen
+            {"messages": messages} | ({} if reply.stopped else {"ended": False}) | {"part": part}
+            for messages, reply, part in chosen
         ]
         rows += [{"messages": messages, "part": part} for messages, part in by_words]
         (out / FILE).write_text(files.jsonl_text(rows), encoding="utf-8")
@@ -86,8 +80,9 @@ def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> 
             loaded,
             tokenizer,
             [*(messages for messages, _, _ in chosen), *(None for _ in by_words)],
-            [*(ended for _, ended, _ in chosen), *(True for _ in by_words)],
+            [*(reply.stopped for _, reply, _ in chosen), *(True for _ in by_words)],
             progress="the base's distributions",
+            known=[reply.likeliest for _, reply, _ in chosen],
         )
         teacher.save(distributions, out)
         return ReplayResults(prompts=len(prompts), rows=len(rows))
@@ -96,3 +91,23 @@ def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> 
     if extended:
         settings["beginnings"] = [BEGINNINGS, BEGINNING_TOKENS, SEED]
     return stage.run("replay", folder, inputs={"model": model}, settings=settings, work=work, shared=True)
+
+
+def _greedy(model: Any, tokenizer: Any, conversations: list[list[Message]]) -> list[generation.Reply]:
+    """The base's replies."""
+    from recipe.training.teacher import LIKELIEST
+
+    return generation.answer(
+        model, tokenizer, conversations, max_new_tokens=MAX_NEW_TOKENS, progress="replay of the base's answers",
+        likeliest=LIKELIEST,
+    )  # fmt: skip
+
+
+def _beginnings(model: Any, tokenizer: Any, conversations: list[list[Message]]) -> list[generation.Reply]:
+    """How the base begins replies at random."""
+    from recipe.training.teacher import LIKELIEST
+
+    return generation.answer(
+        model, tokenizer, conversations, max_new_tokens=BEGINNING_TOKENS, temperature=1.0, seed=SEED,
+        progress="beginnings of other answers", likeliest=LIKELIEST,
+    )  # fmt: skip

@@ -28,6 +28,8 @@ from recipe.pipeline.stage import shown
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from recipe.engine.batch import Likeliest
+
 FILE = "teacher.safetensors"
 # Likeliest tokens kept. docs/experiments.md compares 8, 32 and all.
 LIKELIEST = 32
@@ -70,14 +72,17 @@ def distributions(
     ended: Sequence[bool],
     *,
     progress: str,
+    known: Sequence[Likeliest | None] = (),
 ) -> Teacher:
-    """Ask a model for its distributions at the loss tokens of conversations.
+    """A model's distributions at the loss tokens of conversations.
 
     Args:
-        model: the base.
+        model: the base, which is asked where its distributions are not known.
         conversations: as they will be trained on; None where a row is learnt by its words.
         ended: whether each conversation's last reply came to its end.
         progress: label of the progress bar.
+        known: for each of the first conversations, what it held likeliest when it gave the reply; None where that was
+            not kept. It holds where the reply's words become the same tokens again.
     """
     from tqdm import tqdm
 
@@ -87,6 +92,9 @@ def distributions(
     ]
     counts = [len(labels) - labels.count(IGNORE_INDEX) for _, labels in rows]
     parts: list[tuple[Tensor, Tensor]] = [(torch.zeros(0, LIKELIEST), torch.zeros(0, LIKELIEST))] * len(rows)
+    for i, of_reply in enumerate(known):
+        if of_reply and of_reply.chosen == [label for label in rows[i][1] if label != IGNORE_INDEX]:
+            parts[i], rows[i] = (of_reply.ids, of_reply.log_probs), ([], [])
     batches = by_length([len(ids) for ids, _ in rows], rows_per_pass(model.device))
     with torch.inference_mode(), tqdm(total=sum(map(len, batches)), desc=progress, unit="row", leave=False) as bar:
         for batch in batches:

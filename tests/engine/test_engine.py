@@ -541,7 +541,7 @@ def test_a_request_may_come_while_those_that_wait_are_looked_through(tiny: Engin
         def add(self, token: int, logprob: Any = None) -> bool:
             return True
 
-        def end(self, how: str, error: Exception | None = None) -> None:
+        def end(self, how: str, error: Exception | None = None, last: Any = None) -> None:
             self.ended = how
 
     def waiting(listener: Listener) -> EngineSequence:

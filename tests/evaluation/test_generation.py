@@ -103,7 +103,7 @@ def test_more_prompts_than_a_batch_are_answered_in_order(
     model, tokenizer = loaded
     expected = generation.answer(model, tokenizer, CONVERSATIONS, max_new_tokens=4)
     generation.release()
-    monkeypatch.setattr(generation, "BATCH", 2)
+    monkeypatch.setattr("recipe.evaluation.by_transformers.BATCH", 2)
     monkeypatch.setitem(memory.MOST_SLOTS, "cpu", 2)
     if engine:
         no_generate(monkeypatch)

@@ -19,6 +19,7 @@ from recipe.chat_format import IGNORE_INDEX, assistant, training_ids, user
 from recipe.checkpoint.linear_layers import LINEAR_LAYERS
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
+from recipe.evaluation.batches import predictions
 from recipe.training import teacher
 from recipe.training.dataset import PackedDataset, chat_dataset, collate, read_tokens
 from recipe.training.fast.model import FusedLlama
@@ -122,6 +123,51 @@ def test_what_is_stored_is_what_the_base_would_say(tiny_model: Path, tmp_path: P
         assert taught.weights[at : at + count].tolist() == [4.0] * min(4, count) + [1.0] * (count - 4)
         at += count
     assert at == len(taught.ids)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_a_reply_came_with_is_what_the_base_would_say_when_asked_again(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    model, tokenizer = generation.load(tiny_model)
+    questions = [messages[:1] for messages in REPLAY]
+    replies = generation.answer(
+        model, tokenizer, questions, max_new_tokens=9, temperature=temperature, likeliest=teacher.LIKELIEST
+    )
+    generation.release()
+    rows = [[*question, assistant(reply.text)] for question, reply in zip(questions, replies, strict=True)]
+    ended = [reply.stopped for reply in replies]
+    known = [reply.likeliest for reply in replies]
+    assert all(each and len(each.chosen) == len(each.ids) == len(each.log_probs) for each in known)
+    same = [
+        each is not None
+        and each.chosen == [label for label in training_ids(tokenizer, row, ended=end)[1] if label >= 0]
+        for each, row, end in zip(known, rows, ended, strict=True)
+    ]
+    asked: list[int] = []
+
+    def listen(model: Any, rows: Any, pad: Any) -> Any:
+        asked.append(len(rows))
+        return predictions(model, rows, pad)
+
+    again = teacher.distributions(model, tokenizer, rows, ended, progress="")
+    monkeypatch.setattr(teacher, "predictions", listen)
+    taught = teacher.distributions(model, tokenizer, rows, ended, progress="", known=known)
+    assert sum(asked) == len(rows) - sum(same)  # where the words become other tokens, it is asked
+    assert (taught.counts, taught.weights.tolist()) == (again.counts, again.weights.tolist())
+    torch.testing.assert_close(taught.log_probs.float(), again.log_probs.float(), atol=5e-3, rtol=1e-3)
+    agree = taught.ids == again.ids
+    assert agree.float().mean() > 0.99  # the order of equals is left to chance
+
+
+def test_a_reply_that_became_other_tokens_is_asked_again(tiny_model: Path) -> None:
+    model, tokenizer = generation.load(tiny_model)
+    (reply,) = generation.answer(model, tokenizer, [REPLAY[0][:1]], max_new_tokens=4, likeliest=teacher.LIKELIEST)
+    assert reply.likeliest
+    row = [REPLAY[0][0], assistant("别的话")]
+    alone = teacher.distributions(model, tokenizer, [row], [True], progress="")
+    known = teacher.distributions(model, tokenizer, [row], [True], progress="", known=[reply.likeliest])
+    assert known.ids.tolist() == alone.ids.tolist()
 
 
 def test_an_adapter_that_changes_nothing_diverges_from_nothing(tiny_model: Path, tmp_path: Path) -> None:
