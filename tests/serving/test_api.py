@@ -313,11 +313,17 @@ def test_text_that_is_none_is_refused_wherever_it_stands(endpoint: Endpoint, tex
         assert endpoint.post({"model": "quickstart", "messages": messages, "max_tokens": 1})[0] == 200
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
-def test_a_body_that_is_no_json_object_is_refused(endpoint: Endpoint, body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        *((body, "JSON") for body in (b"", b"{", b"[]", b"\xff")),
+        *((b'{"x": ' + b"[" * depth + b"]" * depth + b"}", "nested too deeply") for depth in (100, 100_000)),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_refused(endpoint: Endpoint, body: bytes, reason: str) -> None:
     status, response = endpoint.post(body)
     assert status == 400
-    assert "JSON" in response["error"]["message"]
+    assert reason in response["error"]["message"]
 
 
 def test_a_page_of_another_site_is_refused(endpoint: Endpoint) -> None:
