@@ -25,5 +25,5 @@ def write_replay(folder: Path, model: Path, conversations: Sequence[Sequence[dic
         teacher.save(taught, out)
         return {"prompts": len(rows), "rows": len(rows)}
 
-    stage.run("replay", folder, inputs={}, settings={}, work=work)
+    stage.run("replay", folder, inputs={"model": model}, settings={}, work=work)
     return folder

@@ -234,12 +234,12 @@ def make(
     the share of a process when the training begins. Only where it is to end within an epoch are its steps counted here.
     """
     stage.require(model, "model")
-    manifest = stage.require(data_folder, "data")
-    data = results.of(manifest, DataResults)
+    data = results.of(stage.require(data_folder, "data"), DataResults)
     files = [data_folder / data.file]
     inputs = {"data": data_folder, "model": model}
     if data.mode != "tutorial":
-        _refuse_another_replay(stage.require(replay_folder, "replay"), replay_folder, model)
+        replayed = stage.require(replay_folder, "replay")
+        stage.refuse_another_base(replay_folder, model, stage.input_of(replayed, "model")[1], "replay")
         files.append(replay_folder / replay.FILE)
         inputs["replay"] = replay_folder
     own = data_folder / data.own_file if data.own_file else None
@@ -284,14 +284,6 @@ def _memory_line(needed: Memory) -> str:
     there = gpu_memory()
     short = there is not None and needed.total >> 20 > there
     return f"warning: this GPU has {there:,} MiB; {needed.line()}" if short else needed.line()
-
-
-def _refuse_another_replay(manifest: stage.Manifest, folder: Path, model: Path) -> None:
-    """RecipeError where the replies of a replay are another base's."""
-    if (base := manifest["key"]["inputs"].get("model")) and base != stage.content_sha256(model):
-        raise RecipeError(
-            f"{stage.shown(folder)} holds the answers of another base than {stage.shown(model)}: run `make replay`"
-        )
 
 
 def _check_schedule(config: Any) -> None:

@@ -18,7 +18,7 @@ from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.pipeline import stage
 from recipe.serving import terminal
-from recipe.stages import config, convert, evaluate, export, model
+from recipe.stages import convert, evaluate, export, model
 
 
 def flip(file: Path) -> None:
@@ -141,20 +141,16 @@ def made(folder: Path, name: str, content: str, **inputs: Path) -> Path:
     return folder
 
 
-def test_evaluation_export_and_config_compare_the_base_too(tmp_path: Path) -> None:
+def test_evaluation_and_export_compare_the_base_too(tmp_path: Path) -> None:
     base, other = (made(tmp_path / name, "model", name) for name in ("base", "other"))
     train = made(tmp_path / "train", "train", "t", model=base)
     merged = made(tmp_path / "merged", "merge", "m", model=base)
     evaluate._refuse_another_base(merged, train, base)
     with pytest.raises(RecipeError, match=r"was made on another base than .*other holds now"):
         evaluate._refuse_another_base(merged, train, other)
-    replay = stage.require(made(tmp_path / "replay", "replay", "r", model=base), "replay")
-    config._refuse_another_replay(replay, tmp_path / "replay", base)
-    with pytest.raises(RecipeError, match=r"holds the answers of another base than .*make replay"):
-        config._refuse_another_replay(replay, tmp_path / "replay", other)
     shutil.rmtree(base)
     made(base, "model", "another")
-    with pytest.raises(RecipeError, match=r"base is not the base of .*merged any more"):
+    with pytest.raises(RecipeError, match=r"merged was made on another base than .*make merge"):
         export.make(tmp_path / "export", model=merged)
     (train / "file").write_text("T", encoding="utf-8")
     with pytest.raises(RecipeError, match="file changed since `train` wrote it"):

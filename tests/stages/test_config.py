@@ -455,6 +455,19 @@ def test_what_is_missing_is_named_with_the_target_that_makes_it(
     assert not (tmp_path / "config").exists()
 
 
+def test_the_replay_of_another_base_is_refused(tmp_path: Path) -> None:
+    for name in ("model", "other"):
+        done(tmp_path / name, {})
+    done(tmp_path / "data", {"file": "train.jsonl", "mode": "balanced"})
+    stage.run("replay", tmp_path / "replay", inputs={"model": tmp_path / "other"}, settings={}, work=lambda _: None)
+    (tmp_path / "model" / "a-file").write_text("x", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"replay was made on another base than .*model holds now.*make replay"):
+        config.make(
+            tmp_path / "config", preset="qlora", model=tmp_path / "model", data_folder=tmp_path / "data",
+            replay_folder=tmp_path / "replay", settings=[], seed=0,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("epochs", ["1.3", "2.77", "2"])
 def test_part_of_an_epoch_comes_to_whole_steps_as_xtuners_loop_asks(
     tiny_model: Path, tmp_path: Path, epochs: str
@@ -468,7 +481,7 @@ def test_part_of_an_epoch_comes_to_whole_steps_as_xtuners_loop_asks(
         (out / "replay.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
         return {}
 
-    stage.run("replay", tmp_path / "replay", inputs={}, settings={}, work=answer)
+    stage.run("replay", tmp_path / "replay", inputs={"model": tiny_model}, settings={}, work=answer)
     manifest = config.make(
         tmp_path / "config", preset="miniature", model=tiny_model, data_folder=tmp_path / "data",
         replay_folder=tmp_path / "replay", settings=[f"max_epochs={epochs}"], seed=0,

@@ -216,7 +216,7 @@ def test_an_adapter_of_another_base_is_refused(
     content = bytearray((model / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (model / "model.safetensors").write_bytes(content)
-    with pytest.raises(RecipeError, match="is not the base that was trained on any more"):
+    with pytest.raises(RecipeError, match=r"was made on another base than .*make train"):
         convert.make(tmp_path / "adapter", train_folder=folder, checkpoint=None)
 
 
