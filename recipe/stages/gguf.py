@@ -42,8 +42,8 @@ def make(folder: Path, *, model: Path, run: str) -> stage.Manifest:
     def work(out: Path) -> GgufResults:
         from transformers import AutoTokenizer
 
-        parameters, vocabulary = gguf_file.write(model, out, sentencepiece=sentencepiece, name=run)
         tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+        parameters, vocabulary = gguf_file.write(model, out, tokenizer=tokenizer, sentencepiece=sentencepiece, name=run)
         written = modelfile(
             f"./{DEFAULT}",
             stage.read_json(model / "generation_config.json"),

@@ -285,11 +285,13 @@ def test_another_model_s_tokenizer_model_is_refused(tiny_model: Path, sentencepi
 
 
 def test_yarn_goes_along(merged: Path) -> None:
+    from transformers import AutoTokenizer
+
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
     edit_json(merged / "config.json", lambda content: content.update(rope_scaling=scaling))
     folder = merged.parent / "out"
     folder.mkdir()
-    gguf_file.write(merged, folder, sentencepiece=None, name="yarn")
+    gguf_file.write(merged, folder, tokenizer=AutoTokenizer.from_pretrained(merged), sentencepiece=None, name="yarn")
     fields = fields_of(folder)
     assert fields["llama.rope.scaling.type"] == "yarn"
     assert fields["llama.rope.scaling.factor"] == 4.0
