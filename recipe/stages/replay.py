@@ -87,7 +87,6 @@ def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> 
             tokenizer,
             [*(messages for messages, _, _ in chosen), *(None for _ in by_words)],
             [*(ended for _, ended, _ in chosen), *(True for _ in by_words)],
-            progress="the base's distributions",
         )
         teacher.save(distributions, out)
         return ReplayResults(prompts=len(prompts), rows=len(rows))

@@ -68,8 +68,6 @@ def distributions(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Sequence[Message] | None],
     ended: Sequence[bool],
-    *,
-    progress: str,
 ) -> Teacher:
     """Ask a model for its distributions at the loss tokens of conversations.
 
@@ -77,7 +75,6 @@ def distributions(
         model: the base.
         conversations: as they will be trained on; None where a row is learnt by its words.
         ended: whether each conversation's last reply came to its end.
-        progress: label of the progress bar.
     """
     from tqdm import tqdm
 
@@ -88,7 +85,10 @@ def distributions(
     counts = [len(labels) - labels.count(IGNORE_INDEX) for _, labels in rows]
     parts: list[tuple[Tensor, Tensor]] = [(torch.zeros(0, LIKELIEST), torch.zeros(0, LIKELIEST))] * len(rows)
     batches = by_length([len(ids) for ids, _ in rows], rows_per_pass(model.device))
-    with torch.inference_mode(), tqdm(total=sum(map(len, batches)), desc=progress, unit="row", leave=False) as bar:
+    with (
+        torch.inference_mode(),
+        tqdm(total=sum(map(len, batches)), desc="the base's distributions", unit="row", leave=False) as bar,
+    ):
         for batch in batches:
             likeliest = [
                 logits.float().log_softmax(-1).topk(LIKELIEST, -1)

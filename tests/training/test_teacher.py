@@ -101,7 +101,7 @@ def stored(folder: Path, tiny_model: Path, *, ended: bool = True) -> tuple[Any, 
     model, tokenizer = generation.load(tiny_model)
     rows = [{"messages": messages} | ({} if ended else {"ended": False}) for messages in REPLAY]
     (folder / "replay.jsonl").write_text(files.jsonl_text(rows), encoding="utf-8")
-    taught = teacher.distributions(model, tokenizer, REPLAY, [ended] * len(REPLAY), progress="")
+    taught = teacher.distributions(model, tokenizer, REPLAY, [ended] * len(REPLAY))
     teacher.save(taught, folder)
     return model, tokenizer, teacher.load(folder / teacher.FILE)
 
