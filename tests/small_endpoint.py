@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import Any
 
 import httpx
 import openai
+from local_server import free_port
 
 from recipe.engine import Engine
 from recipe.paths import ROOT
@@ -69,9 +69,7 @@ def listen(model_host: ModelHost, key: str | None = None, origins: Sequence[str]
     ready: list[int] = []
 
     async def start() -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         LimitedServer(
             endpoints.application(model_host, key, origins), keep=endpoints.MAX_BODY, max_body_size=endpoints.READ_BODY
         ).listen(port, "127.0.0.1")
@@ -141,9 +139,7 @@ def server(
     change: str, work: Path, tmp_path: Path, verb: str = "api"
 ) -> Iterator[tuple[subprocess.Popen[bytes], Endpoint]]:
     """`python -m recipe api`, or another verb, changed, once it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     own = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy") and key != "API_KEY"}
     own |= {"TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", COMMAND.format(change=change), verb, "--port", str(port), "--work", str(work)]

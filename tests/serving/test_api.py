@@ -19,6 +19,7 @@ from typing import Any
 
 import openai
 import pytest
+from local_server import free_port
 from small_endpoint import DIRECT, HELLO, WITHIN, Endpoint, idle, listen
 
 from recipe.engine import Engine, Reply, Sampling
@@ -474,9 +475,7 @@ def test_beyond_this_machine_it_needs_a_key(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_it_starts_loads_answers_and_ends_when_told(model_host: ModelHost, tmp_path: Path, expected_reply: str) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     own = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy") and key != "API_KEY"}
     own |= {"TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "recipe", "api", "--port", str(port), "--work", str(model_host.work)]
