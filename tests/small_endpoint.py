@@ -20,9 +20,10 @@ from typing import Any
 
 import httpx
 import openai
+import pytest
 from local_server import free_port
 
-from recipe.engine import Engine
+from recipe.engine import Engine, Reply
 from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.serving import endpoints
@@ -87,6 +88,19 @@ def listen(model_host: ModelHost, key: str | None = None, origins: Sequence[str]
     yield Endpoint(f"http://127.0.0.1:{ready[0]}", ready[0], model_host)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(10)
+
+
+def replies_of(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Reply]:
+    """The replies that an engine starts from now on."""
+    replies: list[Reply] = []
+    start = engine.start
+
+    def keep(*args: Any, **options: Any) -> Reply:
+        replies.append(start(*args, **options))
+        return replies[-1]
+
+    monkeypatch.setattr(engine, "start", keep)
+    return replies
 
 
 def idle(engine: Engine) -> bool:

@@ -20,9 +20,9 @@ from typing import Any
 import openai
 import pytest
 from local_server import free_port
-from small_endpoint import DIRECT, HELLO, WITHIN, Endpoint, idle, listen
+from small_endpoint import DIRECT, HELLO, WITHIN, Endpoint, idle, listen, replies_of
 
-from recipe.engine import Engine, Reply, Sampling
+from recipe.engine import Engine, Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.paths import ROOT
@@ -393,14 +393,7 @@ def test_a_client_who_leaves_frees_the_engine(
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
         f"application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    replies: list[Reply] = []
-    start = endpoint.engine.start
-
-    def keep(*args: Any, **options: Any) -> Reply:
-        replies.append(start(*args, **options))
-        return replies[-1]
-
-    monkeypatch.setattr(endpoint.engine, "start", keep)
+    replies = replies_of(endpoint.engine, monkeypatch)
     with socket.create_connection(("127.0.0.1", endpoint.port)) as client:
         client.sendall(head.encode() + body)
         if stream:
