@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(folder)
             if folder not in chosen:
                 item.add_marker(pytest.mark.skip(reason=OPTIONAL[folder]))
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """The test process keeps its own answer to SIGTERM, which main() sets."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from local_server import free_port
+from local_server import free_port, server_environment
 
 from recipe.engine import Engine, Reply
 from recipe.paths import ROOT
@@ -150,12 +149,11 @@ def stream(url: str, **options: Any) -> Iterator[Iterator[dict[str, Any]]]:
 
 @contextlib.contextmanager
 def server(
-    change: str, work: Path, tmp_path: Path, verb: str = "api"
+    change: str, work: Path, tmp_path: Path, verb: str = "api", **environment: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], Endpoint]]:
-    """`python -m recipe api`, or another verb, changed, once it answers."""
+    """`python -m recipe api`, or another verb, changed, once it answers. environment: besides `server_environment`."""
     port = free_port()
-    own = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy") and key != "API_KEY"}
-    own |= {"TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    own = server_environment(tmp_path, **environment)
     command = [sys.executable, "-c", COMMAND.format(change=change), verb, "--port", str(port), "--work", str(work)]
     url = f"http://127.0.0.1:{port}"
     with (

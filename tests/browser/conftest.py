@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_server import free_port
+from local_server import free_port, server_environment
 
 from recipe import cli
 from recipe.paths import ROOT
@@ -102,9 +101,8 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
 
     def start(verb: str, *options: str, wait: bool = True, **changes: str) -> Server:
         port = free_port()
-        own = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and not k.startswith("OPENAI_")}
         folder = tmp_path_factory.mktemp("server")
-        own |= {"TMPDIR": str(folder), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | changes
+        own = server_environment(folder, **changes)
         command = [sys.executable, "-m", "recipe", verb, "--port", str(port), *options]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(command, cwd=ROOT, env=own, stdout=log, stderr=log)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from damage import flip_bit
 from safetensors.torch import load_file, save_file
 
 from recipe.errors import RecipeError
@@ -19,12 +20,6 @@ from recipe.evaluation import generation
 from recipe.pipeline import stage
 from recipe.serving import terminal
 from recipe.stages import convert, evaluate, export, model
-
-
-def flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
 
 
 def chat(folder: Path, adapter: Path | None = None) -> None:
@@ -38,7 +33,7 @@ def test_a_flipped_byte_is_refused_before_anything_is_loaded(
     tiny_model: Path, adapter_folder: Path, tmp_path: Path, damaged: str
 ) -> None:
     base, adapter = (Path(shutil.copytree(f, tmp_path / f.name)) for f in (tiny_model, adapter_folder))
-    flip(base / "model.safetensors" if damaged == "base" else adapter / convert.WEIGHTS)
+    flip_bit(base / "model.safetensors" if damaged == "base" else adapter / convert.WEIGHTS)
     with pytest.raises(RecipeError, match=r"safetensors changed since `(model|convert)` wrote it"):
         chat(base, adapter)
 
@@ -54,7 +49,7 @@ def test_an_adapter_is_not_put_on_another_base(
     tiny_model: Path, tiny_internlm2: Path, adapter_folder: Path, tmp_path: Path
 ) -> None:
     other = Path(shutil.copytree(tiny_internlm2, tmp_path / "source"))
-    flip(other / "model.safetensors")
+    flip_bit(other / "model.safetensors")
     model.make(tmp_path / "other", model=str(other))
     with pytest.raises(RecipeError, match=r"was made on another base than .*make train"):
         generation.load(tmp_path / "other", adapter_folder)
@@ -90,9 +85,7 @@ def test_torch_s_checksums_of_a_checkpoint_are_looked_at_before_a_training_resum
 
     torch.save({"a": torch.arange(10_000)}, tmp_path / "iter_4.pth")
     continuation.refuse_damaged(tmp_path / "iter_4.pth")
-    content = bytearray((tmp_path / "iter_4.pth").read_bytes())
-    content[len(content) // 2] ^= 1
-    (tmp_path / "iter_4.pth").write_bytes(content)
+    flip_bit(tmp_path / "iter_4.pth", (tmp_path / "iter_4.pth").stat().st_size // 2)
     with pytest.raises(RecipeError, match=r"is damaged .*checkpoint before it"):
         continuation.refuse_damaged(tmp_path / "iter_4.pth")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from typing import Any
 
 import openai
 import pytest
-from local_server import free_port
+from local_server import free_port, server_environment
 from small_endpoint import DIRECT, HELLO, WITHIN, Endpoint, idle, listen, replies_of
 
 from recipe.engine import Engine, Sampling
@@ -469,8 +468,7 @@ def test_beyond_this_machine_it_needs_a_key(tmp_path: Path, monkeypatch: pytest.
 
 def test_it_starts_loads_answers_and_ends_when_told(model_host: ModelHost, tmp_path: Path, expected_reply: str) -> None:
     port = free_port()
-    own = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy") and key != "API_KEY"}
-    own |= {"TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    own = server_environment(tmp_path)
     command = [sys.executable, "-m", "recipe", "api", "--port", str(port), "--work", str(model_host.work)]
     healthcheck = [sys.executable, "docker/healthcheck.py", "/health"]
     log = tmp_path / "log"

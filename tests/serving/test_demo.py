@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_server import Handler, LocalServer, free_port
+from local_server import Handler, LocalServer, free_port, server_environment
 from tornado.websocket import WebSocketClosedError
 
 from recipe import cli
@@ -404,10 +404,7 @@ def test_a_server_that_died_leaves_no_state_behind(work: Path, monkeypatch: pyte
 
 
 def environment(tmp_path: Path, **changes: str) -> dict[str, str]:
-    # Without the proxies of this machine: what the page answers to itself goes through none.
-    own = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-    own |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp"), "CUDA_VISIBLE_DEVICES": ""}
-    return own | changes
+    return server_environment(tmp_path / "tmp", PYTHONPATH=str(ROOT), **changes)
 
 
 def healthcheck(tmp_path: Path, port: int, **changes: str) -> Done:
