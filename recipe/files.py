@@ -33,16 +33,17 @@ def jsonl_text(rows: Iterable[Any]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str | bytes) -> Any:
     """Parse JSON from outside.
 
     Args:
-        text: all of a file, or a line of it.
+        text: all of a file, a line of it, or the body of a request.
 
     Returns:
         The value.
 
     Raises:
+        UnicodeDecodeError: bytes are no text in UTF-8, nor in the others that JSON may have.
         ValueError: it is not JSON, or nested so deeply that no file of this recipe, or of a model, is.
     """
     try:

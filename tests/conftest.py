@@ -5,15 +5,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+from local_server import free_port
 
 from recipe.library_logging import quieten
 from recipe.paths import MINIATURE, ROOT
+
+HERE = Path(__file__).parent
+# Folders of tests that run only where their marker is named, and why.
+OPTIONAL = {
+    "browser": "starts a browser: run `make test-browser`",
+    "faults": "takes minutes: run `make test-faults`",
+    "image": "builds images: run `make test-image`",
+    "real": "downloads 93 MB and takes minutes: run `make test-real`",
+}
 
 quieten()
 # The same examples in every run, so that a change is to blame when one fails; no time limit, since the first call
@@ -26,6 +37,30 @@ def pytest_configure(config: pytest.Config) -> None:
     import torch
 
     torch.set_num_threads(1)  # the models are so small that a second thread only waits
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests of a folder in OPTIONAL, and skip them unless `-m` names it."""
+    chosen = (config.getoption("-m") or "").split()
+    for item in items:
+        folder = item.path.relative_to(HERE).parts[0]
+        if folder in OPTIONAL:
+            item.add_marker(folder)
+            if folder not in chosen:
+                item.add_marker(pytest.mark.skip(reason=OPTIONAL[folder]))
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """The test process keeps its own answer to SIGTERM, which main() sets."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
 
 
 @pytest.fixture(scope="session")

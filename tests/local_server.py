@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import MappingProxyType
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+def free_port() -> int:
+    """A port of this machine at which nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def server_environment(temporary: Path, **changes: str) -> dict[str, str]:
+    """The environment of a server's own process: on the CPU, without this machine's proxies and endpoints."""
+    own = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+    own = {key: value for key, value in own.items() if key != "API_KEY" and not key.startswith("OPENAI_")}
+    return own | {"TMPDIR": str(temporary), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | changes
 
 
 class LocalServer(ThreadingHTTPServer):

@@ -19,11 +19,9 @@ def write_replay(folder: Path, model: Path, conversations: Sequence[Sequence[dic
     def work(out: Path) -> dict[str, Any]:
         rows = [{"messages": list(conversation)} for conversation in conversations]
         (out / replay.FILE).write_text(files.jsonl_text(rows), encoding="utf-8")
-        taught = teacher.distributions(
-            *generation.load(model), conversations, [True] * len(conversations), progress="distributions"
-        )
+        taught = teacher.distributions(*generation.load(model), conversations, [True] * len(conversations))
         teacher.save(taught, out)
         return {"prompts": len(rows), "rows": len(rows)}
 
-    stage.run("replay", folder, inputs={}, settings={}, work=work)
+    stage.run("replay", folder, inputs={"model": model}, settings={}, work=work)
     return folder

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -21,8 +19,10 @@ from typing import Any
 
 import httpx
 import openai
+import pytest
+from local_server import free_port, server_environment
 
-from recipe.engine import Engine
+from recipe.engine import Engine, Reply
 from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.serving import endpoints
@@ -69,9 +69,7 @@ def listen(model_host: ModelHost, key: str | None = None, origins: Sequence[str]
     ready: list[int] = []
 
     async def start() -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         LimitedServer(
             endpoints.application(model_host, key, origins), keep=endpoints.MAX_BODY, max_body_size=endpoints.READ_BODY
         ).listen(port, "127.0.0.1")
@@ -89,6 +87,19 @@ def listen(model_host: ModelHost, key: str | None = None, origins: Sequence[str]
     yield Endpoint(f"http://127.0.0.1:{ready[0]}", ready[0], model_host)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(10)
+
+
+def replies_of(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Reply]:
+    """The replies that an engine starts from now on."""
+    replies: list[Reply] = []
+    start = engine.start
+
+    def keep(*args: Any, **options: Any) -> Reply:
+        replies.append(start(*args, **options))
+        return replies[-1]
+
+    monkeypatch.setattr(engine, "start", keep)
+    return replies
 
 
 def idle(engine: Engine) -> bool:
@@ -138,14 +149,11 @@ def stream(url: str, **options: Any) -> Iterator[Iterator[dict[str, Any]]]:
 
 @contextlib.contextmanager
 def server(
-    change: str, work: Path, tmp_path: Path, verb: str = "api"
+    change: str, work: Path, tmp_path: Path, verb: str = "api", **environment: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], Endpoint]]:
-    """`python -m recipe api`, or another verb, changed, once it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy") and key != "API_KEY"}
-    own |= {"TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    """`python -m recipe api`, or another verb, changed, once it answers. environment: besides `server_environment`."""
+    port = free_port()
+    own = server_environment(tmp_path, **environment)
     command = [sys.executable, "-c", COMMAND.format(change=change), verb, "--port", str(port), "--work", str(work)]
     url = f"http://127.0.0.1:{port}"
     with (

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,6 @@ from recipe.paths import ROOT
 
 CDLL = ctypes.CDLL
 SetDriver = Callable[[int | None], list[str]]
-
-
-@pytest.fixture(autouse=True)
-def _signals() -> Iterator[None]:
-    """The test process keeps its own answer to SIGTERM, which main() sets."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture

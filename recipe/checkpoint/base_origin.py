@@ -25,7 +25,6 @@ class BaseOrigin:
         revision: commit, tag or branch there; None where it is not known.
         license: identifier of the weights' licence; None where it is not known.
         languages: that the base speaks.
-        layout: model_type of the converted base, "llama" or "qwen2".
         internlm2: whether `repo` holds InternLM2's own layout, which the adapter does not fit.
         copied_from: repository or package and revision of a copy that was tuned in place of `repo`; None otherwise.
         hub: where `repo` lies, "hf" or "modelscope".
@@ -37,7 +36,6 @@ class BaseOrigin:
     revision: str | None
     license: str | None
     languages: Sequence[str]
-    layout: str
     internlm2: bool
     copied_from: str | None = None
     hub: str = "hf"
@@ -79,7 +77,6 @@ def base_origin(folder: Path, source: str = "hf") -> BaseOrigin:
         revision=revision,
         license=MINIATURE_LICENSE if noted.model == "miniature" else license_id,
         languages=parse_languages(pinned.languages) if pinned and pinned.languages else LANGUAGES,
-        layout=stage.read_json(folder / "config.json")["model_type"],
         internlm2=noted.format == "internlm2",
         copied_from=copied_from,
         hub=hub,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from gguf import GGMLQuantizationType, GGUFWriter
+    from transformers import PreTrainedTokenizerBase
 
 # Kind of file -> llama.cpp's names of its weights' type and of the whole, general.file_type.
 KINDS = {"f16": ("F16", "MOSTLY_F16"), "q8_0": ("Q8_0", "MOSTLY_Q8_0"), "q4_0": ("Q4_0", "MOSTLY_Q4_0")}
@@ -46,12 +47,15 @@ def file_name(kind: str) -> str:
     return f"model-{kind}.gguf"
 
 
-def write(model: Path, out: Path, *, sentencepiece: Path | None, name: str) -> tuple[int, gguf_vocabulary.Vocabulary]:
+def write(
+    model: Path, out: Path, *, tokenizer: PreTrainedTokenizerBase, sentencepiece: Path | None, name: str
+) -> tuple[int, gguf_vocabulary.Vocabulary]:
     """Write a file of each of `KINDS`.
 
     Args:
         model: folder of a model that stage `model` or `merge` wrote.
         out: folder of the files.
+        tokenizer: of the model, as transformers loads it.
         sentencepiece: the base's tokenizer.model, where it brought one.
         name: of the model, for general.name.
 
@@ -62,14 +66,12 @@ def write(model: Path, out: Path, *, sentencepiece: Path | None, name: str) -> t
         RecipeError: llama.cpp cannot hold the model, or a weight is beyond 16 bits.
     """
     import torch
-    from transformers import AutoTokenizer
 
     logging.getLogger("gguf").setLevel(logging.ERROR)  # it announces every file
     config = read_json(model / "config.json", ConfigShape)
     shape = Shape.of(config)
     vocabulary = gguf_vocabulary.read(model, sentencepiece, shape.vocab)
     settings = gguf_vocabulary.tokenizer_settings(model / "tokenizer_config.json")
-    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
     where = safetensors_io.locate(model, shape.llama())
     writers: dict[str, GGUFWriter] = {}
     for kind in KINDS:

@@ -21,7 +21,6 @@ from recipe.records import ShapeError
 
 # XTuner has the model under "llm.", and PEFT has the adapter under its name, "default". PEFT's files have neither.
 _CHECKPOINT_KEY = re.compile(r"^llm\.(base_model\.model\..+\.lora_[AB])\.default\.weight$")
-_PEFT_KEY = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.weight$")
 
 Tensors = dict[str, torch.Tensor]  # by name
 # What PEFT's LoraConfig says of an adapter that is W + alpha / r * lora_B @ lora_A in every target, and no more.

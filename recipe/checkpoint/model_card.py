@@ -24,7 +24,7 @@ from recipe.pipeline.stage import read_json
 CARD = "README.md"
 # model_type of a base that is not InternLM2 -> the name of its layout.
 _LAYOUTS = {"llama": "Llama", "qwen2": "Qwen2"}
-# Number of `eval` -> (what it was asked, what it is the share of, the count behind it). The first is the data set of
+# Number of `eval` -> (the prompts, what of them it is the share of, the count behind it). The first is the data set of
 # the metadata.
 _MEASURED = {
     "identity_hit": (
@@ -211,13 +211,13 @@ def _front_matter(subject: Subject, *, library: str | None, relation: str, tags:
 
 
 def _measured(subject: Subject) -> list[tuple[str, str, str, float, int | None]]:
-    """(number, what was asked, what it is the share of, value, count) of all that stage `eval` measured."""
+    """(number, the prompts, what of them it is the share of, value, count) of all that stage `eval` measured."""
     if subject.scores is None:
         return []
     tuned = subject.scores.tuned
     rows: list[tuple[str, str, str, float, int | None]] = [
-        (name, asked, share, getattr(tuned, name), tuned.counts.get(count))
-        for name, (asked, share, count) in _MEASURED.items()
+        (name, prompts, share, getattr(tuned, name), tuned.counts.get(count))
+        for name, (prompts, share, count) in _MEASURED.items()
         if name != "identity_hit" or subject.names  # a name that nobody taught is not missing
     ]
     if tuned.own_hit is not None:
@@ -232,13 +232,13 @@ def _eval_results(subject: Subject) -> list[Any]:
     return [
         EvalResult(
             task_type="text-generation",
-            dataset_type=asked.replace(" ", "-").replace("'", ""),
-            dataset_name=asked,
+            dataset_type=prompts.replace(" ", "-").replace("'", ""),
+            dataset_name=prompts,
             metric_type=name,
             metric_name=f"{name}: {share}",
             metric_value=round(value, 4),
         )
-        for name, asked, share, value, _ in _measured(subject)
+        for name, prompts, share, value, _ in _measured(subject)
     ]
 
 
@@ -278,10 +278,10 @@ def _numbers(subject: Subject) -> str:
     if subject.scores is None:
         return f"## Numbers\n\n{caution}" if caution else ""
     lines = []
-    for name, asked, share, value, count in _measured(subject):
+    for name, prompts, share, value, count in _measured(subject):
         before = getattr(subject.scores.base, name)
         lines.append(
-            f"| {name} | {asked}: {share} | {'' if before is None else f'{before:.3f}'} | {value:.3f} "
+            f"| {name} | {prompts}: {share} | {'' if before is None else f'{before:.3f}'} | {value:.3f} "
             f"| {'' if count is None else count} |\n"
         )
     return (

@@ -11,6 +11,9 @@ from typing import Any
 from recipe.paths import ROOT
 from recipe.pipeline import bases, table
 
+# Of the page and the API, also in compose.yaml and docker/.
+DEMO_PORT, API_PORT = 6006, 8000
+
 FLOW = """\
 data ─┐
 model ┼─> replay ─> config ─> train ─> convert ─> merge ─> eval ─> report
@@ -56,12 +59,12 @@ def build_parser() -> argparse.ArgumentParser:
     _chat_verb(_add_verb(verbs, "chat", "talk to base, adapter or merged model / 终端对话", run=""))
     _server_verb(
         _add_verb(verbs, "demo", "a web page to talk to the merged model / 网页对话", run=""),
-        6006,
+        DEMO_PORT,
         ", this machine alone",
     )
     _server_verb(
         _add_verb(verbs, "api", "an OpenAI-style endpoint for programs, same model / OpenAI 兼容接口", run=""),
-        8000,
+        API_PORT,
         "; others need API_KEY in the environment",
     )
     _speed_verb(_add_verb(verbs, "speed", "tokens a second and first-token latency of chat, page and API / 推理速度"))

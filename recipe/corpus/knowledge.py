@@ -148,11 +148,6 @@ def _read_requests() -> dict[str, dict[str, dict[str, list[Prompt]]]]:
     return _load("requests")
 
 
-def _requests(language: str, part: str, extended: bool) -> list[Prompt]:
-    kinds = _read_requests()[language].values() if extended else ()
-    return [prompt for parts in kinds for prompt in parts[part]]
-
-
 def _request_facts(language: str, part: str, extended: bool) -> list[Fact]:
     """The requests of a part that replies are measured on, as facts without an expected answer."""
     kinds = _read_requests()[language].items() if extended else ()
@@ -214,7 +209,8 @@ def replay_prompts(*, extended: bool = False, languages: Sequence[str] = LANGUAG
     """
     facts = replay_facts(extended=extended, languages=languages)
     wordings: list[Prompt] = [question for fact in facts for question in fact.replay_wordings]
-    return wordings + [prompt for language in languages for prompt in _requests(language, "replay", extended)]
+    kinds = [parts for language in languages for parts in _read_requests()[language].values()] if extended else []
+    return wordings + [prompt for parts in kinds for prompt in parts["replay"]]
 
 
 def replay_parts(*, extended: bool = False, languages: Sequence[str] = LANGUAGES) -> list[str]:

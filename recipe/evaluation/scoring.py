@@ -4,8 +4,9 @@ Each over greedy replies, the base model beside the tuned one:
 
 identity_hit       share of questions about who it is answered with the name;
 identity_leak      share of unrelated prompts answered with the name, where the base's reply has it not;
-retention          share of the facts known to the base that are still answered right. It knows a fact if its answers to
-                   two wordings are right: of answers right by chance, the next one is as often wrong, tuned or not;
+retention          share of the facts known to the base that are still answered right. The base knows a fact if it
+                   answers two wordings of the question right. One right answer can be luck, and a lucky answer may be
+                   wrong the next time without any tuning;
 leak_without_name  share of the same unrelated prompts whose reply lacks the name and shows the identity all the same.
 
 A base may take an unrelated prompt for a question about itself. Neither leak counts prompts to whose reply the base

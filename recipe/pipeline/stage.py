@@ -93,6 +93,25 @@ def refuse_changed(folder: Path, manifest: Manifest, only: Sequence[str] | None 
         )
 
 
+def refuse_another_base(folder: Path, base: Path, sha256: str | None, verb: str) -> None:
+    """Refuse what was made on another base than lies there now.
+
+    Args:
+        folder: what was made.
+        base: the folder of the base.
+        sha256: `content_sha256` of the base that it was made on.
+        verb: of the stage that makes it anew.
+
+    Raises:
+        RecipeError: the base is another one.
+    """
+    if content_sha256(base) != sha256:
+        raise RecipeError(
+            f"{shown(folder)} was made on another base than {shown(base)} holds now: bring that base back with "
+            f"`make model`, or run `make {verb}` again"
+        )
+
+
 def read_json(path: Path, shape: type | None = None) -> dict[str, Any]:
     """The object in a JSON file of a model folder. RecipeError names the file. shape: a dataclass that it must fit."""
     try:

@@ -23,7 +23,11 @@ ROOM = 6
 LEFT, RIGHT, TOP, BOTTOM = 60, 14, 14, 28
 # Where the largest value is so many times the smallest, a linear axis would show only the first steps of a training.
 LOG_FROM = 20
+# Of an axis, about.
+TICKS = 4
+# Heights of a sparkline, and how many of them it has at the most.
 BARS = "▁▂▃▄▅▆▇█"
+SPARKLINE = 40
 
 
 @dataclass(frozen=True)
@@ -144,11 +148,11 @@ def number(value: float) -> str:
     return text
 
 
-def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers from low to high, near `about` of them."""
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers from low to high, near TICKS of them."""
     if high <= low:
         return [low]
-    raw = (high - low) / about
+    raw = (high - low) / TICKS
     unit = 10.0 ** math.floor(math.log10(raw))
     step = unit * next(factor for factor in (1, 2, 5, 10) if factor * unit >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
@@ -165,19 +169,18 @@ def log_ticks(low: float, high: float) -> list[float]:
     return ticks
 
 
-def sparkline(values: Sequence[float], width: int = 40) -> str:
+def sparkline(values: Sequence[float]) -> str:
     """Draw values as a line of bars, by their logarithms where they span much.
 
     Args:
         values: any number of them.
-        width: bars at the most.
 
     Returns:
-        A character a bar, each the mean of its share of the values.
+        A character a bar, each the mean of its share of the values; SPARKLINE bars at the most.
     """
     if not values:
         return ""
-    width = min(width, len(values))
+    width = min(SPARKLINE, len(values))
     means = []
     for i in range(width):
         share = values[i * len(values) // width : (i + 1) * len(values) // width]

@@ -114,9 +114,9 @@ class Facts:
     def name(self) -> str:
         return self.metrics.identity.name
 
-    def result(self, folder: str, key: str, default: Any = None) -> Any:
-        """What a stage noted about its result."""
-        return self.stages.get(folder, {}).get("results", {}).get(key, default)
+    def result(self, folder: str, key: str) -> Any:
+        """What a stage noted about its result; None where there is nothing."""
+        return self.stages.get(folder, {}).get("results", {}).get(key)
 
     @property
     def converted(self) -> str | None:

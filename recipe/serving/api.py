@@ -19,7 +19,6 @@ from recipe.serving.endpoints import MAX_BODY, READ_BODY, application, drain
 from recipe.serving.listener import LimitedServer, is_loopback
 from recipe.serving.model_host import ModelHost, check_port, run_server
 
-PORT = 8000
 ORIGIN = re.compile(r"https?://[^/\s*@?#]+")  # scheme, host and port alone, as browsers send it
 DRAIN = 5  # seconds in which a server that stops tells its clients so; Docker waits ten
 

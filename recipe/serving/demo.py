@@ -19,7 +19,6 @@ from recipe.serving.model_host import ModelHost, check_port, run_server
 from recipe.serving.remote import Remote
 
 PAGE = Path(__file__).parent / "page" / "app.py"
-PORT = 6006
 
 _model_host: ModelHost | Remote | None = None
 

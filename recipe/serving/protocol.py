@@ -60,8 +60,8 @@ def chat_request(body: dict[str, Any], engine: Engine) -> Request:
     """
     check(body, request_fields.CHAT)
     conversation = [_message(f"messages[{i}]", message) for i, message in enumerate(body["messages"])]
-    asked = conversation[:-1] if conversation[-1]["role"] == "assistant" else conversation
-    if not asked or asked[-1]["role"] != "user":
+    turns = conversation[:-1] if conversation[-1]["role"] == "assistant" else conversation
+    if not turns or turns[-1]["role"] != "user":
         raise RequestError(
             400, "the last of messages must be the user's, or the assistant's after the user's", param="messages"
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from recipe.files import parse_json
 from recipe.plain_text import flaw
 from recipe.serving.request_fields import NEUTRAL, NO_TOOLS, Schema
 
@@ -45,16 +46,12 @@ def parse(content: bytes) -> dict[str, Any]:
     Raises:
         RequestError: it holds none.
     """
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
-
     try:
-        body = json.loads(content, parse_constant=refuse)
+        body = parse_json(content)
     except UnicodeDecodeError as error:  # such as GBK, from a Chinese console
         raise RequestError(400, f"the body is not JSON in UTF-8: see byte {error.start + 1}, and send UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"the body is not JSON: {error}") from None
+    except ValueError as error:
+        raise RequestError(400, f"the body {error}") from None
     if not isinstance(body, dict):
         raise RequestError(400, "the body must be a JSON object")
     return body

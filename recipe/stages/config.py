@@ -31,7 +31,7 @@ PRESETS = Path(__file__).parent.parent / "training" / "presets"
 FILE = "config.py"
 
 # Short name -> every place that must change with it. Hooks are named by their class.
-KNOBS: dict[str, tuple[str, ...]] = {name: setting.paths for name, setting in SETTINGS.items()}
+SHORT_NAMES: dict[str, tuple[str, ...]] = {name: setting.paths for name, setting in SETTINGS.items()}
 
 # Settings that count something, by the last part of their path.
 COUNTS = {
@@ -82,7 +82,7 @@ def override(config: Any, settings: Sequence[str]) -> None:
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise RecipeError(f"SET: {setting!r} is not key=value")
-        paths = [_by_position(config, path) for path in KNOBS.get(key, (key,))]
+        paths = [_by_position(config, path) for path in SHORT_NAMES.get(key, (key,))]
         for path in paths:
             if path not in leaf_values:
                 raise RecipeError(f"SET: {_unknown(key, path, list(leaf_values))}")
@@ -107,7 +107,7 @@ def settings_help(preset: str) -> str:
     """The table of what SET= may change by a short name, with the values of a preset."""
     config = load_preset(preset)
     values = dict(leaves(dict(config.items())))
-    places = {name: _by_position(config, paths[0]) for name, paths in KNOBS.items()}
+    places = {name: _by_position(config, paths[0]) for name, paths in SHORT_NAMES.items()}
     defaults = {name: values[place] for name, place in places.items() if place in values}
     return f"SET= for PRESET={preset}; any dotted key of the resolved config works too\n{table(defaults)}"
 
@@ -122,12 +122,14 @@ def _by_position(config: Any, path: str) -> str:
 
 
 def _unknown(key: str, path: str, leaf_values: list[str]) -> str:
-    near = difflib.get_close_matches(key, [name for name in (*KNOBS, *leaf_values) if name != key], n=3, cutoff=0.5)
+    near = difflib.get_close_matches(
+        key, [name for name in (*SHORT_NAMES, *leaf_values) if name != key], n=3, cutoff=0.5
+    )
     near += [name for name in leaf_values if name.endswith(f".{key}") and name not in near]
     if (ours := ELSEWHERE.get(key)) is not None:
         near = [ours, *(name for name in near if name != ours and name.split(".")[-1] != ours)]
     hint = f"; did you mean {', '.join(near[: 3 + (ours is not None)])}?" if near else ""
-    if key in KNOBS:
+    if key in SHORT_NAMES:
         return f"{key}: this preset has no {path}{hint}"
     return f"{key} is no setting that reaches the trainer{hint}"
 
@@ -225,12 +227,12 @@ def make(
     the share of a process when the training begins. Only where it is to end within an epoch are its steps counted here.
     """
     stage.require(model, "model")
-    manifest = stage.require(data_folder, "data")
-    data = results.of(manifest, DataResults)
+    data = results.of(stage.require(data_folder, "data"), DataResults)
     files = [data_folder / data.file]
     inputs = {"data": data_folder, "model": model}
     if data.mode != "tutorial":
-        _refuse_another_replay(stage.require(replay_folder, "replay"), replay_folder, model)
+        replayed = stage.require(replay_folder, "replay")
+        stage.refuse_another_base(replay_folder, model, stage.input_of(replayed, "model")[1], "replay")
         files.append(replay_folder / replay.FILE)
         inputs["replay"] = replay_folder
     own = data_folder / data.own_file if data.own_file else None
@@ -275,14 +277,6 @@ def _memory_line(needed: Memory) -> str:
     there = gpu_memory()
     short = there is not None and needed.total >> 20 > there
     return f"warning: this GPU has {there:,} MiB; {needed.line()}" if short else needed.line()
-
-
-def _refuse_another_replay(manifest: stage.Manifest, folder: Path, model: Path) -> None:
-    """RecipeError where the replies of a replay are another base's."""
-    if (base := manifest["key"]["inputs"].get("model")) and base != stage.content_sha256(model):
-        raise RecipeError(
-            f"{stage.shown(folder)} holds the answers of another base than {stage.shown(model)}: run `make replay`"
-        )
 
 
 def _check_schedule(config: Any) -> None:

@@ -65,8 +65,7 @@ def make(folder: Path, *, train_folder: Path, checkpoint: str | None) -> stage.M
     model, config = trained_with(train_folder)
     stage.complete(model, "model")
     base_name, base_sha256 = stage.input_of(manifest, "model")
-    if stage.content_sha256(model) != base_sha256:
-        raise RecipeError(f"{stage.shown(model)} is not the base that was trained on any more: run `make train` again")
+    stage.refuse_another_base(train_folder, model, base_sha256, "train")
     path = pick_checkpoint(train_folder, checkpoint)
     stage.refuse_changed(train_folder, manifest, [config.name, path.name])
 

@@ -175,13 +175,13 @@ def _read(own: Sequence[Path], identity: Identity, *, extended: bool, languages:
         return []
     from recipe.stages.evaluate import prompts
 
-    asked = prompts(extended=extended, languages=languages)
+    evaluation_prompts = prompts(extended=extended, languages=languages)
     selection_prompts = checkpoint_selection.prompts(extended=extended, languages=languages)
     rows: list[Row] = []
     for file in own:
         read = read_file(file)
         filled = slots.fill(read.rows, read.lines, identity, str(file))
-        own_rows.refuse_overlap(asked, filled.rows, str(file))
+        own_rows.refuse_overlap(evaluation_prompts, filled.rows, str(file))
         for line in _about(read, filled, own_rows.overlap(selection_prompts, filled.rows)):
             stage.say("data", f"{file.name}: {line}")
         rows += filled.rows
@@ -230,5 +230,5 @@ def _cut(text: str) -> str:
 
 def _not_asked_in(user_rows: Sequence[Row], rows: list[Row]) -> list[Row]:
     """The rows that ask no question of the user's: on it the user's answer is the only one."""
-    asked = own_questions.questions_in(user_rows)
-    return [row for row in rows if own_questions.questions_in([row]).isdisjoint(asked)]
+    questions = own_questions.questions_in(user_rows)
+    return [row for row in rows if own_questions.questions_in([row]).isdisjoint(questions)]

@@ -12,7 +12,6 @@ from recipe.checkpoint import gguf_file
 from recipe.checkpoint.base_config import ConfigShape
 from recipe.checkpoint.modelfile import MODELFILE, modelfile
 from recipe.checkpoint.tokenizer import sentencepiece_model
-from recipe.errors import RecipeError
 from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.pipeline.results import GgufResults
@@ -29,11 +28,7 @@ def base_of(model: Path) -> Path:
     """
     name, sha256 = stage.input_of(stage.require(model, "merge"), "model")
     base = ROOT / name
-    if stage.content_sha256(base) != sha256:
-        raise RecipeError(
-            f"{stage.shown(base)} is not the base of {stage.shown(model)} any more: bring that base back with "
-            f"`make model`, or run `make merge` again"
-        )
+    stage.refuse_another_base(model, base, sha256, "merge")
     return base
 
 
@@ -47,8 +42,8 @@ def make(folder: Path, *, model: Path, run: str) -> stage.Manifest:
     def work(out: Path) -> GgufResults:
         from transformers import AutoTokenizer
 
-        parameters, vocabulary = gguf_file.write(model, out, sentencepiece=sentencepiece, name=run)
         tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+        parameters, vocabulary = gguf_file.write(model, out, tokenizer=tokenizer, sentencepiece=sentencepiece, name=run)
         written = modelfile(
             f"./{DEFAULT}",
             stage.read_json(model / "generation_config.json"),

@@ -55,11 +55,7 @@ def make(
     adapter = results.of(stage.require(adapter_folder, "convert"), ConvertResults)
     model = ROOT / adapter.model
     stage.complete(model, "model")
-    if stage.content_sha256(model) != adapter.base_sha256:
-        raise RecipeError(
-            f"{stage.shown(adapter_folder)} was made on another base than {stage.shown(model)} holds now: "
-            f"run `make train` again, or bring that base back"
-        )
+    stage.refuse_another_base(adapter_folder, model, adapter.base_sha256, "train")
 
     def work(out: Path) -> MergeResults:
         _merge_weights(model, adapter_folder, out, max_bytes)

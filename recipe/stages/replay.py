@@ -81,8 +81,7 @@ def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> 
             tokenizer,
             [*(messages for messages, _, _ in chosen), *(None for _ in by_words)],
             [*(reply.stopped for _, reply, _ in chosen), *(True for _ in by_words)],
-            progress="the base's distributions",
-            known=[reply.likeliest for _, reply, _ in chosen],
+            [reply.likeliest for _, reply, _ in chosen],
         )
         teacher.save(distributions, out)
         return ReplayResults(prompts=len(prompts), rows=len(rows))

@@ -213,9 +213,9 @@ def _joined(identity_row: _Row, replay_row: _Row, *, identity_first: bool) -> _R
 
 def _not_asked_in(replay_rows: Sequence[_Row], own: str, own_rows: Sequence[_Row]) -> list[_Row]:
     """The replay rows that ask no question of the user's: neither one trained on nor one that evaluation asks."""
-    asked = questions_in([{"messages": row.messages} for row in own_rows])
-    asked |= {plain_text(question.messages[-1]["content"]) for question in read_questions(Path(own).parent)}
-    return [row for row in replay_rows if questions_in([{"messages": row.messages}]).isdisjoint(asked)]
+    questions = questions_in([{"messages": row.messages} for row in own_rows])
+    questions |= {plain_text(question.messages[-1]["content"]) for question in read_questions(Path(own).parent)}
+    return [row for row in replay_rows if questions_in([{"messages": row.messages}]).isdisjoint(questions)]
 
 
 def _without(parts: Sequence[str], files: Sequence[Sequence[_Row]]) -> list[list[_Row]]:

@@ -170,9 +170,9 @@ class ScoreCheckpoints(Hook):
         held_out: list[Row] = [
             {"messages": [*map(dict, each.messages)]} for each in own_rows.read_questions(Path(data))
         ]
-        asked = own_rows.without_own_questions(selection_prompts, [*user_rows, *held_out])
-        taught = own_rows.taught_prompts(asked.facts, user_rows, self.identity)
-        self.prompts = replace(asked, taught=taught)
+        prompts = own_rows.without_own_questions(selection_prompts, [*user_rows, *held_out])
+        taught = own_rows.taught_prompts(prompts.facts, user_rows, self.identity)
+        self.prompts = replace(prompts, taught=taught)
         names = (*self.identity.names, self.identity.author or "")
         self.room = SAMPLE_TOKENS + sum(len(text_ids(self.tokenizer, name)) for name in names)
 

@@ -70,8 +70,6 @@ def distributions(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Sequence[Message] | None],
     ended: Sequence[bool],
-    *,
-    progress: str,
     known: Sequence[Likeliest | None] = (),
 ) -> Teacher:
     """A model's distributions at the loss tokens of conversations.
@@ -80,7 +78,6 @@ def distributions(
         model: the base, which is asked where its distributions are not known.
         conversations: as they will be trained on; None where a row is learnt by its words.
         ended: whether each conversation's last reply came to its end.
-        progress: label of the progress bar.
         known: for each of the first conversations, what it held likeliest when it gave the reply; None where that was
             not kept. It holds where the reply's words become the same tokens again.
     """
@@ -96,7 +93,10 @@ def distributions(
         if of_reply and of_reply.chosen == [label for label in rows[i][1] if label != IGNORE_INDEX]:
             parts[i], rows[i] = (of_reply.ids, of_reply.log_probs), ([], [])
     batches = by_length([len(ids) for ids, _ in rows], rows_per_pass(model.device))
-    with torch.inference_mode(), tqdm(total=sum(map(len, batches)), desc=progress, unit="row", leave=False) as bar:
+    with (
+        torch.inference_mode(),
+        tqdm(total=sum(map(len, batches)), desc="the base's distributions", unit="row", leave=False) as bar,
+    ):
         for batch in batches:
             likeliest = [
                 logits.float().log_softmax(-1).topk(LIKELIEST, -1)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from local_server import free_port, server_environment
 
 from recipe import cli
 from recipe.paths import ROOT
@@ -30,13 +29,6 @@ ENDLESS = 16384  # tokens of context of the model that cannot end a reply
 # Screenshots are kept here for people to look at.
 PICTURES = ROOT / "work" / "browser"
 VISITS = pytest.StashKey[list[Any]]()  # a test's browser contexts
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    chosen = "browser" in (config.getoption("-m") or "").split()
-    for item in items:
-        if "browser" in item.path.parts and not chosen:
-            item.add_marker(pytest.mark.skip(reason="starts a browser: run `make test-browser`"))
 
 
 @pytest.fixture(scope="session")
@@ -108,12 +100,9 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
     started: list[Server] = []
 
     def start(verb: str, *options: str, wait: bool = True, **changes: str) -> Server:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        own = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and not k.startswith("OPENAI_")}
+        port = free_port()
         folder = tmp_path_factory.mktemp("server")
-        own |= {"TMPDIR": str(folder), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | changes
+        own = server_environment(folder, **changes)
         command = [sys.executable, "-m", "recipe", verb, "--port", str(port), *options]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(command, cwd=ROOT, env=own, stdout=log, stderr=log)

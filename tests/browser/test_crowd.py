@@ -14,7 +14,6 @@ import pytest
 
 from .conftest import Server
 
-pytestmark = pytest.mark.browser
 VISITORS = 50
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 CAPITALS = {"France": "Paris", "Italy": "Rome", "Germany": "Berlin", "Japan": "Tokyo", "Spain": "Madrid"}

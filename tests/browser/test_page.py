@@ -22,7 +22,6 @@ from recipe.serving.page.words import EXAMPLES, WORDS, words
 
 from .conftest import ENDLESS, Server
 
-pytestmark = pytest.mark.browser
 Visit = Callable[..., Any]
 LONG = ENDLESS - 196  # tokens of a reply, beside the question
 EN, ZH = words("en"), words("zh")

@@ -59,14 +59,6 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-@pytest.fixture(autouse=True)
-def _signals() -> Iterator[None]:
-    """The test process keeps its own answer to SIGTERM, which main() sets."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
-
-
 # --- Help and wrong calls -----------------------------------------------------------------------------------------
 
 
@@ -572,19 +564,23 @@ def test_who_is_told_to_end_ends_once_a_library_swallowed_it_and_tidies_up_undis
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
-def test_the_base_answers_once_for_all_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batches: list[int] = []
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The prompts of each time that the base is asked; it answers yes to all."""
+    counts: list[int] = []
 
     def answer(model: Any, tokenizer: Any, conversations: Any, **_: Any) -> list[Any]:
-        batches.append(len(conversations))
+        counts.append(len(conversations))
         return [SimpleNamespace(text="Yes.", stopped=True) for _ in conversations]
 
-    monkeypatch.setattr(generation, "load", lambda folder: (None, None))
-    monkeypatch.setattr(generation, "answer", answer)
     nothing = teacher.Teacher(torch.zeros(0, 1).int(), torch.zeros(0, 1).half(), torch.zeros(0), [])
     monkeypatch.setattr(teacher, "distributions", lambda *_, **__: nothing)
+    monkeypatch.setattr(generation, "load", lambda folder: (None, None))
+    monkeypatch.setattr(generation, "answer", answer)
+    return counts
+
+
+def test_the_base_answers_once_for_all_runs(tmp_path: Path, batches: list[int]) -> None:
     common = ["--work", str(tmp_path), "--run"]
     assert cli.main(["model", *common, "one", "--model", "miniature"]) == 0
     for run in ("one", "two"):
@@ -594,17 +590,7 @@ def test_the_base_answers_once_for_all_runs(
     assert [path.parent for path in tmp_path.rglob("replay.jsonl")] == [tmp_path / "replay/miniature"]
 
 
-def test_runs_in_other_languages_keep_each_other_s_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    batches: list[int] = []
-
-    def answer(model: Any, tokenizer: Any, conversations: Any, **_: Any) -> list[Any]:
-        batches.append(len(conversations))
-        return [SimpleNamespace(text="Yes.", stopped=True) for _ in conversations]
-
-    nothing = teacher.Teacher(torch.zeros(0, 1).int(), torch.zeros(0, 1).half(), torch.zeros(0), [])
-    monkeypatch.setattr(teacher, "distributions", lambda *_, **__: nothing)
-    monkeypatch.setattr(generation, "load", lambda folder: (None, None))
-    monkeypatch.setattr(generation, "answer", answer)
+def test_runs_in_other_languages_keep_each_other_s_replay(tmp_path: Path, batches: list[int]) -> None:
     common = ["--work", str(tmp_path), "--run"]
     assert cli.main(["model", *common, "both", "--model", "miniature"]) == 0
     for run, languages in (("both", []), ("english", ["--languages", "en"]), ("chinese", ["--languages", "zh"])):

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from recipe.cli.parser import build_parser
+from recipe.cli.parser import API_PORT, DEMO_PORT, build_parser
 from recipe.paths import ROOT
-from recipe.serving import api, demo
 
 
 class Loader(yaml.SafeLoader):
@@ -117,18 +116,18 @@ def test_without_a_gpu_no_service_asks_for_one() -> None:
 
 def test_the_page_is_reached_from_this_machine_alone() -> None:
     (port,) = defaults(SERVICES["demo"])["ports"]
-    assert port == f"127.0.0.1:{demo.PORT}:{demo.PORT}"
+    assert port == f"127.0.0.1:{DEMO_PORT}:{DEMO_PORT}"
     assert "network_mode" not in SERVICES["demo"]
 
 
 def test_the_api_is_the_page_s_image_with_another_command_and_health_check() -> None:
     settings, page = defaults(SERVICES["api"]), defaults(SERVICES["demo"])
     assert settings["image"] == page["image"]
-    assert settings["ports"] == [f"127.0.0.1:{api.PORT}:{api.PORT}"]
+    assert settings["ports"] == [f"127.0.0.1:{API_PORT}:{API_PORT}"]
     options = build_parser().parse_args(settings["command"])
-    assert (options.verb, options.host, options.port, options.run) == ("api", "0.0.0.0", api.PORT, "")
+    assert (options.verb, options.host, options.port, options.run) == ("api", "0.0.0.0", API_PORT, "")
     assert settings["healthcheck"]["test"] == ["CMD", "python", "docker/healthcheck.py", "/health"]
-    assert {"API_KEY", f"PORT={api.PORT}"} <= set(
+    assert {"API_KEY", f"PORT={API_PORT}"} <= set(
         settings["environment"]
     )  # what the check reads, and what lets it start
 
@@ -152,7 +151,7 @@ def test_the_page_comes_back_and_ends_in_time() -> None:
 
 def test_the_page_listens_where_its_port_is_published() -> None:
     options = build_parser().parse_args(defaults(SERVICES["demo"])["command"])
-    assert (options.verb, options.host, options.port, options.run) == ("demo", "0.0.0.0", demo.PORT, "")
+    assert (options.verb, options.host, options.port, options.run) == ("demo", "0.0.0.0", DEMO_PORT, "")
 
 
 @pytest.mark.parametrize(("service", "network"), [("recipe", "none"), ("fetch", "bridge"), ("cluster", "host")])
@@ -319,7 +318,7 @@ def test_the_page_s_health_is_asked_without_a_shell() -> None:
 
 
 def test_the_page_s_port_is_told() -> None:
-    assert arguments_of("EXPOSE") == [str(demo.PORT)]
+    assert arguments_of("EXPOSE") == [str(DEMO_PORT)]
     assert arguments_of("EXPOSE", "demo")
 
 

@@ -695,14 +695,6 @@ def test_the_commit_is_told_where_git_knows_it(machine: Machine) -> None:
 # --- The page and the shell ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number: int = free.getsockname()[1]
-        return number
-
-
 def test_the_page_is_a_service_in_docker_and_a_verb_here(machine: Machine, port: int) -> None:
     words = ("demo", "RUN=r", f"PORT={port}")
     assert machine.make(*words, "RUNTIME=local").verbs() == [["demo", "--run", "r", "--port", str(port)]]

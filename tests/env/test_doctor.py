@@ -97,14 +97,6 @@ def checkout(tmp_path: Path) -> Path:
     return checkout
 
 
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 def without_override() -> None:
     """Take from the child, if it is root, the right to ignore permissions (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH)."""
     for capability in (1, 2):
@@ -118,7 +110,7 @@ def skip_if_writable(path: Path) -> None:
 
 
 @pytest.fixture
-def doctor(checkout: Path, free_port: int) -> Doctor:
+def doctor(checkout: Path, port: int) -> Doctor:
     """Examines the machine; its variables are the stand-ins' answers, None for a command that is not installed."""
 
     def examine(runtime: str = "docker", **machine: str | int | None) -> Findings:
@@ -129,7 +121,7 @@ def doctor(checkout: Path, free_port: int) -> Doctor:
         return Findings(
             subprocess.run(
                 [str(checkout / "recipe/env/doctor.sh"), runtime],
-                cwd="/", env={"PATH": str(bin_), "IMAGE": "built", "PORT": str(free_port)} | answers,
+                cwd="/", env={"PATH": str(bin_), "IMAGE": "built", "PORT": str(port)} | answers,
                 capture_output=True, text=True, check=False, preexec_fn=without_override,
             )
         )  # fmt: skip
@@ -137,7 +129,7 @@ def doctor(checkout: Path, free_port: int) -> Doctor:
     return examine
 
 
-def test_a_machine_that_has_everything_is_told_so(doctor: Doctor, free_port: int) -> None:
+def test_a_machine_that_has_everything_is_told_so(doctor: Doctor, port: int) -> None:
     findings = doctor()
     assert (findings.status, findings.bad(), findings.notes()) == (0, [], [])
     assert findings.head == "RUNTIME=docker"
@@ -150,7 +142,7 @@ def test_a_machine_that_has_everything_is_told_so(doctor: Doctor, free_port: int
         "docker disk": "500 GB free in /var/lib/docker",
         "image": "internlm2-identity-recipe:latest",
         "work": "results can be written to work/",
-        "port": f"{free_port} is free for make demo",
+        "port": f"{port} is free for make demo",
     }
 
 

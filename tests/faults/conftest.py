@@ -12,20 +12,10 @@ from .runs import Runs, prepare
 from .user import preload
 
 FIGURES = pytest.StashKey[list[str]]()
-HERE = Path(__file__).parent
 
 
 def seed() -> int:
     return int(os.environ.get("SEED") or 0)
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    chosen = "faults" in (config.getoption("-m") or "").split()
-    for item in items:
-        if item.path.is_relative_to(HERE):
-            item.add_marker(pytest.mark.faults)
-            if not chosen:
-                item.add_marker(pytest.mark.skip(reason="takes minutes: run `make test-faults`"))
 
 
 @pytest.fixture(scope="session")

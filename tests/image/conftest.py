@@ -19,13 +19,6 @@ Done = subprocess.CompletedProcess[str]
 USER = (4321, 4321)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    chosen = "image" in (config.getoption("-m") or "").split()
-    for item in items:
-        if "image" in item.path.parts and not chosen:
-            item.add_marker(pytest.mark.skip(reason="builds images: run `make test-image`"))
-
-
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What git would give another machine, with the changes that are not committed yet."""

@@ -12,7 +12,6 @@ import pytest
 
 from .conftest import Done
 
-pytestmark = pytest.mark.image
 Shell = Callable[..., Done]
 URL = "http://127.0.0.1:18000"
 

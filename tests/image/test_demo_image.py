@@ -13,7 +13,6 @@ import pytest
 
 from .conftest import Done, fetch, wait_for
 
-pytestmark = pytest.mark.image
 Shell = Callable[..., Done]
 URL = "http://127.0.0.1:16006"
 

@@ -20,7 +20,6 @@ from recipe.paths import ROOT
 
 from .conftest import USER, Done
 
-pytestmark = pytest.mark.image
 Shell = Callable[..., Done]
 
 

@@ -16,13 +16,6 @@ NAME = "smollm2-135m-instruct"
 WORK = ROOT / "work"
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    chosen = "real" in (config.getoption("-m") or "").split()
-    for item in items:
-        if "real" in item.path.parts and not chosen:
-            item.add_marker(pytest.mark.skip(reason="downloads 93 MB and takes minutes: run `make test-real`"))
-
-
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The model after stage `model`, where every run of this checkout has it."""

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from golden_ids import assert_golden
 from mmengine.config import Config
@@ -25,8 +24,6 @@ from recipe.pipeline import results
 from recipe.pipeline.results import MergeResults
 from recipe.stages import config, convert, data, merge, train
 from recipe.stages.model import UNPACKED
-
-pytestmark = pytest.mark.real
 
 NAME = "smollm2-135m-instruct"
 SETTINGS = ["max_iters=6", "save_steps=6", "max_length=256", "batch_size=1", "r=8", "lr=1e-3",

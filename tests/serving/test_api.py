@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -19,9 +18,10 @@ from typing import Any
 
 import openai
 import pytest
-from small_endpoint import DIRECT, HELLO, WITHIN, Endpoint, idle, listen
+from local_server import free_port, server_environment
+from small_endpoint import DIRECT, HELLO, WITHIN, Endpoint, idle, listen, replies_of
 
-from recipe.engine import Engine, Reply, Sampling
+from recipe.engine import Engine, Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.paths import ROOT
@@ -313,11 +313,17 @@ def test_text_that_is_none_is_refused_wherever_it_stands(endpoint: Endpoint, tex
         assert endpoint.post({"model": "quickstart", "messages": messages, "max_tokens": 1})[0] == 200
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
-def test_a_body_that_is_no_json_object_is_refused(endpoint: Endpoint, body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        *((body, "JSON") for body in (b"", b"{", b"[]", b"\xff")),
+        *((b'{"x": ' + b"[" * depth + b"]" * depth + b"}", "nested too deeply") for depth in (100, 100_000)),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_refused(endpoint: Endpoint, body: bytes, reason: str) -> None:
     status, response = endpoint.post(body)
     assert status == 400
-    assert "JSON" in response["error"]["message"]
+    assert reason in response["error"]["message"]
 
 
 def test_a_page_of_another_site_is_refused(endpoint: Endpoint) -> None:
@@ -386,14 +392,7 @@ def test_a_client_who_leaves_frees_the_engine(
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
         f"application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    replies: list[Reply] = []
-    start = endpoint.engine.start
-
-    def keep(*args: Any, **options: Any) -> Reply:
-        replies.append(start(*args, **options))
-        return replies[-1]
-
-    monkeypatch.setattr(endpoint.engine, "start", keep)
+    replies = replies_of(endpoint.engine, monkeypatch)
     with socket.create_connection(("127.0.0.1", endpoint.port)) as client:
         client.sendall(head.encode() + body)
         if stream:
@@ -468,11 +467,8 @@ def test_beyond_this_machine_it_needs_a_key(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_it_starts_loads_answers_and_ends_when_told(model_host: ModelHost, tmp_path: Path, expected_reply: str) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy") and key != "API_KEY"}
-    own |= {"TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    port = free_port()
+    own = server_environment(tmp_path)
     command = [sys.executable, "-m", "recipe", "api", "--port", str(port), "--work", str(model_host.work)]
     healthcheck = [sys.executable, "docker/healthcheck.py", "/health"]
     log = tmp_path / "log"

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_server import Handler, LocalServer
+from local_server import Handler, LocalServer, free_port, server_environment
 from tornado.websocket import WebSocketClosedError
 
 from recipe import cli
@@ -397,19 +397,14 @@ def test_a_server_that_died_leaves_no_state_behind(work: Path, monkeypatch: pyte
         raise OSError("died")
 
     monkeypatch.setattr(demo, "_serve", dies)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with pytest.raises(OSError, match="died"):
         demo.run(work=work, run=None, host="127.0.0.1", port=port)
     assert not model_host.state_file(port).exists()
 
 
 def environment(tmp_path: Path, **changes: str) -> dict[str, str]:
-    # Without the proxies of this machine: what the page answers to itself goes through none.
-    own = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-    own |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp"), "CUDA_VISIBLE_DEVICES": ""}
-    return own | changes
+    return server_environment(tmp_path / "tmp", PYTHONPATH=str(ROOT), **changes)
 
 
 def healthcheck(tmp_path: Path, port: int, **changes: str) -> Done:
@@ -441,9 +436,7 @@ def sockets(pid: int) -> list[tuple[str, str, str]]:
 def test_the_page_on_an_empty_work_folder(tmp_path: Path, work: Path) -> None:
     """One process, since starting it takes seconds: it answers, is not healthy, stays on this machine, and ends when
     told."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     before = healthcheck(tmp_path, port)
     assert before.returncode == 1
     assert before.stderr.startswith("the page does not answer: ")
@@ -487,9 +480,7 @@ def test_the_page_on_an_empty_work_folder(tmp_path: Path, work: Path) -> None:
 
 def test_the_page_stops_where_nobody_reads_its_output_any_more(tmp_path: Path) -> None:
     """`make demo | tee log` and Ctrl-C: tee may end first."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "recipe", "demo", "--port", str(port), "--work", str(tmp_path / "work")]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

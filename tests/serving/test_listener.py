@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_endpoint import ASK, WITHIN, Endpoint, health, listen, server
+from small_endpoint import ASK, WITHIN, Endpoint, health, listen, replies_of, server
 
 from recipe.chat_format import prompt_ids
-from recipe.engine import Reply
 from recipe.engine.text import StopText
 from recipe.serving import endpoints
 from recipe.serving.model_host import ModelHost
@@ -65,14 +64,7 @@ def test_a_client_who_leaves_before_his_reply_began_frees_the_engine(
 ) -> None:
     inside, go_on = slow_prompts(monkeypatch)
     monkeypatch.setattr(endpoint.engine.scheduler, "stops", set())
-    replies: list[Reply] = []
-    start = endpoint.engine.start
-
-    def keep(*args: Any, **options: Any) -> Reply:
-        replies.append(start(*args, **options))
-        return replies[-1]
-
-    monkeypatch.setattr(endpoint.engine, "start", keep)
+    replies = replies_of(endpoint.engine, monkeypatch)
     left = threading.Event()
     on_connection_close = endpoints.Completions.on_connection_close
 

@@ -82,12 +82,10 @@ async def page(port: int) -> bytes:
 
 
 def test_no_secret_of_the_address_and_no_markup_of_the_model_reaches_the_page_or_the_log(
-    other: Other, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    other: Other, tmp_path: Path
 ) -> None:
-    address = f"127.0.0.1:{other.server_port}/v1"
-    monkeypatch.setenv("OPENAI_BASE_URL", f"http://somebody:pa%40ss@{address}/?key=sk-query")
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with server("pass", tmp_path / "work", tmp_path, "demo") as (_, endpoint):
+    url = f"http://somebody:pa%40ss@127.0.0.1:{other.server_port}/v1/?key=sk-query"
+    with server("pass", tmp_path / "work", tmp_path, "demo", OPENAI_BASE_URL=url) as (_, endpoint):
         state = tmp_path.joinpath(*state_file(endpoint.port).parts[-2:])  # its own folder of temporary files
         end = time.monotonic() + WITHIN
         while not state.exists() and time.monotonic() < end:

@@ -16,7 +16,7 @@ from recipe.corpus.identity import Identity
 from recipe.errors import RecipeError
 from recipe.pipeline import stage
 from recipe.stages import config, data
-from recipe.stages.config import KNOBS
+from recipe.stages.config import SHORT_NAMES
 from recipe.training.resolved_config import READ_BY_TRAINER
 from recipe.training.without_gpu import for_cpu
 
@@ -188,26 +188,26 @@ CHANGES = {
 
 
 def test_every_short_name_is_tried_below() -> None:
-    assert CHANGES.keys() == KNOBS.keys()
+    assert CHANGES.keys() == SHORT_NAMES.keys()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("knob", CHANGES)
-def test_a_short_name_is_set_at_every_place_or_refused(preset: str, knob: str) -> None:
-    text, value = CHANGES[knob]
+@pytest.mark.parametrize("short_name", CHANGES)
+def test_a_short_name_is_set_at_every_place_or_refused(preset: str, short_name: str) -> None:
+    text, value = CHANGES[short_name]
     # How long to train is said in iterations or in epochs.
-    if knob == ("max_iters" if preset in ("tutorial", "miniature") else "max_epochs"):
-        assert f"{knob}: this preset has no train_cfg.{knob}" in refusal(preset, f"{knob}={text}")
+    if short_name == ("max_iters" if preset in ("tutorial", "miniature") else "max_epochs"):
+        assert f"{short_name}: this preset has no train_cfg.{short_name}" in refusal(preset, f"{short_name}={text}")
         return
     # XTuner's own dataset knows of no replay and no parts, and recipe.training.fast computes without dropout.
-    if (knob in ("replay_ratio", "leave_out") and preset == "tutorial") or (
-        knob == "lora_dropout" and preset not in ("tutorial", "lora")
+    if (short_name in ("replay_ratio", "leave_out") and preset == "tutorial") or (
+        short_name == "lora_dropout" and preset not in ("tutorial", "lora")
     ):
-        assert "this preset has no" in refusal(preset, f"{knob}={text}")
+        assert "this preset has no" in refusal(preset, f"{short_name}={text}")
         return
-    before, after = values(config.load_preset(preset)), overridden(preset, f"{knob}={text}")
+    before, after = values(config.load_preset(preset)), overridden(preset, f"{short_name}={text}")
     types = [str(hook["type"]).rpartition(".")[2] for hook in config.load_preset(preset).custom_hooks]
-    paths = [path.replace("ScoreCheckpoints", str(types.index("ScoreCheckpoints"))) for path in KNOBS[knob]]
+    paths = [path.replace("ScoreCheckpoints", str(types.index("ScoreCheckpoints"))) for path in SHORT_NAMES[short_name]]
     assert {path for path in after if after[path] != before[path]} == set(paths)
     assert {path: after[path] for path in paths} == dict.fromkeys(paths, value)
 
@@ -262,7 +262,7 @@ def test_whatever_can_be_overridden_reaches_the_file(preset: str, tmp_path: Path
             with contextlib.suppress(RecipeError):
                 config.override(resolved, [f"{path}={other!r}"])
                 accepted[path] = other
-    assert accepted.keys() >= set(KNOBS["lr"] + KNOBS["r"] + KNOBS["batch_size"])
+    assert accepted.keys() >= set(SHORT_NAMES["lr"] + SHORT_NAMES["r"] + SHORT_NAMES["batch_size"])
     written = reload(resolved, tmp_path)
     assert set(written.keys()) <= set(READ_BY_TRAINER)
     actual = values(written)
@@ -298,7 +298,7 @@ def variables() -> Iterator[str]:
 
     names = {key for key in Config.fromfile(config._builtin()[XTUNERS]) if key not in READ_BY_TRAINER}
     assert {"warmup_ratio", "lr", "max_epochs", "pack_to_max_length"} <= names
-    return iter(sorted(names - KNOBS.keys()))
+    return iter(sorted(names - SHORT_NAMES.keys()))
 
 
 def test_a_variable_of_xtuners_config_would_not_reach_the_trainer_and_is_refused() -> None:
@@ -359,14 +359,16 @@ def test_a_value_of_another_kind_is_refused(setting: str) -> None:
     assert "cannot become" in refusal("qlora", setting)
 
 
-@pytest.mark.parametrize("knob", ["lr", "batch_size", "max_iters", "max_length", "r", "betas"])
-def test_what_the_trainer_needs_cannot_be_none(knob: str) -> None:
-    assert "cannot become None" in refusal("qlora", f"{knob}=None")
+@pytest.mark.parametrize("short_name", ["lr", "batch_size", "max_iters", "max_length", "r", "betas"])
+def test_what_the_trainer_needs_cannot_be_none(short_name: str) -> None:
+    assert "cannot become None" in refusal("qlora", f"{short_name}=None")
 
 
-@pytest.mark.parametrize("knob", ["batch_size", "accumulative_counts", "max_length", "max_iters", "save_steps", "r"])
-def test_a_count_cannot_be_a_fraction(knob: str) -> None:
-    assert "cannot become 2.5" in refusal("qlora", f"{knob}=2.5")
+@pytest.mark.parametrize(
+    "short_name", ["batch_size", "accumulative_counts", "max_length", "max_iters", "save_steps", "r"]
+)
+def test_a_count_cannot_be_a_fraction(short_name: str) -> None:
+    assert "cannot become 2.5" in refusal("qlora", f"{short_name}=2.5")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -460,6 +462,19 @@ def test_what_is_missing_is_named_with_the_target_that_makes_it(
     assert not (tmp_path / "config").exists()
 
 
+def test_the_replay_of_another_base_is_refused(tmp_path: Path) -> None:
+    for name in ("model", "other"):
+        done(tmp_path / name, {})
+    done(tmp_path / "data", {"file": "train.jsonl", "mode": "balanced"})
+    stage.run("replay", tmp_path / "replay", inputs={"model": tmp_path / "other"}, settings={}, work=lambda _: None)
+    (tmp_path / "model" / "a-file").write_text("x", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"replay was made on another base than .*model holds now.*make replay"):
+        config.make(
+            tmp_path / "config", preset="qlora", model=tmp_path / "model", data_folder=tmp_path / "data",
+            replay_folder=tmp_path / "replay", settings=[], seed=0,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("epochs", ["1.3", "2.77", "2"])
 def test_part_of_an_epoch_comes_to_whole_steps_as_xtuners_loop_asks(
     tiny_model: Path, tmp_path: Path, epochs: str
@@ -473,7 +488,7 @@ def test_part_of_an_epoch_comes_to_whole_steps_as_xtuners_loop_asks(
         (out / "replay.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
         return {}
 
-    stage.run("replay", tmp_path / "replay", inputs={}, settings={}, work=answer)
+    stage.run("replay", tmp_path / "replay", inputs={"model": tiny_model}, settings={}, work=answer)
     manifest = config.make(
         tmp_path / "config", preset="miniature", model=tiny_model, data_folder=tmp_path / "data",
         replay_folder=tmp_path / "replay", settings=[f"max_epochs={epochs}"], seed=0,
@@ -579,7 +594,7 @@ def test_ours_stands_first_and_once(key: str, name: str) -> None:
 def test_the_table_of_settings_has_name_type_default_and_meaning() -> None:
     lines = config.settings_help("fast").splitlines()[1:]
     assert lines[0].split() == ["name", "type", "default", "meaning"]
-    assert [line.split()[0] for line in lines[1:]] == list(KNOBS)
+    assert [line.split()[0] for line in lines[1:]] == list(SHORT_NAMES)
     (rank,) = [line for line in lines if line.startswith("r ")]
     assert str(config.load_preset("fast").model.lora.r) in rank
     assert "(not in this preset)" in next(line for line in lines if line.startswith("max_epochs"))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from damage import flip_bit
 from safetensors.torch import load_file, save_file
 
 from recipe.checkpoint.safetensors_io import INDEX
@@ -94,9 +95,7 @@ def test_merging_onto_a_changed_base_is_refused(
 ) -> None:
     model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     adapter = pipeline(tmp_path, model, make_train_folder, checkpoints)
-    content = bytearray((model / "model.safetensors").read_bytes())
-    content[-1] ^= 1  # one bit of one weight
-    (model / "model.safetensors").write_bytes(content)
+    flip_bit(model / "model.safetensors")
     with pytest.raises(RecipeError, match="was made on another base"):
         merge.make(tmp_path / "merged", adapter_folder=adapter, identity_names=())
     assert not (tmp_path / "merged").exists()

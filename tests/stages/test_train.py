@@ -189,10 +189,16 @@ def test_a_checkpoint_cut_short_is_not_taken(prepared: Path, trained: stage.Mani
     assert [path.name for path in train.checkpoints(tmp_path)] == ["iter_8.pth"]
 
 
+def changed_config(run: Path, folder: Path, old: str, new: str) -> Path:
+    """The run's config with `new` in place of `old`, as a file of `folder`."""
+    text = (run / "config" / config.FILE).read_text(encoding="utf-8")
+    assert old in text
+    (folder / "config.py").write_text(text.replace(old, new), encoding="utf-8")
+    return folder / "config.py"
+
+
 def test_a_failed_training_fails_and_says_why(prepared: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "config.py"
-    text = (prepared / "config" / config.FILE).read_text(encoding="utf-8")
-    broken.write_text(text.replace("batch_size=1", "batch_size=0"), encoding="utf-8")
+    broken = changed_config(prepared, tmp_path, "batch_size=1", "batch_size=0")
     with pytest.raises(
         RecipeError, match=r"training failed: ValueError: batch_size should be .*console\.log says more"
     ):
@@ -206,9 +212,7 @@ def test_a_tracker_learns_that_a_training_failed(
 ) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "")
     monkeypatch.setitem(sys.modules, "mlflow", service := Service("mlflow"))
-    broken = tmp_path / "config.py"
-    text = (prepared / "config" / config.FILE).read_text(encoding="utf-8")
-    broken.write_text(text.replace("batch_size=1", "batch_size=0"), encoding="utf-8")
+    broken = changed_config(prepared, tmp_path, "batch_size=1", "batch_size=0")
     monkeypatch.setattr(time, "strftime", lambda *_: "20260101_000000")  # both begin in the same second
     for tracker in (None, "mlflow"):
         with pytest.raises(RecipeError, match="training failed"):
@@ -217,9 +221,7 @@ def test_a_tracker_learns_that_a_training_failed(
 
 
 def test_a_config_of_before_the_folders_is_refused_in_one_line(prepared: Path, tmp_path: Path) -> None:
-    older = tmp_path / "config.py"
-    text = (prepared / "config" / config.FILE).read_text(encoding="utf-8")
-    older.write_text(text.replace("recipe.training.", "recipe."), encoding="utf-8")
+    older = changed_config(prepared, tmp_path, "recipe.training.", "recipe.")
     with pytest.raises(
         RecipeError, match=r"config\.py: was written by an older version, recipe\.hooks is .*make config"
     ):

@@ -102,7 +102,7 @@ def stored(folder: Path, tiny_model: Path, *, ended: bool = True) -> tuple[Any, 
     model, tokenizer = generation.load(tiny_model)
     rows = [{"messages": messages} | ({} if ended else {"ended": False}) for messages in REPLAY]
     (folder / "replay.jsonl").write_text(files.jsonl_text(rows), encoding="utf-8")
-    taught = teacher.distributions(model, tokenizer, REPLAY, [ended] * len(REPLAY), progress="")
+    taught = teacher.distributions(model, tokenizer, REPLAY, [ended] * len(REPLAY))
     teacher.save(taught, folder)
     return model, tokenizer, teacher.load(folder / teacher.FILE)
 
@@ -150,9 +150,9 @@ def test_what_a_reply_came_with_is_what_the_base_would_say_when_asked_again(
         asked.append(len(rows))
         return predictions(model, rows, pad)
 
-    again = teacher.distributions(model, tokenizer, rows, ended, progress="")
+    again = teacher.distributions(model, tokenizer, rows, ended)
     monkeypatch.setattr(teacher, "predictions", listen)
-    taught = teacher.distributions(model, tokenizer, rows, ended, progress="", known=known)
+    taught = teacher.distributions(model, tokenizer, rows, ended, known=known)
     assert sum(asked) == len(rows) - sum(same)  # where the words become other tokens, it is asked
     assert (taught.counts, taught.weights.tolist()) == (again.counts, again.weights.tolist())
     torch.testing.assert_close(taught.log_probs.float(), again.log_probs.float(), atol=5e-3, rtol=1e-3)
@@ -165,8 +165,8 @@ def test_a_reply_that_became_other_tokens_is_asked_again(tiny_model: Path) -> No
     (reply,) = generation.answer(model, tokenizer, [REPLAY[0][:1]], max_new_tokens=4, likeliest=teacher.LIKELIEST)
     assert reply.likeliest
     row = [REPLAY[0][0], assistant("别的话")]
-    alone = teacher.distributions(model, tokenizer, [row], [True], progress="")
-    known = teacher.distributions(model, tokenizer, [row], [True], progress="", known=[reply.likeliest])
+    alone = teacher.distributions(model, tokenizer, [row], [True])
+    known = teacher.distributions(model, tokenizer, [row], [True], known=[reply.likeliest])
     assert known.ids.tolist() == alone.ids.tolist()
 
 

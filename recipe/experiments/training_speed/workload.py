@@ -78,10 +78,11 @@ def flop_per_token() -> float:
     return float(4 * weights + 6 * adapter + 7 * LENGTH * hidden * layers)
 
 
-def matmul_rate(size: int = 8192) -> float:
-    """FLOP/s of a bfloat16 product of random (size, size) matrices on this GPU: the median of 20 after 5."""
+def matmul_rate() -> float:
+    """FLOP/s of a bfloat16 product of random (8192, 8192) matrices on this GPU: the median of 20 after 5."""
     import torch
 
+    size = 8192
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     times = []
     for i in range(25):
