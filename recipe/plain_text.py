@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 # Control characters but white space (tab, line feed, vertical tab, form feed, carriage return, next line), and halves
 # of surrogate pairs: no UTF-8 holds these, so no tokenizer, file or terminal takes them.
 _NOT_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# Joiners (ZWNJ, ZWJ) and Mongolian's vowel separator: spelling in the scripts that join, and the glue of emoji.
+_JOINERS = "\u200c\u200d\u180e"
+# Scripts whose letters have no case, as those that join have none, and which take no joiner.
+_JOIN_NEVER = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "YI SYLLABLE")
+# The flags of England, Scotland and Wales, and numbers' signs of Arabic and Syriac, are of category Cf and seen.
+_FLAG = re.compile("\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f")
+_SEEN = "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
+# Letters, marks and symbols that leave no mark: fillers of Hangul, Braille's blank, Khmer's inherent vowels, joiner.
+_BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
 
 
 def flaw(text: str, *, control: bool = True) -> str | None:
@@ -31,3 +41,33 @@ def flaw(text: str, *, control: bool = True) -> str | None:
 def printable(text: str) -> str:
     """The text with a replacement character for each that is no text, so that it cannot steer a terminal."""
     return _NOT_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def hidden(name: str) -> str | None:
+    """The first character of a name that nobody sees or that turns the direction, and where; None where there is none.
+
+    For names alone. Rows, questions and replies may hold such characters: they are part of what people write, and
+    a model is to read them as they are.
+
+    Args:
+        name: such as NAME or RUN.
+
+    Returns:
+        Its code point, its name in Unicode and its position, for an error.
+    """
+    name = _FLAG.sub(lambda flag: "\U0001f3f4" * len(flag[0]), name)
+    for position, character in enumerate(name):
+        if character in _BLANK or (unicodedata.category(character) == "Cf" and character not in _SEEN):
+            if character in _JOINERS and _may_join(name[:position]):
+                continue
+            title = unicodedata.name(character, "a character without a name")
+            return f"U+{ord(character):04X} ({title}) at character {position + 1}"
+    return None
+
+
+def _may_join(before: str) -> bool:
+    """Whether a joiner may follow: after a letter of a script without case, its marks, or an emoji."""
+    base = next((character for character in reversed(before) if unicodedata.category(character)[0] != "M"), " ")
+    if unicodedata.category(base) in ("So", "Sk"):  # Sk: the skin tones
+        return True
+    return unicodedata.category(base) == "Lo" and not unicodedata.name(base, "").startswith(_JOIN_NEVER)
