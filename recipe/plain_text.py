@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import unicodedata
 
 # Control characters but white space (tab, line feed, vertical tab, form feed, carriage return, next line), and halves
@@ -19,6 +21,8 @@ _SEEN = "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000
 # Letters, marks and symbols that leave no mark: fillers of Hangul, Braille's blank, Khmer's inherent vowels, joiner.
 _BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
 
+UTF8_REMEDY = "set PYTHONUTF8=1, or a locale such as LC_ALL=C.UTF-8, and run it again"
+
 
 def flaw(text: str, *, control: bool = True) -> str | None:
     """What a text holds that is no text, and where; None where there is nothing.
@@ -32,10 +36,46 @@ def flaw(text: str, *, control: bool = True) -> str | None:
         return None
     code = ord(match[0])
     if 0xDC80 <= code <= 0xDCFF:  # Python's mark for what it could not decode (PEP 383)
-        what = f"the byte 0x{code - 0xDC00:02X}, which is no UTF-8,"
+        encoding = "UTF-8" if is_utf8(sys.getfilesystemencoding()) else sys.getfilesystemencoding()
+        what = f"the byte 0x{code - 0xDC00:02X}, which is no {encoding},"
     else:
         what = f"{'half of a surrogate pair' if code >= 0xD800 else 'the control character'} U+{code:04X}"
     return f"{what} at character {match.start() + 1}"
+
+
+def is_utf8(encoding: str) -> bool:
+    """Whether an encoding, as Python names it, is UTF-8."""
+    return encoding.lower().replace("-", "").replace("_", "") == "utf8"
+
+
+def locale_name() -> str:
+    """The setting of the environment that decides how Python reads and writes text, for an error."""
+    names = [name for name in ("LC_ALL", "LC_CTYPE", "LANG") if os.environ.get(name)][:1]
+    names += ["PYTHONUTF8"] * (os.environ.get("PYTHONUTF8") == "0")
+    return ", ".join(f"{name}={os.environ[name]}" for name in names) or "no LANG is set"
+
+
+def misread(text: str, encoding: str | None = None) -> str | None:
+    """Why a sound text arrived as another one: it was typed in UTF-8, and the locale read it as something else.
+
+    Args:
+        text: from the command line, the environment or a terminal.
+        encoding: that it was read in; None is the locale's.
+
+    Returns:
+        The fault and its remedy, for an error; None where the text was read as it was typed.
+    """
+    encoding = encoding or sys.getfilesystemencoding()
+    if is_utf8(encoding):
+        return None
+    try:
+        typed = text.encode(encoding, "surrogateescape")
+        typed.decode("utf-8")
+    except UnicodeError:  # typed in the locale's encoding, or no text at all, which is `flaw`'s
+        return None
+    if typed.isascii():
+        return None
+    return f"the locale ({locale_name()}) reads text as {encoding}, and this is UTF-8: {UTF8_REMEDY}"
 
 
 def printable(text: str) -> str:
