@@ -14,7 +14,6 @@ from recipe.chat_format import assistant, user
 from recipe.engine import Engine, Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
-from recipe.pipeline import stage
 from recipe.plain_text import flaw, misread, printable
 from recipe.serving.context import fit
 
@@ -55,8 +54,6 @@ def run(
         RecipeError: the model cannot be loaded, or `max_new_tokens` leaves no room for a question.
     """
     loaded, tokenizer = generation.load(model, adapter)
-    if any(stage.read_manifest(folder) is None for folder in (model, adapter or model)):
-        generation.refuse_not_finite(loaded, adapter or model)  # no stage has looked at it
     with Engine(loaded, tokenizer, slots=1) as engine:
         room = engine.length - max_new_tokens
         if room <= 0:
