@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -47,6 +48,7 @@ class Fault:
     wait: threading.Event | None = None  # with cut: not before this happens
     silent: threading.Event | None = None  # not a byte before this happens, then the connection ends
     loop: bool = False  # a redirect to the same address
+    drip: float | None = None  # seconds between two bytes of the answer, after `cut` of them where it is set
 
 
 class HubServer(ThreadingHTTPServer):
@@ -54,6 +56,7 @@ class HubServer(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
+    stopped = False
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -71,6 +74,7 @@ class HubServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def stop(self) -> None:
+        self.stopped = True
         self.shutdown()
         self.server_close()
 
@@ -192,6 +196,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.met.silent.wait(60)
             self.close_connection = True
             return True
+        if self.met and self.met.drip is not None and request.kind == "list":
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            self.drip_bytes(b" " * 100000, self.met.drip)
+            return True
         if self.met and self.met.loop:
             self.send_json({}, 302, {"Location": self.path})
             return True
@@ -207,6 +217,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(self.met.raw)
             return True
         return False
+
+    def drip_bytes(self, content: bytes, seconds: float) -> None:
+        """Send a byte at a time until the client goes away, or the server ends."""
+        for at in range(len(content)):
+            if self.server.stopped:
+                break
+            self.wfile.write(content[at : at + 1])
+            time.sleep(seconds)
+        self.close_connection = True
 
     def hf_listing(self, revision: str, query: dict[str, list[str]]) -> None:
         if self.failed(self.record_request("list")) or not self.has_revision(unquote(revision), "hf"):
@@ -287,7 +306,9 @@ class _Handler(BaseHTTPRequestHandler):
             block = content[at : min(at + (1 << 16), end)]
             self.wfile.write(block)
             request.sent += len(block)
-        if fault and fault.cut is not None:
+        if fault and fault.drip is not None:
+            self.drip_bytes(content[end:], fault.drip)
+        elif fault and fault.cut is not None:
             if fault.wait:
                 fault.wait.wait(60)
             self.close_connection = True
