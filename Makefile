@@ -79,7 +79,9 @@ runtime = $(eval runtime := $(or $(filter docker local,$(or $(strip $(RUNTIME)),
 RECIPE  = $(if $(filter docker,$(runtime)),docker/compose.sh stage,$(PYTHON) -m recipe)
 # `$(call option,--name,NAME)` is --name "$NAME" where NAME is set, and nothing where it is empty.
 option = $${$2:+$1 "$$$2"}
-common = $(call option,--run,RUN)
+# Which verbs ran before in this make: what a run remembers is said by the first that asks for it, and by no other.
+ran :=
+common = $(call option,--run,RUN) $(foreach verb,$(ran),--after $(verb))$(eval ran += $@)
 # `$(call split,CHAT)` makes `words` of what CHAT holds, quoted as in a shell; nothing in it is expanded.
 split = words=(); if [ -n "$$$1" ]; then text=$$(xargs printf '%s\n' <<<"$$$1" 2>/dev/null) || { \
   echo "error: $1 has a quote without its other half on the same line: quote it as in a shell" >&2; exit 1; }; \

@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,10 +49,13 @@ class Fault:
     wait: threading.Event | None = None  # with cut: not before this happens
     silent: threading.Event | None = None  # not a byte before this happens, then the connection ends
     loop: bool = False  # a redirect to the same address
+    drip: float | None = None  # seconds between two bytes of the answer, after `cut` of them where it is set
 
 
 class HubServer(LocalServer):
     """files: what the repository holds. Everything that is asked for is in `requests`."""
+
+    stopped = False
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
@@ -61,6 +65,10 @@ class HubServer(LocalServer):
         self.license: str | None = None  # of the repository's card, which Hugging Face's listing holds
         self.lock = threading.Lock()
         super().__init__(_Handler)
+
+    def stop(self) -> None:
+        self.stopped = True
+        super().stop()
 
     def requests_for(self, kind: str, name: str = "") -> list[Request]:
         return [r for r in list(self.requests) if r.kind == kind and (not name or r.name == name)]
@@ -168,6 +176,12 @@ class _Handler(Handler):
             self.met.silent.wait(60)
             self.close_connection = True
             return True
+        if self.met and self.met.drip is not None and request.kind == "list":
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            self.drip_bytes(b" " * 100000, self.met.drip)
+            return True
         if self.met and self.met.loop:
             self.send_json({}, 302, {"Location": self.path})
             return True
@@ -180,6 +194,15 @@ class _Handler(Handler):
             self.send(200, self.met.raw)
             return True
         return False
+
+    def drip_bytes(self, content: bytes, seconds: float) -> None:
+        """Send a byte at a time until the client goes away, or the server ends."""
+        for at in range(len(content)):
+            if self.server.stopped:
+                break
+            self.wfile.write(content[at : at + 1])
+            time.sleep(seconds)
+        self.close_connection = True
 
     def hf_listing(self, revision: str, query: dict[str, list[str]]) -> None:
         if self.failed(self.record_request("list")) or not self.has_revision(unquote(revision), "hf"):
@@ -254,7 +277,9 @@ class _Handler(Handler):
             block = content[at : min(at + (1 << 16), end)]
             self.wfile.write(block)
             request.sent += len(block)
-        if fault and fault.cut is not None:
+        if fault and fault.drip is not None:
+            self.drip_bytes(content[end:], fault.drip)
+        elif fault and fault.cut is not None:
             if fault.wait:
                 fault.wait.wait(60)
             self.close_connection = True

@@ -22,6 +22,7 @@ class IndexServer(LocalServer):
         raw: the JSON that it answers with, in place of its listing.
         html: whether it has no JSON, as some mirrors, so that sizes are not announced.
         cuts: after how many bytes of a body the next answers with a file end.
+        drip: the beginning of a path whose answer comes a byte at a time, until something happens.
         silent: what it waits for before it answers under that beginning of a path, in place of an answer.
         loop: the beginning of the paths that redirect to themselves.
         requests: path and Range of everything that was asked for.
@@ -33,6 +34,7 @@ class IndexServer(LocalServer):
         self.raw: bytes | None = None
         self.cuts: list[int] = []
         self.silent: tuple[str, threading.Event] | None = None
+        self.drip: tuple[str, threading.Event] | None = None
         self.loop: str | None = None
         self.requests: list[tuple[str, str | None]] = []
         self.announced = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
@@ -58,6 +60,13 @@ class _Handler(Handler):
             self.server.requests.append((self.path, self.headers.get("Range")))
         if self.server.silent and self.path.startswith(self.server.silent[0]):
             self.server.silent[1].wait(60)
+            self.close_connection = True
+        elif self.server.drip and self.path.startswith(self.server.drip[0]):
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            while not self.server.drip[1].wait(0.02):
+                self.wfile.write(b" ")
             self.close_connection = True
         elif self.server.loop and self.path.startswith(self.server.loop):
             self.send(302, headers={"Location": self.path})

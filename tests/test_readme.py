@@ -93,6 +93,14 @@ def test_every_preset_and_no_other_is_described(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", READMES)
+def test_the_settings_of_an_example_are_those_of_its_preset(name: str) -> None:
+    examples = [line for line in code_of(TEXT[name]) if "MODEL=miniature" in line and "SET='" in line]
+    assert examples
+    for example in examples:
+        config.check_settings("miniature", example.split("SET='")[1].split("'")[0].split())
+
+
+@pytest.mark.parametrize("name", READMES)
 def test_every_stage_is_described_in_order(name: str) -> None:
     table = TEXT[name].split("\n| `make` |")[1].split("\n\n")[0]
     described = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)

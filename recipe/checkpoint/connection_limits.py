@@ -1,7 +1,10 @@
-"""Limits for every client of a hub or package index: seconds of silence, and redirects one after the other."""
+"""Limits for every client of a hub or package index: seconds of silence, bytes a second, redirects in a row."""
 
 from __future__ import annotations
 
+import http.client
+import io
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +12,48 @@ from typing import Any
 MAX_REDIRECTS = 5
 # Seconds to connect, and in which no byte may come. `retry` makes some tries.
 CONNECT, SILENCE = 10.0, 30.0
+# As curl's --speed-time and --speed-limit: seconds of waiting in which an answer must bring so many bytes a second. An
+# answer that comes a byte at a time is never silent, and would take for ever.
+WINDOW, LOWEST = 60.0, 1024
+
+
+class TooSlowError(TimeoutError):
+    """An answer brings less than `LOWEST` bytes a second over `WINDOW` seconds."""
+
+
+class _Watched(io.RawIOBase):
+    """The answer of a server, from which reading ends where it is too slow.
+
+    Only the time of waiting for the network counts, not that of whoever reads.
+
+    Args:
+        raw: the socket's own.
+    """
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw, self._bytes, self._seconds = raw, 0, 0.0
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def readinto(self, buffer: Any) -> int | None:
+        start = time.monotonic()
+        count = self._raw.readinto(buffer)
+        self._seconds += time.monotonic() - start
+        self._bytes += count or 0
+        if count and self._seconds >= WINDOW:
+            if self._bytes < LOWEST * self._seconds:
+                raise TooSlowError(f"less than {LOWEST:,} bytes a second came for {self._seconds:.0f} s")
+            self._bytes, self._seconds = 0, 0.0
+        return int(count) if count is not None else None
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+            super().close()
 
 
 def timeouts() -> tuple[float, float]:
@@ -26,14 +71,20 @@ def limited(silence: float | None = None) -> Iterator[None]:
         silence: seconds in which no byte may come, in place of SILENCE.
 
     Raises:
-        requests.TooManyRedirects, requests.Timeout: in the context, from the request that meets the limit.
+        requests.TooManyRedirects, requests.Timeout, requests.ConnectionError: in the context, from the request that
+            meets the limit; `TooSlowError` is among the causes where the answer is too slow.
     """
     from requests import TooManyRedirects
     from requests.adapters import HTTPAdapter
 
-    send, redirects = HTTPAdapter.send, 0
     connect, usual = timeouts()
     limits = connect, silence or usual
+    send, redirects, begin = HTTPAdapter.send, 0, http.client.HTTPResponse.begin
+
+    def watched(self: http.client.HTTPResponse) -> None:
+        if self.fp is not None and not isinstance(self.fp.raw, _Watched):
+            self.fp = io.BufferedReader(_Watched(self.fp.detach()))
+        begin(self)
 
     def bounded(self: Any, request: Any, **options: Any) -> Any:
         nonlocal redirects
@@ -48,8 +99,9 @@ def limited(silence: float | None = None) -> Iterator[None]:
         return response
 
     adapter: Any = HTTPAdapter
-    adapter.send = bounded
+    answer: Any = http.client.HTTPResponse
+    adapter.send, answer.begin = bounded, watched
     try:
         yield
     finally:
-        adapter.send = send
+        adapter.send, answer.begin = send, begin

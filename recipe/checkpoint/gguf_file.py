@@ -63,7 +63,7 @@ def write(
         The number of parameters, and the vocabulary.
 
     Raises:
-        RecipeError: llama.cpp cannot hold the model, or a weight is beyond 16 bits.
+        RecipeError: llama.cpp cannot hold the model, or a weight is not finite or beyond 16 bits.
     """
     import torch
 
@@ -82,6 +82,11 @@ def write(
         for tensor_name in shape.llama():
             with safe_open(model / where[tensor_name], framework="pt") as shard:
                 tensor = shard.get_tensor(tensor_name)
+            if not all_finite(tensor):
+                raise RecipeError(
+                    f"{shown(model)}: {tensor_name} holds values that are not finite: remove that folder and run "
+                    f"`make merge` again"
+                )
             tensor = _llama_cpp_rows(tensor_name, tensor, config["model_type"], shape)
             for kind, writer in writers.items():
                 writer.write_tensor_data(_values(tensor_name, tensor, _type(kind, tensor_name, tensor.shape), pool.map))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
-from recipe.checkpoint.connection_limits import MAX_REDIRECTS, timeouts
+from recipe.checkpoint.connection_limits import MAX_REDIRECTS, limited, timeouts
 from recipe.checkpoint.hub_clients import MoreThanAnnouncedError, RemoteFile, refuse_without_scheme
 from recipe.errors import RecipeError
 
@@ -42,6 +42,7 @@ class PackageIndex:
     def commit(self) -> str:
         return self.revision  # an index never changes a version
 
+    @limited()
     def listing(self) -> dict[str, RemoteFile]:
         project = re.sub(r"[-_.]+", "-", self.repo).lower()
         if "://" not in index_url():
@@ -61,6 +62,7 @@ class PackageIndex:
             listed[name] = RemoteFile(int(size), file["hashes"].get("sha256"))
         return listed
 
+    @limited()
     def download(self, name: str, remote: RemoteFile, folder: Path) -> None:
         from tqdm import tqdm
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from recipe.checkpoint.connection_limits import TooSlowError
 from recipe.errors import RecipeError
 from recipe.pipeline.stage import say
 
@@ -25,7 +26,8 @@ def with_retries(call: Callable[[], T], what: str, *, progress: Callable[[], int
     Args:
         call: to make.
         what: for messages, such as the hub and the file.
-        progress: the bytes that are here. Whenever they have grown since the last try, the tries count from 0 again.
+        progress: the bytes that are here. Whenever they have grown since the last try, the tries count from 0 again,
+            unless they came too slowly.
 
     Returns:
         What `call` returns.
@@ -61,9 +63,10 @@ def with_retries(call: Callable[[], T], what: str, *, progress: Callable[[], int
                 raise _failed(what, reason, "run it again; if it says so again, check the mirror") from error
             if status is not None and status not in (408, 416, 429) and status < 500:
                 raise _http_error(what, status) from error
-            if (bytes_now := progress()) > bytes_before:
+            slow = next((str(e) for e in chain if isinstance(e, TooSlowError)), None)
+            if (bytes_now := progress()) > bytes_before and not slow:  # what moves too slowly would count for ever
                 tries, bytes_before = 0, bytes_now
-            reason = f"HTTP {status}" if status else f"the connection failed ({cuts[-1]})"
+            reason = slow or (f"HTTP {status}" if status else f"the connection failed ({cuts[-1]})")
             if tries == len(DELAYS):
                 raise _failed(
                     what,

@@ -25,7 +25,7 @@ from recipe.errors import RecipeError
 from recipe.library_logging import close_bars, quieten
 from recipe.paths import ROOT
 from recipe.pipeline import choices, table
-from recipe.plain_text import flaw
+from recipe.plain_text import flaw, misread
 
 # Seconds after which a process that goes on after a signal to end is interrupted again: twice within what Docker waits.
 INTERRUPT_AGAIN_AFTER = 4
@@ -50,12 +50,18 @@ def _refuse_what_is_no_text(options: dict[str, Any]) -> None:
     """Check every option, also paths: none could stand in a manifest.
 
     Raises:
-        RecipeError: one holds half of a surrogate pair, bytes that are no UTF-8, or a control character.
+        RecipeError: one holds half of a surrogate pair, bytes that are no UTF-8, or a control character; or the locale
+            read it as another text than was typed.
     """
     for name, value in options.items():
         for each in value if isinstance(value, list) else [value]:
-            if isinstance(each, str | Path) and (fault := flaw(str(each))):
-                raise RecipeError(f"--{name.replace('_', '-')} is no text: it holds {fault}; remove it")
+            if not isinstance(each, str | Path):
+                continue
+            option, fault, wrong = f"--{name.replace('_', '-')}", flaw(str(each)), misread(str(each))
+            if wrong and (fault or isinstance(each, str)):  # a path leads to its file in any locale
+                raise RecipeError(f"{option}: {wrong}")
+            if fault:
+                raise RecipeError(f"{option} is no text: it holds {fault}; remove it")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from recipe.checkpoint import precision
 from recipe.cli import hardware
 from recipe.cli.experiment_commands import run_bench, run_sweep
 from recipe.cli.next_steps import next_steps
+from recipe.cli.parser import option_names
 from recipe.cli.same_command import training_command
 from recipe.cli.serving_commands import run_api, run_chat, run_demo
 from recipe.errors import RecipeError
@@ -33,7 +34,8 @@ def _run(options: argparse.Namespace) -> Run:
     run = Run(options.work, checked_name(options.run))
     default = {"model": "miniature"} if options.verb == "quickstart" else {}
     if options.verb != "speed" and not hasattr(options, "chosen"):
-        choices.complete(options, options.work / options.run, **default)
+        said = {name for verb in options.after for name in option_names(verb)}
+        choices.complete(options, options.work / options.run, said=said, **default)
     if getattr(options, "nnodes", 1) > 1:
         stage.wait_for_locks()  # held by the other machines, with which this one may share the folder
     return run

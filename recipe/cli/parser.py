@@ -88,7 +88,15 @@ def _add_verb(verbs: Any, verb: str, summary: str, run: str = "main") -> argpars
     shown = run or "the one that merged last"
     sub.add_argument("--run", default=run, help=f"name of the run, its folder under --work (default: {shown})")
     sub.add_argument("--work", type=absolute_path, default=ROOT / "work", help="where all results go (default: work)")
+    sub.add_argument(
+        "--after", action="append", default=[], help=argparse.SUPPRESS
+    )  # make's: the verbs that ran before
     return sub
+
+
+def option_names(verb: str) -> set[str]:
+    """The names of a verb's options, as argparse's namespace has them."""
+    return set(vars(build_parser().parse_args([verb])))
 
 
 # --- Options that several verbs share -----------------------------------------------------------------------------

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+
+from recipe.plain_text import UTF8_REMEDY, locale_name
 
 # What the operating system refuses, and what a user can do about it.
 REMEDIES = {
@@ -28,7 +31,9 @@ def remedy(error: BaseException | None) -> str | None:
             return f"{error.filename or 'writing'}: {REMEDIES[error.errno]}"
         if isinstance(error, UnicodeEncodeError):
             character = error.object[error.start]
-            return f"the output, in {error.encoding}, cannot show {character!a}: set PYTHONIOENCODING=utf-8"
+            if os.environ.get("PYTHONIOENCODING"):
+                return f"the output, in {error.encoding}, cannot show {character!a}: set PYTHONIOENCODING=utf-8"
+            return f"{error.encoding}, of the locale ({locale_name()}), has no {character!a}: {UTF8_REMEDY}"
         text = str(error)
         if "No space left on device" in text or "os error 28" in text:
             return f"writing: {REMEDIES[errno.ENOSPC]}"

@@ -21,6 +21,7 @@ from recipe.chat_format import SPECIAL
 from recipe.errors import RecipeError
 from recipe.languages import LANGUAGES
 from recipe.paths import DATA, shown
+from recipe.plain_text import hidden
 
 LONGEST_NAME = 40
 # The file in which stage `data` writes the identity that its rows teach.
@@ -134,6 +135,10 @@ def check_name(what: str, value: str) -> None:
         raise RecipeError(
             f"{what} holds {match.group()!r} at position {match.start() + 1}: braces, quotes, slashes, angle brackets, "
             f"bars and control characters cannot stand in a name; leave it out (an apostrophe may be typed as ’)"
+        )
+    if character := hidden(value):
+        raise RecipeError(
+            f"{what} holds {character}, which nobody sees: the model would learn a name that nobody types; leave it out"
         )
     if match := SPECIAL.search(value):
         raise RecipeError(

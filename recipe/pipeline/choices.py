@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,15 @@ TOGETHER = {
 }
 
 
-def complete(options: argparse.Namespace, folder: Path, **defaults: Any) -> None:
-    """Fill every choice in `options` that is None from the run's file or the defaults; `save` writes them down."""
+def complete(options: argparse.Namespace, folder: Path, *, said: Collection[str] = (), **defaults: Any) -> None:
+    """Fill every choice in `options` that is None from the run's file or the defaults; `save` writes them down.
+
+    Args:
+        options: of the verb, by argparse.
+        folder: of the run.
+        said: choices that an earlier verb of the same chain has said it recalled.
+        defaults: of the verb, before those of all.
+    """
     saved = read(folder / FILE)
     given = {key: _plain(getattr(options, key)) for key in DEFAULTS if getattr(options, key, None) is not None}
     chosen_before = defaults | saved  # a verb's own default is a choice: what follows `quickstart` is about its model
@@ -95,7 +103,9 @@ def complete(options: argparse.Namespace, folder: Path, **defaults: Any) -> None
         value = chosen.get(key, otherwise[key])
         setattr(options, key, _typed(key, value))
     if recalled := [
-        f"{key.upper()}={_shown(chosen[key])}" for key in offered if key in saved and key in chosen and key not in given
+        f"{key.upper()}={_shown(chosen[key])}"
+        for key in offered
+        if key in saved and key in chosen and key not in given and key not in said
     ]:
         say("run", f"{folder.name}: as before, {' '.join(recalled)}")
     options.chosen = chosen

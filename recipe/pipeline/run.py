@@ -11,6 +11,7 @@ from pathlib import Path
 from recipe.errors import RecipeError
 from recipe.languages import LANGUAGES
 from recipe.pipeline import bases, stage
+from recipe.plain_text import hidden
 
 # Folders under --work that belong to no run, or to the runs of a verb that is called so, and to other tools.
 SHARED = ("models", "hub", "replay")
@@ -78,6 +79,8 @@ def checked_name(run: str, verb: str | None = None) -> str:
     Raises:
         RecipeError: no folder of a run can be called so, or another verb's folder is.
     """
+    if character := hidden(run):
+        raise RecipeError(f"RUN={run!a}: holds {character}, which nobody sees in a folder's name; leave it out")
     if not re.fullmatch(r"[\w][\w.-]*", run) or run in SHARED:
         raise RecipeError(
             f"RUN={run!r}: a run is named with letters, digits, '-', '_' and '.', and none of {', '.join(SHARED)}"

@@ -14,8 +14,7 @@ from recipe.chat_format import assistant, user
 from recipe.engine import Engine, Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
-from recipe.pipeline import stage
-from recipe.plain_text import flaw, printable
+from recipe.plain_text import flaw, misread, printable
 from recipe.serving.context import fit
 
 HELP = "/help 说明 help · /reset 清空对话 start over · /exit 退出 leave (Ctrl-D) · Ctrl-C 停止回答 stop the reply"
@@ -55,8 +54,6 @@ def run(
         RecipeError: the model cannot be loaded, or `max_new_tokens` leaves no room for a question.
     """
     loaded, tokenizer = generation.load(model, adapter)
-    if any(stage.read_manifest(folder) is None for folder in (model, adapter or model)):
-        generation.refuse_not_finite(loaded, adapter or model)  # no stage has looked at it
     with Engine(loaded, tokenizer, slots=1) as engine:
         room = engine.length - max_new_tokens
         if room <= 0:
@@ -104,6 +101,8 @@ def _converse(engine: Engine, prompt: str | None, start: list[dict[str, str]], s
             messages = list(start)
         elif question in SHOW_HELP:
             print(WHOLE_HELP, file=sys.stderr)
+        elif fault := misread(question, sys.stdin.encoding):
+            print(f"what you typed was not sent: {fault}", file=sys.stderr)
         elif fault := flaw(question):
             print(f"what you typed holds {fault}: it was not sent", file=sys.stderr)
         elif command := COMMAND.fullmatch(question):

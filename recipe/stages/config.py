@@ -258,7 +258,7 @@ def make(
         for line in [*lines(expected), *about_own]:
             stage.say("config", line)
         if preset != "miniature" and (needed := memory.predict(config, model, processes)):
-            stage.say("config", _memory_line(needed))
+            stage.say("config", _memory_line(needed, gpu))
         tutorial = tutorial_tokens(read_identity(data_folder), model)
         stage.say("config", f"{expected.trained_tokens / tutorial:.0%} of the tokens that the tutorial trains on")
         return ConfigResults(
@@ -272,11 +272,12 @@ def make(
     return stage.run("config", folder, inputs=inputs, settings=chosen, work=work)
 
 
-def _memory_line(needed: Memory) -> str:
-    """The line about the memory that a training needs, a warning where this GPU has less."""
+def _memory_line(needed: Memory, gpu: bool) -> str:
+    """The line about the memory that a training needs, a warning where this GPU has less. gpu: whether there is one."""
     there = gpu_memory()
     short = there is not None and needed.total >> 20 > there
-    return f"warning: this GPU has {there:,} MiB; {needed.line()}" if short else needed.line()
+    line = needed.line(gpu=gpu)
+    return f"warning: this GPU has {there:,} MiB; {line}" if short else line
 
 
 def _check_schedule(config: Any) -> None:

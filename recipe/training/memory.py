@@ -1,7 +1,7 @@
-"""The memory that a run of a fast preset will take, computed from its config before it starts: a GPU's, or a CPU's.
+"""The memory that a run of a fast preset will take, computed from its config before it starts.
 
-It is the peak of what PyTorch allocates; the driver's own 500 MiB and the allocator's reserve come on top, on a CPU the
-libraries.
+It is the peak of what PyTorch allocates; on a GPU the driver's own 500 MiB and the allocator's reserve come on top.
+Without a GPU Python's libraries come on top: the number is a lower bound.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Memory:
     def total(self) -> int:
         return self.weights + self.adapter + self.activations + self.work
 
-    def line(self) -> str:
-        """The line for the user."""
+    def line(self, *, gpu: bool) -> str:
+        """The line for the user. gpu: whether the memory is a GPU's."""
         parts = ", ".join(
             f"{name} {getattr(self, name) >> 20:,}" for name in ("weights", "adapter", "activations", "work")
         )
-        return f"about {self.total >> 20:,} MiB of GPU memory: {parts}"
+        return f"{'about' if gpu else 'at least'} {self.total >> 20:,} MiB of {'GPU ' if gpu else ''}memory: {parts}"
 
 
 def predict(config: Any, model: Path, processes: int = 1) -> Memory | None:
@@ -57,10 +57,10 @@ def predict(config: Any, model: Path, processes: int = 1) -> Memory | None:
     if "recompute" not in config.model:
         return None
     shape = Shape.of(read_json(model / "config.json", ConfigShape))
-    size = 4 if str(config.model.llm.torch_dtype).endswith("float32") else 2  # bytes of a number
     tokens = config.train_dataloader.batch_size * config.train_dataloader.dataset.max_length
     r, hidden, intermediate = config.model.lora.r, shape.hidden, shape.intermediate
     kv = hidden // shape.heads * shape.kv_heads
+    width = 4 if "float32" in str(config.model.llm.get("torch_dtype")) else 2  # bytes of a value
     # (out features, in features, projections) of the products of a layer
     groups = [
         (hidden + 2 * kv, hidden, 3),
@@ -74,19 +74,19 @@ def predict(config: Any, model: Path, processes: int = 1) -> Memory | None:
     unfused = (2 - shape.tied) * shape.vocab * hidden + shape.layers * (norms + biases) + hidden
     if "quantization_config" in config.model.llm:
         # Half a byte per weight, a byte per 64 weights, 4 bytes per 256 of those; and the shared dequantised matrix.
-        weights = int(linear * (1 / 2 + 1 / 64 + 4 / (64 * 256))) + size * (unfused + fused_linear)
+        weights = int(linear * (1 / 2 + 1 / 64 + 4 / (64 * 256))) + width * (unfused + fused_linear)
     else:
-        weights = size * (shape.layers * fused_linear + unfused) + (2 * linear if config.model.fp8 else 0)
+        weights = width * (shape.layers * fused_linear + unfused) + (2 * linear if config.model.fp8 else 0)
     adapter = shape.layers * r * sum(n + count * k for n, k, count in groups)
 
     # Bytes per token that a layer saves: its input, q/k/v, attention's result, the sum after it, gate and up, seven
     # x Aᵀ; log-sums.
-    saved = size * (hidden + (hidden + 2 * kv) + hidden + hidden + 2 * intermediate + 7 * r) + 4 * shape.heads
+    saved = width * (hidden + (hidden + 2 * kv) + hidden + hidden + 2 * intermediate + 7 * r) + 4 * shape.heads
     # The peak of its backward pass: dy twice, the gradients of the gated product, of gate and up.
-    backward = size * (hidden + (hidden + r) + intermediate + (2 * intermediate + 2 * r))
-    stored = size * hidden if config.model.recompute else saved
+    backward = width * (hidden + (hidden + r) + intermediate + (2 * intermediate + 2 * r))
+    stored = width * hidden if config.model.recompute else saved
     layer = tokens * (backward + (saved if config.model.recompute else 0))
-    loss = size * (ROWS * shape.vocab + 3 * hidden * tokens)
+    loss = width * (ROWS * shape.vocab + hidden * 3 * tokens)
     # The backward pass starts with all activations and no gradients, and ends with the reverse.
     activations = shape.layers * stored * tokens
     adapter_bytes = 12 if processes == 1 else 16

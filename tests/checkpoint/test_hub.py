@@ -472,6 +472,55 @@ def test_a_hub_that_falls_silent_in_the_middle_of_a_file_is_given_up_and_the_nex
     assert (fetch(source).folder / SHARD).read_bytes() == server.files[SHARD]
 
 
+@pytest.fixture
+def short_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_limits, "WINDOW", 0.3)
+
+
+@pytest.mark.usefixtures("short_window")
+@pytest.mark.parametrize("kind", ["list", "get"])
+def test_a_hub_that_sends_a_byte_now_and_then_is_given_up(
+    kind: str, source: str, server: HubServer, fetch: Fetch, sleeps: list[float]
+) -> None:
+    server.faults = [Fault(kind, drip=0.02, cut=0, times=NEVER)]
+    message = error_message(fetch, source)
+    assert "less than 1,024 bytes a second came for 0 s, 6 times in a row: check the network or try the" in message
+    assert len(sleeps) == len(retry.DELAYS)
+
+
+@pytest.mark.usefixtures("short_window", "sleeps")
+def test_the_part_of_a_file_that_came_too_slowly_is_kept_and_the_next_run_goes_on(
+    source: str, padded: HubServer, tmp_path: Path, fetch: Fetch
+) -> None:
+    half = 12 << 20
+    server = padded
+    server.faults = [
+        Fault("get", SHARD, drip=0.02, cut=half),
+        Fault("get", SHARD, drip=0.02, cut=0, times=NEVER),
+    ]
+    message = error_message(fetch, source)
+    assert "less than 1,024 bytes a second" in message
+    assert "run it again: it goes on where it stopped" in message
+    parts = [file for file in (tmp_path / "hub").rglob("*") if file.is_file() and file.stat().st_size >= 10_000_000]
+    assert len(parts) == 1
+    server.faults = []
+    before = len(server.requests_for("get", SHARD))
+    assert (fetch(source).folder / SHARD).read_bytes() == server.files[SHARD]
+    assert all(request.range for request in server.requests_for("get", SHARD)[before:])
+
+
+@pytest.mark.usefixtures("short_window")
+def test_a_reader_that_takes_its_time_is_no_slow_hub(source: str, server: HubServer) -> None:
+    import requests
+
+    with connection_limits.limited(), requests.get(f"{server.url}/cdn/{SHARD}", stream=True, timeout=5) as answer:
+        content = b""
+        for block in answer.iter_content(1 << 12):
+            content += block
+            time.sleep(0.05)
+    assert content == server.files[SHARD]
+
+
 @pytest.mark.parametrize("kind", ["list", "head", "get"])
 def test_redirects_without_end_are_said(
     kind: str, source: str, server: HubServer, fetch: Fetch, sleeps: list[float]

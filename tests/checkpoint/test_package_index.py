@@ -215,6 +215,20 @@ def test_an_index_that_sends_nothing_is_given_up(
 
 
 @pytest.mark.parametrize("path", ["/simple/", "/packages/"])
+def test_an_index_that_sends_a_byte_now_and_then_is_given_up(
+    path: str, server: IndexServer, pinned: bases.PinnedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_limits, "WINDOW", 0.3)
+    over = threading.Event()
+    server.drip = (path, over)
+    try:
+        with pytest.raises(RecipeError, match=r"less than 1,024 bytes a second .*6 times in a row: check the network"):
+            fetch(pinned, tmp_path)
+    finally:
+        over.set()
+
+
+@pytest.mark.parametrize("path", ["/simple/", "/packages/"])
 def test_an_index_that_redirects_in_circles_is_given_up(
     path: str, server: IndexServer, pinned: bases.PinnedModel, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,7 @@ class Done:
     out: str
     errors: list[str]
     calls: list[Call]
+    after: list[list[str]] = field(default_factory=list)  # the verbs that each was told of, once `verbs` has looked
 
     def of(self, tool: str, beginning: str = "") -> list[Call]:
         return [call for call in self.calls if call.tool == tool and call.line.startswith(beginning)]
@@ -86,7 +88,12 @@ class Done:
         local = [call.arguments[2:] for call in self.of("python", "-m recipe ")]
         runs = [call.arguments for call in self.of("docker", "compose run ")]
         assert not (local and runs)
-        return local or [arguments[service_in(arguments) + 1 :] for arguments in runs]
+        whole = local or [arguments[service_in(arguments) + 1 :] for arguments in runs]
+        self.after = [[b for a, b in itertools.pairwise(words) if a == "--after"] for words in whole]
+        return [
+            [word for i, word in enumerate(words) if "--after" not in (word, words[i - 1] if i else "")]
+            for words in whole
+        ]
 
 
 class Machine:
@@ -223,6 +230,14 @@ def test_the_environment_and_the_completion_of_shells_pass(machine: Machine) -> 
 
 def test_another_runtime_is_refused_by_the_doctor_too(machine: Machine) -> None:
     assert "RUNTIME=podman is neither docker nor local" in "\n".join(machine.make("doctor", "RUNTIME=podman").errors)
+
+
+@pytest.mark.parametrize("runtime", ["local", "docker"])
+def test_each_verb_of_a_chain_is_told_which_ran_before(machine: Machine, runtime: str) -> None:
+    done = machine.make("gguf", f"RUNTIME={runtime}")
+    verbs = [words[0] for words in done.verbs()]
+    assert verbs[-2:] == ["merge", "gguf"]
+    assert done.after == [verbs[:number] for number in range(len(verbs))]
 
 
 @pytest.mark.parametrize("target", ["help", "clean"])
@@ -438,8 +453,8 @@ def test_machines_told_by_the_environment_are_told_too(machine: Machine) -> None
 
 def test_a_container_gets_as_many_gpus_as_processes_train(machine: Machine) -> None:
     def gpus_and_words(*words: str) -> tuple[str | None, list[str]]:
-        run = machine.make("train", *words, "RUNTIME=docker").of("docker", "compose run")[-1]
-        return run.environment.get("GPUS"), run.arguments[service_in(run.arguments) + 1 :]
+        done = machine.make("train", *words, "RUNTIME=docker")
+        return done.of("docker", "compose run")[-1].environment.get("GPUS"), done.verbs()[-1]
 
     assert gpus_and_words() == (None, ["train"])
     assert gpus_and_words("GPUS=2") == ("2", ["train", "--gpus", "2"])

@@ -20,7 +20,8 @@ from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.pipeline import stage
 from recipe.serving import terminal
-from recipe.stages import convert, evaluate, export, model
+from recipe.serving.model_host import ModelHost
+from recipe.stages import convert, evaluate, export, gguf, model
 
 
 def chat(folder: Path, adapter: Path | None = None) -> None:
@@ -79,6 +80,39 @@ def test_weights_that_are_no_numbers_are_refused_where_they_enter(
     spoil(base / "model.safetensors")
     with pytest.raises(RecipeError, match="holds values that are not finite"):
         chat(base)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("tensor", ["model.norm.weight", "model.layers.0.mlp.up_proj.weight"])
+def test_a_merged_model_that_is_no_numbers_is_refused_though_its_manifest_fits(
+    tiny_model: Path, tmp_path: Path, value: float, tensor: str
+) -> None:
+    base = Path(shutil.copytree(tiny_model, tmp_path / "models" / "base"))
+    weights = load_file(base / "model.safetensors")
+    weights[tensor].view(-1)[3] = value
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    merged = tmp_path / "main" / "merged"
+
+    def copy(out: Path) -> dict[str, Any]:
+        shutil.copytree(base, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(stage.MANIFEST))
+        return {}
+
+    stage.run("merge", merged, inputs={"model": base}, settings={}, work=copy)  # signed with these values
+    stage.refuse_changed(merged, stage.require(merged, "merge"))
+    out = tmp_path / "main"
+    for verb in (
+        lambda: chat(merged),
+        lambda: export.make(out / "export", model=merged),
+        lambda: gguf.make(out / "gguf", model=merged, run="main"),
+    ):
+        with pytest.raises(RecipeError, match=rf"main/merged: {tensor} holds values that are not finite: \S.*again"):
+            verb()
+    assert not any((out / name).exists() for name in ("export", "gguf"))
+    for server in ("demo", "api"):
+        host = ModelHost(tmp_path, None, 1, verb=server, compare=server == "demo")
+        host.load()
+        assert host.state == "failed"
+        assert f"{tensor} holds values that are not finite" in host.message
 
 
 def test_torch_s_checksums_of_a_checkpoint_are_looked_at_before_a_training_resumes(tmp_path: Path) -> None:

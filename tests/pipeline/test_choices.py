@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from recipe.cli import commands
+from recipe.cli.parser import build_parser
 from recipe.errors import RecipeError
 from recipe.pipeline import choices
 
@@ -207,6 +209,21 @@ def test_only_what_was_recalled_is_said(tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err == ""
     choices.complete(options(("name", "seed", "mode"), seed=4), tmp_path)
     assert capsys.readouterr().err == f"[run] {tmp_path.name}: as before, NAME=小明\n"
+
+
+def test_a_chain_of_verbs_says_once_what_it_recalls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = tmp_path / "work"
+    choose(work / "r", name="小明", model="miniature", preset="lora", checkpoint="iter_2", seed=3)
+    chain = ["data", "model", "replay", "config", "train", "convert", "merge", "gguf"]
+    for number, verb in enumerate(chain):
+        after = [word for earlier in chain[:number] for word in ("--after", earlier)]
+        commands._run(build_parser().parse_args([verb, "--run", "r", "--work", str(work), *after]))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "as before" in line]
+    assert lines == [
+        "[run] r: as before, NAME=小明 MODEL=miniature SEED=3",
+        "[run] r: as before, PRESET=lora",
+        "[run] r: as before, CHECKPOINT=iter_2",
+    ]
 
 
 @pytest.mark.parametrize(

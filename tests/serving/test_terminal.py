@@ -16,6 +16,7 @@ from recipe.engine import Engine, Reply, Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.paths import ROOT
+from recipe.plain_text import misread
 from recipe.serving import terminal
 from recipe.serving.terminal import HELP, WHOLE_HELP
 
@@ -221,6 +222,35 @@ def test_an_output_that_cannot_show_the_reply_is_one_line(miniature: Path) -> No
     assert all(beat.startswith("[load] ") for beat in beats)  # a slow machine's heartbeat
     assert (done.returncode, error.startswith("error: the output, in ascii, cannot show '\\u")) == (1, True)
     assert error.endswith("set PYTHONIOENCODING=utf-8")
+
+
+# `chat` sets PYTHONUTF8=0.
+REMEDY = "set PYTHONUTF8=1, or a locale such as LC_ALL=C.UTF-8, and run it again"
+
+
+@pytest.mark.parametrize("option", [b"--prompt", b"--system", b"--run"])
+def test_a_sound_text_that_the_locale_misreads_is_one_line(tiny_model: Path, option: bytes) -> None:
+    done = chat(tiny_model, option, "你好".encode(), LC_ALL="C")
+    fault = "the locale (LC_ALL=C, PYTHONUTF8=0) reads text as ascii, and this is UTF-8"
+    assert (done.returncode, done.stderr.decode().splitlines()) == (1, [f"error: {option.decode()}: {fault}: {REMEDY}"])
+
+
+def test_an_output_that_the_locale_cannot_show_is_one_line(tiny_model: Path) -> None:
+    for options in ([], [b"--help"]):  # the prompt of a conversation, and help
+        done = chat(tiny_model, *options, typed=b"hi\n", LC_ALL="C")
+        error = done.stderr.decode().splitlines()[-1]
+        assert done.returncode == 1
+        assert error.startswith("error: ascii, of the locale (LC_ALL=C, PYTHONUTF8=0), has no '\\u")
+        assert error.endswith(REMEDY)
+        assert b"Traceback" not in done.stderr
+
+
+def test_a_text_read_in_the_encoding_it_was_typed_in_is_taken() -> None:
+    assert misread("Zo\xeb", "latin-1") is None
+    assert misread("浣犲ソ", "gbk") is not None  # 你好, typed as UTF-8
+    assert misread("你好", "gbk") is None
+    assert misread("你好", "utf-8") is None
+    assert misread("plain", "ascii") is None
 
 
 def test_a_help_that_cannot_be_shown_is_one_line() -> None:

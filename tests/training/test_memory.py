@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from recipe.experiments.training_speed.workload import MODEL
 from recipe.stages import config
 from recipe.training import memory
+from recipe.training.without_gpu import for_cpu
 
 # preset, packs of 1,024 tokens -> MiB that PyTorch had allocated at its peak (torch 2.11.0, rank 64)
 MEASURED = {
@@ -60,8 +62,21 @@ def test_the_buckets_of_several_processes_are_counted(model: Path) -> None:
 def test_it_says_what_takes_it(model: Path) -> None:
     predicted = memory.predict(resolved("fast", 4), model)
     assert predicted is not None
-    assert predicted.line().startswith("about 9,")
-    assert "weights 3,8" in predicted.line()
+    assert predicted.line(gpu=True).startswith("about 9,")
+    assert "weights 3,8" in predicted.line(gpu=True)
+
+
+def test_without_a_gpu_it_speaks_of_memory_and_of_float32(model: Path) -> None:
+    settings = resolved("fast", 4)
+    on_gpu = memory.predict(settings, model)
+    for_cpu(settings)
+    on_cpu = memory.predict(settings, model)
+    assert on_gpu is not None
+    assert on_cpu is not None
+    assert on_cpu.weights == 2 * on_gpu.weights
+    assert on_cpu.adapter == on_gpu.adapter  # float32 on both
+    assert " MiB of GPU memory: weights" in on_gpu.line(gpu=True)
+    assert re.match(r"at least [\d,]+ MiB of memory: weights", on_cpu.line(gpu=False))
 
 
 def test_xtuners_own_path_is_not_guessed(model: Path) -> None:
