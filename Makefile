@@ -240,6 +240,7 @@ shell: ready ## A shell where the stages run / 进入运行环境
 
 .PHONY: setup
 setup: $(VENV)/.installed ## Install the locked environment into .venv / 安装锁定的环境
+	@$(if $(and $(filter setup,$(MAKECMDGOALS)),$(filter 0,$(MAKELEVEL))),echo "done; next: make quickstart NAME=小明",:)
 
 $(VENV)/.installed: requirements.lock recipe/env/setup.sh
 	@recipe/env/setup.sh requirements.lock $(VENV)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from recipe.errors import RecipeError
+from recipe.paths import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,3 +22,25 @@ def all_finite(tensor: Tensor) -> bool:
     import torch
 
     return tensor.numel() == 0 or all(bool(torch.isfinite(value)) for value in torch.aminmax(tensor))
+
+
+def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """Refuse a model that holds NaN or infinity.
+
+    A manifest says who wrote a file, not that its values are numbers, and whoever copies a folder can write both. So
+    this look is part of every load and every other format. There it costs least: the values are in memory, 7 GB a
+    second on two cores (one second for the 1.8B in float32, of a load of ten and more), and hardly anything on a GPU.
+
+    Args:
+        tensors: name and values of each.
+        folder: of the model or adapter, for the error.
+
+    Raises:
+        RecipeError: a value is not finite.
+    """
+    for name, tensor in tensors:
+        if not all_finite(tensor):
+            raise RecipeError(
+                f"{shown(folder)}: {name} holds values that are not finite: remove that folder and make it again, or "
+                f"take another model"
+            )

@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from recipe.checkpoint import gguf_vocabulary, safetensors_io
 from recipe.checkpoint.base_config import ConfigShape
-from recipe.checkpoint.finite import all_finite
+from recipe.checkpoint.finite import all_finite, refuse_not_finite
 from recipe.checkpoint.gguf_llama import BLOCK_NAMES, NAMES
 from recipe.checkpoint.internlm2_llama import Shape
 from recipe.errors import RecipeError
@@ -82,11 +82,7 @@ def write(
         for tensor_name in shape.llama():
             with safe_open(model / where[tensor_name], framework="pt") as shard:
                 tensor = shard.get_tensor(tensor_name)
-            if not all_finite(tensor):
-                raise RecipeError(
-                    f"{shown(model)}: {tensor_name} holds values that are not finite: remove that folder and run "
-                    f"`make merge` again"
-                )
+            refuse_not_finite([(tensor_name, tensor)], model)
             tensor = _llama_cpp_rows(tensor_name, tensor, config["model_type"], shape)
             for kind, writer in writers.items():
                 writer.write_tensor_data(_values(tensor_name, tensor, _type(kind, tensor_name, tensor.shape), pool.map))

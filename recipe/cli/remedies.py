@@ -28,7 +28,8 @@ def remedy(error: BaseException | None) -> str | None:
     while error is not None and error not in seen:
         seen.append(error)
         if isinstance(error, OSError) and error.errno in REMEDIES:
-            return f"{error.filename or 'writing'}: {REMEDIES[error.errno]}"
+            denied = error.errno in (errno.EACCES, errno.EPERM) and "RECIPE_COMMIT" in os.environ  # set by the images
+            return f"{error.filename or 'writing'}: {_another_user() if denied else REMEDIES[error.errno]}"
         if isinstance(error, UnicodeEncodeError):
             character = error.object[error.start]
             if os.environ.get("PYTHONIOENCODING"):
@@ -39,3 +40,11 @@ def remedy(error: BaseException | None) -> str | None:
             return f"writing: {REMEDIES[errno.ENOSPC]}"
         error = error.__cause__ or error.__context__
     return None
+
+
+def _another_user() -> str:
+    """The remedy where a container's user may not write: bare `docker compose` does not know who calls it."""
+    return (
+        f"no permission for uid {os.getuid()} of this container: write RECIPE_UID=… and RECIPE_GID=… of the folder's "
+        f"owner (id -u, id -g) into .env, or call docker/compose.sh, which knows them"
+    )

@@ -4,6 +4,9 @@
 # pause FD: ten seconds, by waiting for what never comes: a `sleep` would outlive the script and hold its lock and output.
 pause() { read -r -t 10 -u "$1" || true; }
 
+# so_far: what the script that sources this adds to each of these lines, such as ", 1.2 of 5.7 GB".
+so_far() { :; }
+
 # patiently WHAT COMMAND [ARGUMENT...]: run COMMAND, and say on stderr every ten seconds that WHAT goes on.
 patiently() {
   local what=$1 seconds=0 status=0 silence beats
@@ -11,7 +14,7 @@ patiently() {
   exec {silence}<> <(:)
   while pause "$silence" && kill -0 $$ 2>/dev/null; do
     seconds=$((seconds + 10))
-    echo "$what: $seconds s" >&2
+    echo "$what: $seconds s$(so_far)" >&2
   done &
   beats=$!
   "$@" || status=$?

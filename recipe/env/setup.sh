@@ -79,10 +79,24 @@ if ! works "$venv/bin/python"; then
 fi
 # `sync` removes what a lock does not name: where the test tools are installed, keep them.
 [ ! -e "$venv/.installed-dev" ] || lock=$(dirname "$lock")/requirements-dev.lock
-echo "installing the $(grep -c '^[a-z0-9].*==' "$lock") packages of $(basename "$lock") into $venv (5.7 GB on disk)" >&2
+# uv unpacks what it fetches into its cache, and at the end links or copies it into VENV: the larger of the two is there.
+kilobytes() { local sum=0 _; read -r sum _ < <(du -sk "$1" 2>/dev/null) || true; echo "${sum:-0}"; }
+ALL_GB=5.7
+cache=$("$uv" cache dir 2>/dev/null || true) cache_before=0
+[ -z "$cache" ] || cache_before=$(kilobytes "$cache")
+installed() {
+  local here fetched tenths
+  here=$(kilobytes "$venv") fetched=0
+  [ -z "$cache" ] || fetched=$(($(kilobytes "$cache") - cache_before))
+  tenths=$(((here > fetched ? here : fetched) * 1024 / 100000000))
+  echo ", $((tenths / 10)).$((tenths % 10)) of $ALL_GB GB"
+}
+echo "installing the $(grep -c '^[a-z0-9].*==' "$lock") packages of $(basename "$lock") into $venv ($ALL_GB GB on disk)" >&2
 sync() { "$uv" pip sync --quiet "$@" --python "$venv/bin/python" --require-hashes "$lock"; }
+so_far() { installed; }
 if ! patiently "installing packages" sync; then
   fail "the packages could not be installed (see above): check the network and the free disk space, then run make again;" \
     "UV_DEFAULT_INDEX names a mirror, and UV_SYSTEM_CERTS=1 takes the system's certificates (docs/troubleshooting.md)"
 fi
+so_far() { :; }
 patiently "compiling packages" sync --compile-bytecode # otherwise the first command would, and again for each new user

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from recipe.chat_format import Message, prompt_ids, stop_ids
 from recipe.checkpoint import precision
-from recipe.checkpoint.finite import all_finite
+from recipe.checkpoint.finite import refuse_not_finite
 from recipe.engine.batch import BatchGenerator
 from recipe.engine.reply import Sampling
 from recipe.errors import RecipeError
@@ -102,7 +102,7 @@ def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None) -> tu
         if adapter is not None:
             model = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
         model = model.to("cuda" if gpu else "cpu").eval().requires_grad_(False)
-        _refuse_not_finite(model, adapter or folder)
+        refuse_not_finite(model.named_parameters(), adapter or folder)
     return model, tokenizer
 
 
@@ -146,25 +146,6 @@ def _refuse_changed(folder: Path, adapter: Path | None) -> None:
             raise RecipeError(
                 f"{shown(adapter)} was made on another base than {shown(folder)} holds: load it on {converted.model} "
                 f"as it was (`make model`), or run `make train` on this one"
-            )
-
-
-def _refuse_not_finite(model: PreTrainedModel, folder: Path) -> None:
-    """RecipeError where a weight is NaN or infinite.
-
-    A manifest says who wrote the file, not that its values are numbers, and whoever copies a folder can write both. So
-    this look is part of every load. There it costs least: the values are in memory, 7 GB a second on two cores (one
-    second for the 1.8B in float32, of a load of ten and more), and hardly anything on a GPU.
-
-    Args:
-        model: with its adapter, where there is one.
-        folder: for the error.
-    """
-    for name, parameter in model.named_parameters():
-        if not all_finite(parameter):
-            raise RecipeError(
-                f"{shown(folder)}: {name} holds values that are not finite: remove that folder and make it again, or "
-                f"take another model"
             )
 
 

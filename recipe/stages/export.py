@@ -18,7 +18,7 @@ from recipe.chat_format import EOS, IM_END
 from recipe.checkpoint import safetensors_io
 from recipe.checkpoint.base_config import ConfigShape
 from recipe.checkpoint.base_origin import base_origin
-from recipe.checkpoint.finite import all_finite
+from recipe.checkpoint.finite import refuse_not_finite
 from recipe.checkpoint.internlm2_llama import Shape, internlm2_config, llama_names, to_internlm2
 from recipe.checkpoint.model_card import CARD, Subject, export_card
 from recipe.checkpoint.modelfile import MODELFILE, TEMPLATE, modelfile
@@ -90,12 +90,7 @@ def _weights(model: Path, out: Path, shape: Shape) -> int:
     names = {step.sources[0]: next(iter(step.results)) for step in plan}
 
     def change(tensors: dict[str, Any]) -> dict[str, Any]:
-        for source, tensor in tensors.items():
-            if not all_finite(tensor):
-                raise RecipeError(
-                    f"{stage.shown(model)}: {source} holds values that are not finite: remove that folder and run "
-                    f"`make merge` again"
-                )
+        refuse_not_finite(tensors.items(), model)
         name = names[next(iter(tensors))]
         return {name: to_internlm2(name, tensors, shape)}
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from recipe import cli
-from recipe.cli import commands
+from recipe.cli import commands, remedies
 from recipe.cli.parser import build_parser
 from recipe.cli.same_command import training_command
 from recipe.errors import RecipeError, Stopped
@@ -367,6 +367,16 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/srv/x")
 def _chain(outer: Exception, cause: Exception) -> Exception:
     outer.__cause__ = cause
     return outer
+
+
+def test_a_refusal_in_a_container_names_its_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECIPE_COMMIT", "0123")  # as the images have it
+    denied = remedies.remedy(PermissionError(errno.EACCES, "denied", "/recipe/work/main"))
+    assert denied is not None
+    assert denied.startswith(
+        f"/recipe/work/main: no permission for uid {os.getuid()} of this container: write RECIPE_UID="
+    )
+    assert remedies.remedy(FULL) == f"/srv/x: {remedies.REMEDIES[errno.ENOSPC]}"
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,12 @@ def test_the_api_comes_back_after_a_failure_but_not_for_ever_and_without_a_key_n
     assert 0 < int(tries) <= 5
 
 
+def test_the_docs_name_every_service_that_mounts_the_results() -> None:
+    page = (ROOT / "docs/page-and-containers.md").read_text(encoding="utf-8")
+    volume = page.split("- **A named volume**")[1].split("by `work:/recipe/work`")[0]
+    assert set(re.findall(r"`(\w+)`", volume)) == {name for name, settings in SERVICES.items() if settings["volumes"]}
+
+
 def test_a_shell_has_its_own_name_and_is_otherwise_a_stage() -> None:
     shell, recipe = dict(SERVICES["shell"]), dict(SERVICES["recipe"])
     assert shell.pop("entrypoint") == ["bash"]

@@ -232,6 +232,11 @@ def test_another_runtime_is_refused_by_the_doctor_too(machine: Machine) -> None:
     assert "RUNTIME=podman is neither docker nor local" in "\n".join(machine.make("doctor", "RUNTIME=podman").errors)
 
 
+def test_setup_by_hand_names_what_comes_next_and_a_stage_s_does_not(machine: Machine) -> None:
+    assert machine.make("setup").out == "done; next: make quickstart NAME=小明\n"
+    assert machine.make("data", "NAME=小明", "RUNTIME=local").out == ""
+
+
 @pytest.mark.parametrize("runtime", ["local", "docker"])
 def test_each_verb_of_a_chain_is_told_which_ran_before(machine: Machine, runtime: str) -> None:
     done = machine.make("gguf", f"RUNTIME={runtime}")

@@ -45,14 +45,16 @@ def script(path: Path, text: str) -> Path:
     return path
 
 
-def setup(machine: Path, **environment: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+def setup(
+    machine: Path, file: Path = ROOT / "recipe/env/setup.sh", **environment: str
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     calls = machine / "calls"
     variables = {
         "PATH": str(machine / "bin"), "HOME": str(machine), "CALLS": str(calls), "FOUND": str(machine / "found"),
         "INSTALLED": str(machine / "installed"), "NETWORK": "", "PYENV_ROOT": str(machine / "pyenv"),
     }  # fmt: skip
     done = subprocess.run(
-        [str(ROOT / "recipe/env/setup.sh"), "requirements.lock", ".venv"],
+        [str(file), "requirements.lock", ".venv"],
         cwd=machine, env=variables | environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     return done, calls.read_text().splitlines() if calls.exists() else []
@@ -129,6 +131,26 @@ def test_what_takes_long_is_not_silent(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 7
     assert done.stderr.splitlines()[:2] == ["fetching: 10 s", "fetching: 20 s"]
+
+
+def test_it_says_how_much_is_there(machine: Path) -> None:
+    """The installer waits for the first line of the heartbeat; du is a stand-in, which counts 1.2 and 0.3 GB."""
+    waits = '"pip sync") until [ -e said ]; do :; done ;;\n"cache dir") echo cache ;;\nesac'
+    script(machine / "bin" / "uv", UV.replace("esac", waits))
+    script(machine / "bin" / "python3.10", PYTHON.format(status=0))
+    script(
+        machine / "bin" / "du",
+        "#!/bin/sh\ncase $2 in cache) [ -e begun ] && echo 1272000 cache || echo 100000 cache; touch begun ;;\n"
+        '*) [ -e begun ] && echo 300000 "$2"; touch said ;; esac\n',
+    )
+    text = (ROOT / "recipe/env/heartbeat.sh").read_text().replace("read -r -t 10", "read -r -t 0.05")
+    copy = machine / "env"
+    script(copy / "heartbeat.sh", text)
+    script(copy / "setup.sh", (ROOT / "recipe/env/setup.sh").read_text())
+    done, _ = setup(machine, file=copy / "setup.sh")
+    assert done.returncode == 0, done.stderr
+    assert "installing the 1 packages of requirements.lock into .venv (5.7 GB on disk)" in done.stderr
+    assert "installing packages: 10 s, 1.2 of 5.7 GB" in done.stderr.splitlines()
 
 
 def test_without_uv_the_locked_one_is_brought(machine: Path) -> None:
