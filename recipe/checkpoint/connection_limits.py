@@ -24,14 +24,15 @@ class TooSlowError(TimeoutError):
 class _Watched(io.RawIOBase):
     """The answer of a server, from which reading ends where it is too slow.
 
-    Only the time of waiting for the network counts, not that of whoever reads.
+    Only the time of waiting for the network counts, not that of whoever reads, nor the wait for the first byte: that
+    one the limit of silence ends, and a hub may check an upload of gigabytes before it answers.
 
     Args:
         raw: the socket's own.
     """
 
     def __init__(self, raw: io.RawIOBase) -> None:
-        self._raw, self._bytes, self._seconds = raw, 0, 0.0
+        self._raw, self._bytes, self._seconds, self._begun = raw, 0, 0.0, False
 
     def readable(self) -> bool:
         return True
@@ -42,7 +43,8 @@ class _Watched(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         start = time.monotonic()
         count = self._raw.readinto(buffer)
-        self._seconds += time.monotonic() - start
+        self._seconds += time.monotonic() - start if self._begun else 0.0
+        self._begun = True
         self._bytes += count or 0
         if count and self._seconds >= WINDOW:
             if self._bytes < LOWEST * self._seconds:

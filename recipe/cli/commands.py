@@ -34,8 +34,8 @@ def _run(options: argparse.Namespace) -> Run:
     run = Run(options.work, checked_name(options.run))
     default = {"model": "miniature"} if options.verb == "quickstart" else {}
     if options.verb != "speed" and not hasattr(options, "chosen"):
-        mentioned = {name for verb in options.after for name in option_names(verb)}
-        choices.complete(options, options.work / options.run, mentioned=mentioned, **default)
+        announced = {name for verb in options.after for name in option_names(verb)}
+        choices.complete(options, options.work / options.run, announced=announced, **default)
     if getattr(options, "nnodes", 1) > 1:
         stage.wait_for_locks()  # held by the other machines, with which this one may share the folder
     return run

@@ -77,13 +77,13 @@ TOGETHER = {
 }
 
 
-def complete(options: argparse.Namespace, folder: Path, *, mentioned: Collection[str] = (), **defaults: Any) -> None:
+def complete(options: argparse.Namespace, folder: Path, *, announced: Collection[str] = (), **defaults: Any) -> None:
     """Fill every choice in `options` that is None from the run's file or the defaults; `save` writes them down.
 
     Args:
         options: of the verb, by argparse.
         folder: of the run.
-        mentioned: choices that an earlier verb of the same chain has said it recalled.
+        announced: choices of which an earlier verb of the same chain has printed that they were recalled.
         defaults: of the verb, before those of all.
     """
     saved = read(folder / FILE)
@@ -105,7 +105,7 @@ def complete(options: argparse.Namespace, folder: Path, *, mentioned: Collection
     if recalled := [
         f"{key.upper()}={_shown(chosen[key])}"
         for key in offered
-        if key in saved and key in chosen and key not in given and key not in mentioned
+        if key in saved and key in chosen and key not in given and key not in announced
     ]:
         say("run", f"{folder.name}: as before, {' '.join(recalled)}")
     options.chosen = chosen

@@ -70,7 +70,7 @@ def distributions(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Sequence[Message] | None],
     ended: Sequence[bool],
-    known: Sequence[Likeliest | None] = (),
+    recorded: Sequence[Likeliest | None] = (),
 ) -> Teacher:
     """A model's distributions at the loss tokens of conversations.
 
@@ -78,8 +78,8 @@ def distributions(
         model: the base, which is asked where its distributions are not known.
         conversations: as they will be trained on; None where a row is learnt by its words.
         ended: whether each conversation's last reply came to its end.
-        known: for each of the first conversations, what it held likeliest when it gave the reply; None where that was
-            not kept. It holds where the reply's words become the same tokens again.
+        recorded: for each of the first conversations, what it held likeliest when it gave the reply; None where that
+            was not kept. It holds where the reply's words become the same tokens again.
     """
     from tqdm import tqdm
 
@@ -89,7 +89,7 @@ def distributions(
     ]
     counts = [len(labels) - labels.count(IGNORE_INDEX) for _, labels in rows]
     parts: list[tuple[Tensor, Tensor]] = [(torch.zeros(0, LIKELIEST), torch.zeros(0, LIKELIEST))] * len(rows)
-    for i, of_reply in enumerate(known):
+    for i, of_reply in enumerate(recorded):
         if of_reply and of_reply.chosen == [label for label in rows[i][1] if label != IGNORE_INDEX]:
             parts[i], rows[i] = (of_reply.ids, of_reply.log_probs), ([], [])
     batches = by_length([len(ids) for ids, _ in rows], rows_per_pass(model.device))

@@ -269,6 +269,7 @@ def test_a_hub_has_longer_for_its_answer_to_a_file_than_for_another(
     run: Path, server: UploadServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_limits, "SILENCE", 0.1)
+    monkeypatch.setattr(connection_limits, "WINDOW", 0.2)
     server.pause = 0.3
     send(run, source="modelscope")
     assert "model.safetensors" in server.repos[REPO]

@@ -46,7 +46,7 @@ class Base:
         texts = [Reply(f"An answer.\nTo: {question}", True) for question in self.requests]
         return self.special + texts[len(self.special) :]
 
-    def distributions(self, model: Any, tokenizer: Any, rows: Any, ended: Any) -> teacher.Teacher:
+    def distributions(self, model: Any, tokenizer: Any, rows: Any, *_: Any) -> teacher.Teacher:
         nothing = torch.zeros(0, teacher.LIKELIEST)
         return teacher.Teacher(nothing.int(), nothing.half(), torch.zeros(0), [0] * len(rows))
 
@@ -209,9 +209,9 @@ def test_contrast_is_answered_for_a_base_that_takes_it_for_a_question_about_itse
     base = Base(monkeypatch, replies)
     rows_taught: list[Any] = []
 
-    def distributions(model: Any, tokenizer: Any, rows: Any, ended: Any) -> teacher.Teacher:
+    def distributions(model: Any, tokenizer: Any, rows: Any, *others: Any) -> teacher.Teacher:
         rows_taught.extend(rows)
-        return base.distributions(model, tokenizer, rows, ended)
+        return base.distributions(model, tokenizer, rows, *others)
 
     monkeypatch.setattr(teacher, "distributions", distributions)
     replay.make(tmp_path / "replay", model=folder)

@@ -137,12 +137,12 @@ def test_what_a_reply_came_with_is_what_the_base_would_say_when_asked_again(
     generation.release()
     rows = [[*question, assistant(reply.text)] for question, reply in zip(questions, replies, strict=True)]
     ended = [reply.stopped for reply in replies]
-    known = [reply.likeliest for reply in replies]
-    assert all(each and len(each.chosen) == len(each.ids) == len(each.log_probs) for each in known)
+    recorded = [reply.likeliest for reply in replies]
+    assert all(each and len(each.chosen) == len(each.ids) == len(each.log_probs) for each in recorded)
     same = [
         each is not None
         and each.chosen == [label for label in training_ids(tokenizer, row, ended=end)[1] if label >= 0]
-        for each, row, end in zip(known, rows, ended, strict=True)
+        for each, row, end in zip(recorded, rows, ended, strict=True)
     ]
     asked: list[int] = []
 
@@ -152,7 +152,7 @@ def test_what_a_reply_came_with_is_what_the_base_would_say_when_asked_again(
 
     again = teacher.distributions(model, tokenizer, rows, ended)
     monkeypatch.setattr(teacher, "predictions", listen)
-    taught = teacher.distributions(model, tokenizer, rows, ended, known=known)
+    taught = teacher.distributions(model, tokenizer, rows, ended, recorded=recorded)
     assert sum(asked) == len(rows) - sum(same)  # where the words become other tokens, it is asked
     assert (taught.counts, taught.weights.tolist()) == (again.counts, again.weights.tolist())
     torch.testing.assert_close(taught.log_probs.float(), again.log_probs.float(), atol=5e-3, rtol=1e-3)
@@ -166,8 +166,8 @@ def test_a_reply_that_became_other_tokens_is_asked_again(tiny_model: Path) -> No
     assert reply.likeliest
     row = [REPLAY[0][0], assistant("别的话")]
     alone = teacher.distributions(model, tokenizer, [row], [True])
-    known = teacher.distributions(model, tokenizer, [row], [True], known=[reply.likeliest])
-    assert known.ids.tolist() == alone.ids.tolist()
+    taught = teacher.distributions(model, tokenizer, [row], [True], recorded=[reply.likeliest])
+    assert taught.ids.tolist() == alone.ids.tolist()
 
 
 def test_an_adapter_that_changes_nothing_diverges_from_nothing(tiny_model: Path, tmp_path: Path) -> None:
