@@ -175,6 +175,9 @@ def test_a_base_path_is_taken_by_page_and_reply(serve: Any, visit: Visit, work: 
     page = visit(f"{server.url}/chat/me/")
     ask(page, "法国的首都是哪里？")
     assert "巴黎" in answered(page)[0]
+    page.wait_for_function("Object.keys(localStorage).some(key => key.startsWith('identity-chat-'))")
+    page.reload()
+    assert "巴黎" in answered(page)[0]
     health = [sys.executable, str(ROOT / "docker" / "healthcheck.py")]
     own = os.environ | {"PORT": str(server.port), "TMPDIR": str(server.log.parent)}
     own |= {"STREAMLIT_SERVER_BASE_URL_PATH": "/chat/me"}
