@@ -23,7 +23,7 @@ from recipe.serving.page.browser import bring_copy_script, icon, preferred_langu
 from recipe.serving.page.conversation import BASE, MAX_CHARACTERS, TUNED, BadFileError, Turn
 from recipe.serving.page.markdown import escaped
 from recipe.serving.page.notes import failure, note
-from recipe.serving.page.turn_view import show, show_growing
+from recipe.serving.page.turn_view import LOOK, show_growing, show_question, show_replies
 from recipe.serving.page.words import EXAMPLES, words
 
 model = demo.model_host()
@@ -33,13 +33,13 @@ widgets: Any = st.session_state
 state = widgets.get("visitor") or SimpleNamespace(
     turns=[],
     pending=None,  # (question, {who: Reply})
-    replaced=None,  # the turn that the pending one takes the place of
+    replaced=[],  # the turns that the pending one takes the place of
     message=None,  # (kind, text) to show once
     session=uuid.uuid4().hex,
     open_id="",  # of the conversation in the history; empty for a new one
     order=None,  # the latest to the history
     event=0,  # the number of the history's latest that was dealt with
-    editing=False,
+    editing=None,  # the number of the turn whose question is edited
     language=preferred_language(),
     # Streamlit takes a widget whose label or value changes for another one. So the settings' widgets begin anew in each
     # version, from `initial`: their values before the language changed, or a file was read.
@@ -88,7 +88,7 @@ def ask(question: str) -> None:
             reply.cancel()
         state.message = "error", say("too_long", why=error)
         return
-    state.pending, state.editing = (question, replies), False
+    state.pending, state.editing = (question, replies), None
 
 
 def ask_typed() -> None:
@@ -108,15 +108,15 @@ def ask_example(question: str) -> None:
 
 
 def ask_edited() -> None:
-    """Ask the last question as it was edited."""
-    if state.editing and widgets.edited.strip():
-        ask_last(widgets.edited)
+    """Ask a question as it was edited; what followed it goes."""
+    if state.editing is not None and (question := widgets[f"edited{state.editing}"]).strip():
+        ask_again(state.editing, question)
 
 
 def regenerate() -> None:
     """Ask the last question again."""
     if not state.pending:
-        ask_last(state.turns[-1].question)
+        ask_again(len(state.turns) - 1, state.turns[-1].question)
 
 
 def stop() -> None:
@@ -125,25 +125,29 @@ def stop() -> None:
         reply.cancel()
 
 
-def ask_last(question: str) -> None:
-    """Ask in place of the last question; where the reply cannot start, fails or is empty, the turn stays."""
-    state.replaced = state.turns.pop()
+def ask_again(number: int, question: str) -> None:
+    """Ask in place of a turn and all after it; where the reply cannot start, fails or is empty, they stay."""
+    state.turns, state.replaced = state.turns[:number], state.turns[number:]
     ask(question)
     if state.pending is None:
         restore()
 
 
 def restore() -> None:
-    """Put the turn that was to be replaced back."""
-    if state.replaced:
-        state.turns.append(state.replaced)
-        state.replaced = None
+    """Put the turns that were to be replaced back."""
+    state.turns, state.replaced = state.turns + state.replaced, []
+
+
+def edit(number: int | None) -> None:
+    """Edit the question of a turn, or none; a click that comes while a reply grows does nothing."""
+    if not state.pending:
+        state.editing = number
 
 
 def clear() -> None:
     """Begin a new conversation."""
     stop()
-    state.turns, state.pending, state.replaced, state.editing = [], None, None, False
+    state.turns, state.pending, state.replaced, state.editing = [], None, [], None
     state.open_id = ""
 
 
@@ -227,7 +231,7 @@ def commit() -> None:
         texts = {who: reply.text for who, reply in replies.items()}
         notes = {who: note(reply, say) for who, reply in replies.items()}
         state.turns.append(Turn(question, texts, notes, model_name(language)))
-        state.replaced = None
+        state.replaced = []
         keep()
     else:
         restore()
@@ -306,26 +310,30 @@ if state.message:
     kind, text = state.message
     state.message = None
     getattr(st, kind)(escaped(text))
+st.markdown(LOOK, unsafe_allow_html=True)
 present = {model_name(each) for each in LANGUAGES}
-for turn in state.turns:
-    show(turn, say, present)
+for number, turn in enumerate(state.turns):
+    with st.chat_message("user"):
+        if number == state.editing:
+            with st.form("edit"):
+                st.text_area(say("edit_question"), turn.question, key=f"edited{number}")
+                send, leave, _ = st.columns([1, 1, 3])
+                send.form_submit_button(say("send"), type="primary", on_click=ask_edited)
+                leave.form_submit_button(say("cancel"), on_click=edit, args=(None,))
+        else:
+            show_question(turn.question)
+            st.button(say("edit"), f"edit{number}", on_click=edit, args=(number,), disabled=bool(state.pending))
+    show_replies(turn, say, present)
 if state.pending:
     question, replies = state.pending
     show_growing(question, replies, say, stop)
     commit()
     st.experimental_rerun()
-elif state.editing and state.turns:
-    with st.form("edit"):
-        st.text_area(say("edit_question"), state.turns[-1].question, key="edited")
-        send, leave, _ = st.columns([1, 1, 4])
-        send.form_submit_button(say("send"), type="primary", on_click=ask_edited)
-        leave.form_submit_button(say("cancel"), on_click=setattr, args=(state, "editing", False))
-elif state.turns:
-    again, edit, new = st.columns([1, 1, 2])
+elif state.turns and state.editing is None:
+    again, new = st.columns([1, 3])
     again.button(say("regenerate"), on_click=regenerate)
-    edit.button(say("edit"), on_click=setattr, args=(state, "editing", True))
     new.button(say("new_chat"), on_click=clear, key="new")  # where the sidebar is closed, as on a phone
-else:
+elif not state.turns:
     st.caption(say("examples"))
     for i, example in enumerate(EXAMPLES[language]):
         if i % 2 == 0:

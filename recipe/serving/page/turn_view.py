@@ -18,7 +18,14 @@ from recipe.serving.page.words import Words
 # Seconds between two views of a reply, at the least and at the most: Streamlit notices a click when the next is sent.
 REFRESH, IMPATIENT = 0.05, 0.2
 # Under a reply that grows, Stop would run away from the pointer: it stands still above the input.
-STAND_STILL = """<style>.stChatMessage button[kind="primary"] {position: fixed; bottom: 7.5rem; z-index: 100}</style>"""
+STAND_STILL = """<style>.stChatMessage .stButton button[kind="primary"] {
+  position: fixed; bottom: 7.5rem; z-index: 100
+}</style>"""
+# The buttons below questions are many, so they look like the line below a reply.
+LOOK = """<style>.stChatMessage .stButton button[kind="secondary"] {
+  border: 0; background: none; padding: 0; min-height: 1.75rem; opacity: .7
+}
+.stChatMessage .stButton button[kind="secondary"] p {font-size: 14px}</style>"""
 
 
 def places(who: list[str], say: Words) -> dict[str, Any]:
@@ -31,16 +38,19 @@ def places(who: list[str], say: Words) -> dict[str, Any]:
     return dict(zip(who, columns, strict=True))
 
 
-def show(turn: Turn, say: Words, present: Collection[str]) -> None:
-    """Show a turn that has ended.
+def show_question(question: str) -> None:
+    """Show what the visitor asked."""
+    st.markdown(streamlit_markdown(question))
+
+
+def show_replies(turn: Turn, say: Words, present: Collection[str]) -> None:
+    """Show the replies of a turn that has ended.
 
     Args:
         turn: of the conversation.
         say: the texts in the visitor's language.
         present: what the model that answers now is called; a reply of any other says so.
     """
-    with st.chat_message("user"):
-        st.markdown(streamlit_markdown(turn.question))
     with st.chat_message("assistant"):
         for who, place in places(list(turn.replies), say).items():
             place.markdown(streamlit_markdown(turn.replies[who]) or say("empty_reply"))
@@ -66,7 +76,7 @@ def show_growing(question: str, replies: dict[str, Reply], say: Words, stop: Cal
     """
     send_running()
     with st.chat_message("user"):
-        st.markdown(streamlit_markdown(question))
+        show_question(question)
     with st.chat_message("assistant"):
         growing = {who: place.empty() for who, place in places(list(replies), say).items()}
         st.markdown(STAND_STILL, unsafe_allow_html=True)

@@ -22,7 +22,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "new_chat": ("新对话", "New chat"),
     "copy": ("复制回答", "Copy the reply"),
     "edit": ("修改问题", "Edit the question"),
-    "edit_question": ("修改最后一个问题", "Edit the last question"),
+    "edit_question": ("修改问题，之后的对话会重新开始", "Edit the question; what follows goes"),
     "send": ("发送", "Send"),
     "cancel": ("取消", "Cancel"),
     "tuned": ("微调后", "Tuned"),
