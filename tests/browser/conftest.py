@@ -164,12 +164,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture
 def visit(request: pytest.FixtureRequest, chromium: Any, server: Server) -> Iterator[Callable[..., Any]]:
-    """A visitor of his own: `visit(width=…, language=…)` is his page."""
+    """A visitor of his own: `visit(width=…, language=…, dark=…)` is his page."""
     request.node.stash[VISITS] = contexts = []
 
-    def come(url: str = "", *, width: int = 1280, height: int = 900, language: str = "en-US") -> Any:
+    def come(
+        url: str = "", *, width: int = 1280, height: int = 900, language: str = "en-US", dark: bool = False
+    ) -> Any:
         context = chromium.new_context(
-            viewport={"width": width, "height": height}, locale=language, accept_downloads=True
+            viewport={"width": width, "height": height},
+            locale=language,
+            color_scheme="dark" if dark else "light",
+            accept_downloads=True,
         )
         contexts.append(context)
         context.set_default_timeout(WITHIN)

@@ -174,6 +174,9 @@ def test_a_base_path_is_taken_by_page_and_reply(serve: Any, visit: Visit, work: 
     page = visit(f"{server.url}/chat/me/")
     ask(page, "法国的首都是哪里？")
     assert "巴黎" in answered(page)[0]
+    page.wait_for_function("Object.keys(localStorage).some(key => key.startsWith('identity-chat-'))")
+    page.reload()
+    assert "巴黎" in answered(page)[0]
     health = [sys.executable, str(ROOT / "docker" / "healthcheck.py")]
     own = os.environ | {"PORT": str(server.port), "TMPDIR": str(server.log.parent)}
     own |= {"STREAMLIT_SERVER_BASE_URL_PATH": "/chat/me"}
@@ -275,6 +278,38 @@ def test_the_last_question_is_edited(visit: Visit, picture: Any) -> None:
     page.get_by_role("textbox", name=EN("edit_question")).fill("never mind")
     button(page, EN("cancel")).click()
     assert "Rome" in answered(page)[0]
+
+
+def test_an_earlier_question_is_edited_and_what_follows_is_answered_anew(visit: Visit, picture: Any) -> None:
+    page = visit()
+    capitals = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid"}
+    for turns, country in enumerate(capitals, 1):
+        ask(page, f"What is the capital of {country}?")
+        answered(page, turns)
+    button(page, EN("edit")).nth(1).click()
+    field = page.get_by_role("textbox", name=EN("edit_question"))
+    assert field.input_value() == "What is the capital of Italy?"
+    button(page, EN("edit")).nth(0).click()  # another one instead
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('form textarea, [data-testid=stForm] textarea')]"
+        ".some(each => each.value.includes('France'))"
+    )
+    button(page, EN("cancel")).click()
+    assert len(answered(page, 3)) == 3  # nothing has changed
+    button(page, EN("edit")).nth(1).click()
+    field.fill("x y " * 1200)  # the model cannot read it, so that what follows stays
+    button(page, EN("send")).click()
+    page.get_by_text("The question is too long for the model").wait_for()
+    assert "Madrid" in page.locator(".stChatMessage").last.inner_text()
+    field.fill("What is the capital of Germany?")
+    picture(page)
+    button(page, EN("send")).click()
+    page.get_by_text("Berlin").first.wait_for()
+    replies = answered(page, 2)
+    assert "Paris" in replies[0]
+    assert "Berlin" in replies[1]
+    page.reload()  # the history has the conversation as it is now
+    assert "Berlin" in answered(page, 2)[1]
 
 
 def test_base_and_tuned_answer_side_by_side(visit: Visit, picture: Any) -> None:

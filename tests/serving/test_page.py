@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from recipe.languages import LANGUAGES
 from recipe.paths import ROOT
-from recipe.serving.page import conversation
+from recipe.serving.page import conversation, history
 from recipe.serving.page.conversation import BASE, TUNED, BadFileError, Turn
 from recipe.serving.page.markdown import streamlit_markdown
 from recipe.serving.page.words import EXAMPLES, WORDS, words
@@ -36,15 +36,13 @@ def test_every_word_is_told_in_both_languages_about_the_same() -> None:
 
 def test_the_page_says_every_word_and_holds_no_other() -> None:
     page = ROOT / "recipe" / "serving" / "page"
-    app, notes, conversation = (
-        (page / f"{name}.py").read_text(encoding="utf-8") for name in ("app", "notes", "conversation")
-    )
+    names = ("app", "turn_view", "notes", "conversation", "history")
+    source = "".join((page / f"{name}.py").read_text(encoding="utf-8") for name in names)
     # No glyph that only an emoji font has.
-    assert not re.search(r"[\u2190-\u2bff\U0001f000-\U0001ffff]", app.replace("▌", "") + notes)
-    source = (app + notes + conversation).replace("'", '"')
+    assert not re.search(r"[\u2190-\u2bff\U0001f000-\U0001ffff]", source.replace("▌", ""))
     for key in WORDS.keys() - {"missing", "failed"}:  # states of the model
-        assert f'"{key.removesuffix("_help")}"' in source, key
-    assert not re.search(r"[\u4e00-\u9fff]", app + notes)
+        assert f'"{key.removesuffix("_help")}"' in source.replace("'", '"'), key
+    assert not re.search(r"[\u4e00-\u9fff]", source)
 
 
 # --- Markdown -----------------------------------------------------------------------------------------------------
@@ -163,3 +161,52 @@ def test_what_is_typed_is_checked() -> None:
         assert fault.key == key
         for language in LANGUAGES:
             assert "\n" not in words(language)(key, **fault.values)
+
+
+# --- Earlier conversations ----------------------------------------------------------------------------------------
+
+
+def test_what_is_stored_is_opened() -> None:
+    turns = [
+        Turn("你好\n<b>", {TUNED: "1\0", BASE: "2"}, {TUNED: "3 tokens"}, "小明 · main"),
+        Turn("b", {TUNED: ""}, {}, ""),
+        Turn("c", {TUNED: "x", BASE: ""}, {}, "m"),
+    ]
+    record = history.to_record("be brief", turns)
+    assert record is not None
+    system, read = history.from_record(record)
+    assert system == "be brief"
+    assert [(t.question, t.replies, t.model) for t in read] == [(t.question, t.replies, t.model) for t in turns]
+    assert not any(turn.notes for turn in read)
+    assert history.to_record("", [Turn("x" * history.MAX_CHARACTERS, {TUNED: ""})]) is None
+
+
+MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+RECORD = {"version": 1, "title": "a", "messages": MESSAGES, "base": [None], "models": ["m"]}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "", "[]", "3", "null", "{}", "[" * 9_000, "\ud83d", "x" * (history.MAX_CHARACTERS + 1), MESSAGES,
+        RECORD | {"version": 2}, RECORD | {"version": None}, RECORD | {"messages": []}, RECORD | {"messages": "a"},
+        RECORD | {"base": []}, RECORD | {"base": [3]}, RECORD | {"base": None}, RECORD | {"base": ["\ud83d"]},
+        RECORD | {"models": [None]}, RECORD | {"models": ["\x1b[0m"]}, RECORD | {"models": ["m" * 201]},
+        RECORD | {"messages": [{"role": "user", "content": "\ud83d"}, {"role": "assistant", "content": ""}]},
+        RECORD | {"messages": [{"role": "tool", "content": "a"}, {"role": "assistant", "content": ""}]},
+    ],
+)  # fmt: skip
+def test_a_damaged_record_is_refused(record: object) -> None:
+    history.from_record(json.dumps(RECORD))
+    with pytest.raises(BadFileError) as caught:
+        history.from_record(record if isinstance(record, str) else json.dumps(record))
+    for language in LANGUAGES:
+        assert "\n" not in words(language)(caught.value.key, **caught.value.values)
+
+
+def test_only_an_event_of_this_session_is_taken() -> None:
+    sent = {"session": "s", "number": 1, "id": "a", "record": None, "automatic": True}
+    assert history.read_event(sent, "s") == history.Event(1, "a", None, automatic=True)
+    wrong: list[object] = [None, 3, [], "x", {}, *(sent | {key: [3]} for key in ("session", "number", "id", "record"))]
+    for value in (*wrong, sent | {"session": "t"}, sent | {"number": True}, sent | {"id": "a" * 201}):
+        assert history.read_event(value, "s") is None

@@ -8,27 +8,23 @@ does, and leaving. It becomes a turn of the conversation when it has ended, and 
 from __future__ import annotations
 
 import time
+import uuid
 from types import SimpleNamespace
 from typing import Any
 
 import streamlit as st
-from streamlit.runtime.scriptrunner import StopException
 
 from recipe.engine.reply import Reply, Sampling
 from recipe.errors import RecipeError
 from recipe.languages import LANGUAGES, NAMES
 from recipe.serving import demo
-from recipe.serving.page import conversation
-from recipe.serving.page.browser import bring_copy_script, copy_button, icon, preferred_language, send_running
+from recipe.serving.page import conversation, history
+from recipe.serving.page.browser import bring_copy_script, icon, preferred_language
 from recipe.serving.page.conversation import BASE, MAX_CHARACTERS, TUNED, BadFileError, Turn
-from recipe.serving.page.markdown import escaped, streamlit_markdown
+from recipe.serving.page.markdown import escaped
 from recipe.serving.page.notes import failure, note
+from recipe.serving.page.turn_view import LOOK, show_growing, show_question, show_replies
 from recipe.serving.page.words import EXAMPLES, words
-
-# Seconds between two views of a reply, at the least and at the most: Streamlit notices a click when the next is sent.
-REFRESH, IMPATIENT = 0.05, 0.2
-# Under a reply that grows, Stop would run away from the pointer: it stands still above the input.
-STAND_STILL = """<style>.stChatMessage button[kind="primary"] {position: fixed; bottom: 7.5rem; z-index: 100}</style>"""
 
 model = demo.model_host()
 widgets: Any = st.session_state
@@ -37,9 +33,13 @@ widgets: Any = st.session_state
 state = widgets.get("visitor") or SimpleNamespace(
     turns=[],
     pending=None,  # (question, {who: Reply})
-    replaced=None,  # the turn that the pending one takes the place of
+    replaced=[],  # the turns that the pending one takes the place of
     message=None,  # (kind, text) to show once
-    editing=False,
+    session=uuid.uuid4().hex,
+    open_id="",  # of the conversation in the history; empty for a new one
+    order=None,  # the latest to the history
+    event=0,  # the number of the history's latest that was dealt with
+    editing=None,  # the number of the turn whose question is edited
     language=preferred_language(),
     # Streamlit takes a widget whose label or value changes for another one. So the settings' widgets begin anew in each
     # version, from `initial`: their values before the language changed, or a file was read.
@@ -88,7 +88,7 @@ def ask(question: str) -> None:
             reply.cancel()
         state.message = "error", say("too_long", why=error)
         return
-    state.pending, state.editing = (question, replies), False
+    state.pending, state.editing = (question, replies), None
 
 
 def ask_typed() -> None:
@@ -108,15 +108,15 @@ def ask_example(question: str) -> None:
 
 
 def ask_edited() -> None:
-    """Ask the last question as it was edited."""
-    if state.editing and widgets.edited.strip():
-        ask_last(widgets.edited)
+    """Ask a question as it was edited; what followed it goes."""
+    if state.editing is not None and (question := widgets[f"edited{state.editing}"]).strip():
+        ask_again(state.editing, question)
 
 
 def regenerate() -> None:
     """Ask the last question again."""
     if not state.pending:
-        ask_last(state.turns[-1].question)
+        ask_again(len(state.turns) - 1, state.turns[-1].question)
 
 
 def stop() -> None:
@@ -125,25 +125,30 @@ def stop() -> None:
         reply.cancel()
 
 
-def ask_last(question: str) -> None:
-    """Ask in place of the last question; where the reply cannot start, fails or is empty, the turn stays."""
-    state.replaced = state.turns.pop()
+def ask_again(number: int, question: str) -> None:
+    """Ask in place of a turn and all after it; where the reply cannot start, fails or is empty, they stay."""
+    state.turns, state.replaced = state.turns[:number], state.turns[number:]
     ask(question)
     if state.pending is None:
         restore()
 
 
 def restore() -> None:
-    """Put the turn that was to be replaced back."""
-    if state.replaced:
-        state.turns.append(state.replaced)
-        state.replaced = None
+    """Put the turns that were to be replaced back."""
+    state.turns, state.replaced = state.turns + state.replaced, []
+
+
+def edit(number: int | None) -> None:
+    """Edit the question of a turn, or none; a click that comes while a reply grows does nothing."""
+    if not state.pending:
+        state.editing = number
 
 
 def clear() -> None:
     """Begin a new conversation."""
     stop()
-    state.turns, state.pending, state.replaced, state.editing = [], None, None, False
+    state.turns, state.pending, state.replaced, state.editing = [], None, [], None
+    state.open_id = ""
 
 
 def take_file() -> None:
@@ -160,7 +165,51 @@ def take_file() -> None:
     clear()
     state.turns = turns
     renew(system=system)
+    if turns:
+        keep()
     state.message = "success", say("imported", turns=len(turns))
+
+
+# --- Earlier conversations ----------------------------------------------------------------------------------------
+
+
+def order(record: str | None) -> None:
+    """Let the visitor's browser store `record` of the conversation on the screen, or delete it where it is empty."""
+    number = state.order.number + 1 if state.order else 1
+    state.order = history.Order(number, state.open_id, record)
+
+
+def keep() -> None:
+    """Keep the conversation on the screen in the visitor's browser."""
+    state.open_id = state.open_id or uuid.uuid4().hex
+    order(history.to_record(setting("system"), state.turns))
+
+
+def take_event(event: history.Event | None) -> None:
+    """Open the conversation that was chosen in the history, or leave the one that was deleted there."""
+    if event is None or event.number <= state.event:
+        return
+    state.event = event.number
+    if event.automatic and (state.turns or state.pending):  # the visitor was quicker than the browser
+        return
+    if event.record is None:
+        if event.id == state.open_id:
+            clear()
+            st.experimental_rerun()
+        return
+    stop()
+    commit()
+    clear()
+    state.open_id = event.id
+    try:
+        system, state.turns = history.from_record(event.record)
+    except BadFileError as error:
+        state.message = "error", say("not_opened", why=say(error.key, **error.values))
+        order("")
+        state.open_id = ""
+    else:
+        renew(system=system)
+    st.experimental_rerun()
 
 
 # --- Replies ------------------------------------------------------------------------------------------------------
@@ -180,62 +229,17 @@ def commit() -> None:
         restore()
     elif any(reply.text or reply.ended != "cancelled" for reply in replies.values()):
         texts = {who: reply.text for who, reply in replies.items()}
-        state.turns.append(Turn(question, texts, {who: note(reply, say) for who, reply in replies.items()}))
-        state.replaced = None
+        notes = {who: note(reply, say) for who, reply in replies.items()}
+        state.turns.append(Turn(question, texts, notes, model_name(language)))
+        state.replaced = []
+        keep()
     else:
         restore()
 
 
-def places(who: list[str]) -> dict[str, Any]:
-    """A place for each reply: side by side where there are two."""
-    if len(who) == 1:
-        return {who[0]: st.container()}
-    columns = st.columns(len(who))
-    for column, each in zip(columns, who, strict=True):
-        column.caption(say(each))
-    return dict(zip(who, columns, strict=True))
-
-
-def show(turn: Turn) -> None:
-    """Show a turn that has ended."""
-    with st.chat_message("user"):
-        st.markdown(streamlit_markdown(turn.question))
-    with st.chat_message("assistant"):
-        for who, place in places(list(turn.replies)).items():
-            place.markdown(streamlit_markdown(turn.replies[who]) or say("empty_reply"))
-            button = copy_button(turn.replies[who], say("copy")) if turn.replies[who] else ""
-            if line := f"{turn.notes.get(who, '')} {button}".strip():
-                place.caption(line, unsafe_allow_html=True)
-
-
-def show_growing(question: str, replies: dict[str, Reply]) -> None:
-    """Show the replies as they grow, until every one has ended.
-
-    At the next thing shown, Streamlit raises an exception where the visitor left, which ends the replies, and another
-    where there was a click, which does not.
-    """
-    send_running()
-    with st.chat_message("user"):
-        st.markdown(streamlit_markdown(question))
-    with st.chat_message("assistant"):
-        growing = {who: place.empty() for who, place in places(list(replies)).items()}
-        st.markdown(STAND_STILL, unsafe_allow_html=True)
-        st.button(say("stop"), on_click=stop, key="stop", type="primary")
-    for _ in range(3):  # in place of old elements, which Streamlit leaves there, faded, until the run ends
-        st.empty()
-    try:
-        while True:
-            going = [reply for reply in replies.values() if not reply.ended]
-            for who, place in growing.items():
-                place.markdown(streamlit_markdown(replies[who].text) + (" ▌" if replies[who] in going else ""))
-            if not going:
-                break
-            time.sleep(REFRESH)
-            going[0].wait(len(going[0].text), IMPATIENT)
-    except StopException:  # where it was Streamlit's own Stop button, the next run commits the text so far
-        for reply in replies.values():
-            reply.cancel()
-        raise
+def model_name(language: str) -> str:
+    """The name and run of the model that answers now."""
+    return f"{model.title(language)} · {model.label}"[: history.MAX_NAME]
 
 
 # --- The page -----------------------------------------------------------------------------------------------------
@@ -278,6 +282,7 @@ state.initial = {
 } | state.initial
 with st.sidebar:
     st.button(say("new_chat"), on_click=clear, disabled=not state.turns and not state.pending)
+    event = history.show_list(state.session, state.open_id, state.order, say)
     st.caption(escaped(model.label))
     if model.can_compare:
         widget(st.checkbox, "compare")
@@ -299,29 +304,36 @@ with st.sidebar:
 
 with st.sidebar:
     bring_copy_script()
+take_event(event)
 st.chat_input(say("ask"), key="typed", max_chars=MAX_CHARACTERS, on_submit=ask_typed)
 if state.message:
     kind, text = state.message
     state.message = None
     getattr(st, kind)(escaped(text))
-for turn in state.turns:
-    show(turn)
+st.markdown(LOOK, unsafe_allow_html=True)
+present = {model_name(each) for each in LANGUAGES}
+for number, turn in enumerate(state.turns):
+    with st.chat_message("user"):
+        if number == state.editing:
+            with st.form("edit"):
+                st.text_area(say("edit_question"), turn.question, key=f"edited{number}")
+                send, leave, _ = st.columns([1, 1, 3])
+                send.form_submit_button(say("send"), type="primary", on_click=ask_edited)
+                leave.form_submit_button(say("cancel"), on_click=edit, args=(None,))
+        else:
+            show_question(turn.question)
+            st.button(say("edit"), f"edit{number}", on_click=edit, args=(number,), disabled=bool(state.pending))
+    show_replies(turn, say, present)
 if state.pending:
-    show_growing(*state.pending)
+    question, replies = state.pending
+    show_growing(question, replies, say, stop)
     commit()
     st.experimental_rerun()
-elif state.editing and state.turns:
-    with st.form("edit"):
-        st.text_area(say("edit_question"), state.turns[-1].question, key="edited")
-        send, leave, _ = st.columns([1, 1, 4])
-        send.form_submit_button(say("send"), type="primary", on_click=ask_edited)
-        leave.form_submit_button(say("cancel"), on_click=setattr, args=(state, "editing", False))
-elif state.turns:
-    again, edit, new = st.columns([1, 1, 2])
+elif state.turns and state.editing is None:
+    again, new = st.columns([1, 3])
     again.button(say("regenerate"), on_click=regenerate)
-    edit.button(say("edit"), on_click=setattr, args=(state, "editing", True))
     new.button(say("new_chat"), on_click=clear, key="new")  # where the sidebar is closed, as on a phone
-else:
+elif not state.turns:
     st.caption(say("examples"))
     for i, example in enumerate(EXAMPLES[language]):
         if i % 2 == 0:

@@ -23,11 +23,13 @@ class Turn:
         question: of the user.
         replies: by model, TUNED and, where it answered too, BASE.
         notes: by model, a line about its reply.
+        model: the name and run of the model that answered; empty where it is not known, as from a file.
     """
 
     question: str
     replies: dict[str, str]
     notes: dict[str, str] = field(default_factory=dict)
+    model: str = ""
 
 
 class BadFileError(Exception):

@@ -22,7 +22,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "new_chat": ("新对话", "New chat"),
     "copy": ("复制回答", "Copy the reply"),
     "edit": ("修改问题", "Edit the question"),
-    "edit_question": ("修改最后一个问题", "Edit the last question"),
+    "edit_question": ("修改问题，之后的对话会重新开始", "Edit the question; what follows goes"),
     "send": ("发送", "Send"),
     "cancel": ("取消", "Cancel"),
     "tuned": ("微调后", "Tuned"),
@@ -65,6 +65,32 @@ WORDS: dict[str, tuple[str, str]] = {
     "seed_help": ("相同的种子和设置得到相同的回答；-1 表示每次不同。", "The same seed and settings give the same reply; -1: another each time."),
     "system": ("系统提示词", "System prompt"),
     "system_help": ("留空则不发送，与训练时一致。", "Sent only where there is one; training had none."),
+    # Earlier conversations
+    "history": ("历史对话", "History"),
+    "history_where": (
+        "对话只保存在这个浏览器里（最近 {most} 个），不存到服务器。",
+        "Conversations are stored in this browser alone (the last {most}), never on the server.",
+    ),
+    "history_keep": ("在此浏览器中保存对话", "Keep conversations in this browser"),
+    "history_off": ("新的内容不会保存；已保存的对话仍可打开或删除。", "Nothing new is kept; what was kept can still be opened or deleted."),
+    "history_unavailable": (
+        "这个浏览器不允许保存数据，刷新后对话会消失。",
+        "This browser allows no storage, so a conversation ends when the page is loaded again.",
+    ),
+    "history_full": (
+        "浏览器的存储空间已满，这个对话没有保存：请删除旧对话。",
+        "The browser has no more room, so this conversation is not kept: delete earlier ones.",
+    ),
+    "history_long": (
+        "这个对话太长，后面的内容没有保存：请导出，或开始新对话。",
+        "This conversation is too long to keep what came last: export it, or begin a new one.",
+    ),
+    "history_damaged": ("已移除损坏的对话记录。", "Damaged conversations were removed from the history."),
+    "not_opened": ("这个对话已损坏，已从历史中移除：{why}", "This conversation was damaged and is no longer in the history: {why}"),
+    "delete": ("删除对话", "Delete the conversation"),
+    "delete_all": ("全部删除", "Delete all"),
+    "sure": ("确认删除？", "Really delete?"),
+    "answered_by": ("由另一个模型回答：{model}", "answered by another model: {model}"),
     # The conversation as a file
     "conversation": ("对话", "Conversation"),
     "export": ("导出 JSON", "Export as JSON"),
