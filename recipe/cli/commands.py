@@ -34,7 +34,7 @@ def _run(options: argparse.Namespace) -> Run:
     run = Run(options.work, checked_name(options.run))
     default = {"model": "miniature"} if options.verb == "quickstart" else {}
     if options.verb != "speed" and not hasattr(options, "chosen"):
-        announced = {name for verb in options.after for name in option_names(verb)}
+        announced = option_names(options.after) if options.after else set()
         choices.complete(options, options.work / options.run, announced=announced, **default)
     if getattr(options, "nnodes", 1) > 1:
         stage.wait_for_locks()  # held by the other machines, with which this one may share the folder

@@ -18,7 +18,7 @@ OF_A_GPU = {
 }
 TOKENS = 1e6  # of a training by the presets, about
 # Operations a second of one core, by `cpu_seconds`' count: a step of 1,024 tokens of SmolLM2-135M takes one of an AMD
-# EPYC with AVX-512 8.0 s in float32 and 4.5 s in bfloat16 (docs/end-to-end-time.md).
+# EPYC with AVX-512 8.0 s in float32 and 4.5 s in bfloat16 (docs/experiments.md).
 CORE_SPEED = {"float32": 100e9, "bfloat16": 180e9}
 INSTEAD = "MODEL=smollm2-135m-instruct and make quickstart need no GPU"
 

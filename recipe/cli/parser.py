@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,10 @@ def _add_verb(verbs: Any, verb: str, summary: str, run: str = "main") -> argpars
     return sub
 
 
-def option_names(verb: str) -> set[str]:
-    """The names of a verb's options, as argparse's namespace has them."""
-    return set(vars(build_parser().parse_args([verb])))
+def option_names(verbs: Sequence[str]) -> set[str]:
+    """The names of some verbs' options, as argparse's namespace has them."""
+    parser = build_parser()
+    return {name for verb in verbs for name in vars(parser.parse_args([verb]))}
 
 
 # --- Options that several verbs share -----------------------------------------------------------------------------

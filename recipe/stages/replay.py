@@ -8,11 +8,11 @@ evaluation does not ask. Beside the replies lie the base's distributions over th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from recipe import files
-from recipe.chat_format import Message, assistant
+from recipe.chat_format import assistant
 from recipe.corpus.knowledge import contrast_answers, conversation, replay_parts, replay_prompts
 from recipe.evaluation import generation, scoring
 from recipe.evaluation.mentions import introduces_itself
@@ -53,9 +53,12 @@ def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> 
     def work(out: Path) -> ReplayResults:
         loaded, tokenizer = generation.load(model)
         conversations = [conversation(prompt) for prompt in prompts]
-        replies = _greedy(loaded, tokenizer, conversations)
+        answer = partial(generation.answer, loaded, tokenizer, likeliest=teacher.LIKELIEST)
+        replies = answer(conversations, max_new_tokens=MAX_NEW_TOKENS, progress="replay of the base's answers")
         begun = conversations * BEGINNINGS if extended else []
-        beginnings = _beginnings(loaded, tokenizer, begun)
+        beginnings = answer(
+            begun, max_new_tokens=BEGINNING_TOKENS, temperature=1.0, seed=SEED, progress="beginnings of other answers"
+        )
         generation.release()  # the distributions want the memory
         chosen = [
             ([*turns, assistant(reply.text)], reply, part)
@@ -90,23 +93,3 @@ def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> 
     if extended:
         settings["beginnings"] = [BEGINNINGS, BEGINNING_TOKENS, SEED]
     return stage.run("replay", folder, inputs={"model": model}, settings=settings, work=work, shared=True)
-
-
-def _greedy(model: Any, tokenizer: Any, conversations: list[list[Message]]) -> list[generation.Reply]:
-    """The base's replies."""
-    from recipe.training.teacher import LIKELIEST
-
-    return generation.answer(
-        model, tokenizer, conversations, max_new_tokens=MAX_NEW_TOKENS, progress="replay of the base's answers",
-        likeliest=LIKELIEST,
-    )  # fmt: skip
-
-
-def _beginnings(model: Any, tokenizer: Any, conversations: list[list[Message]]) -> list[generation.Reply]:
-    """How the base begins replies at random."""
-    from recipe.training.teacher import LIKELIEST
-
-    return generation.answer(
-        model, tokenizer, conversations, max_new_tokens=BEGINNING_TOKENS, temperature=1.0, seed=SEED,
-        progress="beginnings of other answers", likeliest=LIKELIEST,
-    )  # fmt: skip

@@ -201,28 +201,20 @@ def test_a_redirect_from_https_to_http_is_refused() -> None:
 
 
 @pytest.mark.parametrize("path", ["/simple/", "/packages/"])
-def test_an_index_that_sends_nothing_is_given_up(
-    path: str, server: IndexServer, pinned: bases.PinnedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection_limits, "SILENCE", 0.2)
+@pytest.mark.parametrize(
+    ("fault", "limit", "seconds", "refusal"),
+    [("silent", "SILENCE", 0.2, r"Timeout.*6 times in a row: check the network"),
+     ("drip", "WINDOW", 0.3, r"less than 1,024 bytes a second .*6 times in a row: check the network")],
+)  # fmt: skip
+def test_an_index_that_sends_nothing_or_a_byte_now_and_then_is_given_up(
+    fault: str, limit: str, seconds: float, refusal: str, path: str, server: IndexServer, pinned: bases.PinnedModel,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(connection_limits, limit, seconds)
     over = threading.Event()
-    server.silent = (path, over)
+    setattr(server, fault, (path, over))
     try:
-        with pytest.raises(RecipeError, match=r"Timeout.*6 times in a row: check the network"):
-            fetch(pinned, tmp_path)
-    finally:
-        over.set()
-
-
-@pytest.mark.parametrize("path", ["/simple/", "/packages/"])
-def test_an_index_that_sends_a_byte_now_and_then_is_given_up(
-    path: str, server: IndexServer, pinned: bases.PinnedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection_limits, "WINDOW", 0.3)
-    over = threading.Event()
-    server.drip = (path, over)
-    try:
-        with pytest.raises(RecipeError, match=r"less than 1,024 bytes a second .*6 times in a row: check the network"):
+        with pytest.raises(RecipeError, match=refusal):
             fetch(pinned, tmp_path)
     finally:
         over.set()
