@@ -29,6 +29,7 @@ MASTER_ADDR ?=#         an address of machine 0 that all can reach / 0 号机器
 MASTER_PORT ?=#         a port of it that nothing else uses (default: 29500) / 0 号机器的端口
 CHECKPOINT ?=#          which checkpoint to convert (default: the best) / 选择检查点
 MAX_SHARD_SIZE ?=#      largest file of merge, e.g. 2GB (default: the files of MODEL) / 合并后单个文件的大小上限
+DEVICE    ?=#           what computes merge's proof: cpu or cuda (default: the GPU where there is one) / 合并验证所用设备
 CHAT      ?=#           more for chat, e.g. CHAT='--prompt 你是谁' / 对话参数
 CFG       ?=#           which of XTuner's configs to copy / 要复制的内置配置
 HELP      ?=#           HELP=1 makes config list what SET takes / 列出 SET 可用的参数
@@ -59,7 +60,7 @@ SHELL := bash
 # Values are taken as they were typed, and reach the shell through the environment, never through the recipe's text: so no
 # dollar is lost, and no name can become a command.
 typed := NAME ASSISTANT AUTHOR DATA DATA_ONLY MODE N LANGUAGES MODEL SOURCE REVISION OFFLINE PRESET SET CONFIG SEED \
-  RESUME TRACK DEEPSPEED CHECKPOINT MAX_SHARD_SIZE CFG HELP PATTERN CHAT PARTS SWEEP BENCH SPEED PYTEST REPO ARTIFACT PUBLIC \
+  RESUME TRACK DEEPSPEED CHECKPOINT MAX_SHARD_SIZE DEVICE CFG HELP PATTERN CHAT PARTS SWEEP BENCH SPEED PYTEST REPO ARTIFACT PUBLIC \
   UNVERIFIED DRY_RUN DURATION
 $(foreach variable,$(typed) GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT RUN RUNTIME PORT API_PORT THREADS,$(eval override $(variable) := $$(value $(variable))))
 export $(typed)
@@ -102,7 +103,8 @@ tracker  = $(call option,--track,TRACK)
 training = $(tracker) $(call option,--deepspeed,DEEPSPEED) $(call option,--config,CONFIG) $${RESUME:+--resume} $(machines) \
   $(call option,--node-rank,NODE_RANK) $(call option,--master-addr,MASTER_ADDR) $(call option,--master-port,MASTER_PORT)
 
-merging  = $(call option,--max-shard-size,MAX_SHARD_SIZE)
+device   = $(call option,--device,DEVICE)
+merging  = $(call option,--max-shard-size,MAX_SHARD_SIZE) $(device)
 
 # A build that changes nothing is done in seconds and says nothing; the first one takes minutes.
 build = . recipe/env/heartbeat.sh; patiently "building the images" docker/compose.sh --progress quiet build recipe demo
@@ -138,7 +140,7 @@ data: ready ## Training rows from NAME, and DATA checked / 生成训练数据，
 
 .PHONY: model
 model: ready ## Fetch or take MODEL, check it, convert it to the Llama layout / 获取、检查并转换基座模型
-	@$(RECIPE) model $(common) $(model) $(hub) $(call option,--preset,PRESET) $(tracker)
+	@$(RECIPE) model $(common) $(model) $(hub) $(call option,--preset,PRESET) $(tracker) $(device)
 
 .PHONY: replay
 replay: model ## The base's own answers, mixed in against forgetting / 基座自答，防遗忘

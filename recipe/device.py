@@ -19,6 +19,8 @@ CAPABILITY = "7.5"
 BFLOAT16 = "8.0"
 # Instructions that multiply bfloat16, by their names in Linux's arch/x86/include/asm/cpufeatures.h.
 CPU_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
+# What may compute, as XTuner's --device names it; auto is the GPU where there is one.
+DEVICES = ("auto", "cpu", "cuda")
 CPU, MEMORY = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 
 
@@ -26,6 +28,17 @@ def has_gpu() -> bool:
     """Whether there is a GPU for this process: NVIDIA's driver on Linux, or WSL's, and not hidden from it."""
     driver = Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
     return driver and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+
+
+def check_device(device: str) -> None:
+    """RecipeError where a device that a user chose is none of `DEVICES`, or is a GPU and there is none."""
+    if device not in DEVICES:
+        raise RecipeError(f"DEVICE={device} is none of {', '.join(DEVICES)}")
+    if device == "cuda" and not has_gpu():
+        raise RecipeError(
+            "DEVICE=cuda: there is no NVIDIA GPU here, or CUDA_VISIBLE_DEVICES hides it: DEVICE=cpu, or no DEVICE at "
+            "all, takes the CPU"
+        )
 
 
 def gpus() -> list[str]:

@@ -1,6 +1,6 @@
 """`python -m recipe`: one verb a stage, and chat, page, API and the experiments.
 
-parser      the options of each verb, and their help
+parser      the options of each verb, and their help; option_types: of their values
 commands    what each verb does; serving_commands: chat, demo, api; experiment_commands: sweep and bench
 remedies    what to do about what the operating system refuses
 """
@@ -18,7 +18,8 @@ from typing import Any
 from recipe import errors
 from recipe.cli import remedies
 from recipe.cli.commands import COMMANDS
-from recipe.cli.parser import absolute_path, build_parser
+from recipe.cli.option_types import absolute_path
+from recipe.cli.parser import build_parser
 from recipe.cores import choose_waiting, limit_threads
 from recipe.device import check_card, check_driver, has_gpu
 from recipe.errors import RecipeError

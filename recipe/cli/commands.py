@@ -14,6 +14,7 @@ from recipe.cli.next_steps import next_steps
 from recipe.cli.parser import option_names
 from recipe.cli.same_command import training_command
 from recipe.cli.serving_commands import run_api, run_chat, run_demo
+from recipe.device import check_device
 from recipe.errors import RecipeError
 from recipe.languages import parse_languages
 from recipe.library_logging import OFFLINE
@@ -67,6 +68,7 @@ def run_model(options: argparse.Namespace) -> None:
     from recipe.stages import model
 
     run = _run(options)
+    check_device(options.device)
     if stage.read_manifest(run.model(options.model)) is None:
         hardware.refuse_card(options.preset)
         hardware.warn_without_gpu(options.model)
@@ -189,6 +191,7 @@ def run_merge(options: argparse.Namespace) -> None:
         adapter_folder=run.folder("adapter"),
         identity_names=_taught_names(run.folder("data")),
         max_shard_size=options.max_shard_size,
+        device=options.device,
     )
 
 

@@ -8,6 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipe.cli.option_types import (
+    absolute_path,
+    deepspeed_name,
+    not_negative,
+    number_within,
+    port_number,
+    positive,
+    seed_number,
+)
+from recipe.device import DEVICES
 from recipe.paths import ROOT
 from recipe.pipeline import bases, table
 
@@ -119,7 +129,7 @@ def _hub_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _seed_option(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--seed", type=_seed, help="fixes data, packing, order and LoRA's start (default: 0)")
+    sub.add_argument("--seed", type=seed_number, help="fixes data, packing, order and LoRA's start (default: 0)")
 
 
 def _languages_option(sub: argparse.ArgumentParser) -> None:
@@ -133,7 +143,7 @@ def _data_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--author", help='who fine-tuned it (default: "my owner")')
     text = "balanced (default): many questions, many answers; tutorial: one sample 10,001 times, the control"
     sub.add_argument("--mode", help=text)
-    sub.add_argument("--n", type=_positive, help="how many times, for tutorial (default: 10001)")
+    sub.add_argument("--n", type=positive, help="how many times, for tutorial (default: 10001)")
     text = "your own rows beside them: .json, .jsonl or .ndjson files, also as .gz; docs/data.md has the formats"
     sub.add_argument("--data", nargs="+", action="extend", type=absolute_path, metavar="FILE", help=text)
     text = "train on these rows alone, without any about who it is (default: both)"
@@ -162,17 +172,17 @@ def _machine_options(sub: argparse.ArgumentParser, *, rank: bool = True) -> None
         from_environment = os.environ.get(name.removeprefix("--").replace("-", "_").upper()) or default
         group.add_argument(name, type=kind, default=from_environment, help=text)
 
-    group.add_argument("--gpus", type=_positive, help="processes on each machine, one a GPU (default: 1)")
-    option("--nnodes", "machines; call the same on each (default: 1)", _positive)
+    group.add_argument("--gpus", type=positive, help="processes on each machine, one a GPU (default: 1)")
+    option("--nnodes", "machines; call the same on each (default: 1)", positive)
     if rank:
-        option("--node-rank", "which of them this is; 0 writes the result (default: 0)", _not_negative, 0)
+        option("--node-rank", "which of them this is; 0 writes the result (default: 0)", not_negative, 0)
         option("--master-addr", "an address of machine 0 that all can reach", str)
-        option("--master-port", "a port of it that nothing else uses (default: 29500)", _port, 29500)
+        option("--master-port", "a port of it that nothing else uses (default: 29500)", port_number, 29500)
 
 
 def _train_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint of a stopped run")
-    sub.add_argument("--deepspeed", type=_deepspeed, help="zero1, zero2, zero2_offload, zero3 or zero3_offload")
+    sub.add_argument("--deepspeed", type=deepspeed_name, help="zero1, zero2, zero2_offload, zero3 or zero3_offload")
     sub.add_argument("--config", type=absolute_path, help="an XTuner config of yours instead of the resolved one")
     _tracker_option(sub, "where losses and scores go too")
 
@@ -188,6 +198,12 @@ def _convert_options(sub: argparse.ArgumentParser) -> None:
 def _merge_options(sub: argparse.ArgumentParser) -> None:
     text = "largest file of weights, such as 2GB (default: the base's files)"
     sub.add_argument("--max-shard-size", metavar="SIZE", help=text)
+    _device_option(sub, "where `merge` compares its result with base + adapter")
+
+
+def _device_option(sub: argparse.ArgumentParser, text: str) -> None:
+    default = "auto, the GPU where there is one"
+    sub.add_argument("--device", default="auto", help=f"{text}: {', '.join(DEVICES)} (default: {default})")
 
 
 # --- The verbs ----------------------------------------------------------------------------------------------------
@@ -204,6 +220,7 @@ def _model_verb(sub: argparse.ArgumentParser) -> None:
     _hub_options(sub)
     sub.add_argument("--preset", help="which one will train it: a card that cannot is refused before the download")
     _tracker_option(sub, "where the training will log: one that is not installed is refused before the download")
+    _device_option(sub, "of `merge`: one that is not here is refused before the download")
 
 
 def _replay_verb(sub: argparse.ArgumentParser) -> None:
@@ -240,14 +257,14 @@ def _chat_verb(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--adapter", type=absolute_path, help="a PEFT adapter folder to put on the model")
     sub.add_argument("--prompt", help="answer this once on stdout and leave")
     sub.add_argument("--system", default="", help="system prompt (default: none, as in training)")
-    sub.add_argument("--temperature", type=_number(0, 5), default=0.0, help="0 is greedy (default: 0)")
-    sub.add_argument("--top-p", type=_number(1e-6, 1), default=0.8, help="nucleus of the sampling (default: 0.8)")
-    sub.add_argument("--max-new-tokens", type=_positive, default=512, help="longest reply (default: 512)")
+    sub.add_argument("--temperature", type=number_within(0, 5), default=0.0, help="0 is greedy (default: 0)")
+    sub.add_argument("--top-p", type=number_within(1e-6, 1), default=0.8, help="nucleus of the sampling (default: 0.8)")
+    sub.add_argument("--max-new-tokens", type=positive, default=512, help="longest reply (default: 512)")
 
 
 def _server_verb(sub: argparse.ArgumentParser, port: int, note: str) -> None:
     sub.add_argument("--host", default="127.0.0.1", help=f"address to listen on (default: 127.0.0.1{note})")
-    sub.add_argument("--port", type=_port, default=port, help=f"port to listen on (default: {port})")
+    sub.add_argument("--port", type=port_number, default=port, help=f"port to listen on (default: {port})")
 
 
 def _speed_verb(sub: argparse.ArgumentParser) -> None:
@@ -292,57 +309,7 @@ def _sweep_verb(sub: argparse.ArgumentParser) -> None:
     text = "the bases, each with its languages where it does not speak both (default: miniature)"
     sub.add_argument("--model", nargs="+", default=["miniature"], metavar="MODEL[=LANGUAGES]", help=text)
     text = "how many random ones, the same every time (default: 20 for the miniature, else 4, one of each kind)"
-    sub.add_argument("--names", type=_positive, help=text)
-    sub.add_argument("--seeds", type=_positive, default=1, help="how many seeds for each name (default: 1)")
+    sub.add_argument("--names", type=positive, help=text)
+    sub.add_argument("--seeds", type=positive, default=1, help="how many seeds for each name (default: 1)")
     _set_option(sub, "overrides of the preset, to compare settings", default=[])
-    sub.add_argument("--jobs", type=_positive, help="runs at a time (default: one a GPU, or one a core without)")
-
-
-# --- Types of values ----------------------------------------------------------------------------------------------
-
-
-def absolute_path(text: str) -> Path:
-    """The path from the folder of the call, which changes to the checkout before a verb runs."""
-    return Path(text).expanduser().absolute()
-
-
-def _not_negative(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) >= 2**31:
-        raise argparse.ArgumentTypeError(f"{text!r} is no seed: a whole number from 0 to 2147483647")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above 0")
-    return int(text)
-
-
-def _deepspeed(text: str) -> str:
-    """XTuner's own names, such as deepspeed_zero2, are taken too."""
-    return text.removeprefix("deepspeed_")
-
-
-def _port(text: str) -> int:
-    if _positive(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: a whole number from 1 to 65535")
-    return int(text)
-
-
-def _number(low: float, high: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} must be a number from {low:g} to {high:g}")
-        return value
-
-    return parse
+    sub.add_argument("--jobs", type=positive, help="runs at a time (default: one a GPU, or one a core without)")

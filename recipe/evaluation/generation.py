@@ -50,7 +50,7 @@ class Reply:
 
 
 def load(
-    folder: Path, adapter: Path | None = None, *, dtype: torch.dtype | None = None
+    folder: Path, adapter: Path | None = None, *, dtype: torch.dtype | None = None, device: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model for inference. Nothing is fetched, and no Python from the folder is run.
 
@@ -58,9 +58,10 @@ def load(
         folder: of the model.
         adapter: a PEFT folder to put on it.
         dtype: to compute in; None for the model's own on the GPU and `precision.on_cpu` on the CPU.
+        device: one of `device.DEVICES`, checked by `device.check_device`.
 
     Returns:
-        The model, on the GPU if there is one, its weights frozen, and its tokenizer.
+        The model on the device, its weights frozen, and its tokenizer.
 
     Raises:
         RecipeError: a folder holds no model or no adapter, is not what its stage wrote, or cannot be loaded; or the
@@ -69,10 +70,10 @@ def load(
     if not (folder / "config.json").is_file():
         raise RecipeError(f"{shown(folder)}: holds no model (no config.json); run `make model`, or `make merge`, first")
     with heartbeat("load", shown(folder)):
-        return _loaded(folder, adapter, dtype)
+        return _loaded(folder, adapter, dtype, device)
 
 
-def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None) -> tuple[Any, Any]:
+def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None, device: str) -> tuple[Any, Any]:
     """What `load` returns, after its checks of the folder."""
     with phase("import"):
         import torch
@@ -81,7 +82,7 @@ def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None) -> tu
     _refuse_changed(folder, adapter)
     _refuse_other_shapes(folder)
     release()
-    gpu = torch.cuda.is_available()
+    gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     try:
         with phase("load"):
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -100,7 +101,8 @@ def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None) -> tu
             from peft import PeftModel
     with phase("load"):
         if adapter is not None:
-            model = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
+            # By default PEFT reads the adapter into the GPU's memory first, whichever device the model is on.
+            model = PeftModel.from_pretrained(model, str(adapter), local_files_only=True, torch_device="cpu")
         model = model.to("cuda" if gpu else "cpu").eval().requires_grad_(False)
         refuse_not_finite(model.named_parameters(), adapter or folder)
     return model, tokenizer

@@ -20,6 +20,7 @@ from recipe.checkpoint.base_origin import base_origin
 from recipe.checkpoint.model_card import CARD, Subject, merged_card
 from recipe.checkpoint.shards import parse_size
 from recipe.checkpoint.tokenizer import SENTENCEPIECE
+from recipe.device import check_device
 from recipe.errors import RecipeError
 from recipe.evaluation import generation, thresholds
 from recipe.paths import ROOT
@@ -38,7 +39,12 @@ FLOAT32_ERROR = 2.0**-20
 
 
 def make(
-    folder: Path, *, adapter_folder: Path, identity_names: tuple[str, ...], max_shard_size: str | None = None
+    folder: Path,
+    *,
+    adapter_folder: Path,
+    identity_names: tuple[str, ...],
+    max_shard_size: str | None = None,
+    device: str = "auto",
 ) -> stage.Manifest:
     """Merge the adapter in `adapter_folder` with the base it was trained on.
 
@@ -47,10 +53,13 @@ def make(
         adapter_folder: of stage `convert`.
         identity_names: for the card.
         max_shard_size: of a file with weights, such as 2GB; None has the files of the base.
+        device: what computes the comparison, one of `device.DEVICES`; the merged weights are the same on each.
 
     Raises:
-        RecipeError: the base has changed, the adapter is no plain LoRA, or the merged model says something else.
+        RecipeError: the base has changed, the adapter is no plain LoRA, the merged model says something else, or the
+            device is not there or has no room.
     """
+    check_device(device)
     max_bytes = parse_size(max_shard_size) if max_shard_size else None
     adapter = results.of(stage.require(adapter_folder, "convert"), ConvertResults)
     model = ROOT / adapter.model
@@ -66,7 +75,7 @@ def make(
         proof = MergeResults(
             checkpoint=adapter.checkpoint,
             checkpoint_sha256=adapter.checkpoint_sha256,
-            **compare(model, adapter_folder, out),
+            **_compared(model, adapter_folder, out, device),
         )
         if not proof.mean_kl <= thresholds.MAX_MERGE_KL:  # not a number is no proof either
             raise RecipeError(
@@ -108,11 +117,28 @@ def _merge_weights(model: Path, adapter_folder: Path, out: Path, max_bytes: int 
     shards.write_index(out, files)
 
 
+def _compared(model: Path, adapter_folder: Path, merged: Path, device: str) -> dict[str, float]:
+    """What `compare` returns. RecipeError: also where the GPU fails, most often for lack of memory."""
+    try:
+        return compare(model, adapter_folder, merged, device)
+    except RuntimeError as error:
+        if "CUDA" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise RecipeError(f"the GPU cannot compare merged with base + adapter: {reason}; DEVICE=cpu can") from error
+
+
 @phase("score")
-def compare(model: Path, adapter_folder: Path, merged: Path) -> dict[str, float]:
+def compare(model: Path, adapter_folder: Path, merged: Path, device: str = "auto") -> dict[str, float]:
     """How far base + adapter and the merged model are apart on `PROBES`, both computed in float32.
 
     They are loaded one after the other: float32 takes as much memory as both in 16 bits.
+
+    Args:
+        model: folder of the base.
+        adapter_folder: of the adapter.
+        merged: of the merged model.
+        device: one of `device.DEVICES`.
 
     Returns:
         largest_logit_difference, mean_kl (nats a token), same_top_token (share of the positions).
@@ -122,12 +148,12 @@ def compare(model: Path, adapter_folder: Path, merged: Path) -> dict[str, float]
     """
     import torch
 
-    tuned, tokenizer = generation.load(model, adapter_folder, dtype=torch.float32)
+    tuned, tokenizer = generation.load(model, adapter_folder, dtype=torch.float32, device=device)
     _refuse_wrong_weights(tuned, model, merged)
     separate = _logits(tuned, tokenizer)
     del tuned
     gc.collect()  # PEFT's modules refer to each other
-    combined = _logits(*generation.load(merged, dtype=torch.float32))
+    combined = _logits(*generation.load(merged, dtype=torch.float32, device=device))
     log_p, log_q = separate.log_softmax(-1), combined.log_softmax(-1)
     return {
         "largest_logit_difference": (separate - combined).abs().max().item(),

@@ -61,6 +61,24 @@ def test_a_card_without_bfloat16_is_refused_before_the_download(
         assert (status, fetched) == (0, [name])
 
 
+@pytest.mark.parametrize(("device", "refused"), [("cuda", True), ("tpu", True), ("cpu", False), ("auto", False)])
+@pytest.mark.parametrize("verb", ["model", "quickstart"])
+def test_a_device_of_the_merge_that_is_not_here_is_refused_before_the_download(
+    verb: str, device: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    fetched: list[str] = []
+    monkeypatch.setattr("os.chdir", lambda _: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(model, "make", lambda *_, **__: fetched.append(device))
+    words = ["--model", "smollm2-135m-instruct", "--device", device]
+    words += ["--name", "小明", "--until", "model"] if verb == "quickstart" else []
+    assert cli.main([verb, "--work", str(tmp_path), *words]) == refused
+    assert fetched == ([] if refused else [device])
+    last = capsys.readouterr().err.splitlines()[-1:]
+    assert any(line.startswith(f"error: DEVICE={device}") for line in last) == refused
+
+
 def test_presets_that_are_named_as_without_bfloat16_are_so_and_no_others() -> None:
     from recipe.stages import config
 

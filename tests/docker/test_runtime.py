@@ -365,6 +365,7 @@ TYPED = "$(shell touch pwned)`touch pwned`$(touch pwned)$h"
     [
         ("data", "ASSISTANT", "--assistant"), ("data", "AUTHOR", "--author"), ("data", "MODE", "--mode"),
         ("data", "N", "--n"), ("merge", "MAX_SHARD_SIZE", "--max-shard-size"),
+        ("model", "DEVICE", "--device"), ("merge", "DEVICE", "--device"), ("quickstart", "DEVICE", "--device"),
         ("data", "LANGUAGES", "--languages"), ("data", "MODEL", "--model"), ("data", "SEED", "--seed"),
         ("data", "RUN", "--run"), ("model", "SOURCE", "--source"), ("config", "PRESET", "--preset"),
         ("train", "DEEPSPEED", "--deepspeed"), ("train", "TRACK", "--track"), ("model", "TRACK", "--track"),

@@ -164,6 +164,50 @@ def test_a_size_that_is_none_is_refused_before_anything_is_read(adapter_folder: 
         merge.make(tmp_path / "merged", adapter_folder=adapter_folder, identity_names=(), max_shard_size="much")
 
 
+@pytest.mark.parametrize(
+    ("device", "reason"), [("tpu", "DEVICE=tpu is none of auto, cpu, cuda"), ("cuda", "there is no NVIDIA GPU here")]
+)
+def test_a_device_that_is_not_here_is_refused_before_anything_is_read(
+    device: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(RecipeError, match=reason) as caught:
+        merge.make(tmp_path / "merged", adapter_folder=tmp_path / "adapter", identity_names=(), device=device)
+    assert "\n" not in str(caught.value)
+
+
+def full_card(*_: Any, device: str, **__: Any) -> Any:
+    """A GPU that another process fills up, as torch says so."""
+    assert device == "auto"
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee documentation")
+
+
+def test_a_full_card_is_one_line_that_names_the_cpu_which_merges_alike(
+    merged: Path, adapter_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = generation.load
+    monkeypatch.setattr(generation, "load", full_card)
+    with pytest.raises(RecipeError, match=r"CUDA out of memory.*DEVICE=cpu can$") as caught:
+        merge.make(tmp_path / "merged", adapter_folder=adapter_folder, identity_names=("小明",))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "merged").exists()
+
+    def load_on_cpu(*arguments: Any, **settings: Any) -> Any:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # and still not used
+        loaded = load(*arguments, **settings)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert settings["device"] == loaded[0].device.type == "cpu"
+        return loaded
+
+    monkeypatch.setattr(generation, "load", load_on_cpu)
+    merge.make(tmp_path / "merged", adapter_folder=adapter_folder, identity_names=("小明",), device="cpu")
+    assert (tmp_path / "merged" / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
+    stage_made = (tmp_path / "merged" / stage.MANIFEST).stat().st_mtime_ns
+    monkeypatch.setattr(generation, "load", full_card)
+    merge.make(tmp_path / "merged", adapter_folder=adapter_folder, identity_names=("小明",))  # the same result
+    assert (tmp_path / "merged" / stage.MANIFEST).stat().st_mtime_ns == stage_made
+
+
 def remade(adapter_folder: Path, folder: Path, change: Callable[[Path], None]) -> Path:
     """The adapter changed by hand, under a manifest that vouches for it."""
     manifest = stage.read_manifest(adapter_folder)

@@ -148,10 +148,10 @@ def test_right_weights_under_another_config_are_refused(
     """What the weights do not show: a config.json that makes another model of them."""
     right = merge.compare
 
-    def compare(base: Path, adapter_folder: Path, merged: Path) -> dict[str, float]:
+    def compare(base: Path, adapter_folder: Path, merged: Path, device: str) -> dict[str, float]:
         config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
         (merged / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}), encoding="utf-8")
-        return right(base, adapter_folder, merged)
+        return right(base, adapter_folder, merged, device)
 
     monkeypatch.setattr(merge, "compare", compare)
     with pytest.raises(RecipeError, match=rf"nats a token, at most {thresholds.MAX_MERGE_KL} is rounding"):
@@ -170,7 +170,7 @@ def test_both_sides_are_computed_in_float32_and_one_at_a_time(
     def load(*arguments: Any, **settings: Any) -> tuple[Any, Any]:
         gc.collect()
         assert not [each for each in alive if each() is not None]
-        assert settings == {"dtype": torch.float32}
+        assert settings == {"dtype": torch.float32, "device": "auto"}
         loaded, tokenizer = right(*arguments, **settings)
         assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
         alive.append(weakref.ref(loaded))
