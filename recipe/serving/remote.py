@@ -189,7 +189,8 @@ class Remote:
             The reply, which grows.
         """
         body: dict[str, Any] = {
-            "model": self.base if base else self.model, "messages": list(messages), "stream": True, "stream_options": {"include_usage": True},
+            "model": self.base if base else self.model, "messages": list(messages), "stream": True,
+            "stream_options": {"include_usage": True},
             "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p,
         }  # fmt: skip
         if sampling.seed is not None:
