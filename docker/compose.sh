@@ -40,9 +40,16 @@ fi
 
 host=$(setting HOST 127.0.0.1) image=internlm2-identity-recipe:$(setting TAG latest)
 server=demo variable=PORT default=6006
-if [ "${1:-}" = up ] && [ "${2:-}" = api ]; then
-  server=api variable=API_PORT default=8000
+case "${1:-} ${2:-}" in
+"up api") server=api variable=API_PORT default=8000 ;;
+"up vllm") server=vllm variable=API_PORT default=8000 ;;
+"up vllm-page") server=vllm-page ;;
+esac
+if [ "$server" != demo ]; then
   [ -n "$(setting API_KEY "")" ] || fail "API_KEY is missing: choose a key, and set it in the environment or in .env"
+fi
+if [[ $server == vllm* ]] && ! nvidia-smi -L >/dev/null 2>&1; then
+  fail "vLLM needs an NVIDIA GPU, and nvidia-smi finds none here: docker/compose.sh up demo needs none"
 fi
 port=$(setting "$variable" "$default")
 if [ "${1:-}" = up ] && [ -z "$(docker compose ps --quiet "$server")" ] && (exec 3<>"/dev/tcp/$host/$port") 2>/dev/null; then

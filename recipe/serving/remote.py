@@ -48,6 +48,18 @@ def _parse(url: str) -> tuple[str, str, tuple[str, str] | None]:
     return address, f"?{parts.query}" if parts.query else "", user
 
 
+def _adapter_and_base(models: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str | None]:
+    """(model that answers, name of its base where that answers too), of an endpoint's list of models.
+
+    The first model answers, unless one is an adapter of another: vLLM and SGLang name the other as its `parent`.
+    """
+    names = [model["id"] for model in models]
+    for model in models:
+        if model.get("parent") in names:
+            return model, str(model["parent"])
+    return models[0], None
+
+
 class Remote:
     """What `model_host.ModelHost` is to the page, over HTTP.
 
@@ -61,10 +73,11 @@ class Remote:
 
     Attributes:
         state, message: see ModelHost.
-        model: the name of the model that answers.
+        name: of the model that answers, as the endpoint lists it.
+        model: the same, as requests name it.
+        base: the name of the model without its adapter, where the endpoint has both.
     """
 
-    can_compare = False
     alone = False
     on_failure: Callable[[], object]  # never called: no engine is here
     defaults = Sampling()
@@ -78,7 +91,8 @@ class Remote:
             raise RecipeError(f"OPENAI_API_KEY holds {fault}: set the key as the endpoint gave it")
         self.url, self.port = self._address, port  # what is shown
         self.state, self.message = "loading", ""
-        self.model = ""
+        self.name, self.model = "", ""
+        self.base: str | None = None
         self._http = requests.Session()
         self._http.auth = user
         # HTTP_PROXY leads to other machines, and would ask itself for an endpoint of this one.
@@ -96,10 +110,13 @@ class Remote:
             time.sleep(model_host.LOOK_AGAIN)
 
     def load(self) -> None:
-        """Look which models the endpoint has; the first is taken."""
+        """Look which models the endpoint has: its first adapter is taken, or else its first model."""
         try:
-            self.model = str(self._call("GET", "/models").json()["data"][0]["id"])
-            self._become("ready", f"{self._shown(self.model)} ({self.url})")
+            model, base = _adapter_and_base(self._call("GET", "/models").json()["data"])
+            self.name, self.base = str(model["id"]), base
+            # SGLang answers a request for the adapter's own name as the base, without a word.
+            self.model = f"{base}:{self.name}" if base and model.get("owned_by") == "sglang" else self.name
+            self._become("ready", f"{self._shown(self.name)} ({self.url})")
         except RecipeError as error:
             self._become("failed", str(error))
         except Exception:  # whatever the endpoint sends, the page lives to say so
@@ -115,13 +132,18 @@ class Remote:
         return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
     @property
+    def can_compare(self) -> bool:
+        """Whether the base can answer beside the tuned model."""
+        return self.base is not None
+
+    @property
     def label(self) -> str:
         """The model and its address, or what is wrong."""
         return self.message or self.url
 
     def title(self, language: str) -> str:  # noqa: ARG002 - as `ModelHost.title`
         """The model's name, which endpoints often give as a path; InternLM2 where it is no plain name."""
-        name = self.model.rstrip("/").rpartition("/")[2]
+        name = self.name.rstrip("/").rpartition("/")[2]
         return name if re.fullmatch(r"[\w.-]{1,80}", name) and name == self._shown(name) else "InternLM2"
 
     def raise_failure(self) -> None:
@@ -161,14 +183,14 @@ class Remote:
         Args:
             messages: the conversation, as `recipe.chat_format` takes it.
             sampling: how tokens are chosen; `stop` is not sent.
-            base: not supported: `can_compare` is False.
+            base: let the base answer, without the adapter; only where `can_compare`.
 
         Returns:
             The reply, which grows.
         """
-        assert not base
         body: dict[str, Any] = {
-            "model": self.model, "messages": list(messages), "stream": True, "stream_options": {"include_usage": True},
+            "model": self.base if base else self.model, "messages": list(messages), "stream": True,
+            "stream_options": {"include_usage": True},
             "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p,
         }  # fmt: skip
         if sampling.seed is not None:

@@ -40,6 +40,10 @@ TEXT = {
 }
 VARIABLE = re.compile(r"\$\{(\w+)(?::?-([^}]*)|:\+[^}]*)?\}")  # with a default, or with what stands there if it is set
 every_service = pytest.mark.parametrize("service", SERVICES)
+# In front of vLLM stands a page without a model and without a GPU.
+FRONT, FOREIGN = "vllm-page", "vllm"
+OWN = [name for name in SERVICES if name != FOREIGN]  # of an image that the Dockerfile builds
+WITH_GPU = [name for name in SERVICES if name != FRONT]
 
 
 def defaults(value: Any) -> Any:
@@ -55,7 +59,7 @@ def defaults(value: Any) -> Any:
 
 
 def test_the_services_are_the_page_and_the_stages() -> None:
-    assert set(SERVICES) == {"demo", "api", "recipe", "shell", "fetch", "cluster"}
+    assert set(SERVICES) == {"demo", "api", "recipe", "shell", "fetch", "cluster", "vllm", "vllm-page"}
     assert [name for name, service in SERVICES.items() if not service.get("profiles")] == ["demo"]  # what `up` starts
 
 
@@ -80,11 +84,13 @@ def test_a_service_may_do_and_write_as_little_as_possible(service: str) -> None:
     assert {"exec", "mode=1777"} <= set(options.split(","))  # Triton loads what it compiles there
 
 
-@every_service
+@pytest.mark.parametrize("service", WITH_GPU)
 def test_a_service_sees_the_results_and_nothing_else_of_the_host(service: str) -> None:
-    (work,) = SERVICES[service]["volumes"]
+    work, *others = SERVICES[service]["volumes"]
     assert (work["type"], work["source"], work["target"]) == ("bind", "./work", "/recipe/work")
-    assert work.get("read_only", False) is (service in ("demo", "api"))  # these only read
+    assert work.get("read_only", False) is (service in ("demo", "api", FOREIGN))  # these only read
+    script = {"type": "bind", "source": "./docker/vllm_serve.py", "target": "/recipe/docker/vllm_serve.py"}
+    assert others == ([script | {"read_only": True}] if service == FOREIGN else [])
 
 
 @every_service
@@ -97,7 +103,7 @@ def test_a_service_s_log_memory_and_processes_have_an_end(service: str) -> None:
     assert 0 < limits["pids"] <= 4096
 
 
-@every_service
+@pytest.mark.parametrize("service", WITH_GPU)
 def test_a_service_gets_every_gpu(service: str) -> None:
     (device,) = defaults(SERVICES[service])["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
@@ -106,7 +112,7 @@ def test_a_service_gets_every_gpu(service: str) -> None:
 def test_without_a_gpu_no_service_asks_for_one() -> None:
     override = load("docker/compose.cpu.yaml")
     assert list(override) == ["services"]
-    assert set(override["services"]) == set(SERVICES)
+    assert set(override["services"]) == set(WITH_GPU) - {FOREIGN}  # which can do nothing without one
     for service in override["services"].values():
         devices = service["deploy"]["resources"]["reservations"]["devices"]
         assert isinstance(devices, Reset)  # a plain list would be added to the one underneath
@@ -141,7 +147,7 @@ def test_the_api_comes_back_after_a_failure_but_not_for_ever_and_without_a_key_n
 def test_the_docs_name_every_service_that_mounts_the_results() -> None:
     page = (ROOT / "docs/page-and-containers.md").read_text(encoding="utf-8")
     volume = page.split("- **A named volume**")[1].split("by `work:/recipe/work`")[0]
-    assert set(re.findall(r"`(\w+)`", volume)) == {name for name, settings in SERVICES.items() if settings["volumes"]}
+    assert set(re.findall(r"`([\w-]+)`", volume)) == set(WITH_GPU)
 
 
 def test_a_shell_has_its_own_name_and_is_otherwise_a_stage() -> None:
@@ -172,21 +178,76 @@ def test_a_stage_has_no_life_of_its_own_and_no_network_but_to_fetch_and_for_othe
     assert {"RECIPE_IMAGE", "NNODES"} <= set(stages["environment"])
 
 
-@every_service
+@pytest.mark.parametrize("service", WITH_GPU)
 def test_a_gpu_can_be_hidden_from_a_container_as_the_driver_check_advises(service: str) -> None:
     assert "CUDA_VISIBLE_DEVICES" in SERVICES[service].get("environment", [])
 
 
-@every_service
+@pytest.mark.parametrize("service", OWN)
 def test_a_service_is_built_from_its_target_under_its_own_name(service: str) -> None:
     settings = defaults(SERVICES[service])
-    target = {"fetch": "recipe", "cluster": "recipe", "shell": "recipe", "api": "demo"}.get(service, service)
+    target = {"fetch": "recipe", "cluster": "recipe", "shell": "recipe", "api": "demo", FRONT: "demo"}.get(
+        service, service
+    )
     assert settings["image"] == f"internlm2-identity-{target}:latest"
     assert settings["pull_policy"] != "always"
     assert settings["build"]["target"] == target
     assert target in STAGES
     args = {line.split("=")[0] for words in arguments_of("ARG") for line in words.split()}
     assert set(settings["build"]["args"]) <= args
+
+
+# --- vLLM ---------------------------------------------------------------------------------------------------------
+
+
+def environment(service: str) -> dict[str, str]:
+    """What compose sets by itself in a container."""
+    pairs = (entry.split("=", 1) for entry in SERVICES[service]["environment"] if "=" in entry)
+    return dict(pairs)
+
+
+def test_vllm_s_image_is_pinned_and_told() -> None:
+    image = defaults(SERVICES["vllm"])["image"]
+    assert re.fullmatch(r"vllm/vllm-openai:v\d+\.\d+\.\d+@sha256:[0-9a-f]{64}", image)
+    assert told_variables()["VLLM_IMAGE"] == image
+    assert image.split("@")[0] in (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    assert "build" not in SERVICES["vllm"]
+
+
+def test_vllm_and_its_page_are_one_profile_and_the_page_waits() -> None:
+    assert SERVICES["vllm"]["profiles"] == SERVICES["vllm-page"]["profiles"] == ["vllm"]
+    assert SERVICES["vllm-page"]["depends_on"] == {"vllm": {"condition": "service_healthy"}}
+    assert {"volumes", "reservations"}.isdisjoint(
+        set(SERVICES["vllm-page"]) | set(SERVICES["vllm-page"]["deploy"]["resources"])
+    )
+    options = build_parser().parse_args(SERVICES["vllm-page"]["command"])
+    assert (options.verb, options.host, options.port) == ("demo", "0.0.0.0", DEMO_PORT)
+    assert SERVICES["vllm-page"]["ports"] == SERVICES["demo"]["ports"]
+
+
+def test_the_page_asks_vllm_by_its_name_with_its_key_and_no_proxy() -> None:
+    page, vllm = environment("vllm-page"), environment("vllm")
+    assert page["OPENAI_BASE_URL"] == "http://vllm:8000/v1"
+    assert page["OPENAI_API_KEY"] == vllm["VLLM_API_KEY"] == "${API_KEY:-}"
+    assert page["NO_PROXY"] == page["no_proxy"] == "vllm"
+
+
+def test_vllm_is_reached_from_this_machine_alone_whatever_the_page_s_host() -> None:
+    """Its key guards /v1 and not /invocations, which answers as well."""
+    assert defaults(SERVICES["vllm"]["ports"]) == [f"127.0.0.1:{API_PORT}:{API_PORT}"]
+    assert "HOST" not in re.findall(VARIABLE, str(SERVICES["vllm"]["ports"]))
+
+
+def test_vllm_fetches_nothing_reports_nothing_and_writes_below_tmp() -> None:
+    settings = environment("vllm")
+    assert (settings["HF_HUB_OFFLINE"], settings["VLLM_NO_USAGE_STATS"], settings["HOME"]) == ("1", "1", "/tmp")
+    # Any other name that begins so is a warning of vLLM's.
+    assert {name for name in settings if name.startswith("VLLM_")} == {"VLLM_API_KEY", "VLLM_NO_USAGE_STATS"}
+
+
+def test_vllm_ends_once_without_a_key_and_its_health_is_asked_of_itself() -> None:
+    assert SERVICES["vllm"]["restart"] == SERVICES["api"]["restart"]
+    assert SERVICES["vllm"]["healthcheck"]["test"] == ["CMD", *SERVICES["vllm"]["entrypoint"], "--health"]
 
 
 # --- Variables ----------------------------------------------------------------------------------------------------

@@ -756,6 +756,23 @@ def test_the_port_of_the_env_file_is_the_one_looked_at(machine: Machine) -> None
         assert "is taken" in one_error(machine.compose("up", "demo"))
 
 
+@pytest.mark.parametrize("service", ["vllm", "vllm-page"])
+def test_vllm_starts_where_there_are_a_key_a_gpu_and_a_free_port(machine: Machine, port: int, service: str) -> None:
+    variable = "API_PORT" if service == "vllm" else "PORT"
+    given = {"API_KEY": "k", variable: str(port)}
+    assert one_error(machine.compose("up", service, **given)).startswith("error: vLLM needs an NVIDIA GPU")
+    machine.install("nvidia-smi", "")
+    assert one_error(machine.compose("up", service, **given | {"API_KEY": ""})).startswith(
+        "error: API_KEY is missing: "
+    )
+    (up,) = machine.compose("up", service, **given).of("docker", "compose up")
+    assert up.line == f"compose up {service}"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        assert one_error(machine.compose("up", service, **given)).endswith(f"{variable}={port + 1}")
+
+
 def test_a_shell_is_where_the_stages_run(machine: Machine) -> None:
     docker = machine.make("shell", "RUNTIME=docker")
     assert [call.line for call in docker.of("docker", "compose run")] == ["compose run --rm shell"]

@@ -32,11 +32,15 @@ class Other(LocalServer):
 
     Attributes:
         requests: (path, Authorization) of each.
+        models: that it lists.
+        asked: the models that replies were wanted of.
         events: of the replies it streams.
     """
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str]] = []
+        self.models: list[Any] = [{"id": MODEL}]
+        self.asked: list[str] = []
         self.events: list[Any] = []
         super().__init__(Answer)
 
@@ -46,10 +50,10 @@ class Answer(Handler):
 
     def do_GET(self) -> None:
         self.server.requests.append((self.path, self.headers.get("Authorization", "")))
-        self.send(200, json.dumps({"data": [{"id": MODEL}]}).encode())
+        self.send(200, json.dumps({"data": self.server.models}).encode())
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["model"])
         if self.server.events:
             self.send(200, "".join(f"data: {json.dumps(event)}\n\n" for event in self.server.events).encode())
         else:
@@ -167,8 +171,32 @@ def test_a_proxy_is_asked_for_an_endpoint_elsewhere(other: Other, monkeypatch: p
 )  # fmt: skip
 def test_the_title_is_the_models_plain_name(model: str, title: str) -> None:
     remote = Remote("http://127.0.0.1:8000/v1", "sk-key", 3)
-    remote.model = model
+    remote.name = model
     assert remote.title("en") == title
+
+
+@pytest.mark.parametrize(("owner", "asked"), [("vllm", "main"), ("sglang", "miniature:main")])
+def test_an_adapter_and_its_base_are_told_apart(other: Other, owner: str, asked: str) -> None:
+    """The lists of vLLM 0.31 and SGLang 0.5.23, which begin with the base. SGLang takes `main` for the base too."""
+    other.models = [
+        {"id": "miniature", "root": "/work/models/miniature", "parent": None, "owned_by": owner},
+        {"id": "main", "root": "/work/main/adapter", "parent": "miniature", "owned_by": owner},
+    ]
+    other.events = [{"choices": [{"delta": {"content": "hi"}}]}]
+    remote = Remote(f"{other.url}/v1", None, 3)
+    assert not remote.can_compare
+    remote.load()
+    assert (remote.can_compare, remote.title("en"), remote.label) == (True, "main", f"main ({other.url}/v1)")
+    for base in (False, True):
+        remote.ask([], Sampling(), base=base).join()
+    assert other.asked == [asked, "miniature"]
+
+
+def test_without_an_adapter_the_first_model_answers_alone(other: Other) -> None:
+    other.models = [{"id": "first", "parent": None}, {"id": "second", "parent": "elsewhere"}]
+    remote = Remote(f"{other.url}/v1", None, 3)
+    remote.load()
+    assert (remote.model, remote.can_compare) == ("first", False)
 
 
 @pytest.mark.parametrize(
