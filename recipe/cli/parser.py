@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipe.cli.typed import Parser
 from recipe.paths import ROOT
 from recipe.pipeline import bases, table
 
@@ -34,7 +35,7 @@ Exit status: 0 done, 1 an error, 2 a wrong call, 3 the result is below the thres
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; each one's defaults hold `verb`, `run` and `work`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m recipe",
         description="Teach InternLM2-Chat-1.8B who it is. 教 InternLM2-Chat-1.8B 认识自己是谁。",
         epilog=FLOW,
