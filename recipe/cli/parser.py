@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipe.cli.typed import Parser
+from recipe.cli.typed import Parser, composed
 from recipe.paths import ROOT
 from recipe.pipeline import bases, table
 
@@ -87,7 +87,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_verb(verbs: Any, verb: str, summary: str, run: str = "main") -> argparse.ArgumentParser:
     sub: argparse.ArgumentParser = verbs.add_parser(verb, help=summary, description=summary)
     shown = run or "the one that merged last"
-    sub.add_argument("--run", default=run, help=f"name of the run, its folder under --work (default: {shown})")
+    text = f"name of the run, its folder under --work (default: {shown})"
+    sub.add_argument("--run", type=composed, default=run, help=text)
     sub.add_argument("--work", type=absolute_path, default=ROOT / "work", help="where all results go (default: work)")
     sub.add_argument(
         "--after", action="append", default=[], help=argparse.SUPPRESS
@@ -129,9 +130,9 @@ def _languages_option(sub: argparse.ArgumentParser) -> None:
 
 
 def _data_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--name", help="whose assistant it is, 1 to 40 characters; required")
-    sub.add_argument("--assistant", help="what the assistant itself is called")
-    sub.add_argument("--author", help='who fine-tuned it (default: "my owner")')
+    sub.add_argument("--name", type=composed, help="whose assistant it is, 1 to 40 characters; required")
+    sub.add_argument("--assistant", type=composed, help="what the assistant itself is called")
+    sub.add_argument("--author", type=composed, help='who fine-tuned it (default: "my owner")')
     text = "balanced (default): many questions, many answers; tutorial: one sample 10,001 times, the control"
     sub.add_argument("--mode", help=text)
     sub.add_argument("--n", type=_positive, help="how many times, for tutorial (default: 10001)")

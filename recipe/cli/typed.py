@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import unicodedata
 from typing import NoReturn
 
 from recipe.plain_text import one_line
@@ -13,3 +14,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         super().error(one_line(message))
+
+
+def composed(name: str) -> str:
+    """The name with letters and their marks composed (Unicode's NFC): é is one character, as it is in most texts.
+
+    macOS, some keyboards and copied file names give e and a mark, which look the same and would be another run, or a
+    name that no reply holds. recipe/env/run_name.sh does the same for what needs no Python.
+    """
+    return unicodedata.normalize("NFC", name)
