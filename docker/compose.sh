@@ -4,6 +4,8 @@
 # compose.sh stage VERB [OPTION...]: one stage in a container, with the same arguments and results as `python -m recipe VERB …`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=recipe/env/run_name.sh
+. recipe/env/run_name.sh
 
 fail() {
   printf 'error: %s\n' "$*" >&2
@@ -88,7 +90,7 @@ esac
 for argument in "$@"; do
   case $argument in --offline | --dry-run) service=recipe ;; esac
   case $option in
-  --run) run=$argument ;;
+  --run) run=$(run_name "$argument") ;;
   --nnodes) [ "$argument" = 1 ] || service=${several:-$service} ;;
   --data | --model | --config | --adapter)
     if [ -e "$argument" ]; then

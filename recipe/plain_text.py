@@ -11,6 +11,9 @@ import unicodedata
 # of surrogate pairs: no UTF-8 holds these, so no tokenizer, file or terminal takes them.
 _NOT_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# White space that moves a terminal's cursor elsewhere than to the next line: what follows a carriage return overwrites
+# the line that stands there.
+_MOVES = re.compile("[\x0b\x0c\r\x85]")
 # Joiners (ZWNJ, ZWJ) and Mongolian's vowel separator: spelling in the scripts that join, and the glue of emoji.
 _JOINERS = "\u200c\u200d\u180e"
 # Scripts whose letters have no case, as those that join have none, and which take no joiner.
@@ -79,8 +82,26 @@ def misread(text: str, encoding: str | None = None) -> str | None:
 
 
 def printable(text: str) -> str:
-    """The text with a replacement character for each that is no text, so that it cannot steer a terminal."""
-    return _NOT_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
+    """The text with a replacement character for each that is no text, so that it cannot steer a terminal.
+
+    All that comes from rows, models, hubs, clients and files goes through here, or through `one_line`, on its way to
+    the terminal. Tabs and line feeds stay, also those of a Windows line end.
+    """
+    text = _NOT_TEXT.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+    return _MOVES.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def one_line(text: str) -> str:
+    """The text for a terminal, on one line: as `printable` gives it, each line feed written as \\n.
+
+    A line that came from elsewhere cannot pass for one of this recipe's own.
+    """
+    return printable(text).replace("\n", "\\n")
+
+
+def print_error(text: str) -> None:
+    """Print the last line of a process that ends by an error. text: may hold what a user, a file or a hub says."""
+    print(f"error: {one_line(text)}", file=sys.stderr, flush=True)
 
 
 def hidden(name: str) -> str | None:

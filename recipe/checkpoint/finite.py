@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from recipe.errors import RecipeError
 from recipe.paths import shown
+from recipe.pipeline.heartbeat import heartbeat
+from recipe.pipeline.phases import phase
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,3 +46,29 @@ def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> No
                 f"{shown(folder)}: {name} holds values that are not finite: remove that folder and make it again, or "
                 f"take another model"
             )
+
+
+def refuse_untrainable(model: Path, teacher: Path | None) -> None:
+    """Refuse what a training reads where it holds NaN or infinity. Its loss would be NaN, and lr would get the blame.
+
+    The files are read one tensor at a time, and lie in the system's cache when the trainer reads them.
+
+    Args:
+        model: the base's folder.
+        teacher: the file of the base's distributions; None where nothing is learnt from these.
+
+    Raises:
+        RecipeError: a value is not finite.
+    """
+    from safetensors import safe_open
+
+    sources = dict.fromkeys(sorted(model.glob("*.safetensors")), "model") | ({teacher: "replay"} if teacher else {})
+    with heartbeat("train", f"checking the weights of {shown(model)}"), phase("load"):
+        for file, verb in sources.items():
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                    if not all_finite(tensors.get_tensor(name)):
+                        raise RecipeError(
+                            f"{shown(file)}: {name} holds values that are not finite, from which nothing can be "
+                            f"learnt: remove {shown(file.parent)} and run `make {verb}` again, or take another MODEL"
+                        )

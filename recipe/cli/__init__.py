@@ -26,7 +26,7 @@ from recipe.errors import RecipeError
 from recipe.library_logging import close_bars, quieten
 from recipe.paths import ROOT
 from recipe.pipeline import choices, table
-from recipe.plain_text import flaw, misread
+from recipe.plain_text import flaw, misread, one_line, print_error
 
 # Seconds after which a process that goes on after a signal to end is interrupted again: twice within what Docker waits.
 INTERRUPT_AGAIN_AFTER = 4
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         choices.save(options, options.work / (options.run or ""))
     except RecipeError as error:
         close_bars()
-        print(f"error: {remedies.remedy(error.__cause__) or error}", file=sys.stderr)
+        print_error(remedies.remedy(error.__cause__) or str(error))
         return error.exit_status
     except KeyboardInterrupt as stop:
         go_on = str(stop)
@@ -100,14 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif not go_on and (options.verb in table.BY_VERB or options.verb == "quickstart"):
             go_on = "run the same command again for what is missing"
         close_bars()
-        print(f"\nstopped; what was complete is kept{go_on and '; '}{go_on}", file=sys.stderr)
+        print(f"\nstopped; what was complete is kept{go_on and '; '}{one_line(go_on)}", file=sys.stderr)
         return errors.INTERRUPTED
     except BrokenPipeError:
         raise
     except Exception as error:
         if remedy := remedies.remedy(error):
             close_bars()
-            print(f"error: {remedy}", file=sys.stderr)
+            print_error(remedy)
             return errors.ERROR
         raise
     finally:

@@ -22,6 +22,7 @@ from recipe.paths import ROOT
 from recipe.pipeline import choices, results, stage, table
 from recipe.pipeline.results import ConfigResults, DataResults, ModelResults
 from recipe.pipeline.run import Run, checked_name
+from recipe.plain_text import printable
 from recipe.training import tracking
 
 # MiB of a card that the driver, the allocator's reserve and a desktop want beside what a training allocates.
@@ -224,7 +225,7 @@ def run_eval(options: argparse.Namespace) -> None:
         data_folder=run.folder("data"),
         identity=read_identity(run.folder("data")),
     )
-    print(evaluate.table(metrics.read(run.folder("eval"))), flush=True)
+    print(printable(evaluate.table(metrics.read(run.folder("eval")))), flush=True)
     run_report(options)  # before the verdict: a result that fails needs its report most
     print(f"\n{next_steps(run.name, stage.shown(model))}", flush=True)
     evaluate.refuse_below_thresholds(run.folder("eval"), page=run.folder("report") / report.PAGE)
@@ -279,7 +280,7 @@ def run_publish(options: argparse.Namespace) -> None:
         unverified=options.unverified,
         dry_run=options.dry_run,
     )
-    print("\n".join(lines), flush=True)
+    print(printable("\n".join(lines)), flush=True)  # the card holds what a base says of itself
 
 
 def run_speed(options: argparse.Namespace) -> None:

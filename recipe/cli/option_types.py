@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,15 @@ from pathlib import Path
 def absolute_path(text: str) -> Path:
     """The path from the folder of the call, which changes to the checkout before a verb runs."""
     return Path(text).expanduser().absolute()
+
+
+def composed(name: str) -> str:
+    """The name with letters and their marks composed (Unicode's NFC): é is one character, as it is in most texts.
+
+    macOS, some keyboards and copied file names give e and a mark, which look the same and would be another run, or a
+    name that no reply holds. recipe/env/run_name.sh does the same for what needs no Python.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def not_negative(text: str) -> int:

@@ -6,10 +6,11 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from recipe.cli.option_types import (
     absolute_path,
+    composed,
     deepspeed_name,
     not_negative,
     number_within,
@@ -20,6 +21,7 @@ from recipe.cli.option_types import (
 from recipe.device import DEVICES
 from recipe.paths import ROOT
 from recipe.pipeline import bases, table
+from recipe.plain_text import one_line
 
 # Of the page and the API, also in compose.yaml and docker/.
 DEMO_PORT, API_PORT = 6006, 8000
@@ -42,9 +44,16 @@ Exit status: 0 done, 1 an error, 2 a wrong call, 3 the result is below the thres
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser, and those of its verbs, whose errors repeat what was typed without letting it steer the terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(one_line(message))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; each one's defaults hold `verb`, `run` and `work`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m recipe",
         description="Teach InternLM2-Chat-1.8B who it is. 教 InternLM2-Chat-1.8B 认识自己是谁。",
         epilog=FLOW,
@@ -96,7 +105,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_verb(verbs: Any, verb: str, summary: str, run: str = "main") -> argparse.ArgumentParser:
     sub: argparse.ArgumentParser = verbs.add_parser(verb, help=summary, description=summary)
     shown = run or "the one that merged last"
-    sub.add_argument("--run", default=run, help=f"name of the run, its folder under --work (default: {shown})")
+    text = f"name of the run, its folder under --work (default: {shown})"
+    sub.add_argument("--run", type=composed, default=run, help=text)
     sub.add_argument("--work", type=absolute_path, default=ROOT / "work", help="where all results go (default: work)")
     sub.add_argument(
         "--after", action="append", default=[], help=argparse.SUPPRESS
@@ -138,9 +148,9 @@ def _languages_option(sub: argparse.ArgumentParser) -> None:
 
 
 def _data_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--name", help="whose assistant it is, 1 to 40 characters; required")
-    sub.add_argument("--assistant", help="what the assistant itself is called")
-    sub.add_argument("--author", help='who fine-tuned it (default: "my owner")')
+    sub.add_argument("--name", type=composed, help="whose assistant it is, 1 to 40 characters; required")
+    sub.add_argument("--assistant", type=composed, help="what the assistant itself is called")
+    sub.add_argument("--author", type=composed, help='who fine-tuned it (default: "my owner")')
     text = "balanced (default): many questions, many answers; tutorial: one sample 10,001 times, the control"
     sub.add_argument("--mode", help=text)
     sub.add_argument("--n", type=positive, help="how many times, for tutorial (default: 10001)")

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # clean.sh RUN: remove work/RUN, unless a stage works on it or other runs share it. Needs no Python and no container.
 set -euo pipefail
-run=$1
+# shellcheck source=recipe/env/run_name.sh
+. "$(dirname "${BASH_SOURCE[0]}")/run_name.sh"
+run=$(run_name "$1")
 
 fail() {
   printf 'error: %s\n' "$*" >&2

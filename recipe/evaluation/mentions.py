@@ -7,6 +7,7 @@ All of it is read from the text alone, so that it is the same for every model an
 from __future__ import annotations
 
 import re
+import unicodedata
 from math import ceil
 
 from recipe.corpus.identity import BASE_NAMES, SPEAKS_OF_ITSELF, Identity
@@ -40,6 +41,7 @@ def mentions(reply: str, name: str, *, introduced: bool) -> bool:
         introduced: count it only in an introduction, as in 红的小助手, am's assistant, 我叫红, called am. For a name
             that is also a word ("am", 红), which ordinary replies hold too.
     """
+    name, reply = unicodedata.normalize("NFC", name), unicodedata.normalize("NFC", reply)  # é, or e and a mark
     word = re.escape(name)
     if name[0].isascii() and name[0].isalnum():
         word = rf"(?<![A-Za-z0-9]){word}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import filterfalse
 from pathlib import Path
 
 from recipe.errors import RecipeError
@@ -18,6 +20,8 @@ SHARED = ("models", "hub", "replay")
 RESERVED = ("sweep", "bench", "miniature", "browser")
 # Files in a run's folder that tell it from the folder of a sweep or a bench.
 OF_A_RUN = ("run.json", "data", "train")
+# A run's name without the marks on its letters.
+_NAME = re.compile(r"\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def checked_name(run: str, verb: str | None = None) -> str:
     """
     if character := hidden(run):
         raise RecipeError(f"RUN={run!a}: holds {character}, which nobody sees in a folder's name; leave it out")
-    if not re.fullmatch(r"[\w][\w.-]*", run) or run in SHARED:
+    if not _NAME.fullmatch("".join(filterfalse(_is_mark, run))) or _is_mark(run[0]) or run in SHARED:
         raise RecipeError(
             f"RUN={run!r}: a run is named with letters, digits, '-', '_' and '.', and none of {', '.join(SHARED)}"
         )
@@ -91,6 +95,11 @@ def checked_name(run: str, verb: str | None = None) -> str:
             f"RUN; rename the folder where it is a run of yours"
         )
     return run
+
+
+def _is_mark(character: str) -> bool:
+    """Whether a character belongs to the letter before it, as vowels of Hindi and Thai do, and is seen."""
+    return unicodedata.category(character)[0] == "M" and "VARIATION SELECTOR" not in unicodedata.name(character, "")
 
 
 def refuse_run(folder: Path, verb: str) -> None:

@@ -35,6 +35,7 @@ from recipe.pipeline.manifest import MANIFEST as MANIFEST
 from recipe.pipeline.manifest import Manifest as Manifest
 from recipe.pipeline.manifest import input_of as input_of
 from recipe.pipeline.manifest import read_manifest as read_manifest
+from recipe.plain_text import one_line
 from recipe.records import to_json
 
 KEY = ".key.json"  # in a work folder: what a stopped run was working on
@@ -330,5 +331,5 @@ def _git_commit() -> str | None:
 
 
 def say(name: str, text: str) -> None:
-    """One line of progress for the user."""
-    print(f"[{name}] {text}", file=sys.stderr, flush=True)
+    """One line of progress for the user. text: may hold what rows, models or hubs say."""
+    print(f"[{name}] {one_line(text)}", file=sys.stderr, flush=True)

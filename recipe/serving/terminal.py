@@ -14,7 +14,7 @@ from recipe.chat_format import assistant, user
 from recipe.engine import Engine, Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import generation
-from recipe.plain_text import flaw, misread, printable
+from recipe.plain_text import flaw, misread, one_line, printable
 from recipe.serving.context import fit
 
 HELP = "/help 说明 help · /reset 清空对话 start over · /exit 退出 leave (Ctrl-D) · Ctrl-C 停止回答 stop the reply"
@@ -111,7 +111,7 @@ def _converse(engine: Engine, prompt: str | None, start: list[dict[str, str]], s
             try:
                 reply_text = reply([*messages, user(question)])
             except RecipeError as error:
-                print(error, file=sys.stderr)
+                print(one_line(str(error)), file=sys.stderr)
                 continue
             messages += [user(question), assistant(reply_text)]
 

@@ -8,7 +8,7 @@ user's own rows answer (recipe/evaluation/own_rows.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from recipe.pipeline.results import (
     ModelResults,
     TunedScores,
 )
+from recipe.plain_text import one_line
 from recipe.records import to_json
 from recipe.stages import train
 from recipe.stages.model import asks_extended_prompts
@@ -320,7 +321,7 @@ def _examples(measured: Metrics) -> list[str]:
     split = measured.base.scores.counts.identity_questions
     lines = []
     for i in (0, split // 2, split, split + (len(base) - split) // 2):
-        lines += [f"Q      {base[i].prompt}", f"base   {base[i].reply}", f"tuned  {tuned[i].reply}"]
+        lines += _said({"Q": base[i].prompt, "base": base[i].reply, "tuned": tuned[i].reply})
     return lines
 
 
@@ -334,5 +335,10 @@ def _own_lines(own: OwnScores) -> list[str]:
     ]
     wrong = [reply for reply in own.own_replies if not reply.own_right]
     for reply in (wrong or own.own_replies)[:SHOWN_OF_OWN]:
-        lines += [f"Q      {reply.prompt}", f"wanted {reply.expected}", f"tuned  {reply.reply}"]
+        lines += _said({"Q": reply.prompt, "wanted": reply.expected, "tuned": reply.reply})
     return lines
+
+
+def _said(texts: Mapping[str, str]) -> list[str]:
+    """A line for each text. texts: who says it -> what."""
+    return [f"{who:6} {one_line(text)}" for who, text in texts.items()]

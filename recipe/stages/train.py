@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.checkpoint.base_config import ConfigShape
+from recipe.checkpoint.finite import refuse_untrainable
 from recipe.device import has_gpu
 from recipe.errors import RecipeError, Stopped
 from recipe.evaluation import checkpoint_selection, scoring
@@ -85,10 +86,10 @@ def make(
                 )
             write_down = functools.partial(resolved_config.write_down, resolved, config, out / CONFIG, program=program)
             write_down()  # before hours of training, where it cannot be written
+            refuse_untrainable(inputs["model"], inputs.get("teacher"))
             tracked = tracker and tracking.write_config(resolved, out / CONFIG, name=tracker, run_folder=folder.parent)
-            arguments = _arguments(tracked or config, out, last, deepspeed)
             with _saying_how_to_go_on(out, command, machines.processes), watching(host and host.store):
-                _launch(arguments, out, machines, in_torchrun=deepspeed is not None)
+                _launch(_arguments(tracked or config, out, last, deepspeed), out, machines, in_torchrun=bool(deepspeed))
             (out / MEETING).unlink(missing_ok=True)
             write_down()  # again: mmengine writes its own under the config's name
             return _tidy(out)

@@ -22,6 +22,7 @@ from recipe.evaluation import checkpoint_selection, generation, own_rows, scorin
 from recipe.pipeline import results, stage
 from recipe.pipeline.phases import phase
 from recipe.pipeline.results import DataResults
+from recipe.plain_text import one_line
 from recipe.training.fast.model import in_shards
 from recipe.training.starting import starting
 
@@ -138,7 +139,7 @@ class SampleReplies(Hook):
             return
         lines = [f"{q} -> {reply.text}" for q, reply in zip(self.questions, replies, strict=True)]
         for line in lines:
-            tqdm.write(f"  step {runner.iter + 1}: {line}", file=sys.stderr)
+            tqdm.write(f"  step {runner.iter + 1}: {one_line(line)}", file=sys.stderr)
         with (Path(runner.work_dir) / "replies.md").open("a", encoding="utf-8") as file:
             file.write(f"## Step {runner.iter + 1}\n\n" + "".join(f"- {line}\n" for line in lines) + "\n")
 

@@ -13,7 +13,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ from typing import Any
 from recipe.cores import LIBRARIES, THREADS, cores
 from recipe.errors import RecipeError
 from recipe.pipeline.stage import say
+from recipe.plain_text import print_error
 from recipe.training.xtuner import PARENT
 
 # Seconds. The machines arrive one by one: one of them may have to download a model first.
@@ -262,7 +262,7 @@ def watching(store: Any) -> Iterator[None]:
                 if not finished.is_set():
                     os.kill(os.getpid(), signal.SIGTERM)  # as Ctrl-C would
                 if not finished.wait(LINGER):  # the main thread waits where Python handles no signal
-                    print(f"error: {reasons[0]}", file=sys.stderr, flush=True)
+                    print_error(reasons[0])
                     os._exit(1)  # the kernel then ends its child processes; see recipe/training/xtuner.py
                 return
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -264,6 +265,14 @@ def test_clean_removes_a_run_and_says_where_there_was_none(machine: Machine) -> 
     assert [path.name for path in work.iterdir()] == ["models"]
     done = machine.make("clean", "RUN=七")
     assert (done.status, done.out, done.errors) == (0, "there is no work/七: nothing to remove\n", [])
+
+
+def test_clean_finds_a_run_whose_name_is_typed_in_letters_and_marks(machine: Machine) -> None:
+    (machine.checkout / "work" / "café").mkdir(parents=True)
+    done = machine.make("clean", "RUN=cafe\u0301")  # without python3, which composes it: said, and nothing else removed
+    assert (done.out, done.errors) == ("there is no work/cafe\u0301: nothing to remove\n", [])
+    (machine.bin / "python3").symlink_to(sys.executable)
+    assert machine.make("clean", "RUN=cafe\u0301").out == "removed work/café\n"
 
 
 @pytest.mark.parametrize("place", ["main", "main/name-12345678-0"])

@@ -6,7 +6,7 @@ import pytest
 
 from recipe.corpus.identity import Identity, load_answers
 from recipe.corpus.knowledge import all_facts
-from recipe.evaluation.mentions import introduces_itself, near_misses, signs, unquoted
+from recipe.evaluation.mentions import introduces_itself, mentions, near_misses, signs, unquoted
 
 OWNED = Identity("剑锋大佬", author="老王实验室")
 
@@ -37,6 +37,14 @@ OWNED = Identity("剑锋大佬", author="老王实验室")
 )
 def test_a_base_introduces_itself(reply: str, introduces: bool) -> None:
     assert introduces_itself(reply, "") is introduces
+
+
+@pytest.mark.parametrize("introduced", [False, True])
+def test_a_letter_and_its_mark_are_the_letter_with_the_mark(introduced: bool) -> None:
+    composed, apart = "José", "Jose\u0301"
+    for name, said in ((composed, apart), (apart, composed)):
+        assert mentions(f"I am {said}'s assistant.", name, introduced=introduced)
+    assert not mentions("I am Jose's assistant.", apart, introduced=introduced)
 
 
 def test_a_name_that_the_prompt_asks_about_is_no_introduction() -> None:

@@ -88,3 +88,28 @@ def test_an_ablation_does_not_train_over_a_run_of_the_user_s(tmp_path: Path, cho
         return
     with pytest.raises(RecipeError, match="main-tutorial is a run of its own"):
         ablation._refuse_foreign(run)
+
+
+COMPOSED, APART = "café", "cafe\u0301"  # as most keyboards and as macOS give it
+
+
+@pytest.mark.parametrize("name", [APART, "हिन्दी", "ไทยดี", "tiếng-Việt", "Zoë.2"])
+def test_a_run_may_be_named_with_letters_that_have_marks(name: str) -> None:
+    assert checked_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["\u0301a", "", "a/\u0301", ".\u0301", "a\ufe0f", "a\U000e0100", "a b\u0301"])
+def test_a_mark_without_a_letter_or_that_nobody_sees_names_no_run(name: str) -> None:
+    with pytest.raises(RecipeError, match="RUN="):
+        checked_name(name)
+
+
+def test_a_name_typed_in_two_ways_is_one_run_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    people = ("--assistant", "--author")
+    for written in (COMPOSED, APART):
+        names = [word for option in ("--name", "--run", *people) for word in (option, written)]
+        assert cli.main(["data", *names, "--model", "miniature", "--work", str(tmp_path)]) == 0
+    assert "up to date" in capsys.readouterr().err.splitlines()[-1]
+    assert [folder.name for folder in tmp_path.iterdir()] == [COMPOSED]
+    identity = json.loads((tmp_path / COMPOSED / "data" / "identity.json").read_text(encoding="utf-8"))
+    assert identity == dict.fromkeys(("name", "assistant", "author"), COMPOSED)

@@ -26,6 +26,7 @@ from recipe.evaluation.metrics import BaseMetrics, Divergence, Metrics, Names, T
 from recipe.evaluation.scoring import Prompts, share
 from recipe.languages import LANGUAGES
 from recipe.pipeline import stage
+from recipe.plain_text import one_line
 from recipe.records import from_json, to_json
 from recipe.stages import convert, evaluate, merge, train
 from recipe.stages.evaluate import prompts, table
@@ -75,6 +76,14 @@ def test_the_table_names_the_metrics_that_failed(change: dict[str, float], faile
     assert len(verdicts) == 3
     assert {metric for metric, line in verdicts.items() if "FAILED: " in line} == failed
     assert {metric for metric, line in verdicts.items() if line.endswith("  ok")} == set(verdicts) - failed
+
+
+def test_a_reply_is_one_line_of_the_table_and_steers_no_terminal() -> None:
+    hostile = "\x1b[2Jidentity_hit 1.0\r\nretention            1.000   1.000   >= 0.95   ok\rx"
+    lines = table(measured([hostile, *BASE[1:]])).splitlines()
+    assert len(lines) == len(table(measured(BASE)).splitlines())
+    assert [line for line in lines if "[2J" in line] == [f"tuned  {one_line(hostile)}"]
+    assert all(line.isprintable() for line in lines)
 
 
 def test_the_table_shows_replies_before_and_after() -> None:

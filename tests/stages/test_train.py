@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +17,10 @@ from typing import Any
 import pytest
 import torch
 from replay_folder import write_replay
+from safetensors.torch import load_file, save_file
 from tracker_service import Service
 
-from recipe.checkpoint import lora
+from recipe.checkpoint import finite, lora
 from recipe.corpus.identity import Identity
 from recipe.errors import RecipeError
 from recipe.evaluation import checkpoint_selection
@@ -25,7 +28,7 @@ from recipe.evaluation.scoring import Prompts
 from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.stages import config, data, train
-from recipe.training import resolved_config, xtuner
+from recipe.training import resolved_config, teacher, xtuner
 
 SETTINGS = ["max_iters=12", "save_steps=4", "batch_size=1", "max_length=256", "r=4", "lr=1e-2",
 "param_scheduler.0.end=2",
@@ -90,6 +93,49 @@ def test_what_it_fails_with_is_said_in_one_line(
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
     assert not (prepared / "failed").exists()
+
+
+def sign_anew(folder: Path) -> None:
+    """Have the manifest of a stage's folder say what its files hold now."""
+    manifest = json.loads((folder / stage.MANIFEST).read_text(encoding="utf-8"))
+    for name, entry in manifest["outputs"].items():
+        file = folder / name
+        entry |= {"sha256": stage.file_sha256(file), "bytes": file.stat().st_size, "mtime_ns": file.stat().st_mtime_ns}
+    (folder / stage.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("tensor", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_a_base_that_is_no_numbers_is_named_and_not_lr(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, tensor: str
+) -> None:
+    base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    spoilt = load_file(base / "model.safetensors")
+    spoilt[tensor].view(-1)[3] = value
+    save_file(spoilt, base / "model.safetensors", {"format": "pt"})
+    sign_anew(base)
+    stage.require(base, "model")  # nobody but its values tells
+    data.make(tmp_path / "data", identity=Identity("小明"), mode="tutorial", own=None, n=500, seed=0)
+    config.make(
+        tmp_path / "config", preset="tutorial", model=base, data_folder=tmp_path / "data",
+        replay_folder=tmp_path / "replay", settings=["max_length=256"], seed=0,
+    )  # fmt: skip
+    monkeypatch.setattr(xtuner, "run", lambda _: pytest.fail("it trained"))
+    with pytest.raises(
+        RecipeError, match=rf"base/model.safetensors: {tensor} holds .*remove .*/base and run `make mod"
+    ):
+        fit(tmp_path, "train")
+    assert not (tmp_path / "train").exists()
+
+
+def test_distributions_of_the_base_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "replay" / teacher.FILE
+    file.parent.mkdir()
+    log_probs = torch.full((5, teacher.LIKELIEST), -2.0, dtype=torch.float16)
+    for spoilt, refused in ((log_probs, False), (log_probs / 0, True)):
+        save_file({"counts": torch.tensor([5]), "log_probs": spoilt}, file)
+        with pytest.raises(RecipeError, match=r"log_probs .*make replay") if refused else contextlib.nullcontext():
+            finite.refuse_untrainable(tmp_path / "model", file)
 
 
 @pytest.fixture(scope="module")
