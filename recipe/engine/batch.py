@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from recipe.engine.logprobs import TokenLogprob
+    from recipe.engine.logprobs import StepLogprob
 
 LENGTHS = 64  # the length of a slot is a multiple, so that calls of about the same prompts find the same cache
 
@@ -53,16 +53,16 @@ class Output:
     cancelled: bool = False
     error: Exception | None = None
     likeliest: Likeliest | None = None
-    _logprobs: list[TokenLogprob] = field(default_factory=list)
+    _logprobs: list[StepLogprob] = field(default_factory=list)
 
-    def add(self, token: int, logprob: TokenLogprob | None = None) -> bool:
+    def add(self, token: int, logprob: StepLogprob | None = None) -> bool:
         """Take the next token id."""
         self.ids.append(token)
         if logprob:
             self._logprobs.append(logprob)
         return False
 
-    def end(self, how: str, error: Exception | None = None, last: TokenLogprob | None = None) -> None:
+    def end(self, how: str, error: Exception | None = None, last: StepLogprob | None = None) -> None:
         """Take note of how it ended."""
         self.stopped, self.error = how == "stop", error
         if last:
@@ -72,12 +72,14 @@ class Output:
         self.on_end()
 
 
-def _likeliest(logprobs: Sequence[TokenLogprob]) -> Likeliest:
+def _likeliest(logprobs: Sequence[StepLogprob]) -> Likeliest:
+    """All likeliest tokens that the steps have listed. By numpy: its views of rows cost a twentieth of PyTorch's."""
+    import numpy
     import torch
 
-    tops = [each.top for each in logprobs]
-    ids = torch.tensor([[token for token, _ in top] for top in tops], dtype=torch.int32)
-    return Likeliest([each.token for each in logprobs], ids, torch.tensor([[p for _, p in top] for top in tops]).half())
+    ids = numpy.stack([each.rows.top_ids.numpy()[each.row] for each in logprobs])
+    log_probs = numpy.stack([each.rows.top.numpy()[each.row] for each in logprobs])
+    return Likeliest([each.token for each in logprobs], torch.from_numpy(ids).int(), torch.from_numpy(log_probs).half())
 
 
 class BatchGenerator:

@@ -20,7 +20,7 @@ from recipe.errors import RecipeError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from recipe.engine.logprobs import TokenLogprob
+    from recipe.engine.logprobs import StepLogprob
 
 
 class Prompt(NamedTuple):
@@ -42,22 +42,24 @@ class Stream:
     Attributes:
         reply: what the caller holds.
         text: makes characters of the tokens.
+        listed: how many likeliest tokens the caller wants with each token, where it wants log probabilities.
     """
 
     reply: Reply
     text: Text
+    listed: int = 0
 
     @property
     def cancelled(self) -> bool:
         """Whether the caller wants no more."""
         return self.reply.cancelled
 
-    def add(self, token: int, logprob: TokenLogprob | None = None) -> bool:
+    def add(self, token: int, logprob: StepLogprob | None = None) -> bool:
         """Add a token's text to the reply; returns whether a stop text was complete."""
-        self.reply.add(self.text.add(token), logprob=logprob)
+        self.reply.add(self.text.add(token), logprob=logprob and logprob.listed(self.listed))
         return self.text.stopped
 
-    def end(self, how: str, error: Exception | None = None, last: TokenLogprob | None = None) -> None:  # noqa: ARG002
+    def end(self, how: str, error: Exception | None = None, last: StepLogprob | None = None) -> None:  # noqa: ARG002
         """End the reply, after the text that was withheld."""
         try:
             pending = self.text.end()
@@ -194,7 +196,8 @@ class Engine:
                 f"the conversation is {len(ids)} tokens long and the model reads {self.length}: shorten it"
             )
         reply = Reply(on_change, prompt_tokens=len(ids))
-        stream = Stream(reply, Text(self.tokenizer, sampling.stop, ids[len(ids) - continued :]))
+        text = Text(self.tokenizer, sampling.stop, ids[len(ids) - continued :])
+        stream = Stream(reply, text, sampling.logprobs or 0)
         adapted = adapted or not self.can_compare
         sequence = EngineSequence(sampling, ids, adapted, stream, random.Random(sampling.seed))
         with self._work:

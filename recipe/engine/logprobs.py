@@ -44,10 +44,28 @@ class Rows(NamedTuple):
     top: Tensor
     top_ids: Tensor
 
-    def of(self, row: int, token: int, count: int) -> TokenLogprob:
-        """The log probability of a row's token, with the `count` likeliest; for tensors in host memory."""
-        ids, logprobs = self.top_ids[row, :count].tolist(), self.top[row, :count].tolist()
-        return TokenLogprob(token, float(self.chosen[row]), tuple(zip(ids, logprobs, strict=True)))
+    def of(self, row: int, token: int) -> StepLogprob:
+        """What a row holds of its token, the one that was chosen."""
+        return StepLogprob(token, self, row)
+
+
+class StepLogprob(NamedTuple):
+    """A token and where its log probability lies, which is read only if somebody wants it by itself.
+
+    Attributes:
+        token: its id.
+        rows: of its step, in host memory.
+        row: its own.
+    """
+
+    token: int
+    rows: Rows
+    row: int
+
+    def listed(self, count: int) -> TokenLogprob:
+        """The log probability, with the `count` likeliest."""
+        ids, logprobs = self.rows.top_ids[self.row, :count].tolist(), self.rows.top[self.row, :count].tolist()
+        return TokenLogprob(self.token, float(self.rows.chosen[self.row]), tuple(zip(ids, logprobs, strict=True)))
 
 
 class LogprobBuffers:

@@ -22,7 +22,8 @@ from recipe.engine.slots import SlotManager
 
 if TYPE_CHECKING:
     from recipe.engine.decoder import Decoder
-    from recipe.engine.logprobs import Rows, TokenLogprob
+    from recipe.engine.logprobs import Rows, StepLogprob
+    from recipe.engine.reply import Sampling
 
 PREFILL_TOKENS = {"cuda": 1024, "cpu": 64}  # prompt tokens of one prefill, between two decode steps
 BATCH_PREFILL_TOKENS = {"cuda": 8192, "cpu": 2048}  # the same where nobody waits for the first token
@@ -55,9 +56,9 @@ class InFlightStep:
         ids: list[int] = self.tokens.tolist()
         return ids
 
-    def logprob(self, row: int, count: int | None) -> TokenLogprob | None:
-        """The log probability of a row's token and of the `count` likeliest; None for None. For after `result`."""
-        return None if self.logprobs is None or count is None else self.logprobs.of(row, int(self.tokens[row]), count)
+    def logprob(self, row: int, token: int, sampling: Sampling) -> StepLogprob | None:
+        """The log probability of a row's token, for after `result`; None where the sampling wants none."""
+        return None if self.logprobs is None or sampling.logprobs is None else self.logprobs.of(row, token)
 
 
 class Scheduler:
@@ -309,9 +310,10 @@ class Scheduler:
         chosen = step.result()
         for index, sequence in step.sequences:
             if self._decoding.get(sequence.slot) is sequence:  # not finished since this step was launched
-                self._accept_token(sequence, chosen[index], step.logprob(index, sequence.sampling.logprobs))
+                token = chosen[index]
+                self._accept_token(sequence, token, step.logprob(index, token, sequence.sampling))
 
-    def _accept_token(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> None:
+    def _accept_token(self, sequence: Sequence, token: int, logprob: StepLogprob | None) -> None:
         if token in self.stops:
             self._finish(sequence, "stop", last=logprob)
             return

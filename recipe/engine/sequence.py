@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from recipe.engine.reply import Sampling
 
 if TYPE_CHECKING:
-    from recipe.engine.logprobs import TokenLogprob
+    from recipe.engine.logprobs import StepLogprob
 
 
 class Listener(Protocol):
@@ -19,11 +19,11 @@ class Listener(Protocol):
     def cancelled(self) -> bool:
         """Whether the sequence is to end before its next token."""
 
-    def add(self, token: int, logprob: TokenLogprob | None = None) -> bool:
+    def add(self, token: int, logprob: StepLogprob | None = None) -> bool:
         """Take the next token id, with its log probability where the sampling wants it; returns whether the reply ends
         with it."""
 
-    def end(self, how: str, error: Exception | None = None, last: TokenLogprob | None = None) -> None:
+    def end(self, how: str, error: Exception | None = None, last: StepLogprob | None = None) -> None:
         """Take note of the end.
 
         Args:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from recipe.chat_format import Message, prompt_ids, stop_ids
+from recipe.chat_format import Message, ids_of_texts, prompt_ids, stop_ids, texts_of
 from recipe.checkpoint import precision
 from recipe.checkpoint.finite import refuse_not_finite
+from recipe.checkpoint.loaded_tokenizer import load_tokenizer
 from recipe.engine.batch import BatchGenerator
 from recipe.engine.reply import Sampling
 from recipe.errors import RecipeError
@@ -77,7 +78,7 @@ def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None, devic
     """What `load` returns, after its checks of the folder."""
     with phase("import"):
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
     _refuse_changed(folder, adapter)
     _refuse_other_shapes(folder)
@@ -85,7 +86,7 @@ def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None, devic
     gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     try:
         with phase("load"):
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = load_tokenizer(folder)
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype or ("auto" if gpu else precision.on_cpu(folder)),
@@ -184,7 +185,8 @@ def answer(
     from tqdm import tqdm
 
     with phase("tokenise"):
-        prompts = [prompt_ids(tokenizer, conversation) for conversation in conversations]
+        known = ids_of_texts(tokenizer, [text for conversation in conversations for text in texts_of(conversation)])
+        prompts = [prompt_ids(tokenizer, conversation, known=known) for conversation in conversations]
     stops = stop_ids(tokenizer)
     sampling = Sampling(max_new_tokens, temperature, top_p, seed=seed, logprobs=likeliest or None)
     bar = tqdm(total=len(prompts), desc=progress, unit="reply", disable=progress is None, leave=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from recipe.chat_format import stop_ids
 from recipe.checkpoint import gguf_file
 from recipe.checkpoint.base_config import ConfigShape
+from recipe.checkpoint.loaded_tokenizer import load_tokenizer
 from recipe.checkpoint.modelfile import MODELFILE, modelfile
 from recipe.checkpoint.tokenizer import sentencepiece_model
 from recipe.paths import ROOT
@@ -40,9 +41,7 @@ def make(folder: Path, *, model: Path, run: str) -> stage.Manifest:
         base_of(model)
 
     def work(out: Path) -> GgufResults:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+        tokenizer = load_tokenizer(model)
         parameters, vocabulary = gguf_file.write(model, out, tokenizer=tokenizer, sentencepiece=sentencepiece, name=run)
         written = modelfile(
             f"./{DEFAULT}",

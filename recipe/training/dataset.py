@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from mmengine.dataset import InfiniteSampler
 from torch.utils.data import Dataset
 
-from recipe.chat_format import IGNORE_INDEX, control_token_in, training_ids
+from recipe.chat_format import IGNORE_INDEX, control_token_in, ids_of_texts, texts_of, training_ids
+from recipe.checkpoint.loaded_tokenizer import build_tokenizer
 from recipe.corpus.own_data import plain_text
 from recipe.corpus.own_questions import questions_in
 from recipe.corpus.rows import read_rows
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 Tokens = tuple[list[int], ...]
 # Share of the identity rows that are joined with a replay row into one conversation.
 JOINED = 0.25
+# Rows whose texts are tokenised in one call; their ids are kept until it is done.
+ROWS_AT_ONCE = 8192
 
 
 class PackedDataset(Dataset):
@@ -169,12 +172,15 @@ def _encode(rows: Sequence[_Row], tokenizer: PreTrainedTokenizerBase, *, distill
     """Ids and labels of each row and, with `distill`, the teacher's row for each label."""
     encoded: dict[str, Tokens] = {}  # the tutorial's file is one row 10,001 times
     tokens: list[Tokens] = []
-    for row in rows:
-        key = json.dumps((row.messages, row.ended))
-        if key not in encoded:
-            encoded[key] = training_ids(tokenizer, row.messages, ended=row.ended)
-        ids, labels = encoded[key]
-        tokens.append((ids, labels, row.teacher_rows(labels)) if distill else (ids, labels))
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[start : start + ROWS_AT_ONCE]
+        known = ids_of_texts(tokenizer, [text for row in some for text in texts_of(row.messages)])
+        for row in some:
+            key = json.dumps((row.messages, row.ended))
+            if key not in encoded:
+                encoded[key] = training_ids(tokenizer, row.messages, ended=row.ended, known=known)
+            ids, labels = encoded[key]
+            tokens.append((ids, labels, row.teacher_rows(labels)) if distill else (ids, labels))
     return tokens
 
 
@@ -276,9 +282,7 @@ def chat_dataset(
         max_length: tokens of a pack.
     """
     if isinstance(tokenizer, dict):
-        from xtuner.registry import BUILDER
-
-        tokenizer = BUILDER.build(tokenizer)
+        tokenizer = build_tokenizer(tokenizer)
     rows = read_tokens(
         files, tokenizer, replay_ratio=replay_ratio, seed=seed, distill=distill, own=own, own_repeats=own_repeats,
         leave_out=leave_out,

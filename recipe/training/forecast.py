@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.chat_format import training_ids
+from recipe.checkpoint.loaded_tokenizer import load_tokenizer
 from recipe.corpus.identity import Identity
 from recipe.corpus.rows import TUTORIAL_ROWS, tutorial_rows
 from recipe.errors import RecipeError
@@ -72,9 +73,7 @@ def tutorial_tokens(identity: Identity, model: Path) -> int:
         identity: the names in the tutorial's row.
         model: the model's folder, for its tokenizer.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    tokenizer = load_tokenizer(model)
     length = len(training_ids(tokenizer, tutorial_rows(identity)[0]["messages"])[0])
     packs, _ = xtuner_packs([length] * TUTORIAL_ROWS, TUTORIAL_LENGTH, TUTORIAL_WORKERS)
     return TUTORIAL_EPOCHS * packs * TUTORIAL_LENGTH
@@ -90,10 +89,8 @@ def forecast(config: Any, processes: int = 1) -> Forecast:
     Raises:
         RecipeError: nothing would be trained, or the data do not fit the model's tokenizer.
     """
-    from transformers import AutoTokenizer
-
     dataset = config.train_dataloader.dataset
-    tokenizer = AutoTokenizer.from_pretrained(dataset.tokenizer.pretrained_model_name_or_path, local_files_only=True)
+    tokenizer = load_tokenizer(Path(dataset.tokenizer.pretrained_model_name_or_path))
     own = "files" in dataset
     files = dataset.files if own else dataset.dataset.data_files.train
     # XTuner's dataset has neither a ratio nor a seed of its own.

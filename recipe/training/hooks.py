@@ -15,6 +15,7 @@ from mmengine.hooks import Hook
 from tqdm import tqdm
 
 from recipe.chat_format import text_ids, user
+from recipe.checkpoint.loaded_tokenizer import build_tokenizer
 from recipe.corpus.identity import read_identity
 from recipe.corpus.own_data import Row
 from recipe.corpus.rows import read_rows
@@ -117,9 +118,7 @@ class SampleReplies(Hook):
     priority = "LOW"
 
     def __init__(self, *, tokenizer: Any, questions: Sequence[str], every: int | None = None) -> None:
-        from xtuner.registry import BUILDER
-
-        self.tokenizer = BUILDER.build(tokenizer)
+        self.tokenizer = build_tokenizer(tokenizer)
         self.questions = list(questions)
         self.every = every
 
@@ -160,9 +159,7 @@ class ScoreCheckpoints(Hook):
     priority = "LOW"
 
     def __init__(self, *, tokenizer: Any, data: str, patience: int | None) -> None:
-        from xtuner.registry import BUILDER
-
-        self.tokenizer = BUILDER.build(tokenizer)
+        self.tokenizer = build_tokenizer(tokenizer)
         self.identity = read_identity(Path(data))
         self.patience = patience
         rows = results.of(stage.require(Path(data), "data"), DataResults)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.chat_format import IGNORE_INDEX, training_ids
+from recipe.checkpoint.loaded_tokenizer import load_tokenizer
 from recipe.corpus.rows import read_rows
 from recipe.errors import RecipeError
 from recipe.pipeline.stage import shown
@@ -156,9 +157,7 @@ def _tokens(dataset: Any) -> tuple[list[Tokens], list[Tokens]]:
 
 
 def _tokenizer(dataset: Any) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(dataset.tokenizer.pretrained_model_name_or_path, local_files_only=True)
+    return load_tokenizer(Path(dataset.tokenizer.pretrained_model_name_or_path))
 
 
 def _packs(dataset: Any, rows: Sequence[Tokens]) -> int:
