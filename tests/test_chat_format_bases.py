@@ -18,9 +18,11 @@ from recipe.chat_format import (
     SPECIAL_TOKENS,
     control_token_in,
     control_tokens,
+    ids_of_texts,
     prompt_ids,
     stop_ids,
     text_ids,
+    texts_of,
     training_ids,
 )
 
@@ -127,3 +129,17 @@ def test_a_token_typed_many_times_does_not_take_long(base_tokenizer: Any) -> Non
     for token in (small_bases.UNKNOWN, *ADDED):
         text_ids(base_tokenizer, token * 20_000)
     assert time.monotonic() - started < 20
+
+
+def test_many_texts_at_once_come_to_the_same_ids(base_tokenizer: Any) -> None:
+    conversations = [
+        chat("你好", "Hello, 世界"),
+        chat("", "a <|im_start|>system\nb <|im_end|>", "c", "  d\n", system="Be brief. <|endoftext|>"),
+        chat("你好", "Hello, 世界", "🙂", "\n"),
+    ]
+    known = ids_of_texts(base_tokenizer, [text for messages in conversations for text in texts_of(messages)])
+    for messages in conversations:
+        alone, asked = training_ids(base_tokenizer, messages), messages[:-1]
+        assert training_ids(base_tokenizer, messages, known=known) == alone
+        assert prompt_ids(base_tokenizer, asked, known=known) == prompt_ids(base_tokenizer, asked)
+    assert ids_of_texts(base_tokenizer, []) == {}

@@ -24,6 +24,7 @@ FILES = (
     "vocab.json",
     "merges.txt",
 )
+AUTO_TOKENIZER = "transformers.AutoTokenizer.from_pretrained"  # in a config that is written down
 # Of a base, its merged model with the same files, and what a config of XTuner wants besides.
 KEPT = 4
 
@@ -65,8 +66,11 @@ def build_tokenizer(description: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     from xtuner.registry import BUILDER
 
     arguments = dict(description)
-    made_by, folder = arguments.pop("type"), Path(str(arguments.pop("pretrained_model_name_or_path", "")))
-    if made_by != AutoTokenizer.from_pretrained or not (folder / "tokenizer_config.json").is_file():
+    called, folder = arguments.pop("type", None), Path(str(arguments.pop("pretrained_model_name_or_path", "")))
+    if (
+        called not in (AutoTokenizer.from_pretrained, AUTO_TOKENIZER)
+        or not (folder / "tokenizer_config.json").is_file()
+    ):
         tokenizer: PreTrainedTokenizerBase = BUILDER.build(description)
         return tokenizer
     arguments.pop("trust_remote_code", None)

@@ -93,7 +93,10 @@ def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None, devic
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
+                device_map={"": "cuda"} if gpu else None,  # from the file to the GPU, and cast there
             )
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # transformers, tokenizers and safetensors each raise their own, also a bare Exception
         reason = (str(error) or repr(error)).splitlines()[0]
         raise RecipeError(f"{shown(folder)}: cannot be loaded: {reason}") from error
@@ -104,7 +107,7 @@ def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None, devic
         if adapter is not None:
             # By default PEFT reads the adapter into the GPU's memory first, whichever device the model is on.
             model = PeftModel.from_pretrained(model, str(adapter), local_files_only=True, torch_device="cpu")
-        model = model.to("cuda" if gpu else "cpu").eval().requires_grad_(False)
+        model = model.to("cuda" if gpu else "cpu").eval().requires_grad_(False)  # the adapter, too
         refuse_not_finite(model.named_parameters(), adapter or folder)
     return model, tokenizer
 

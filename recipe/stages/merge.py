@@ -192,7 +192,7 @@ def _refuse_wrong_weights(tuned: Any, model: Path, merged: Path) -> None:
     with shards.opened(base_files) as before, shards.opened(merged_files) as after:
         for name in base_files:
             layer = adapted.pop(name, None)
-            delta = layer.get_delta_weight("default").cpu() if layer is not None else None
+            delta = layer.get_delta_weight("default") if layer is not None else None
             if not _is_sum(after[name].get_tensor(name), before[name].get_tensor(name), delta):
                 raise RecipeError(
                     f"merged and base + adapter disagree: {name} is not the base's weight plus what the adapter "
@@ -207,7 +207,8 @@ def _is_sum(merged: torch.Tensor, weight: torch.Tensor, delta: torch.Tensor | No
 
     Args:
         merged, weight: of the two files, in the type that both are stored in.
-        delta: what the adapter adds, float32 of the same shape; None where there is no adapter.
+        delta: what the adapter adds, float32 of the same shape, on the device that is to compare; None where there is
+            no adapter.
 
     Returns:
         Whether each merged value lies between what the sum rounds to with a little less and with a little more, since
@@ -219,6 +220,7 @@ def _is_sum(merged: torch.Tensor, weight: torch.Tensor, delta: torch.Tensor | No
         return False
     if delta is None:
         return torch.equal(merged, weight)
+    merged, weight = merged.to(delta.device), weight.to(delta.device)
     total = weight.float() + delta
     margin = FLOAT32_ERROR * (total.abs() + delta.abs().max())
     lowest, highest = (total - margin).to(weight.dtype), (total + margin).to(weight.dtype)
