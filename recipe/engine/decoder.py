@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from recipe.engine.memory import free_memory
 from recipe.engine.weights import Layer, Scratch, base_of, dequantised_bytes, refusal
@@ -30,6 +31,9 @@ from recipe.kernels import rowwise
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# What computes attention over prompts, of which every pass has another shape. cuDNN would build a plan for each shape,
+# for 40 ms: on an H200 that was a third of the time of short replies.
+OF_ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # Attention of one layer: (layer, queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, head_dim)) ->
 # (tokens, heads * head_dim). It also writes the keys and values into the cache.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -109,7 +113,7 @@ class Decoder:
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Move sequences to other slots, whose own sequences have ended."""
-        old, new = self._on_device(list(sources)), self._on_device(list(targets))
+        old, new = self.on_device(list(sources)), self.on_device(list(targets))
         self.cache[:, :, new] = self.cache[:, :, old]
         for state in (self.tokens, self.positions, self.active, self.adapted):
             state[new] = state[old]
@@ -117,8 +121,10 @@ class Decoder:
 
     def release(self, slots: Sequence[int]) -> None:
         """Let nothing be decoded in `slots`, whose sequences have ended."""
-        for slot in slots:
-            self.positions[slot], self.active[slot] = self.length, 0
+        if slots:
+            ended = self.on_device(list(slots))
+            self.positions.index_fill_(0, ended, self.length)
+            self.active.index_fill_(0, ended, 0)
 
     def synchronize(self) -> None:
         """Wait for the device.
@@ -139,20 +145,21 @@ class Decoder:
             (chunks, vocabulary), the logits after each chunk's last token.
         """
         lengths = [len(chunk.ids) for chunk in chunks]
-        tokens = self._on_device([token for chunk in chunks for token in chunk.ids])
-        positions = self._on_device([chunk.start + i for chunk in chunks for i in range(len(chunk.ids))])
-        slots = self._on_device([chunk.slot for chunk in chunks for _ in chunk.ids])
-        last = self._on_device([end - 1 for end in accumulate(lengths)])
+        tokens = self.on_device([token for chunk in chunks for token in chunk.ids])
+        positions = self.on_device([chunk.start + i for chunk in chunks for i in range(len(chunk.ids))])
+        slots = self.on_device([chunk.slot for chunk in chunks for _ in chunk.ids])
+        last = self.on_device([end - 1 for end in accumulate(lengths)])
         if not any(chunk.start for chunk in chunks):
             attend = self._attend_to_themselves(lengths, slots, positions)
         else:
             attend = self._attend_to_cache(chunks)
-        return self._forward(tokens, self.cos[positions], self.sin[positions], self.adapted[slots], attend, last)
+        with sdpa_kernel(OF_ANY_SHAPE):
+            return self._forward(tokens, self.cos[positions], self.sin[positions], self.adapted[slots], attend, last)
 
     def _attend_to_themselves(self, lengths: list[int], slots: Tensor, positions: Tensor) -> Attend:
         """Causal attention of whole prompts, padded on the right, where none of their tokens attends to."""
         chunks, width = len(lengths), max(lengths)
-        rows = self._on_device([row for row, length in enumerate(lengths) for _ in range(length)])
+        rows = self.on_device([row for row, length in enumerate(lengths) for _ in range(length)])
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = self.cache[layer]
@@ -198,7 +205,8 @@ class Decoder:
 
         return attend
 
-    def _on_device(self, values: list[int]) -> Tensor:
+    def on_device(self, values: list[int]) -> Tensor:
+        """Numbers as a tensor on the model's device, without waiting for it."""
         return torch.tensor(values).to(self.device, non_blocking=True)
 
     def decode(self, batch: int, window: int) -> Tensor:

@@ -8,7 +8,6 @@ top = tokens that are listed for each position.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,7 +36,7 @@ class Rows(NamedTuple):
     Attributes:
         chosen: (rows,), float32, of the chosen tokens.
         top: (rows, top), float32, descending.
-        top_ids: (rows, top), int64.
+        top_ids: (rows, top), int32.
     """
 
     chosen: Tensor
@@ -83,21 +82,22 @@ class LogprobBuffers:
         self._buffers = Rows(
             torch.zeros(slots, device=device),
             torch.zeros(slots, self._top, device=device),
-            torch.zeros(slots, self._top, dtype=torch.long, device=device),
+            torch.zeros(slots, self._top, dtype=torch.int32, device=device),
         )
 
-    def compute(self, logits: Tensor, chosen: Tensor, slots: slice) -> None:
+    def compute(self, logits: Tensor, chosen: Tensor, slots: slice | Tensor) -> None:
         """Take note of the log probabilities of `slots`.
 
         Args:
             logits: (slots, vocabulary), of the model, unchanged.
             chosen: (slots,), token ids.
-            slots: which of the slots the rows are.
+            slots: which of the slots the rows are; a tensor of them is on the device.
         """
         logprobs = logits.float().log_softmax(-1)  # (slots, vocabulary)
         self._buffers.chosen[slots] = logprobs.gather(-1, chosen[:, None])[:, 0]
-        self._buffers.top[slots], self._buffers.top_ids[slots] = logprobs.topk(self._top, -1)
+        top, ids = logprobs.topk(self._top, -1)
+        self._buffers.top[slots], self._buffers.top_ids[slots] = top, ids.int()
 
-    def rows(self, slots: Sequence[int]) -> Rows:
-        """A copy of what the last step left for these slots."""
-        return Rows(*(buffer[list(slots)] for buffer in self._buffers))
+    def rows(self, slots: slice | Tensor) -> Rows:
+        """A copy of what the last step left for these slots. A list of them would make the CPU wait for the GPU."""
+        return Rows(*(buffer[slots].clone() for buffer in self._buffers))

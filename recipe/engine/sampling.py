@@ -55,11 +55,11 @@ class Sampler:
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Move the settings of sequences to other slots."""
-        old, new = list(sources), list(targets)
+        old, new = (torch.tensor(slots).to(self.draw.device, non_blocking=True) for slots in (sources, targets))
         for state in (self.temperature, self.top_p, self.top_k, self.min_p, self.penalty, self.seen):
             state[new] = state[old]
 
-    def choose(self, logits: Tensor, slots: slice, *, plain: bool) -> Tensor:
+    def choose(self, logits: Tensor, slots: slice | Tensor, *, plain: bool) -> Tensor:
         """The next token of each of `slots`, which counts as seen from then on.
 
         Nucleus sampling: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020. Min-p: Nguyen et al.,
@@ -68,7 +68,7 @@ class Sampler:
 
         Args:
             logits: (slots, vocabulary).
-            slots: which of the slots the rows are.
+            slots: which of the slots the rows are; a tensor of them is on the device.
             plain: whether every slot is greedy and without a penalty, so that the largest logit decides.
 
         Returns:
@@ -90,8 +90,12 @@ class Sampler:
             chosen, hot = likeliest, temperature[:, 0].gt(0).nonzero()[:, 0]
             if len(hot):
                 probabilities = (logits[hot] / temperature[hot].clamp(min=1e-5)).softmax(-1)
-                chosen[hot] = self._draw_among_few(probabilities, hot + (slots.start or 0))
-        seen.scatter_(-1, chosen, True)
+                drawn = hot + (slots.start or 0) if isinstance(slots, slice) else slots[hot]
+                chosen[hot] = self._draw_among_few(probabilities, drawn)
+        if isinstance(slots, slice):
+            seen.scatter_(-1, chosen, True)
+        else:  # `seen` is a copy
+            self.seen[slots, chosen[:, 0]] = True
         return chosen[:, 0]
 
     def _draw(self, probabilities: Tensor, slots: slice | Tensor) -> Tensor:

@@ -14,16 +14,17 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from recipe.engine.in_flight import InFlightStep, in_flight
 from recipe.engine.sequence import Sequence
 from recipe.engine.slots import SlotManager
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from recipe.engine.decoder import Decoder
     from recipe.engine.logprobs import Rows, StepLogprob
-    from recipe.engine.reply import Sampling
 
 PREFILL_TOKENS = {"cuda": 1024, "cpu": 64}  # prompt tokens of one prefill, between two decode steps
 BATCH_PREFILL_TOKENS = {"cuda": 8192, "cpu": 2048}  # the same where nobody waits for the first token
@@ -31,34 +32,6 @@ BATCH_PREFILL_TOKENS = {"cuda": 8192, "cpu": 2048}  # the same where nobody wait
 # longer on a GPU than a captured step of all, since nothing captures it.
 ADMITTED_TOGETHER = 8
 MIN_WINDOW = 512  # cached positions that a captured step attends to at the least; doubles as sequences grow
-
-
-@dataclass
-class InFlightStep:
-    """A step whose tokens may still be on their way from the GPU.
-
-    Attributes:
-        sequences: (row of `tokens`, sequence) of those that get a token.
-        tokens: (rows,), the sampled ids, in host memory once `arrived` has happened.
-        arrived: the CUDA event after the copy; None where there is no GPU.
-        logprobs: of the same rows, in host memory likewise; None where no sequence wants them.
-    """
-
-    sequences: list[tuple[int, Sequence]]
-    tokens: Any
-    arrived: Any = None
-    logprobs: Rows | None = None
-
-    def result(self) -> list[int]:
-        """The sampled id of each row; waits until they have arrived."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        ids: list[int] = self.tokens.tolist()
-        return ids
-
-    def logprob(self, row: int, token: int, sampling: Sampling) -> StepLogprob | None:
-        """The log probability of a row's token, for after `result`; None where the sampling wants none."""
-        return None if self.logprobs is None or sampling.logprobs is None else self.logprobs.of(row, token)
 
 
 class Scheduler:
@@ -95,6 +68,7 @@ class Scheduler:
         self._prefilling: deque[Sequence] = deque()
         self._decoding: dict[int, Sequence] = {}  # slot -> sequence
         self._in_flight: deque[InFlightStep] = deque()
+        self._ended: list[int] = []  # slots whose sequences have ended, until the decoder knows
 
     @property
     def busy(self) -> int:
@@ -126,7 +100,8 @@ class Scheduler:
         for sequence in sequences:
             self.slots.store(sequence, [])
             sequence.listener.end("error", error)
-        self.decoder.release([sequence.slot for sequence in sequences])
+        self._ended += [sequence.slot for sequence in sequences]
+        self._release_ended()
         self.decoder.synchronize()
 
     def end_all(self, how: str, error: Exception | None = None) -> None:
@@ -145,13 +120,21 @@ class Scheduler:
     def iterate(self) -> None:
         """One prefill and one decode step, where there is need for them."""
         self._drop_cancelled()
+        self._release_ended()
         self._admit()
         if self._prefilling:
             self._prefill()
+        self._release_ended()
         if self._decoding:
             self._decode_step()
         while len(self._in_flight) > (1 if self._gpu and self._decoding else 0):
             self._process_step(self._in_flight.popleft())
+        self._release_ended()
+
+    def _release_ended(self) -> None:
+        """Let nothing more be decoded where sequences have ended, in one call: each waits its turn on the GPU."""
+        ended, self._ended = self._ended, []
+        self.decoder.release(ended)
 
     def _drop_cancelled(self) -> None:
         with self._entrance:
@@ -187,15 +170,17 @@ class Scheduler:
         from recipe.engine.decoder import PromptChunk
 
         budget = (BATCH_PREFILL_TOKENS if self.whole else PREFILL_TOKENS)[self.decoder.device.type]
-        chunks = []
+        chunks: list[tuple[Sequence, PromptChunk]] = []
         for sequence in self._prefilling:
             if budget:
                 self.slots.store(sequence, sequence.prompt[: sequence.prefilled])
                 ids = sequence.prompt[sequence.prefilled : sequence.prefilled + budget]
+                if self.whole and chunks and sequence.prefilled + len(ids) < len(sequence.prompt):
+                    break  # prompts in parts attend one after another; the next pass takes it whole
                 chunks.append((sequence, PromptChunk(sequence.slot, ids, sequence.prefilled)))
                 budget -= len(ids)
         logits = self.decoder.prefill([chunk for _, chunk in chunks])
-        finished = []
+        finished: list[tuple[Sequence, Any]] = []
         for row, (sequence, chunk) in zip(logits.split(1), chunks, strict=True):
             self._prefilling.popleft()
             sequence.prefilled += len(chunk.ids)
@@ -208,29 +193,32 @@ class Scheduler:
 
     def _start_decoding(self, finished: SequenceOf[tuple[Sequence, Any]]) -> None:
         """Sample the first token of each sequence whose prompt is prefilled, from the logits after the prompt."""
-        import torch
-
         started = [(sequence.slot, sequence) for sequence, _ in finished]
         self._decoding.update(started)  # before what may fail: `fail` ends the sequences of the queues
         self._set_random_numbers(started)
-        chosen, sampled = [], []
-        for sequence, logits in finished:
-            slot = slice(sequence.slot, sequence.slot + 1)
-            try:
-                token = self.sampler.choose(logits, slot, plain=sequence.sampling.plain)
-                if sequence.sampling.logprobs is not None:
-                    self.logprobs.compute(logits, token, slot)
-            except Exception as error:  # its own settings are to blame: the other sequences are sound
-                self._finish(sequence, "error", error)
-                continue
-            chosen.append(token)
-            sampled.append(sequence)
-            self.decoder.tokens[slot] = token
-            self.decoder.positions[sequence.slot] = len(sequence.prompt)
-            self.decoder.active[sequence.slot] = 1
-        if sampled:
-            logprobs = self._logprobs_of(sampled, [sequence.slot for sequence in sampled])
-            self._copy_to_host(list(enumerate(sampled)), torch.cat(chosen), *logprobs)
+        try:
+            self._sample_first(finished)
+        except Exception as error:
+            if len(finished) == 1:  # its own settings are to blame: the other sequences are sound
+                self._finish(finished[0][0], "error", error)
+                return
+            for each in finished:
+                self._start_decoding([each])
+
+    def _sample_first(self, finished: SequenceOf[tuple[Sequence, Any]]) -> None:
+        """Sample the first tokens of some sequences, and let them be decoded from there."""
+        import torch
+
+        decoder, sequences = self.decoder, [sequence for sequence, _ in finished]
+        slots = decoder.on_device([sequence.slot for sequence in sequences])
+        logits = torch.cat([row for _, row in finished])
+        tokens = self.sampler.choose(logits, slots, plain=all(sequence.sampling.plain for sequence in sequences))
+        if _want_logprobs(sequences):
+            self.logprobs.compute(logits, tokens, slots)
+        decoder.tokens[slots] = tokens
+        decoder.positions[slots] = decoder.on_device([len(sequence.prompt) for sequence in sequences])
+        decoder.active.index_fill_(0, slots, 1)
+        self._copy_to_host(list(enumerate(sequences)), tokens, *self._logprobs_of(sequences, slots))
 
     def _decode_step(self) -> None:
         if self.whole and not (self._waiting or self._prefilling):
@@ -250,7 +238,7 @@ class Scheduler:
             self.graphs.run(self._step_on_device, shape)
         else:
             self._step_on_device(*shape)
-        logprobs = self._logprobs_of(self._decoding.values(), range(batch))
+        logprobs = self._logprobs_of(self._decoding.values(), slice(0, batch))
         self._copy_to_host(sequences, self.decoder.tokens[:batch], *logprobs)
 
     def _furthest(self) -> int:
@@ -290,21 +278,12 @@ class Scheduler:
             draws[slot] = sequence.draw()
         self.sampler.draw.copy_(torch.tensor(draws), non_blocking=True)
 
-    def _logprobs_of(self, sequences: Iterable[Sequence], slots: SequenceOf[int]) -> list[Rows]:
+    def _logprobs_of(self, sequences: Iterable[Sequence], slots: slice | Tensor) -> list[Rows]:
         """The log probabilities that the latest step left for these slots; empty where no sequence wants them."""
         return [self.logprobs.rows(slots)] if _want_logprobs(sequences) else []
 
     def _copy_to_host(self, sequences: list[tuple[int, Sequence]], tokens: Any, logprobs: Rows | None = None) -> None:
-        import torch
-
-        if not self._gpu:
-            self._in_flight.append(InFlightStep(sequences, tokens, logprobs=logprobs))
-            return
-        host = _to_pinned(tokens)
-        pinned = logprobs and type(logprobs)(*map(_to_pinned, logprobs))
-        arrived = torch.cuda.Event()
-        arrived.record()
-        self._in_flight.append(InFlightStep(sequences, host, arrived, pinned))
+        self._in_flight.append(in_flight(sequences, tokens, logprobs))
 
     def _process_step(self, step: InFlightStep) -> None:
         chosen = step.result()
@@ -337,15 +316,8 @@ class Scheduler:
         if sequence in self._prefilling:
             self._prefilling.remove(sequence)
         sequence.listener.end(how, error, last)  # before the device, which may fail
-        self.decoder.release([sequence.slot])
+        self._ended.append(sequence.slot)
 
 
 def _want_logprobs(sequences: Iterable[Sequence]) -> bool:
     return any(sequence.sampling.logprobs is not None for sequence in sequences)
-
-
-def _to_pinned(tensor: Any) -> Any:
-    """A copy in pinned host memory, which is there once the GPU has come so far."""
-    import torch
-
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

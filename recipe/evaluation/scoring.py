@@ -19,6 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import sqrt
 from typing import TYPE_CHECKING, TypeVar
 
@@ -124,9 +125,14 @@ def _numbers_besides(text: str, question: str) -> Counter[str]:
 
 def loops(reply: Reply) -> bool:
     """Whether the reply repeats a stretch `REPEATS` times in a row; a single character, three times as often."""
-    same, stretch = 3 * REPEATS - 1, REPEATS - 1
-    pattern = rf"(.)\1{{{same}}}|(?!(.)\2{{{2 * REPEATS - 1}}})(.{{2,}}?)\3{{{stretch}}}"
-    return re.search(pattern, reply.text, re.DOTALL) is not None
+    return _loops(reply.text)
+
+
+@lru_cache(maxsize=2**14)  # each reply is looked at two or three times, for half a millisecond
+def _loops(text: str) -> bool:
+    same, stretch, longest = 3 * REPEATS - 1, REPEATS - 1, max(2, len(text) // REPEATS)
+    pattern = rf"(.)\1{{{same}}}|(?!(.)\2{{{2 * REPEATS - 1}}})(.{{2,{longest}}}?)\3{{{stretch}}}"
+    return re.search(pattern, text, re.DOTALL) is not None
 
 
 def unfinished(reply: Reply) -> bool:

@@ -15,7 +15,8 @@ from recipe.chat_format import prompt_ids, stop_ids
 from recipe.engine import Sampling, memory
 from recipe.engine.batch import BatchGenerator, Output
 from recipe.engine.decoder import Decoder, PromptChunk
-from recipe.engine.scheduler import ADMITTED_TOGETHER, InFlightStep, Scheduler
+from recipe.engine.in_flight import InFlightStep
+from recipe.engine.scheduler import ADMITTED_TOGETHER, Scheduler
 from recipe.engine.sequence import Sequence
 from recipe.evaluation import generation
 

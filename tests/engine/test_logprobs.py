@@ -12,8 +12,8 @@ from small_serving import CONVERSATIONS, WITHIN
 
 from recipe.chat_format import assistant, prompt_ids, text_ids
 from recipe.engine import Engine, Reply, Sampling
+from recipe.engine.in_flight import InFlightStep
 from recipe.engine.logprobs import MAX_TOP
-from recipe.engine.scheduler import InFlightStep
 from recipe.engine.text import Text
 from recipe.evaluation import generation
 

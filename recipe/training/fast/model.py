@@ -139,12 +139,14 @@ def finetune(*, llm: Any, lora: Any, fp8: bool = False, recompute: bool = False,
         ValueError: this package does not compute such a model or adapter; see `check`.
     """
     from peft import get_peft_model
+    from transformers.integrations import is_deepspeed_zero3_enabled
     from xtuner.model import SupervisedFinetune
     from xtuner.registry import BUILDER
 
+    if torch.cuda.is_available() and not is_deepspeed_zero3_enabled():  # from the file to the GPU at once
+        llm = llm.copy()
+        llm.device_map = f"cuda:{torch.cuda.current_device()}"
     model = SupervisedFinetune(llm=llm, use_activation_checkpointing=False)
-    if torch.cuda.is_available() and not getattr(model.llm, "is_quantized", False):
-        model.llm.to(torch.cuda.current_device())
     _keep_layout(model)
     model.lora = BUILDER.build(lora)
     model.use_lora = True
