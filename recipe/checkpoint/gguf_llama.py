@@ -137,25 +137,24 @@ def _llama_tensor(tensor: Any, fields: dict[str, Any]) -> tuple[str, torch.Tenso
         raise ValueError(f"tensor {tensor.name}")
     prefix = "" if layer is None else f"model.layers.{layer}."
     if heads := {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(part):
-        full = _split_halves(full, int(fields[f"{KIND}.attention.{heads}"]))
+        full = split_halves(full, int(fields[f"{KIND}.attention.{heads}"]))
     return f"{prefix}{names[part]}.weight", full.to(torch.bfloat16).contiguous()
 
 
-def _split_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
+def split_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows of q or k in transformers' order out of llama.cpp's.
 
     llama.cpp rotates neighbouring rows (0, 1), (2, 3), …; transformers rotates row i with row i + head_dim / 2. Source:
     `LlamaModel.permute` of llama.cpp's convert_hf_to_gguf.py, of which this is the inverse.
 
     Args:
-        weight: (heads * head_dim, hidden).
+        weight: (heads * head_dim, hidden), or (heads * head_dim) of a bias.
 
     Returns:
-        (heads * head_dim, hidden).
+        The same shape.
     """
-    rows, hidden = weight.shape
-    paired = weight.reshape(heads, rows // heads // 2, 2, hidden)  # (heads, head_dim / 2, 2, hidden)
-    return paired.swapaxes(1, 2).reshape(rows, hidden)
+    paired = weight.reshape(heads, len(weight) // heads // 2, 2, *weight.shape[1:])  # (heads, head_dim / 2, 2, hidden)
+    return paired.swapaxes(1, 2).reshape(weight.shape)
 
 
 def _tokenizer(fields: dict[str, Any]) -> dict[str, Any]:
