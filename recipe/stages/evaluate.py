@@ -207,7 +207,7 @@ def _measure(
         )
     if not base_scores.counts.facts_base_knew:
         raise RecipeError(f"{stage.shown(model)} answers no fact of data/knowledge: there is nothing to retain")
-    own_scores = _own_scores(own, loaded, tokenizer, "base")
+    own_scores = _own_scores(own, loaded, tokenizer, "eval base")
     is_adapter = (tuned_folder / "adapter_config.json").is_file()
     tuned, tokenizer = generation.load(*((model, tuned_folder) if is_adapter else (tuned_folder,)))
     ask = _asker(tuned, tokenizer, "eval tuned", identity, room)
@@ -216,7 +216,7 @@ def _measure(
         *score(held_out, replies, base, identity, base_knows),
         suites=suites.measure(held_out, replies, base, identity, ask),
         divergence=divergence.kl_per_token(loaded, tuned, tokenizer, ended),
-        own=_own_scores(own, tuned, tokenizer, "tuned"),
+        own=_own_scores(own, tuned, tokenizer, "eval tuned"),
     )
     base_metrics = BaseMetrics(base_scores, base_judged, tuned_metrics.suites["broken"].base, own_scores)
     return room, base_metrics, tuned_metrics
@@ -229,7 +229,7 @@ def _own_scores(own: Sequence[OwnQuestion], loaded: Any, tokenizer: Any, who: st
     longest = max(len(text_ids(tokenizer, answer)) for question in own for answer in question.answers)
     replies = generation.answer(
         loaded, tokenizer, [question.messages for question in own],
-        max_new_tokens=min(longest + MORE_THAN_OWN_ANSWER, MAX_OWN_TOKENS), progress=f"eval {who}: your own questions",
+        max_new_tokens=min(longest + MORE_THAN_OWN_ANSWER, MAX_OWN_TOKENS), progress=f"{who}: your own questions",
     )  # fmt: skip
     return own_rows.score(own, replies)
 

@@ -138,14 +138,22 @@ def _announce(evaluation: Path) -> None:
     """Say what the files are asked, and how long that takes by the seconds of the evaluation."""
     prompts = len(metrics.read(evaluation).base.replies)
     seconds = len(FILES) * evaluate.seconds_of_replies(evaluation)
-    time = f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+    time = f": about {_duration(seconds)}" if seconds else ""  # older manifests lack it
     if "gpu_peak_mib" in stage.complete(evaluation, "eval") and not has_gpu():
         time += " on the GPU that `eval` had, and much longer on this CPU"
     stage.say(
         "gguf",
-        f"asking the weights of {len(FILES)} files the {prompts} prompts of `eval`: about {time}; UNVERIFIED=1 writes "
-        f"the files without",
+        f"asking the weights of {len(FILES)} files the {prompts} prompts of `eval`{time}; UNVERIFIED=1 writes the "
+        f"files without",
     )
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as people say them: of 100 or more the next larger unit."""
+    for size, unit in ((1, "seconds"), (60, "minutes")):
+        if seconds < 100 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 3600:.0f} hours"
 
 
 def verdict(scores: Mapping[str, GgufScores], evaluation: Path) -> str:

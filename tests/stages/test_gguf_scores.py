@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from damage import full_card
 from example_results import example_metrics, example_results, example_tuned
 from small_evaluation import ASKED, replies
 from test_export import merged_from
@@ -204,11 +205,25 @@ def test_an_evaluation_on_a_gpu_is_no_forecast_for_a_cpu(run: Path, capsys: pyte
     assert "about 90 minutes on the GPU that `eval` had, and much longer on this CPU" in capsys.readouterr().err
 
 
-def test_a_full_card_is_one_line_with_the_way_out(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee documentation")
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.0, "of `eval`; "), (66.0, ": about 99 seconds; "), (16_000.0, ": about 7 hours; ")]
+)
+def test_the_time_is_said_before_where_the_evaluation_noted_it(
+    run: Path, seconds: float, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_evaluation(run, run.parent / "models" / "base", phases={"generate": seconds} if seconds else {})
 
-    monkeypatch.setattr(generation, "load", full)
+    def stop(*_: Any) -> Any:
+        raise RecipeError("far enough")
+
+    monkeypatch.setattr(generation, "load", stop)
+    with pytest.raises(RecipeError, match="far enough"):
+        make(run)
+    assert f"{words}UNVERIFIED=1" in capsys.readouterr().err
+
+
+def test_a_full_card_is_one_line_with_the_way_out(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "load", full_card)
     with pytest.raises(RecipeError, match=r"CUDA out of memory.*UNVERIFIED=1 writes the files without$") as caught:
         make(run)
     assert "\n" not in str(caught.value)
