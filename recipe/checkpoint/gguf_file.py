@@ -21,7 +21,7 @@ from safetensors import safe_open
 from recipe.checkpoint import gguf_vocabulary, safetensors_io
 from recipe.checkpoint.base_config import ConfigShape
 from recipe.checkpoint.finite import all_finite, refuse_not_finite
-from recipe.checkpoint.gguf_llama import BLOCK_NAMES, NAMES, split_halves
+from recipe.checkpoint.gguf_llama import BLOCK_NAMES, CHUNK, NAMES, dequantised, split_halves
 from recipe.checkpoint.internlm2_llama import Shape
 from recipe.errors import RecipeError
 from recipe.pipeline.stage import read_json, shown
@@ -37,8 +37,6 @@ KINDS = {"f16": ("F16", "MOSTLY_F16"), "q8_0": ("Q8_0", "MOSTLY_Q8_0"), "q4_0": 
 BLOCK = 32  # values that share a scale
 # 4 bits cost most in what every token goes through: there the file keeps 8.
 EMBEDDINGS = ("token_embd.weight", "output.weight")
-# Elements that a thread quantises at a time: a few megabytes, so that it stays in the cache.
-CHUNK = 1 << 19
 _PARTS = {llama: gguf for gguf, llama in (BLOCK_NAMES | NAMES).items()}
 
 
@@ -101,19 +99,13 @@ def read(file: Path, model: Path) -> Iterator[tuple[str, torch.Tensor]]:
     Yields:
         Name and values, dequantised to float32, of each tensor in the Llama or Qwen2 layout.
     """
-    import numpy as np
-    import torch
     from gguf import GGUFReader
-    from gguf.quants import dequantize
 
     config = read_json(model / "config.json", ConfigShape)
     shape = Shape.of(config)
     stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
-    for name, size in shape.llama().items():
-        tensor = stored[gguf_name(name)]
-        # In parts, since dequantising takes several copies.
-        parts = np.array_split(tensor.data, min(len(tensor.data), math.ceil(math.prod(size) / CHUNK)))
-        values = torch.from_numpy(np.concatenate([dequantize(part, tensor.tensor_type) for part in parts]))
+    for name in shape.llama():
+        values = dequantised(stored[gguf_name(name)])
         heads = _rotated_heads(name, config["model_type"], shape)
         yield name, split_halves(values, heads) if heads else values
 

@@ -113,7 +113,7 @@ def test_parts_of_a_tensor_are_read_back_as_the_whole(
 ) -> None:
     _, merged, folder = written
     whole = dict(gguf_file.read(folder / gguf_file.file_name("q4_0"), merged))
-    monkeypatch.setattr(gguf_file, "CHUNK", 100)
+    monkeypatch.setattr(gguf_llama, "CHUNK", 100)
     for name, values in gguf_file.read(folder / gguf_file.file_name("q4_0"), merged):
         assert torch.equal(values, whole[name]), name
 
