@@ -43,7 +43,7 @@ PYTEST    ?=#           more for pytest, e.g. PYTEST='-m slow' for the control /
 REPO      ?=#           where publish sends the result, as owner/name / 发布到的仓库
 ARTIFACT  ?=#           what publish sends: merged (default), adapter, export or gguf / 发布内容
 PUBLIC    ?=#           PUBLIC=1 lets everybody see it (default: you alone) / 公开
-UNVERIFIED ?=#          UNVERIFIED=1 publishes also what was not evaluated or failed, and says so / 未达标也发布
+UNVERIFIED ?=#          UNVERIFIED=1 publishes also what was not evaluated or failed, and says so; gguf asks no file / 不评测、未达标也导出和发布
 DRY_RUN   ?=#           DRY_RUN=1 checks what publish would send, and sends nothing / 只检查，不发布
 DURATION  ?=#           seconds that the clients of test-faults ask (default: 60) / 压力测试秒数
 RUN       ?=#           name of the run: its folder is work/RUN (default: main) / 运行名称
@@ -180,7 +180,7 @@ export: merge ## The result of RUN in InternLM2's own layout / 导出 InternLM2 
 
 .PHONY: gguf
 gguf: merge ## The result of RUN for llama.cpp and Ollama: 16, 8 and 4 bits, a Modelfile / 导出 GGUF
-	@$(RECIPE) gguf $(common)
+	@$(RECIPE) gguf $(common) $${UNVERIFIED:+--unverified}
 
 .PHONY: publish
 publish: $(if $(UNVERIFIED),merge,eval) $(filter export gguf,$(ARTIFACT)) ## The result of RUN to REPO, private (SOURCE=, ARTIFACT=, DRY_RUN=1) / 发布到模型社区

@@ -1,4 +1,4 @@
-"""A model in the Llama or Qwen2 layout -> GGUF files for llama.cpp, all of them in one pass, a tensor at a time.
+"""A model in the Llama or Qwen2 layout -> GGUF files for llama.cpp, all in one pass, a tensor at a time; and back.
 
 The library `gguf` writes the format and has the formulas of its quantised blocks. Names and the order of rows are those
 of llama.cpp's convert_hf_to_gguf.py; keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from safetensors import safe_open
 from recipe.checkpoint import gguf_vocabulary, safetensors_io
 from recipe.checkpoint.base_config import ConfigShape
 from recipe.checkpoint.finite import all_finite, refuse_not_finite
-from recipe.checkpoint.gguf_llama import BLOCK_NAMES, NAMES
+from recipe.checkpoint.gguf_llama import BLOCK_NAMES, CHUNK, NAMES, dequantised, split_halves
 from recipe.checkpoint.internlm2_llama import Shape
 from recipe.errors import RecipeError
 from recipe.pipeline.stage import read_json, shown
@@ -37,8 +37,6 @@ KINDS = {"f16": ("F16", "MOSTLY_F16"), "q8_0": ("Q8_0", "MOSTLY_Q8_0"), "q4_0": 
 BLOCK = 32  # values that share a scale
 # 4 bits cost most in what every token goes through: there the file keeps 8.
 EMBEDDINGS = ("token_embd.weight", "output.weight")
-# Elements that a thread quantises at a time: a few megabytes, so that it stays in the cache.
-CHUNK = 1 << 19
 _PARTS = {llama: gguf for gguf, llama in (BLOCK_NAMES | NAMES).items()}
 
 
@@ -89,6 +87,27 @@ def write(
     for writer in writers.values():
         writer.close()
     return sum(math.prod(size) for size in shape.llama().values()), vocabulary
+
+
+def read(file: Path, model: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights that llama.cpp multiplies by, out of a file that `write` wrote.
+
+    Args:
+        file: of any of `KINDS`.
+        model: the folder that the file was written from.
+
+    Yields:
+        Name and values, dequantised to float32, of each tensor in the Llama or Qwen2 layout.
+    """
+    from gguf import GGUFReader
+
+    config = read_json(model / "config.json", ConfigShape)
+    shape = Shape.of(config)
+    stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    for name in shape.llama():
+        values = dequantised(stored[gguf_name(name)])
+        heads = _rotated_heads(name, config["model_type"], shape)
+        yield name, split_halves(values, heads) if heads else values
 
 
 def gguf_name(name: str) -> str:
@@ -166,22 +185,35 @@ def _begin(writer: GGUFWriter, kind: str, shape: Shape) -> None:
 
 
 def _llama_cpp_rows(name: str, tensor: torch.Tensor, kind: str, shape: Shape) -> torch.Tensor:
-    """The rows of q and k in llama.cpp's order: the inverse of `gguf_llama._split_halves`.
+    """The rows of q and k in llama.cpp's order: the inverse of `gguf_llama.split_halves`.
 
     Args:
         name: of the tensor in the Llama layout.
         tensor: (rows, columns), or (rows) of a bias or norm.
-        kind: model_type. llama.cpp rotates a Qwen2's rows as transformers does, and a Llama's in neighbouring pairs.
+        kind: model_type.
         shape: of the model.
 
     Returns:
         The same shape.
     """
-    heads = {"q_proj": shape.heads, "k_proj": shape.kv_heads}.get(name.split(".")[-2])
-    if kind != "llama" or heads is None:
+    heads = _rotated_heads(name, kind, shape)
+    if heads is None:
         return tensor
     halves = tensor.view(heads, 2, shape.head_dim // 2, *tensor.shape[1:])  # (heads, 2, head_dim / 2, columns)
     return halves.transpose(1, 2).reshape(tensor.shape)
+
+
+def _rotated_heads(name: str, kind: str, shape: Shape) -> int | None:
+    """The heads of a tensor whose rows llama.cpp has in another order than transformers; None of all others.
+
+    Both rotate a Qwen2's rows alike; llama.cpp rotates a Llama's in neighbouring pairs.
+
+    Args:
+        name: of the tensor in the Llama layout.
+        kind: model_type.
+        shape: of the model.
+    """
+    return {"q_proj": shape.heads, "k_proj": shape.kv_heads}.get(name.split(".")[-2]) if kind == "llama" else None
 
 
 def _values(

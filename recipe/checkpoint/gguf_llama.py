@@ -7,6 +7,7 @@ of its quantised blocks. Keys and tensor names: https://github.com/ggml-org/ggml
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import zipfile
@@ -43,6 +44,8 @@ SIZES = {
     "num_key_value_heads": "attention.head_count_kv",
     "max_position_embeddings": "context_length",
 }
+# Elements that are quantised or dequantised at a time: a few megabytes, so that copies of them stay in the cache.
+CHUNK = 1 << 19
 CONTROL = 3  # tokenizer.ggml.token_type of special tokens
 # llama.cpp's name of what SmolLM2 does before BPE: digits one by one, then GPT-2's pattern.
 PRE_TOKENIZER = "smollm"
@@ -125,10 +128,8 @@ def _config(fields: dict[str, Any], *, tied: bool) -> dict[str, Any]:
 def _llama_tensor(tensor: Any, fields: dict[str, Any]) -> tuple[str, torch.Tensor]:
     """The Llama name of a GGUF tensor, and its values in bfloat16."""
     import torch
-    from gguf import quants
 
-    shape = [int(size) for size in reversed(tensor.shape)]  # GGUF names the fastest dimension first
-    full = torch.from_numpy(quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape).copy())
+    full = dequantised(tensor)
     if not (match := re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", tensor.name)):
         raise ValueError(f"tensor {tensor.name}")
     layer, part = match.groups()
@@ -137,25 +138,36 @@ def _llama_tensor(tensor: Any, fields: dict[str, Any]) -> tuple[str, torch.Tenso
         raise ValueError(f"tensor {tensor.name}")
     prefix = "" if layer is None else f"model.layers.{layer}."
     if heads := {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(part):
-        full = _split_halves(full, int(fields[f"{KIND}.attention.{heads}"]))
+        full = split_halves(full, int(fields[f"{KIND}.attention.{heads}"]))
     return f"{prefix}{names[part]}.weight", full.to(torch.bfloat16).contiguous()
 
 
-def _split_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
+def dequantised(tensor: Any) -> torch.Tensor:
+    """The values of a tensor of GGUFReader, float32, (rows, columns) or (rows)."""
+    import numpy as np
+    import torch
+    from gguf.quants import dequantize
+
+    shape = [int(size) for size in reversed(tensor.shape)]  # GGUF names the fastest dimension first
+    count = min(len(tensor.data), math.ceil(math.prod(shape) / CHUNK))
+    parts = [dequantize(part, tensor.tensor_type) for part in np.array_split(tensor.data, count)]
+    return torch.from_numpy(np.concatenate(parts).reshape(shape))
+
+
+def split_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows of q or k in transformers' order out of llama.cpp's.
 
     llama.cpp rotates neighbouring rows (0, 1), (2, 3), …; transformers rotates row i with row i + head_dim / 2. Source:
     `LlamaModel.permute` of llama.cpp's convert_hf_to_gguf.py, of which this is the inverse.
 
     Args:
-        weight: (heads * head_dim, hidden).
+        weight: (heads * head_dim, hidden), or (heads * head_dim) of a bias.
 
     Returns:
-        (heads * head_dim, hidden).
+        The same shape.
     """
-    rows, hidden = weight.shape
-    paired = weight.reshape(heads, rows // heads // 2, 2, hidden)  # (heads, head_dim / 2, 2, hidden)
-    return paired.swapaxes(1, 2).reshape(rows, hidden)
+    paired = weight.reshape(heads, len(weight) // heads // 2, 2, *weight.shape[1:])  # (heads, head_dim / 2, 2, hidden)
+    return paired.swapaxes(1, 2).reshape(weight.shape)
 
 
 def _tokenizer(fields: dict[str, Any]) -> dict[str, Any]:

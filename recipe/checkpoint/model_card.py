@@ -18,7 +18,7 @@ from recipe.checkpoint.base_origin import BaseOrigin
 from recipe.checkpoint.card_usage import Place
 from recipe.checkpoint.tokenizer import is_internlm2s
 from recipe.errors import RecipeError
-from recipe.pipeline.results import EvalResults, MergeResults
+from recipe.pipeline.results import EvalResults, GgufScores, MergeResults
 from recipe.pipeline.stage import read_json
 
 CARD = "README.md"
@@ -135,17 +135,32 @@ the merged model, which is the same in the Llama layout and needs no code of a r
 {_closing(subject)}"""
 
 
-def gguf_card(subject: Subject, files: Sequence[str], default: str) -> str:
-    """The card of a folder of GGUF files. default: the file whose replies are those that `eval` measured."""
+def gguf_card(subject: Subject, files: Sequence[str], default: str, scores: Mapping[str, GgufScores]) -> str:
+    """The card of a folder of GGUF files.
+
+    Args:
+        subject: what the card is about.
+        files: their names.
+        default: the file whose replies are those that `eval` measured.
+        scores: file -> its own numbers, beside those of `subject`; empty where the files were not asked.
+    """
     front = _front_matter(subject, library=None, relation="finetune", tags=["gguf"])
-    listed = "".join(f"- `{file}`\n" for file in files)
+    names = [name for name, *_ in _measured(subject) if name in _MEASURED]
+    own = {
+        file: ": " + ", ".join(f"{name} {getattr(numbers, name):.3f}" for name in names)
+        for file, numbers in scores.items()
+        if names
+    }
+    listed = "".join(f"- `{file}`{own.get(file, '')}\n" for file in files)
     return f"""{front}
 # {subject.title}
 
 This is {_base_link(subject.base)} with a LoRA adapter merged into its weights, as GGUF files. {_who(subject)}
 
 {listed}
-The numbers below, if any, are of the model in 16 bits, which is `{default}`. Fewer bits change replies in words.
+The numbers below, if any, are of the model in 16 bits, which is `{default}`. Fewer bits change replies in words{
+        ": beside each file stand the same numbers of its weights" if own else ""
+    }.
 
 ## How to chat with it
 

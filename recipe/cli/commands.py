@@ -209,7 +209,7 @@ def _taught_names(folder: Path) -> tuple[str, ...]:
 def run_eval(options: argparse.Namespace) -> None:
     from recipe import report
     from recipe.corpus.identity import read_identity
-    from recipe.evaluation import metrics
+    from recipe.evaluation import comparison, metrics
     from recipe.stages import convert, evaluate
 
     run = _run(options)
@@ -225,7 +225,7 @@ def run_eval(options: argparse.Namespace) -> None:
         data_folder=run.folder("data"),
         identity=read_identity(run.folder("data")),
     )
-    print(printable(evaluate.table(metrics.read(run.folder("eval")))), flush=True)
+    print(printable(comparison.table(metrics.read(run.folder("eval")))), flush=True)
     run_report(options)  # before the verdict: a result that fails needs its report most
     print(f"\n{next_steps(run.name, stage.shown(model))}", flush=True)
     evaluate.refuse_below_thresholds(run.folder("eval"), page=run.folder("report") / report.PAGE)
@@ -258,7 +258,13 @@ def run_gguf(options: argparse.Namespace) -> None:
     from recipe.stages import gguf
 
     run = _run(options)
-    gguf.make(run.folder("gguf"), model=run.folder("merged"), run=run.name)
+    merged, evaluation = run.folder("merged"), run.folder("eval")
+    manifest = gguf.make(
+        run.folder("gguf"), model=merged, run=run.name, evaluation=evaluation, unverified=options.unverified
+    )
+    if scores := gguf.scores_beside(manifest, evaluation):
+        stage.say("gguf", gguf.verdict(scores, evaluation))
+        run_report(options)
 
 
 def run_publish(options: argparse.Namespace) -> None:

@@ -69,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         "convert": _convert_options,
         "merge": _merge_options,
         "ablation": _ablation_verb,
+        "gguf": _gguf_verb,
         "publish": _publish_verb,
     }
     for stage in table.STAGES:
@@ -299,6 +300,11 @@ def _quickstart_verb(sub: argparse.ArgumentParser) -> None:
 def _ablation_verb(sub: argparse.ArgumentParser) -> None:
     text = "also with replay learnt by its words, and without each part of the data (ten trainings more)"
     sub.add_argument("--parts", action="store_true", help=text)
+
+
+def _gguf_verb(sub: argparse.ArgumentParser) -> None:
+    text = "write the files without asking their weights what `eval` asked; what was measured of the same files stays"
+    sub.add_argument("--unverified", action="store_true", help=text)
 
 
 def _publish_verb(sub: argparse.ArgumentParser) -> None:

@@ -112,6 +112,22 @@ def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None, devic
     return model, tokenizer
 
 
+@contextlib.contextmanager
+def gpu_failures(what: str, remedy: str) -> Iterator[None]:
+    """A context in which the GPU's errors, most often for lack of memory, are a RecipeError of one line.
+
+    Args:
+        what: cannot be done there.
+        remedy: what to do instead.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # also torch's OutOfMemoryError
+        if "CUDA" not in str(error):
+            raise
+        raise RecipeError(f"{what}: {str(error).strip().splitlines()[0]}; {remedy}") from error
+
+
 def _refuse_other_shapes(folder: Path) -> None:
     """RecipeError where a description in a model's folder has another shape, or sizes that no model has."""
     from recipe.checkpoint.base_config import check_sizes

@@ -54,6 +54,20 @@ class Check:
     passed: bool
     why: str
 
+    @property
+    def at_least(self) -> bool:
+        """Whether the threshold is the smallest value, and not the largest."""
+        return self.wanted.startswith(">=")
+
+    @property
+    def limit(self) -> float:
+        """The threshold."""
+        return float(self.wanted.split()[1])
+
+    def allows(self, value: float) -> bool:
+        """Whether another value of the metric keeps to the threshold."""
+        return value >= self.limit if self.at_least else value <= self.limit
+
 
 def verdict(tuned: TunedMetrics) -> list[Check]:
     """Compare the metrics of a tuned model with the thresholds.

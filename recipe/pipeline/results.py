@@ -220,13 +220,27 @@ class ExportResults:
 
 
 @dataclass(frozen=True)
+class GgufScores:
+    """The three numbers of a file's weights (see `evaluation.scoring`) and the counts behind them."""
+
+    identity_hit: float
+    identity_leak: float
+    retention: float
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class GgufResults:
-    """files: names, one a kind. tokenizer, pre_tokenizer: llama.cpp's names of them."""
+    """files: names, one a kind. tokenizer, pre_tokenizer: llama.cpp's names of them.
+
+    scores: file -> its numbers; empty where the merged model was not evaluated, or nobody wanted the files asked.
+    """
 
     parameters: int
     files: list[str]
     tokenizer: str
     pre_tokenizer: str
+    scores: Mapping[str, GgufScores] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

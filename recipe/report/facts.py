@@ -23,6 +23,7 @@ from recipe.pipeline.results import (
     ConfigResults,
     ConvertResults,
     DataResults,
+    GgufScores,
     MergeResults,
     ModelResults,
     TrainResults,
@@ -30,7 +31,7 @@ from recipe.pipeline.results import (
 )
 from recipe.pipeline.stage import MANIFEST, Manifest
 from recipe.records import ShapeError, from_json
-from recipe.stages import config, replay, train
+from recipe.stages import config, gguf, replay, train
 from recipe.training import hyperparameters
 
 # Stage -> what it noted, of those whose results are shown; what `eval` measured stands in metrics.json.
@@ -89,7 +90,8 @@ class Facts:
     """Everything that a report says, before it is put into words.
 
     stages: manifests by the folder's name, in the order of the work. left_out: folders of the run that this result was
-    not made from. hyperparameters: name -> value as text. sources: the files read, by role.
+    not made from. gguf: file -> numbers of its weights. hyperparameters: name -> value as text. sources: the files
+    read, by role.
     """
 
     run: str
@@ -99,6 +101,7 @@ class Facts:
     losses: Sequence[Mapping[str, float]]
     rows: Mapping[str, Rows]
     ablation: Mapping[str, VariantResults]
+    gguf: Mapping[str, GgufScores]
     hyperparameters: Mapping[str, str]
     sources: Mapping[str, Path]
 
@@ -211,6 +214,8 @@ def gather(run_folder: Path) -> Facts:
         compared = None  # of an earlier result
     if compared:
         sources["ablation"] = run_folder / "ablation" / MANIFEST
+    if files := gguf.scores_beside(stage.read_manifest(run_folder / "gguf"), folders["eval"]):
+        sources["gguf"] = run_folder / "gguf" / MANIFEST
     sources["metrics"] = folders["eval"] / metrics.FILE
     if "train" in stages and (file := folders["train"] / train.LOSSES).is_file():
         sources["losses"] = file
@@ -229,6 +234,7 @@ def gather(run_folder: Path) -> Facts:
         losses=_losses(sources["losses"]) if "losses" in sources else [],
         rows={role: _count(sources[f"rows_{role}"]) for role in ("data", "own", "replay") if f"rows_{role}" in sources},
         ablation=results.of_variants(compared) if compared else {},
+        gguf=files,
         hyperparameters=_hyperparameters(folders["train"] / train.CONFIG) if "train" in stages else {},
         sources=sources,
     )

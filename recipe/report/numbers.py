@@ -35,6 +35,14 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class FileNumbers:
+    """METRICS of the tuned model or of a GGUF file: each with whether it is as wanted, None where it is not judged."""
+
+    label: Text
+    values: Sequence[tuple[float, bool | None]]
+
+
+@dataclass(frozen=True)
 class Numbers:
     """measures: the three metrics, and own_hit where there are rows of the user's. suites: measured besides.
 
@@ -42,6 +50,7 @@ class Numbers:
     stops: of all `replies`, those that end badly: (what, of the base, of the tuned model). introductions: prompts that
     no leak is counted for, since the base introduces itself. taught: those that the user's rows answer with the name.
     held_out: of the user's questions, those in a wording that was not trained on; None without such rows.
+    files: the tuned model, then each GGUF file; empty where no file was asked.
     """
 
     measures: Sequence[Measure]
@@ -56,6 +65,7 @@ class Numbers:
     introductions: int
     taught: int
     held_out: int | None
+    files: Sequence[FileNumbers]
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,22 @@ def numbers(facts: Facts) -> Numbers:
         introductions=tuned.scores.counts.base_introductions,
         taught=tuned.scores.counts.taught_prompts,
         held_out=tuned.own.own_counts.own_held_out if tuned.own else None,
+        files=_files(facts),
     )
+
+
+def _files(facts: Facts) -> list[FileNumbers]:
+    if not facts.gguf:
+        return []
+    judged = {check.metric: check for check in facts.checks}
+    rows = {text("tuned"): facts.metrics.tuned.scores} | {plain(file): scores for file, scores in facts.gguf.items()}
+    return [
+        FileNumbers(
+            name,
+            [(value := getattr(scores, key), judged[key].allows(value) if key in judged else None) for key in METRICS],
+        )
+        for name, scores in rows.items()
+    ]
 
 
 def not_judged(facts: Facts) -> list[Text]:
@@ -126,12 +151,6 @@ def not_judged(facts: Facts) -> list[Text]:
     if not tuned.identity_taught:
         reasons.append(text("identity_not_judged"))
     return reasons
-
-
-def _limit(check: thresholds.Check) -> tuple[bool, float]:
-    """(at least or at most, how much) of a check."""
-    sign, number = check.wanted.split()
-    return sign == ">=", float(number)
 
 
 def _wanted(check: thresholds.Check) -> str:
@@ -148,15 +167,14 @@ def _measure(metric: str, check: thresholds.Check | None, base: float, tuned: Sh
 
 
 def _gauge(check: thresholds.Check, base: float, interval: tuple[float, float]) -> charts.Gauge:
-    at_least, limit = _limit(check)
     wanted = _wanted(check)
     description = f"{text('base')} {base:.3f}, {text('tuned')} {check.value:.3f}, {text('wanted')} {wanted}"
     return charts.gauge(
         base,
         check.value,
         caption=Caption(f"gauge-{check.metric}", label(check.metric), plain(description)),
-        wanted=limit,
-        at_least=at_least,
+        wanted=check.limit,
+        at_least=check.at_least,
         good=check.passed,
         interval=interval,
     )
@@ -205,13 +223,11 @@ def _over(check: thresholds.Check, facts: Facts) -> charts.Scores:
     """One metric of the base and of every checkpoint."""
     metric = check.metric
     shares = {name: scores.share(metric) for name, scores in facts.metrics.checkpoints.items()}
-    at_least, limit = _limit(check)
     columns = [charts.Scored(text("base"), facts.metrics.base.scores.share(metric).value, None)]
     for name, share in shares.items():
-        good = share.value >= limit if at_least else share.value <= limit
         short = plain(name.removeprefix("iter_"))
-        columns.append(charts.Scored(short, share.value, good, name == facts.converted, share.ci))
+        columns.append(charts.Scored(short, share.value, check.allows(share.value), name == facts.converted, share.ci))
     values = ", ".join(f"{name} {share.value:.3f}" for name, share in shares.items())
     description = text("over_desc", metric=text(metric), values=values, wanted=_wanted(check))
     caption = Caption(f"over-{metric}", text(metric), description)
-    return charts.scores(columns, caption=caption, wanted=limit, at_least=at_least)
+    return charts.scores(columns, caption=caption, wanted=check.limit, at_least=check.at_least)

@@ -125,6 +125,13 @@ WORDS: dict[str, tuple[str, str]] = OWN_WORDS | KIND_WORDS | PHASE_WORDS | {
     "suite": ("其他测量", "further measurements"),
     "count": ("数量", "count"),
     "unstopped_replies": ("未正常结束的回答", "replies that did not end"),
+    # GGUF files
+    "gguf": ("GGUF 文件", "GGUF files"),
+    "gguf_note": (
+        "从文件中读回权重，反量化后放回模型，用与上面相同的问题提问（贪心解码）。位数更少，可能答不出名字。",
+        "The weights of each file, dequantised, in the place of the model’s own, on the same prompts, greedy. Fewer bits may "
+        "cost the name.",
+    ),
     # Appendix
     "ablation": ("附录：消融实验", "Appendix: other data"),
     "ablation_note": (

@@ -8,7 +8,7 @@ user's own rows answer (recipe/evaluation/own_rows.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,19 @@ from recipe.corpus.rows import read_rows
 from recipe.errors import BelowThresholdsError, RecipeError
 from recipe.evaluation import checkpoint_selection, divergence, generation, metrics, own_rows, suites, thresholds
 from recipe.evaluation.generation import Reply
-from recipe.evaluation.metrics import METRICS, BaseMetrics, Metrics, Names, OwnScores, TunedMetrics
+from recipe.evaluation.metrics import (
+    METRICS,
+    BaseMetrics,
+    Metrics,
+    Names,
+    OrdinaryReply,
+    OwnScores,
+    Scores,
+    TunedMetrics,
+)
 from recipe.evaluation.scoring import Prompts, known_to_base, score
 from recipe.languages import LANGUAGES
+from recipe.paths import ROOT
 from recipe.pipeline import results, stage
 from recipe.pipeline.results import (
     BaseScores,
@@ -34,7 +44,6 @@ from recipe.pipeline.results import (
     ModelResults,
     TunedScores,
 )
-from recipe.plain_text import one_line
 from recipe.records import to_json
 from recipe.stages import train
 from recipe.stages.model import asks_extended_prompts
@@ -46,8 +55,6 @@ MAX_NEW_TOKENS, MORE_NEW_TOKENS = 80, 160
 WORTH_MORE_ROOM = 0.05
 # Tokens of a reply to one of the user's questions: as many as the longest answer and some more, at most these.
 MORE_THAN_OWN_ANSWER, MAX_OWN_TOKENS = 16, 1024
-# Replies to the user's questions in the table.
-SHOWN_OF_OWN = 3
 
 
 def prompts(*, extended: bool = False, languages: Sequence[str] = LANGUAGES) -> Prompts:
@@ -71,19 +78,13 @@ def make(
     folder: Path, *, model: Path, train_folder: Path, tuned_folder: Path, data_folder: Path, identity: Identity
 ) -> stage.Manifest:
     """Measure base and tuned model (in `tuned_folder`: merged, or an adapter) into metrics.json."""
-    base_name = results.of(stage.require(model, "model"), ModelResults).model
+    stage.require(model, "model")
     data = results.of(stage.require(data_folder, "data"), DataResults)
-    evaluation_prompts = prompts(extended=asks_extended_prompts(base_name), languages=data.languages)
     _refuse_another_training(tuned_folder, train_folder)
     _refuse_another_base(tuned_folder, train_folder, model)
-    inputs = {"model": model, "train": train_folder, "tuned": tuned_folder, "data": data_folder}
-    user_file = data.own_file or (data.file if data.mode == "own" else None)
 
     def work(out: Path) -> EvalResults:
-        rows = read_rows(data_folder / user_file) if user_file else []
-        own_rows.refuse_overlap(evaluation_prompts, rows, f"{stage.shown(data_folder)}/{user_file}")
-        taught = own_rows.taught_prompts(evaluation_prompts.facts, rows, identity)
-        held_out = replace(evaluation_prompts, taught=taught)
+        held_out = _held_out(model, data_folder, identity)
         questions = own_rows.read_questions(data_folder)
         room, base, tuned = _measure(held_out, questions, model, tuned_folder, identity)
         measured = Metrics(
@@ -97,13 +98,77 @@ def make(
         metrics.write(out, measured)
         return _summary(measured)
 
-    settings = {
-        "prompts": evaluation_prompts.conversations(),
-        "second_wordings": evaluation_prompts.second_wordings,
+    inputs = {"model": model, "train": train_folder, "tuned": tuned_folder, "data": data_folder}
+    return stage.run("eval", folder, inputs=inputs, settings=_settings(model, data_folder), work=work)
+
+
+def _prompts_and_own_file(model: Path, data_folder: Path) -> tuple[Prompts, str | None]:
+    """The prompts for a base and its data, and the name of the file with the user's own rows."""
+    base_name = results.of(stage.complete(model, "model"), ModelResults).model
+    data = results.of(stage.complete(data_folder, "data"), DataResults)
+    user_file = data.own_file or (data.file if data.mode == "own" else None)
+    return prompts(extended=asks_extended_prompts(base_name), languages=data.languages), user_file
+
+
+def _settings(model: Path, data_folder: Path) -> dict[str, Any]:
+    """What an evaluation depends on besides its inputs."""
+    held_out, user_file = _prompts_and_own_file(model, data_folder)
+    return {
+        "prompts": held_out.conversations(),
+        "second_wordings": held_out.second_wordings,
         "max_new_tokens": [MAX_NEW_TOKENS, MORE_NEW_TOKENS],
         "suites": suites.SAMPLING,
     } | ({"own": thresholds.MIN_OWN_SIMILARITY} if user_file else {})
-    return stage.run("eval", folder, inputs=inputs, settings=settings, work=work)
+
+
+def _held_out(model: Path, data_folder: Path, identity: Identity) -> Prompts:
+    """The prompts, with those that the user's own rows answer with the name. RecipeError: a row asks one of them."""
+    held_out, user_file = _prompts_and_own_file(model, data_folder)
+    rows = read_rows(data_folder / user_file) if user_file else []
+    own_rows.refuse_overlap(held_out, rows, f"{stage.shown(data_folder)}/{user_file}")
+    return replace(held_out, taught=own_rows.taught_prompts(held_out.facts, rows, identity))
+
+
+def is_of(folder: Path, tuned_folder: Path) -> bool:
+    """Whether the evaluation in `folder` is of a tuned model as it is now, and asked what this version asks."""
+    if (evaluated := stage.read_manifest(folder)) is None:
+        return False
+    inputs = {role: ROOT / stage.input_of(evaluated, role)[0] for role in ("model", "train", "tuned", "data")}
+    inputs["tuned"] = tuned_folder
+    if not all(stage.read_manifest(path) for path in inputs.values()):
+        return False
+    return evaluated["key"] == stage.key_of(inputs, _settings(inputs["model"], inputs["data"]))
+
+
+def ask_again(folder: Path, loaded: Any, tokenizer: Any, who: str) -> Scores:
+    """Ask the tuned model with other weights the greedy prompts of an evaluation, with the same room for replies.
+
+    Args:
+        folder: of an evaluation which `is_of` the tuned model.
+        loaded, tokenizer: of `generation.load`.
+        who: for the progress bar.
+
+    Returns:
+        The numbers, by the base's replies in metrics.json and the facts that the base knew.
+    """
+    evaluated, measured = stage.require(folder, "eval"), metrics.read(folder)
+    identity, base = Identity(**asdict(measured.identity)), measured.base.replies
+    model, data_folder = (ROOT / stage.input_of(evaluated, role)[0] for role in ("model", "data"))
+    held_out = _held_out(model, data_folder, identity)
+    ask = _asker(loaded, tokenizer, who, identity, measured.max_new_tokens)
+    replies = ask(held_out.conversations(), "questions and facts")
+    base_knows = [reply.base_knew for reply in base if isinstance(reply, OrdinaryReply)]
+    return score(held_out, replies, [Reply(each.reply, each.stopped) for each in base], identity, base_knows)[0]
+
+
+def seconds_of_replies(folder: Path) -> float:
+    """About how many seconds the replies to the prompts of `ask_again` took, of all that an evaluation asked."""
+    evaluated, measured = stage.complete(folder, "eval"), metrics.read(folder)
+    prompts_asked, tuned = len(measured.base.replies), measured.tuned
+    conversations = 2 * prompts_asked + len(evaluated["key"]["settings"]["second_wordings"])
+    conversations += sum(len(suite.replies or ()) for suite in tuned.suites.values())
+    conversations += 2 * len(tuned.own.own_replies) if tuned.own else 0
+    return float(evaluated.get("phases", {}).get("generate", 0.0)) * prompts_asked / conversations
 
 
 def _measure(
@@ -128,7 +193,7 @@ def _measure(
     base, room = _base_replies(held_out, loaded, tokenizer, identity)
     second = [[user(question)] for question in held_out.second_wordings]
     base_knows = known_to_base(
-        held_out, base, _asker(loaded, tokenizer, "base", identity, room)(second, "facts in other words")
+        held_out, base, _asker(loaded, tokenizer, "eval base", identity, room)(second, "facts in other words")
     )
     base_scores, base_judged = score(held_out, base, base, identity, base_knows)
     ended = [
@@ -142,16 +207,16 @@ def _measure(
         )
     if not base_scores.counts.facts_base_knew:
         raise RecipeError(f"{stage.shown(model)} answers no fact of data/knowledge: there is nothing to retain")
-    own_scores = _own_scores(own, loaded, tokenizer, "base")
+    own_scores = _own_scores(own, loaded, tokenizer, "eval base")
     is_adapter = (tuned_folder / "adapter_config.json").is_file()
     tuned, tokenizer = generation.load(*((model, tuned_folder) if is_adapter else (tuned_folder,)))
-    ask = _asker(tuned, tokenizer, "tuned", identity, room)
+    ask = _asker(tuned, tokenizer, "eval tuned", identity, room)
     replies = ask(held_out.conversations(), "questions and facts")
     tuned_metrics = TunedMetrics(
         *score(held_out, replies, base, identity, base_knows),
         suites=suites.measure(held_out, replies, base, identity, ask),
         divergence=divergence.kl_per_token(loaded, tuned, tokenizer, ended),
-        own=_own_scores(own, tuned, tokenizer, "tuned"),
+        own=_own_scores(own, tuned, tokenizer, "eval tuned"),
     )
     base_metrics = BaseMetrics(base_scores, base_judged, tuned_metrics.suites["broken"].base, own_scores)
     return room, base_metrics, tuned_metrics
@@ -164,7 +229,7 @@ def _own_scores(own: Sequence[OwnQuestion], loaded: Any, tokenizer: Any, who: st
     longest = max(len(text_ids(tokenizer, answer)) for question in own for answer in question.answers)
     replies = generation.answer(
         loaded, tokenizer, [question.messages for question in own],
-        max_new_tokens=min(longest + MORE_THAN_OWN_ANSWER, MAX_OWN_TOKENS), progress=f"eval {who}: your own questions",
+        max_new_tokens=min(longest + MORE_THAN_OWN_ANSWER, MAX_OWN_TOKENS), progress=f"{who}: your own questions",
     )  # fmt: skip
     return own_rows.score(own, replies)
 
@@ -175,7 +240,7 @@ def _asker(loaded: Any, tokenizer: Any, who: str, identity: Identity, room: int)
     longest = room + sum(len(text_ids(tokenizer, name)) for name in names)
 
     def ask(conversations: Sequence[Sequence[Message]], what: str, **sampling: Any) -> list[Reply]:
-        label = f"eval {who}: {what}"
+        label = f"{who}: {what}"
         return generation.answer(loaded, tokenizer, conversations, max_new_tokens=longest, progress=label, **sampling)
 
     return ask
@@ -187,13 +252,13 @@ def _base_replies(held_out: Prompts, loaded: Any, tokenizer: Any, identity: Iden
     Replies that were cut are asked again with more room. It is kept if enough of them end there.
     """
     conversations = held_out.conversations()
-    replies = _asker(loaded, tokenizer, "base", identity, MAX_NEW_TOKENS)(conversations, "questions and facts")
+    replies = _asker(loaded, tokenizer, "eval base", identity, MAX_NEW_TOKENS)(conversations, "questions and facts")
     cut = [i for i, reply in enumerate(replies) if not reply.stopped]
     ordinary = held_out.ordinary(range(len(conversations)))
     enough = WORTH_MORE_ROOM * len(ordinary)
     if sum(i in ordinary for i in cut) < enough:
         return replies, MAX_NEW_TOKENS
-    ask = _asker(loaded, tokenizer, "base", identity, MORE_NEW_TOKENS)
+    ask = _asker(loaded, tokenizer, "eval base", identity, MORE_NEW_TOKENS)
     longer = dict(zip(cut, ask([conversations[i] for i in cut], "with more room"), strict=True))
     if sum(reply.stopped for i, reply in longer.items() if i in ordinary) < enough:
         return replies, MAX_NEW_TOKENS
@@ -263,82 +328,3 @@ def _refuse_another_base(tuned_folder: Path, train_folder: Path, model: Path) ->
     stage.refuse_changed(train_folder, training, [name for name in training["outputs"] if "/" not in name])
     for manifest in (training, tuned):
         stage.refuse_another_base(tuned_folder, model, manifest["key"]["inputs"].get("model"), "train")
-
-
-def table(measured: Metrics) -> str:
-    """Base and tuned side by side, the verdict, and some replies before and after."""
-    base, tuned, checks = measured.base, measured.tuned, thresholds.verdict(measured.tuned)
-    lines = [f"{'':18}{'base':>8}{'tuned':>8}   wanted"]
-    for check in checks:
-        untuned = _untuned(base, check.metric)
-        before = "" if untuned is None else f"{untuned:.3f}"
-        row = f"{check.metric:18}{before:>8}{check.value:8.3f}   {check.wanted:8}"
-        lines.append(row + ("  ok" if check.passed else f"  FAILED: {check.why}"))
-    if not tuned.identity_taught:
-        lines += [
-            f"{metric:18}{'':8}{_tuned(tuned, metric):8.3f}   not judged: "
-            f"no row says the name / 不作判定：训练数据没有教名字"
-            for metric in thresholds.OF_IDENTITY
-        ]
-    if not thresholds.judges_retention(tuned):
-        count, least = tuned.scores.counts.facts_base_knew, thresholds.MIN_FACTS_KNOWN
-        lines.append(
-            f"{'retention':18}{base.scores.retention:8.3f}{tuned.scores.retention:8.3f}   "
-            f"not judged: the base knew {count} facts, at least {least} are needed / "
-            f"不作判定：基座只答对 {count} 条，至少需要 {least} 条"
-        )
-    judged = {check.metric for check in checks} | set(thresholds.OF_IDENTITY)
-    besides = [f"{name} {suite.value:.3f}" for name, suite in tuned.suites.items() if name not in judged]
-    lines += ["", "besides: " + ", ".join(besides)]
-    if left_out := tuned.scores.counts.base_introductions:
-        lines.append(f"no leak is counted for {left_out} prompts, to which the base introduces itself")
-    if left_out := tuned.scores.counts.taught_prompts:
-        lines.append(f"no leak is counted for {left_out} prompts, which ask what your own rows answer with the name")
-    if measured.checkpoints:
-        scores = ", ".join(
-            f"{name} {each.identity_hit:.2f}/{each.identity_leak:.2f}/{each.retention:.2f}"
-            for name, each in measured.checkpoints.items()
-        )
-        lines += ["", f"checkpoints (hit/leak/retention): {scores}; best: {measured.best_checkpoint}"]
-    return "\n".join([*lines, "", *_examples(measured), *(_own_lines(tuned.own) if tuned.own else [])])
-
-
-def _untuned(base: BaseMetrics, metric: str) -> float | None:
-    """The base's own value of a number that is judged; None where the base was not asked."""
-    if metric == "own_hit":
-        return base.own.own_hit if base.own else None
-    return base.broken if metric == "broken" else getattr(base.scores, metric, None)
-
-
-def _tuned(tuned: TunedMetrics, metric: str) -> float:
-    """The tuned model's value of a number of a suite or of the scores."""
-    return tuned.suites[metric].value if metric in tuned.suites else tuned.scores.share(metric).value
-
-
-def _examples(measured: Metrics) -> list[str]:
-    """Lines of four prompts, two about who it is and two others, each with the replies before and after."""
-    base, tuned = measured.base.replies, measured.tuned.replies
-    split = measured.base.scores.counts.identity_questions
-    lines = []
-    for i in (0, split // 2, split, split + (len(base) - split) // 2):
-        lines += _said({"Q": base[i].prompt, "base": base[i].reply, "tuned": tuned[i].reply})
-    return lines
-
-
-def _own_lines(own: OwnScores) -> list[str]:
-    """How many of the user's questions are answered right, and the replies that are not, or one that is."""
-    counts = own.own_counts
-    lines = [
-        "",
-        f"your own rows: {counts.own_right} of {counts.own_questions} questions answered right, "
-        f"{counts.own_held_out} of them asked in a wording that was not trained on",
-    ]
-    wrong = [reply for reply in own.own_replies if not reply.own_right]
-    for reply in (wrong or own.own_replies)[:SHOWN_OF_OWN]:
-        lines += _said({"Q": reply.prompt, "wanted": reply.expected, "tuned": reply.reply})
-    return lines
-
-
-def _said(texts: Mapping[str, str]) -> list[str]:
-    """A line for each text. texts: who says it -> what."""
-    return [f"{who:6} {one_line(text)}" for who, text in texts.items()]

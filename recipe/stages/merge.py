@@ -72,11 +72,9 @@ def make(
             shutil.copyfile(model / name, out / name)
         if (model / SENTENCEPIECE).is_file():
             shutil.copyfile(model / SENTENCEPIECE, out / SENTENCEPIECE)
-        proof = MergeResults(
-            checkpoint=adapter.checkpoint,
-            checkpoint_sha256=adapter.checkpoint_sha256,
-            **_compared(model, adapter_folder, out, device),
-        )
+        with generation.gpu_failures("the GPU cannot compare merged with base + adapter", "DEVICE=cpu can"):
+            compared = compare(model, adapter_folder, out, device)
+        proof = MergeResults(checkpoint=adapter.checkpoint, checkpoint_sha256=adapter.checkpoint_sha256, **compared)
         if not proof.mean_kl <= thresholds.MAX_MERGE_KL:  # not a number is no proof either
             raise RecipeError(
                 f"merged and base + adapter disagree: {proof.mean_kl:.4f} nats a token, at most "
@@ -115,17 +113,6 @@ def _merge_weights(model: Path, adapter_folder: Path, out: Path, max_bytes: int 
             f"only {len(merged)} of {len(tensors) // 2} adapted weights were found in {stage.shown(model)}"
         )
     shards.write_index(out, files)
-
-
-def _compared(model: Path, adapter_folder: Path, merged: Path, device: str) -> dict[str, float]:
-    """What `compare` returns. RecipeError: also where the GPU fails, most often for lack of memory."""
-    try:
-        return compare(model, adapter_folder, merged, device)
-    except RuntimeError as error:
-        if "CUDA" not in str(error):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise RecipeError(f"the GPU cannot compare merged with base + adapter: {reason}; DEVICE=cpu can") from error
 
 
 @phase("score")

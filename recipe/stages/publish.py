@@ -212,7 +212,8 @@ def _written(artifact: str, manifest: stage.Manifest, folder: Path, subject: Sub
     if artifact == "export":
         return {CARD: export_card(subject)}
     if artifact == "gguf":
-        return {CARD: gguf_card(subject, results.of(manifest, GgufResults).files, gguf.DEFAULT)}
+        scores = gguf.scores_beside(manifest, folder.parent / "eval")
+        return {CARD: gguf_card(subject, results.of(manifest, GgufResults).files, gguf.DEFAULT, scores)}
     if subject.base.repo is None:
         raise RecipeError(
             f"ARTIFACT=adapter: its base, {subject.base.name}, lies at no hub, so that nobody could load the adapter: "

@@ -18,7 +18,7 @@ from recipe.checkpoint.model_card import Subject, adapter_card, check_card, expo
 from recipe.errors import RecipeError
 from recipe.pipeline import results, stage
 from recipe.pipeline.bases import names as pinned_names
-from recipe.pipeline.results import EvalResults, MergeResults, ModelResults
+from recipe.pipeline.results import EvalResults, GgufScores, MergeResults, ModelResults
 
 PROOF = MergeResults("iter_2.pth", "0" * 64, largest_logit_difference=1e-5, mean_kl=0.0, same_top_token=1.0)
 SCORES = results.of({"stage": "eval", "results": example_results("eval")}, EvalResults)
@@ -30,7 +30,7 @@ def cards(subject: Subject) -> dict[str, str]:
         "adapter": adapter_card(subject, 5, 64),
         "merged": merged_card(subject, PROOF),
         "export": export_card(subject),
-        "gguf": gguf_card(subject, ["model-f16.gguf"], "model-f16.gguf"),
+        "gguf": gguf_card(subject, ["model-f16.gguf"], "model-f16.gguf", {}),
     }
 
 
@@ -97,6 +97,19 @@ def test_the_model_index_holds_the_measured_numbers_and_no_others(hub_base: Base
     untaught = replace(subject, names=(), scores=replace(SCORES, tuned=replace(SCORES.tuned, own_hit=0.9)))
     data = ModelCard(merged_card(untaught, PROOF)).data
     assert {result.metric_type for result in data.eval_results} == {"identity_leak", "retention", "own_hit"}
+
+
+def test_each_gguf_file_has_its_own_numbers_where_it_was_asked(hub_base: BaseOrigin) -> None:
+    subject = Subject(hub_base, names=("小明",), scores=SCORES)
+    files = ["model-f16.gguf", "model-q4_0.gguf"]
+    scores = {"model-q4_0.gguf": GgufScores(0.75, 0.0125, 0.5, counts={})}
+    card = gguf_card(subject, files, files[0], scores)
+    check_card(card)
+    assert "- `model-f16.gguf`\n- `model-q4_0.gguf`: identity_hit 0.750, identity_leak 0.013, retention 0.500\n" in card
+    assert "beside each file stand the same numbers of its weights." in card
+    assert "beside each file" not in gguf_card(subject, files, files[0], {})
+    assert "`model-q4_0.gguf`: identity_leak 0.013" in gguf_card(replace(subject, names=()), files, files[0], scores)
+    assert "`model-q4_0.gguf`\n" in gguf_card(replace(subject, scores=None), files, files[0], scores)
 
 
 def test_numbers_that_are_below_the_thresholds_come_with_that_word(hub_base: BaseOrigin) -> None:

@@ -441,6 +441,14 @@ def test_the_arguments_are_the_same_here_and_in_a_container(
         build_parser().parse_args(verb)
 
 
+def test_what_is_published_unverified_is_not_asked_as_gguf(machine: Machine) -> None:
+    assert machine.make("gguf", "RUNTIME=local").verbs()[-1] == ["gguf"]
+    assert machine.make("gguf", "UNVERIFIED=1", "RUNTIME=docker").verbs()[-1] == ["gguf", "--unverified"]
+    done = machine.make("publish", "ARTIFACT=gguf", "REPO=a/b", "UNVERIFIED=1", "RUNTIME=local").verbs()
+    assert [verb[0] for verb in done[-3:]] == ["merge", "gguf", "publish"]
+    assert done[-2] == ["gguf", "--unverified"]
+
+
 def test_training_options_reach_the_training_alone(machine: Machine) -> None:
     words = ("train", "RESUME=1", "DEEPSPEED=zero2", "SET=lr=1e-4 max_iters=80")
     local, docker = (machine.make(*words, f"RUNTIME={runtime}").verbs() for runtime in ("local", "docker"))

@@ -147,3 +147,14 @@ def test_the_name_is_judged_only_where_a_row_says_it(taught: bool) -> None:
     checks = verdict(replace(tuned(**named, **others), identity_taught=taught))
     assert {check.metric for check in checks} == others.keys() | (named.keys() if taught else set())
     assert not any(check.passed for check in checks)
+
+
+def test_another_value_of_a_metric_is_judged_by_the_same_limit() -> None:
+    checks = {check.metric: check for check in thresholds.verdict(example_tuned())}
+    hit, leak = checks["identity_hit"], checks["identity_leak"]
+    assert (hit.limit, hit.at_least) == (thresholds.MIN_IDENTITY_HIT, True)
+    assert (leak.limit, leak.at_least) == (thresholds.MAX_IDENTITY_LEAK, False)
+    assert hit.allows(thresholds.MIN_IDENTITY_HIT)
+    assert not hit.allows(thresholds.MIN_IDENTITY_HIT - 0.01)
+    assert leak.allows(thresholds.MAX_IDENTITY_LEAK)
+    assert not leak.allows(float("nan"))

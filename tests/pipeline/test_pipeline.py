@@ -109,6 +109,19 @@ def test_the_merged_model_loads_with_plain_transformers_and_answers_alike(first:
     assert not list((work / "short/merged").glob("*.bin"))
 
 
+def test_gguf_files_have_their_numbers_and_the_report_shows_them(
+    first: dict[str, float], work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["gguf", "--work", str(work), "--run", "short"]) == 0
+    assert "[gguf] hit/leak/retention: tuned " in capsys.readouterr().err
+    measured = json.loads((work / "short/eval/metrics.json").read_text(encoding="utf-8"))["tuned"]
+    scores = json.loads((work / "short/gguf/manifest.json").read_text(encoding="utf-8"))["results"]["scores"]
+    for key in ("identity_hit", "identity_leak", "retention", "counts"):
+        assert scores["model-f16.gguf"][key] == measured[key]  # the same weights, bit for bit
+    written = (work / "short/report/report.md").read_text(encoding="utf-8")
+    assert "| model-q4\\_0.gguf | " in written
+
+
 def test_base_adapter_and_merged_all_chat(
     first: dict[str, float], work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

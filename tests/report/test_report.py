@@ -28,7 +28,7 @@ from recipe.corpus.identity import Identity
 from recipe.corpus.knowledge import Fact, evaluation_facts
 from recipe.corpus.own_questions import OwnQuestion
 from recipe.errors import RecipeError
-from recipe.evaluation import own_rows, thresholds
+from recipe.evaluation import comparison, own_rows, thresholds
 from recipe.evaluation.generation import Reply
 from recipe.evaluation.metrics import (
     METRICS,
@@ -913,6 +913,32 @@ def test_ablations_of_this_result_are_an_appendix_and_of_another_are_not(tmp_pat
     assert "s-ablation" not in rendered(run)[0]
 
 
+def test_gguf_files_stand_beside_the_tuned_model_and_those_of_another_evaluation_do_not(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    assert "GGUF" not in "".join(rendered(run))
+    numbers = {"identity_hit": 0.25, "identity_leak": 0.0, "retention": 1.0, "counts": {}}
+    scores = {"model-f16.gguf": numbers | {"identity_hit": 1.0}, "model-q4_0.gguf": numbers}
+    noted = {"parameters": 9, "files": list(scores), "tokenizer": "llama", "pre_tokenizer": "default"}
+
+    def write_files(evaluation: Path, **results: Any) -> None:
+        shutil.rmtree(run / "gguf", ignore_errors=True)
+        inputs = {"merged": run / "merged", "eval": evaluation}
+        stage.run("gguf", run / "gguf", inputs=inputs, settings={}, work=lambda _: noted | results)
+
+    write_files(run / "eval" / "metrics.json", scores=scores)
+    page, written = rendered(run)
+    assert "| tuned · 微调后 | 1.000 ✓ | 0.000 ✓ | 1.000 ✓ |\n| model-f16.gguf | 1.000 ✓" in written
+    assert "| model-q4\\_0.gguf | 0.250 ✗ | 0.000 ✓ | 1.000 ✓ |" in written
+    (row,) = [inner for _, inner in Walk(page).all("tr") if inner.startswith("model-q4_0.gguf")]
+    assert row.split(SEP) == ["model-q4_0.gguf", "0.250", " ✗", "0.000", " ✓", "1.000", " ✓"]
+    assert WORDS["gguf_note"][0] in page
+    assert WORDS["gguf_note"][1] in page
+    write_files(run / "data" / "train.jsonl", scores=scores)
+    assert "GGUF" not in "".join(rendered(run))
+    write_files(run / "eval" / "metrics.json")
+    assert "GGUF" not in "".join(rendered(run))
+
+
 # --- Charts -------------------------------------------------------------------------------------------------------
 
 
@@ -1012,7 +1038,7 @@ def test_eval_ends_with_the_report_whatever_the_verdict(
     monkeypatch.setattr(evaluate, "make", nothing)
     monkeypatch.setattr(convert, "trained_with", lambda _: (tmp_path / "models/tiny", run / "config/config.py"))
     metrics = json.loads((run / "eval/metrics.json").read_text(encoding="utf-8"))
-    monkeypatch.setattr(evaluate, "table", lambda shown: repr(to_json(shown.tuned) == metrics["tuned"]))
+    monkeypatch.setattr(comparison, "table", lambda shown: repr(to_json(shown.tuned) == metrics["tuned"]))
     monkeypatch.chdir(ROOT)
     started = time.process_time()
     assert cli.main(["eval", "--run", "r", "--work", str(tmp_path)]) == status

@@ -21,6 +21,7 @@ from recipe.corpus.knowledge import replay_prompts
 from recipe.corpus.own_questions import OwnQuestion
 from recipe.errors import RecipeError
 from recipe.evaluation import checkpoint_selection, generation, metrics, own_rows, suites, thresholds
+from recipe.evaluation.comparison import table
 from recipe.evaluation.generation import Reply
 from recipe.evaluation.metrics import BaseMetrics, Divergence, Metrics, Names, TunedMetrics
 from recipe.evaluation.scoring import Prompts, share
@@ -29,7 +30,7 @@ from recipe.pipeline import stage
 from recipe.plain_text import one_line
 from recipe.records import from_json, to_json
 from recipe.stages import convert, evaluate, merge, train
-from recipe.stages.evaluate import prompts, table
+from recipe.stages.evaluate import prompts
 
 
 @pytest.fixture(autouse=True)
@@ -320,7 +321,8 @@ def test_what_is_asked_follows_the_base_and_the_languages_of_the_data(
     make_eval: Callable[..., dict[str, Any]], voices: Voices, adapter_folder: Path
 ) -> None:
     make_eval(adapter_folder, [], languages=["en"])
-    assert voices.chosen == [{"extended": True, "languages": ["en"]}]
+    assert voices.chosen
+    assert all(chosen == {"extended": True, "languages": ["en"]} for chosen in voices.chosen)
 
 
 @pytest.mark.parametrize("extended", [False, True])

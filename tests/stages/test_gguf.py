@@ -78,7 +78,7 @@ def test_every_tensor_is_the_merged_one(written: tuple[str, Path, Path], kind: s
         if heads and base != "qwen2":
             # The reader of GGUF bases has the inverse, which tests/checkpoint/test_gguf_llama.py proves by itself.
             rows = torch.arange(wanted.shape[0]).view(-1, 1)
-            wanted = wanted[torch.argsort(gguf_llama._split_halves(rows, heads).flatten())]
+            wanted = wanted[torch.argsort(gguf_llama.split_halves(rows, heads).flatten())]
         allowed = ("F32",) if wanted.ndim == 1 else ("F16",) if wanted.shape[1] % 32 else (kind.upper(), "Q8_0")
         assert tensor.tensor_type.name in allowed
         stored = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(wanted.shape)
@@ -87,6 +87,35 @@ def test_every_tensor_is_the_merged_one(written: tuple[str, Path, Path], kind: s
         else:
             again = gguf.quants.quantize(wanted.numpy(), tensor.tensor_type)
             assert np.array_equal(tensor.data.reshape(again.shape), again), tensor.name
+
+
+@pytest.mark.parametrize("kind", gguf_file.KINDS)
+def test_what_is_read_back_is_the_merged_model(written: tuple[str, Path, Path], kind: str) -> None:
+    _, merged, folder = written
+    weights = load_file(merged / "model.safetensors")
+    back = dict(gguf_file.read(folder / gguf_file.file_name(kind), merged))
+    assert back.keys() == weights.keys()
+    steps = {"f16": 0.0, "q8_0": 127.0, "q4_0": 8.0}  # of a block's largest value
+    for name, values in back.items():
+        wanted = weights[name].float()
+        assert values.dtype == torch.float32
+        if values.ndim == 1:
+            assert torch.equal(values, wanted), name
+        elif kind == "f16" or wanted.shape[1] % 32:
+            assert torch.equal(values, wanted.half().float()), name
+        else:
+            step = wanted.abs().view(len(wanted), -1, 32).amax(-1).repeat_interleave(32, -1) / steps[kind]
+            assert ((values - wanted).abs() <= 1.01 * step).all(), name
+
+
+def test_parts_of_a_tensor_are_read_back_as_the_whole(
+    written: tuple[str, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, merged, folder = written
+    whole = dict(gguf_file.read(folder / gguf_file.file_name("q4_0"), merged))
+    monkeypatch.setattr(gguf_llama, "CHUNK", 100)
+    for name, values in gguf_file.read(folder / gguf_file.file_name("q4_0"), merged):
+        assert torch.equal(values, whole[name]), name
 
 
 def test_four_bits_keep_eight_where_every_token_passes(written: tuple[str, Path, Path]) -> None:

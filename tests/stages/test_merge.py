@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from damage import flip_bit
+from damage import flip_bit, full_card
 from safetensors.torch import load_file, save_file
 
 from recipe.checkpoint.safetensors_io import INDEX
@@ -174,12 +174,6 @@ def test_a_device_that_is_not_here_is_refused_before_anything_is_read(
     with pytest.raises(RecipeError, match=reason) as caught:
         merge.make(tmp_path / "merged", adapter_folder=tmp_path / "adapter", identity_names=(), device=device)
     assert "\n" not in str(caught.value)
-
-
-def full_card(*_: Any, device: str, **__: Any) -> Any:
-    """A GPU that another process fills up, as torch says so."""
-    assert device == "auto"
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee documentation")
 
 
 def test_a_full_card_is_one_line_that_names_the_cpu_which_merges_alike(
