@@ -117,17 +117,10 @@ def one_error(text: str) -> str:
 # --- One machine --------------------------------------------------------------------------------------------------
 
 
-def test_two_processes_make_the_weights_and_losses_of_one(
-    prepared: Path, alone: Path, resolved: Callable[..., Path]
-) -> None:
-    manifest = train.make(prepared / "two", config=resolved(1, 2), resume=False, deepspeed=None, machines=Machines(2))
-    assert difference(alone, prepared / "two") < SAME
-    assert losses(prepared / "two") == pytest.approx(losses(alone), rel=1e-6)
-    # The second process has written nothing: one log, one record of the losses.
-    assert len([name for name in manifest["outputs"] if name.endswith(("scalars.json", ".log"))]) == len(
-        [name for name in stage.require(alone, "train")["outputs"] if name.endswith(("scalars.json", ".log"))]
-    )
-    assert manifest["key"]["settings"]["processes"] == 2
+def records(folder: Path) -> int:
+    """How many logs and records of losses a training has left in the folders of its starts: one process writes them."""
+    outputs = stage.require(folder, "train")["outputs"]
+    return sum("/" in name and name.endswith(("scalars.json", ".log")) for name in outputs)
 
 
 def converts_and_merges(folder: Path) -> None:
@@ -139,18 +132,21 @@ def converts_and_merges(folder: Path) -> None:
     )  # fmt: skip
 
 
-def test_zero3_in_two_processes_makes_the_same_converts_and_merges(
-    alone: Path, prepared: Path, resolved: Callable[..., Path]
+def test_zero3_in_two_processes_makes_the_same_converts_and_merges_and_compiles_nothing(
+    alone: Path, prepared: Path, resolved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     folder = prepared / "zero3"
     train.make(folder, config=resolved(1, 2), resume=False, deepspeed="zero3", machines=Machines(2))
+    assert list(tmp_path.iterdir()) == []
     assert losses(folder) == pytest.approx(losses(alone), rel=1e-5)
     assert difference(alone, folder) < SAME
+    assert records(folder) == records(alone)
     converts_and_merges(folder)
 
 
 @pytest.mark.parametrize("deepspeed", [None, "zero2"])
-def test_a_killed_worker_ends_in_one_line_and_resumes_to_where_it_would_have(
+def test_a_killed_worker_ends_in_one_line_and_two_resume_to_the_weights_and_losses_of_one(
     alone: Path, tmp_path: Path, resolved: Callable[..., Path], deepspeed: str | None
 ) -> None:
     folder, settings = tmp_path / "run" / "train", resolved(1, 2)
@@ -175,9 +171,11 @@ def test_a_killed_worker_ends_in_one_line_and_resumes_to_where_it_would_have(
         assert train.checkpoints(partial, 2) == saved
         shutil.rmtree(partial / "iter_5.pth")
 
-    train.make(folder, config=settings, resume=True, deepspeed=deepspeed, machines=Machines(2))
+    manifest = train.make(folder, config=settings, resume=True, deepspeed=deepspeed, machines=Machines(2))
     assert losses(folder) == pytest.approx(losses(alone), rel=1e-5)
     assert difference(alone, folder) < SAME
+    assert records(folder) == 2 * records(alone) == 4  # of two starts; the second process has written nothing
+    assert manifest["key"]["settings"]["processes"] == 2
     converts_and_merges(folder)
 
 
@@ -196,10 +194,14 @@ def test_what_a_process_fails_with_is_said(prepared: Path, resolved: Callable[..
         )  # fmt: skip
 
 
+# The trainer's libraries, which take seconds to import, are left out.
 ENDS = """
-import atexit, runpy, sys
+import atexit, importlib, runpy, sys
 from torch import distributed
-from recipe.training import xtuner
+from recipe import device
+
+device.has_gpu = lambda: True
+importlib.import_module = lambda name: None
 
 def trains(*_, **__):
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
