@@ -37,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     import torch
 
     torch.set_num_threads(1)  # the models are so small that a second thread only waits
+    # A shell has what it starts with `&` ignore Ctrl-C, and so would every process that a test starts and then stops.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -166,7 +166,7 @@ def file_tree(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", READMES)
 def test_every_folder_of_the_package_has_its_purpose(name: str) -> None:
-    folders = {f"recipe/{path.name}/" for path in (ROOT / "recipe").iterdir() if any(path.glob("*.[ps]*"))}
+    folders = {f"recipe/{path.name}/" for path in (ROOT / "recipe").iterdir() if any(path.glob("*.[ps][yh]"))}
     assert {path for path in file_tree(name) if path.startswith("recipe/") and path != "recipe/"} == folders
 
 

@@ -22,6 +22,7 @@ from recipe.pipeline.results import ConfigResults, DataResults
 from recipe.stages import replay
 from recipe.training.resolved_config import READ_BY_TRAINER
 from recipe.training.settings import ELSEWHERE, SETTINGS, table
+from recipe.training.sizes import TEACHER_FILE
 from recipe.training.without_gpu import for_cpu
 
 if TYPE_CHECKING:
@@ -197,9 +198,7 @@ def fill(config: Any, *, model: Path, files: Sequence[Path], seed: int, own: Pat
             dataset.own, dataset.own_repeats = stage.shown(own), 1
         dataset.distill = dataset.distill and len(files) > 1
         if "teacher" in config.model:
-            from recipe.training import teacher
-
-            config.model.teacher = stage.shown(files[1].with_name(teacher.FILE)) if dataset.distill else ""
+            config.model.teacher = stage.shown(files[1].with_name(TEACHER_FILE)) if dataset.distill else ""
     else:
         dataset.dataset.data_files.train = list(dict.fromkeys([*names, *([stage.shown(own)] if own else [])]))
     for hook in config.custom_hooks:

@@ -20,6 +20,7 @@ from recipe.languages import LANGUAGES
 from recipe.pipeline import results, stage
 from recipe.pipeline.results import ModelResults, ReplayResults
 from recipe.stages.model import asks_extended_prompts
+from recipe.training.sizes import LIKELIEST
 
 FILE = "replay.jsonl"
 # Longer replies teach little more per token, and small models repeat themselves there.
@@ -43,17 +44,17 @@ def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> 
     After the extended prompts follow sampled beginnings of answers. All of them depend on the model's content and the
     prompts alone, so that `folder` serves every run on that model.
     """
-    from recipe.training import teacher
-
     extended = asks_extended_prompts(results.of(stage.require(model, "model"), ModelResults).model)
     prompts = replay_prompts(extended=extended, languages=languages)
     parts = replay_parts(extended=extended, languages=languages)
     answers = contrast_answers() if extended else {}
 
     def work(out: Path) -> ReplayResults:
+        from recipe.training import teacher
+
         loaded, tokenizer = generation.load(model)
         conversations = [conversation(prompt) for prompt in prompts]
-        answer = partial(generation.answer, loaded, tokenizer, likeliest=teacher.LIKELIEST)
+        answer = partial(generation.answer, loaded, tokenizer, likeliest=LIKELIEST)
         replies = answer(conversations, max_new_tokens=MAX_NEW_TOKENS, progress="replay of the base's answers")
         begun = conversations * BEGINNINGS if extended else []
         beginnings = answer(
@@ -89,7 +90,7 @@ def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> 
         teacher.save(distributions, out)
         return ReplayResults(prompts=len(prompts), rows=len(rows))
 
-    settings = {"prompts": prompts, "max_new_tokens": MAX_NEW_TOKENS, "likeliest": teacher.LIKELIEST}
+    settings = {"prompts": prompts, "max_new_tokens": MAX_NEW_TOKENS, "likeliest": LIKELIEST}
     if extended:
         settings["beginnings"] = [BEGINNINGS, BEGINNING_TOKENS, SEED]
     return stage.run("replay", folder, inputs={"model": model}, settings=settings, work=work, shared=True)

@@ -31,6 +31,7 @@ from recipe.corpus.rows import read_rows
 from recipe.errors import RecipeError
 from recipe.evaluation.own_rows import read_questions
 from recipe.pipeline.phases import phase
+from recipe.training.sizes import TEACHER_FILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -239,9 +240,9 @@ def _with_teacher(name: str, rows: Sequence[_Row]) -> list[_Row]:
     """Replay rows with their places in the teacher beside their file."""
     from recipe.training import teacher
 
-    counts = teacher.load_counts(Path(name).with_name(teacher.FILE))
+    counts = teacher.load_counts(Path(name).with_name(TEACHER_FILE))
     if len(counts) != len(rows):
-        raise RecipeError(f"{name} and {teacher.FILE} beside it are of different rows: run `make replay` again")
+        raise RecipeError(f"{name} and {TEACHER_FILE} beside it are of different rows: run `make replay` again")
     starts = accumulate(counts, initial=0)
     return [replace(row, start=start, count=count) for row, start, count in zip(rows, starts, counts, strict=False)]
 

@@ -13,7 +13,7 @@ from typing import Any
 from recipe.checkpoint.base_config import ConfigShape
 from recipe.checkpoint.internlm2_llama import Shape
 from recipe.pipeline.stage import read_json
-from recipe.training.fast.loss import ROWS
+from recipe.training.sizes import LOSS_ROWS
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def predict(config: Any, model: Path, processes: int = 1) -> Memory | None:
     backward = width * (hidden + (hidden + r) + intermediate + (2 * intermediate + 2 * r))
     stored = width * hidden if config.model.recompute else saved
     layer = tokens * (backward + (saved if config.model.recompute else 0))
-    loss = width * (ROWS * shape.vocab + hidden * 3 * tokens)
+    loss = width * (LOSS_ROWS * shape.vocab + hidden * 3 * tokens)
     # The backward pass starts with all activations and no gradients, and ends with the reverse.
     activations = shape.layers * stored * tokens
     adapter_bytes = 12 if processes == 1 else 16

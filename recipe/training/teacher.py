@@ -24,15 +24,13 @@ from recipe.errors import RecipeError
 from recipe.evaluation.batches import by_length, predictions, rows_per_pass
 from recipe.pipeline.phases import phase
 from recipe.pipeline.stage import shown
+from recipe.training.sizes import LIKELIEST, TEACHER_FILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from recipe.engine.batch import Likeliest
 
-FILE = "teacher.safetensors"
-# Likeliest tokens kept. docs/experiments.md compares 8, 32 and all.
-LIKELIEST = 32
 # Where a reply begins it is decided whether the model introduces itself, so its first tokens count more.
 FIRST_TOKENS, FIRST_WEIGHT = 4, 4.0
 # Smallest probability of all other tokens together: its logarithm and quotient stay finite.
@@ -129,8 +127,8 @@ def save(teacher: Teacher, folder: Path) -> None:
     from safetensors.torch import save_file
 
     tensors = {"ids": teacher.ids, "log_probs": teacher.log_probs, "counts": torch.tensor(teacher.counts)}
-    save_file(tensors, folder / FILE)
-    (folder / FILE).chmod(0o644)
+    save_file(tensors, folder / TEACHER_FILE)
+    (folder / TEACHER_FILE).chmod(0o644)
 
 
 def load(file: Path) -> Teacher:

@@ -41,6 +41,7 @@ def _run_without_gpu(*, deepspeed: bool) -> None:
 
     mmengine chooses a CUDA device before it looks whether there is one, also for DDP, and XTuner's DeepSpeed strategy
     sends batches to it. Gloo, unlike NCCL, gathers by operations that autograd sees, and DeepSpeed gathers parameters.
+    On a CPU DeepSpeed also compiles sums over shared memory, for a minute, which only its inference uses.
     """
     import torch
     from mmengine._strategy import DeepSpeedStrategy as Plain
@@ -60,6 +61,8 @@ def _run_without_gpu(*, deepspeed: bool) -> None:
         from deepspeed import DeepSpeedEngine
 
         DeepSpeedEngine.step = torch.no_grad()(DeepSpeedEngine.step)
+        communication: Any = import_module("deepspeed.comm.torch")
+        communication.build_shm_op = lambda: None
 
 
 def _end_with_parent() -> None:

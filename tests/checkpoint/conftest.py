@@ -52,6 +52,8 @@ def connect(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf-cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)
+    download = importlib.import_module("modelscope_hub._download")
+    monkeypatch.setattr(download, "DOWNLOAD_INTEGRITY_RETRY_BACKOFF", 0.0)  # after content with another checksum
     config = importlib.import_module("modelscope_hub.config")
     config.set_default_config(None)
     return lambda: config.set_default_config(None)

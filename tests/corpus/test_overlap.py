@@ -26,11 +26,11 @@ def plain(text: str) -> str:
 
 def near(prompts: Iterable[str], trained: Iterable[str]) -> list[tuple[str, str]]:
     """The pairs that are all but the same, as (asked, trained)."""
-    trained_texts, pairs = sorted(set(trained)), []
+    trained_texts, pairs = [(text, plain(text)) for text in sorted(set(trained))], []
     for prompt in sorted(set(prompts)):
         matcher = difflib.SequenceMatcher(b=plain(prompt), autojunk=False)
-        for other in trained_texts:
-            matcher.set_seq1(plain(other))
+        for other, letters in trained_texts:
+            matcher.set_seq1(letters)
             if matcher.real_quick_ratio() >= NEAR and matcher.quick_ratio() >= NEAR and matcher.ratio() >= NEAR:
                 pairs.append((prompt, other))
     return pairs

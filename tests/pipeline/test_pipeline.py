@@ -6,18 +6,49 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from recipe import cli
+from recipe.evaluation import checkpoint_selection
+from recipe.evaluation.scoring import Prompts
+from recipe.paths import ROOT
 from recipe.pipeline import stage
+from recipe.stages import evaluate
 
 STAGES = ("data", "config", "train", "adapter", "merged", "eval", "report")
-SHORT = ["--set", "max_epochs=0.35", "save_steps=20", "lr=2e-4"]
+WARM_UP = ["param_scheduler.0.end=0.05", "param_scheduler.1.begin=0.05"]
+SHORT = ["--set", "max_epochs=0.1", "save_steps=5", "lr=2e-4", *WARM_UP]
 
 Go = Callable[..., int]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_prompts() -> Iterator[None]:
+    """Of those that score the checkpoints and the result, every fourth: `make quickstart` asks all of them."""
+
+    def fewer(prompts: Callable[..., Prompts]) -> Callable[..., Prompts]:
+        def every_fourth(**options: Any) -> Prompts:
+            asked = prompts(**options)
+            facts = asked.facts[::4]
+            second = [fact.second_wording for fact, _ in facts if fact.expect is not None]
+            return replace(
+                asked,
+                identity=asked.identity[::4],
+                facts=facts,
+                second_wordings=second if asked.second_wordings else [],
+            )
+
+        return every_fourth
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (checkpoint_selection, evaluate):
+            patch.setattr(module, "prompts", fewer(module.prompts))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +86,22 @@ def test_run_again_every_stage_has_done_its_work_once(
     assert capsys.readouterr().err.count("up to date") == len(stage_times(work))
 
 
+def test_a_stage_that_has_done_its_work_answers_without_torch(first: dict[str, float], work: Path) -> None:
+    """Importing torch takes seconds, in each verb of a `make report`."""
+    script = (
+        "import sys; from recipe import cli\n"
+        "for verb in sys.argv[2:]: cli.main([verb, '--work', sys.argv[1], '--run', 'short'])\n"
+        "print(*({'torch', 'transformers'} & sys.modules.keys()))"
+    )
+    # Not eval, which of all prompts has not done its work.
+    verbs = ("data", "model", "replay", "config", "train", "convert", "merge", "report")
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(work), *verbs], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.count("up to date") == len(verbs)
+    assert done.stdout.splitlines()[-1] == ""
+
+
 def test_a_result_below_the_thresholds_fails_and_says_which(
     first: dict[str, float], go: Go, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,31 +127,23 @@ def test_metrics_hold_base_and_tuned_with_counts_and_replies(first: dict[str, fl
         )
     assert metrics["base"]["identity_hit"] == 0
     assert metrics["base"]["retention"] == 1
-    assert list(metrics["checkpoints"])[:2] == ["iter_20", "iter_40"]  # and the last step
+    assert list(metrics["checkpoints"])[:2] == ["iter_5", "iter_10"]  # and the last step
     assert len(metrics["checkpoints"]) == 3
     merged = json.loads((work / "short/merged/manifest.json").read_text(encoding="utf-8"))["results"]["checkpoint"]
     assert merged == f"{metrics['best_checkpoint']}.pth"
 
 
 def test_the_merged_model_loads_with_plain_transformers_and_answers_alike(first: dict[str, float], work: Path) -> None:
-    code = (
-        "import json, sys; from transformers import pipeline;"
-        "chat = pipeline('text-generation', sys.argv[1], trust_remote_code=False, dtype='float32');"
-        "ask = lambda q: chat([{'role': 'user', 'content': q}], max_new_tokens=200, "
-        "do_sample=False)[0]['generated_text'][-1]['content'];"
-        "print(json.dumps([ask(q) for q in json.loads(sys.argv[2])]))"
-    )
+    """Here after a training, in this process; `test_the_merged_folder_is_for_anyone` has one that knows no recipe."""
+    from transformers import pipeline
+
+    chat = pipeline("text-generation", str(work / "short/merged"), trust_remote_code=False, dtype="float32")
     metrics = json.loads((work / "short/eval/metrics.json").read_text(encoding="utf-8"))
-    answered_rows = [row for row in metrics["tuned"]["replies"] if row["stopped"]][::40]
-    arguments = [
-        sys.executable,
-        "-c",
-        code,
-        str(work / "short/merged"),
-        json.dumps([row["prompt"] for row in answered_rows]),
-    ]
-    answered = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=work).stdout
-    assert json.loads(answered.splitlines()[-1]) == [row["reply"] for row in answered_rows]
+    answered_rows = [row for row in metrics["tuned"]["replies"] if row["stopped"]][::10]
+    assert answered_rows
+    for row in answered_rows:
+        talk = chat([{"role": "user", "content": row["prompt"]}], max_new_tokens=200, do_sample=False)
+        assert talk[0]["generated_text"][-1]["content"] == row["reply"]
     assert not list((work / "short/merged").glob("*.py"))
     assert not list((work / "short/merged").glob("*.bin"))
 
@@ -143,7 +182,7 @@ def test_another_checkpoint_redoes_only_what_follows_it(
     first: dict[str, float], go: Go, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = stage_times(work)
-    go("--checkpoint", "iter_20")
+    go("--checkpoint", "iter_5")
     redone = {name for name, when in stage_times(work).items() if when != before[name]}
     assert redone == {"adapter", "merged", "eval", "report"}
 

@@ -109,7 +109,7 @@ def test_what_fails_for_one_request_ends_that_one_alone(
     monkeypatch.setattr(Sampler, "set", bad_set)
     monkeypatch.setattr(Sampler, "choose", bad_choose)
     monkeypatch.setattr(Text, "add", bad_add)
-    with stream(endpoint.url, max_tokens=1200) as neighbour:
+    with stream(endpoint.url, max_tokens=600) as neighbour:
         next(neighbour)
         next(neighbour)  # it speaks
         status, body = endpoint.post(ASK | bad)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_serving import WITHOUT_MODEL
 
 from recipe.engine import Engine, Reply, Sampling
 from recipe.errors import RecipeError
@@ -191,9 +192,12 @@ def test_the_settings_reach_the_model(tiny_model: Path, monkeypatch: pytest.Monk
 # --- Text that is none --------------------------------------------------------------------------------------------
 
 
-def chat(model: Path, *options: bytes, typed: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """`python -m recipe chat`, with what the user types."""
-    command: list[str | bytes] = [sys.executable, "-m", "recipe", "chat", "--model", str(model), *options]
+def chat(
+    model: Path, *options: bytes, typed: bytes = b"", patch: str = "", **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    """`python -m recipe chat`, changed by a patch, with what the user types."""
+    program = f"{patch}import runpy; runpy.run_module('recipe', run_name='__main__', alter_sys=True)"
+    command: list[str | bytes] = [sys.executable, "-c", program, "chat", "--model", str(model), *options]
     command += ["--max-new-tokens", "3"]
     own = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONUTF8": "0", "LC_ALL": "C.UTF-8"}
     return subprocess.run(command, cwd=ROOT, env=own | environment, input=typed, check=False, capture_output=True)
@@ -237,7 +241,7 @@ def test_a_sound_text_that_the_locale_misreads_is_one_line(tiny_model: Path, opt
 
 def test_an_output_that_the_locale_cannot_show_is_one_line(tiny_model: Path) -> None:
     for options in ([], [b"--help"]):  # the prompt of a conversation, and help
-        done = chat(tiny_model, *options, typed=b"hi\n", LC_ALL="C")
+        done = chat(tiny_model, *options, typed=b"hi\n", patch=WITHOUT_MODEL, LC_ALL="C")
         error = done.stderr.decode().splitlines()[-1]
         assert done.returncode == 1
         assert error.startswith("error: ascii, of the locale (LC_ALL=C, PYTHONUTF8=0), has no '\\u")

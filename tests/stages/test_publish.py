@@ -14,6 +14,7 @@ import pytest
 from example_results import example_metrics, example_results, example_scores, example_tuned
 from huggingface_hub import ModelCard
 from upload_server import OWNER, TOKEN, UploadServer
+from urllib3.util.retry import Retry
 
 from recipe.checkpoint import connection_limits, hub_upload
 from recipe.checkpoint.base_origin import base_origin
@@ -281,9 +282,12 @@ def test_a_card_that_the_hub_refuses_is_one_line(run: Path, server: UploadServer
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_no_network_is_one_line(run: Path, server: UploadServer, source: str) -> None:
+def test_no_network_is_one_line(run: Path, server: UploadServer, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     server.stop()
+    waits: list[float] = []  # of ModelScope's client between its tries, 15 s in all
+    monkeypatch.setattr(Retry, "sleep", lambda self, _=None: waits.append(self.get_backoff_time()))
     assert "the connection failed" in refusal(run, source=source)
+    assert bool(waits) == (source == "modelscope")
 
 
 def test_nothing_of_this_machine_is_sent(run: Path, server: UploadServer) -> None:

@@ -25,6 +25,7 @@ from recipe.pipeline.stage import read_manifest
 from recipe.stages import evaluate, replay
 from recipe.training import teacher
 from recipe.training.dataset import read_tokens
+from recipe.training.sizes import LIKELIEST, TEACHER_FILE
 
 
 class Base:
@@ -47,7 +48,7 @@ class Base:
         return self.special + texts[len(self.special) :]
 
     def distributions(self, model: Any, tokenizer: Any, rows: Any, *_: Any) -> teacher.Teacher:
-        nothing = torch.zeros(0, teacher.LIKELIEST)
+        nothing = torch.zeros(0, LIKELIEST)
         return teacher.Teacher(nothing.int(), nothing.half(), torch.zeros(0), [0] * len(rows))
 
 
@@ -155,7 +156,7 @@ def test_the_answers_are_the_models_own(tiny_model: Path, tmp_path: Path, monkey
     replies = [*generation.answer(*loaded, prompts, max_new_tokens=3), *beginnings]
     replies = [reply for reply in replies if reply.text.strip()]
     assert [row[1]["content"] for row in written(tmp_path / "replay")] == [reply.text for reply in replies]
-    taught = teacher.load(tmp_path / "replay" / teacher.FILE)
+    taught = teacher.load(tmp_path / "replay" / TEACHER_FILE)
     assert len(taught.counts) == len(replies)
     assert len(taught.ids) == sum(taught.counts) > 0
 

@@ -136,13 +136,6 @@ def test_internlm2_s_layout_is_refused_in_one_line(merged: Path, base_model: Pat
     assert not (tmp_path / "export").exists()
 
 
-@pytest.mark.parametrize("base_repository", ["qwen2"], indirect=True)
-def test_two_processes_of_deepspeed_learn_what_one_learns(trained: Callable[..., Path]) -> None:
-    one, two = trained("fast", batch=2), trained("fast", batch=1, deepspeed="zero2", machines=Machines(2))
-    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
-    converted(two)
-
-
 @pytest.mark.parametrize("deepspeed", ["zero3", "zero3_offload"])
 def test_sharding_a_tied_head_or_biases_is_refused_in_one_line(trained: Callable[..., Path], deepspeed: str) -> None:
     """It was right three times of four: once in a while the first loss was another one, and then none at all."""

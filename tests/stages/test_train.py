@@ -334,8 +334,10 @@ def test_unknown_deepspeed_and_missing_config_are_refused(prepared: Path, tmp_pa
         train.make(tmp_path / "t", config=tmp_path / "none.py", resume=False, deepspeed=None)
 
 
-def test_deepspeed_trains_and_its_checkpoint_converts(prepared: Path) -> None:
-    fit(prepared, "zero", deepspeed="zero2")
+def test_deepspeed_trains_and_its_checkpoint_converts(prepared: Path, tmp_path: Path) -> None:
+    once = changed_config(prepared, tmp_path, "interval=4", "interval=12")  # scored in a process with all prompts
+    train.make(prepared / "zero", config=once, resume=False, deepspeed="zero2")
+    assert list(checkpoint_selection.read(prepared / "zero")) == ["iter_12"]
     tensors = weights(prepared / "zero", "iter_12.pth")
     assert len(tensors) == 2 * 2 * 7
     assert all(tensor.abs().max() > 0 for tensor in tensors.values())

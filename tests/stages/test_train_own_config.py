@@ -24,7 +24,7 @@ def rows(tmp_path: Path) -> Path:
     turns = [{"role": "user", "content": "请介绍一下你自己"}, {"role": "assistant", "content": "我是小明的小助手"}]
     file = tmp_path / "data" / "personal_assistant.json"
     file.parent.mkdir()
-    file.write_text(json.dumps([{"messages": turns}] * 400, ensure_ascii=False), encoding="utf-8")
+    file.write_text(json.dumps([{"messages": turns}] * 200, ensure_ascii=False), encoding="utf-8")
     return file
 
 

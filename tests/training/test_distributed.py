@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,42 +32,50 @@ LAST = "iter_6.pth"
 SAME = 1e-6
 
 
-@pytest.fixture(scope="module")
-def prepared(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with data and replay of the tiny model."""
-    run = tmp_path_factory.mktemp("work") / "run"
+def prepare(run: Path, model: Path) -> Path:
+    """Make `run` a run with data and replay of a model."""
     data.make(run / "data", identity=Identity("小明"), mode="balanced", own=None, seed=0)
 
     answer = [{"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "2"}]
-    write_replay(run / "replay", tiny_model, [answer])  # a random model has none
+    write_replay(run / "replay", model, [answer])  # a random model has none
     return run
+
+
+def resolve(run: Path, model: Path, batch: int, processes: int, *settings: str) -> Path:
+    """A config of the preset `fast` for six iterations of so many packs in each of so many processes."""
+    from mmengine.config import Config
+
+    folder = run / f"config_{batch}_{processes}_{len(settings)}"
+    config.make(
+        folder, preset="fast", model=model, data_folder=run / "data", replay_folder=run / "replay",
+        settings=[*SETTINGS, f"batch_size={batch}", *settings], seed=0, processes=processes,
+    )  # fmt: skip
+    settled = Config.fromfile(folder / config.FILE)
+    # Scoring the checkpoints of a model that never stops talking takes longer than everything else.
+    settled.custom_hooks = [hook for hook in settled.custom_hooks if not hook.type.endswith(".ScoreCheckpoints")]
+    settled.dump(folder.with_suffix(".py"))
+    return folder.with_suffix(".py")
+
+
+def train_alone(run: Path, model: Path) -> Path:
+    """What one process makes of two packs a step."""
+    train.make(run / "alone", config=resolve(run, model, 2, 1), resume=False, deepspeed=None)
+    return run / "alone"
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("work") / "run", tiny_model)
 
 
 @pytest.fixture(scope="module")
 def resolved(prepared: Path, tiny_model: Path) -> Callable[..., Path]:
-    """A config of the preset `fast` for six iterations of so many packs in each of so many processes."""
-    from mmengine.config import Config
-
-    def resolve(batch: int, processes: int, *settings: str) -> Path:
-        folder = prepared / f"config_{batch}_{processes}_{len(settings)}"
-        config.make(
-            folder, preset="fast", model=tiny_model, data_folder=prepared / "data", replay_folder=prepared / "replay",
-            settings=[*SETTINGS, f"batch_size={batch}", *settings], seed=0, processes=processes,
-        )  # fmt: skip
-        settled = Config.fromfile(folder / config.FILE)
-        # Scoring the checkpoints of a model that never stops talking takes longer than everything else.
-        settled.custom_hooks = [hook for hook in settled.custom_hooks if not hook.type.endswith(".ScoreCheckpoints")]
-        settled.dump(folder.with_suffix(".py"))
-        return folder.with_suffix(".py")
-
-    return resolve
+    return partial(resolve, prepared, tiny_model)
 
 
 @pytest.fixture(scope="module")
-def alone(prepared: Path, resolved: Callable[..., Path]) -> Path:
-    """What one process makes of two packs a step."""
-    train.make(prepared / "alone", config=resolved(2, 1), resume=False, deepspeed=None)
-    return prepared / "alone"
+def alone(prepared: Path, tiny_model: Path) -> Path:
+    return train_alone(prepared, tiny_model)
 
 
 def losses(folder: Path) -> list[float]:
@@ -117,17 +126,10 @@ def one_error(text: str) -> str:
 # --- One machine --------------------------------------------------------------------------------------------------
 
 
-def test_two_processes_make_the_weights_and_losses_of_one(
-    prepared: Path, alone: Path, resolved: Callable[..., Path]
-) -> None:
-    manifest = train.make(prepared / "two", config=resolved(1, 2), resume=False, deepspeed=None, machines=Machines(2))
-    assert difference(alone, prepared / "two") < SAME
-    assert losses(prepared / "two") == pytest.approx(losses(alone), rel=1e-6)
-    # The second process has written nothing: one log, one record of the losses.
-    assert len([name for name in manifest["outputs"] if name.endswith(("scalars.json", ".log"))]) == len(
-        [name for name in stage.require(alone, "train")["outputs"] if name.endswith(("scalars.json", ".log"))]
-    )
-    assert manifest["key"]["settings"]["processes"] == 2
+def records(folder: Path) -> int:
+    """How many logs and records of losses a training has left in the folders of its starts: one process writes them."""
+    outputs = stage.require(folder, "train")["outputs"]
+    return sum("/" in name and name.endswith(("scalars.json", ".log")) for name in outputs)
 
 
 def converts_and_merges(folder: Path) -> None:
@@ -139,25 +141,25 @@ def converts_and_merges(folder: Path) -> None:
     )  # fmt: skip
 
 
-def test_zero3_in_two_processes_makes_the_same_converts_and_merges(
-    alone: Path, prepared: Path, resolved: Callable[..., Path]
+def test_zero3_in_two_processes_makes_the_same_converts_and_merges_and_compiles_nothing(
+    alone: Path, prepared: Path, resolved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     folder = prepared / "zero3"
     train.make(folder, config=resolved(1, 2), resume=False, deepspeed="zero3", machines=Machines(2))
+    assert list(tmp_path.iterdir()) == []
     assert losses(folder) == pytest.approx(losses(alone), rel=1e-5)
     assert difference(alone, folder) < SAME
+    assert records(folder) == records(alone)
     converts_and_merges(folder)
 
 
-@pytest.mark.parametrize("deepspeed", [None, "zero2"])
-def test_a_killed_worker_ends_in_one_line_and_resumes_to_where_it_would_have(
-    alone: Path, tmp_path: Path, resolved: Callable[..., Path], deepspeed: str | None
-) -> None:
-    folder, settings = tmp_path / "run" / "train", resolved(1, 2)
+def kill_and_resume(folder: Path, settings: Path, alone: Path, deepspeed: str | None) -> None:
+    """Train in two processes, kill one after the first checkpoint, and resume: as one process that nobody killed."""
     options = ("--gpus", "2", *(("--deepspeed", deepspeed) if deepspeed else ()))
     started = subprocess.Popen(command(folder, settings, *options), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    pids, partial = workers(started, 2), folder.parent / ".train.partial"
-    while not train.checkpoints(partial, 2) and started.poll() is None:
+    pids, partial_folder = workers(started, 2), folder.parent / ".train.partial"
+    while not train.checkpoints(partial_folder, 2) and started.poll() is None:
         time.sleep(0.02)
     os.kill(pids[1], signal.SIGKILL)
     _, text = started.communicate(timeout=120)
@@ -165,20 +167,34 @@ def test_a_killed_worker_ends_in_one_line_and_resumes_to_where_it_would_have(
     error = one_error(text)
     assert error.startswith("error: training failed: process 1 of 2 was killed (SIGKILL)")
     assert "--run run" in error
-    assert error.endswith(f"--resume` goes on from {train.checkpoints(partial, 2)[-1].stem}")
+    saved = train.checkpoints(partial_folder, 2)
+    assert error.endswith(f"--resume` goes on from {saved[-1].stem}")
     assert gone(pids)
     assert not folder.exists()
     if deepspeed:  # a part of a checkpoint that was never written is noticed
-        saved = train.checkpoints(partial, 2)
-        shutil.copytree(saved[-1], partial / "iter_5.pth")
-        next((partial / "iter_5.pth").glob("*rank_1_*optim_states.pt")).unlink()
-        assert train.checkpoints(partial, 2) == saved
-        shutil.rmtree(partial / "iter_5.pth")
+        shutil.copytree(saved[-1], partial_folder / "iter_5.pth")
+        next((partial_folder / "iter_5.pth").glob("*rank_1_*optim_states.pt")).unlink()
+        assert train.checkpoints(partial_folder, 2) == saved
+        shutil.rmtree(partial_folder / "iter_5.pth")
 
-    train.make(folder, config=settings, resume=True, deepspeed=deepspeed, machines=Machines(2))
+    manifest = train.make(folder, config=settings, resume=True, deepspeed=deepspeed, machines=Machines(2))
     assert losses(folder) == pytest.approx(losses(alone), rel=1e-5)
     assert difference(alone, folder) < SAME
+    assert records(folder) == 2 * records(alone) == 4  # of two starts; the second process has written nothing
+    assert manifest["key"]["settings"]["processes"] == 2
     converts_and_merges(folder)
+
+
+def test_a_killed_worker_ends_in_one_line_and_two_resume_to_the_weights_and_losses_of_one(
+    alone: Path, tmp_path: Path, resolved: Callable[..., Path]
+) -> None:
+    kill_and_resume(tmp_path / "run" / "train", resolved(1, 2), alone, None)
+
+
+@pytest.mark.parametrize("base_repository", ["qwen2"], indirect=True)
+def test_so_do_two_of_zero2_with_biases_and_a_tied_head(base_model: Path, tmp_path: Path) -> None:
+    run = prepare(tmp_path / "run", base_model)
+    kill_and_resume(run / "train", resolve(run, base_model, 1, 2), train_alone(run, base_model), "zero2")
 
 
 def test_what_a_process_fails_with_is_said(prepared: Path, resolved: Callable[..., Path], tmp_path: Path) -> None:
@@ -196,10 +212,14 @@ def test_what_a_process_fails_with_is_said(prepared: Path, resolved: Callable[..
         )  # fmt: skip
 
 
+# The trainer's libraries, which take seconds to import, are left out.
 ENDS = """
-import atexit, runpy, sys
+import atexit, importlib, runpy, sys
 from torch import distributed
-from recipe.training import xtuner
+from recipe import device
+
+device.has_gpu = lambda: True
+importlib.import_module = lambda name: None
 
 def trains(*_, **__):
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)

@@ -126,7 +126,7 @@ def test_more_rows_than_a_block_of_logits(monkeypatch: pytest.MonkeyPatch) -> No
     model = adapted(llama())
     fast = FusedLlama(model, fp8=False)
     expected = gradients(model, fast.loss(**batch(), recompute=False))
-    monkeypatch.setattr(module, "ROWS", 5)
+    monkeypatch.setattr(module, "LOSS_ROWS", 5)
     actual = gradients(model, fast.loss(**batch(), recompute=False))
     assert max(distance(actual[name], expected[name]) for name in expected) < 1e-5
 
@@ -231,6 +231,7 @@ def compare_kernels() -> None:
     torch.testing.assert_close(out, dequantize_4bit(weight, state))
 
 
+@pytest.mark.parametrize("products", [False], ids=[""], indirect=True)  # a process of its own, which has no model
 def test_the_kernels_are_the_formulas() -> None:
     pytest.importorskip("triton")
     code = "from test_fast import compare_kernels; compare_kernels(); print('equal')"

@@ -23,6 +23,7 @@ from recipe.evaluation.batches import predictions
 from recipe.training import teacher
 from recipe.training.dataset import PackedDataset, chat_dataset, collate, read_tokens
 from recipe.training.fast.model import FusedLlama
+from recipe.training.sizes import LIKELIEST, TEACHER_FILE
 from recipe.training.teacher import Teacher, divergence, indices, plain_loss
 
 REPLAY = [[user("你好"), assistant("你好！很高兴见到你。")], [user("3+4=?"), assistant("3+4=7")]]
@@ -75,7 +76,7 @@ def taught_batch(likeliest: int = 5) -> tuple[dict[str, Tensor], Teacher]:
 def test_both_forward_passes_have_the_same_loss_and_gradients(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from recipe.training.fast import loss as module
 
-    monkeypatch.setattr(module, "ROWS", rows)
+    monkeypatch.setattr(module, "LOSS_ROWS", rows)
     model = adapted(llama())
     data, taught = taught_batch()
     fused = FusedLlama(model, fp8=False).loss(**data, teacher=taught, recompute=False)
@@ -104,7 +105,7 @@ def stored(folder: Path, tiny_model: Path, *, ended: bool = True) -> tuple[Any, 
     (folder / "replay.jsonl").write_text(files.jsonl_text(rows), encoding="utf-8")
     taught = teacher.distributions(model, tokenizer, REPLAY, [ended] * len(REPLAY))
     teacher.save(taught, folder)
-    return model, tokenizer, teacher.load(folder / teacher.FILE)
+    return model, tokenizer, teacher.load(folder / TEACHER_FILE)
 
 
 @pytest.mark.parametrize("ended", [True, False])
@@ -117,7 +118,7 @@ def test_what_is_stored_is_what_the_base_would_say(tiny_model: Path, tmp_path: P
         assert len(places) == count
         with torch.inference_mode():
             log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)[[t - 1 for t in places]]
-        values, likeliest = log_probs.topk(teacher.LIKELIEST, -1)
+        values, likeliest = log_probs.topk(LIKELIEST, -1)
         assert taught.ids[at : at + count].tolist() == likeliest.tolist()
         torch.testing.assert_close(taught.log_probs[at : at + count].float(), values, atol=5e-3, rtol=1e-3)
         assert taught.weights[at : at + count].tolist() == [4.0] * min(4, count) + [1.0] * (count - 4)
@@ -132,7 +133,7 @@ def test_what_a_reply_came_with_is_what_the_base_would_say_when_asked_again(
     model, tokenizer = generation.load(tiny_model)
     questions = [messages[:1] for messages in REPLAY]
     replies = generation.answer(
-        model, tokenizer, questions, max_new_tokens=9, temperature=temperature, likeliest=teacher.LIKELIEST
+        model, tokenizer, questions, max_new_tokens=9, temperature=temperature, likeliest=LIKELIEST
     )
     generation.release()
     rows = [[*question, assistant(reply.text)] for question, reply in zip(questions, replies, strict=True)]
@@ -162,7 +163,7 @@ def test_what_a_reply_came_with_is_what_the_base_would_say_when_asked_again(
 
 def test_a_reply_that_became_other_tokens_is_asked_again(tiny_model: Path) -> None:
     model, tokenizer = generation.load(tiny_model)
-    (reply,) = generation.answer(model, tokenizer, [REPLAY[0][:1]], max_new_tokens=4, likeliest=teacher.LIKELIEST)
+    (reply,) = generation.answer(model, tokenizer, [REPLAY[0][:1]], max_new_tokens=4, likeliest=LIKELIEST)
     assert reply.likeliest
     row = [REPLAY[0][0], assistant("别的话")]
     alone = teacher.distributions(model, tokenizer, [row], [True])
@@ -211,7 +212,7 @@ def test_rows_find_their_distributions_by_their_counts_alone(
 ) -> None:
     """`config` and `train` each read the rows, and the distributions of a real base are hundreds of megabytes."""
     _, tokenizer, taught = stored(tmp_path, tiny_model)
-    assert teacher.load_counts(tmp_path / teacher.FILE) == taught.counts
+    assert teacher.load_counts(tmp_path / TEACHER_FILE) == taught.counts
     (tmp_path / "train.jsonl").write_text(files.jsonl_text({"messages": m} for m in IDENTITY), encoding="utf-8")
     monkeypatch.setattr(safetensors.torch, "load_file", lambda *_: pytest.fail("the whole file was read"))
     names = [str(tmp_path / "train.jsonl"), str(tmp_path / "replay.jsonl")]
@@ -244,6 +245,6 @@ def test_distributions_that_are_missing_or_of_other_rows_are_refused(tiny_model:
     (tmp_path / "replay.jsonl").write_text(json.dumps({"messages": REPLAY[0]}) + "\n", encoding="utf-8")
     with pytest.raises(RecipeError, match="are of different rows: run `make replay` again"):
         read_tokens(names, tokenizer, distill=True)
-    (tmp_path / teacher.FILE).unlink()
+    (tmp_path / TEACHER_FILE).unlink()
     with pytest.raises(RecipeError, match=r"teacher.safetensors: missing; run `make replay` again"):
         read_tokens(names, tokenizer, distill=True)

@@ -20,10 +20,8 @@ from torch import Tensor
 
 from recipe.chat_format import IGNORE_INDEX
 from recipe.kernels import rowwise
+from recipe.training.sizes import LOSS_ROWS
 from recipe.training.teacher import Teacher, divergence
-
-# Rows whose logits exist at a time: 180 MiB in bfloat16 over 92,544 words, and enough to fill a GPU.
-ROWS = 1024
 
 
 class HeadLoss(torch.autograd.Function):
@@ -61,7 +59,7 @@ class HeadLoss(torch.autograd.Function):
         by_words = len(rows) - (len(taught.ids) if taught else 0)
         for start, end in _blocks(by_words, len(rows)):
             block = slice(start, end)
-            logits = normed[block] @ head.T  # (ROWS, vocab)
+            logits = normed[block] @ head.T  # (LOSS_ROWS, vocab)
             if taught and start >= by_words:
                 of_teacher = slice(start - by_words, end - by_words)
                 total += _diverge(logits, targets[block], taught, of_teacher, 1 / len(rows))
@@ -81,10 +79,10 @@ class HeadLoss(torch.autograd.Function):
 
 
 def _blocks(by_words: int, rows: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of blocks of at most ROWS rows, none of which holds rows of both kinds."""
+    """(start, end) of blocks of at most LOSS_ROWS rows, none of which holds rows of both kinds."""
     for first, last in ((0, by_words), (by_words, rows)):
-        for start in range(first, last, ROWS):
-            yield start, min(start + ROWS, last)
+        for start in range(first, last, LOSS_ROWS):
+            yield start, min(start + LOSS_ROWS, last)
 
 
 def _diverge(logits: Tensor, targets: Tensor, taught: Teacher, block: slice, scale: float) -> Tensor:
