@@ -75,3 +75,10 @@ def test_a_conversation_is_refused_before_its_model_is_loaded(work: Path) -> Non
     done = recipe(work, "chat", "--model", str(work / "no-model"), **C)
     (error,) = done.stderr.splitlines()
     assert (done.returncode, error.endswith(REMEDY)) == (1, True)
+
+
+def test_an_empty_prompt_is_not_sent(work: Path) -> None:
+    for prompt in ("", " \n"):
+        done = recipe(work, "chat", "--prompt", prompt)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("error: --prompt is empty: ")

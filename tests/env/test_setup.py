@@ -195,8 +195,8 @@ def test_a_mirror_that_was_set_is_what_the_error_asks_to_check(machine: Path) ->
     script(machine / "bin" / "uv", UV + '[ "$1" != pip ] || exit 1\n')
     script(machine / "bin" / "python3.10", PYTHON.format(status=0))
     index = "https://me:secret@mirror.example/simple"
-    for environment, advice in (({}, "names a mirror"), ({"UV_DEFAULT_INDEX": index}, "check UV_DEFAULT_INDEX, which")):
-        done, _ = setup(machine, **environment)
+    for mirror, advice in (("", "names a mirror"), (index, "check UV_DEFAULT_INDEX, which")):
+        done, _ = setup(machine, UV_DEFAULT_INDEX=mirror)
         error = done.stderr.splitlines()[-1]
         assert (done.returncode, error.startswith("error: the packages could not be installed")) == (1, True)
         assert advice in error
