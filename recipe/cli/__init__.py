@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe import errors
-from recipe.cli import remedies
+from recipe.cli import remedies, streams
 from recipe.cli.commands import COMMANDS
 from recipe.cli.option_types import absolute_path
 from recipe.cli.parser import build_parser
@@ -85,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.verb not in WITHOUT_TORCH:
             choose_waiting(gpu=has_gpu())
         _refuse_what_is_no_text(vars(options))
+        streams.prepare(options)
         check_driver()
         check_card()
         contextvars.copy_context().run(COMMANDS[options.verb], options)  # what a verb sets for its stages ends with it

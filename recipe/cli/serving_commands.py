@@ -33,6 +33,8 @@ def run_chat(options: argparse.Namespace) -> None:
     from recipe.stages import convert
 
     model, adapter = options.model, options.adapter
+    if options.prompt is not None and not options.prompt.strip():  # a script's variable that was not set
+        raise RecipeError("--prompt is empty: say what to answer, or leave it out for a conversation")
     run = _chat_run(options)
     if model is not None:
         model = Path(model) if Path(model).is_dir() else run.model(model)

@@ -20,6 +20,9 @@ stop() {
 }
 trap stop INT
 
+# Not its value, which may hold a password.
+mirror() { [ -z "${UV_DEFAULT_INDEX:-}" ] && echo "UV_DEFAULT_INDEX names a mirror" || echo "check UV_DEFAULT_INDEX, which is set"; }
+
 # Two `make` at once: the second waits here and then finds the work done.
 mkdir -p "$(dirname "$venv")"
 if command -v flock >/dev/null; then
@@ -41,7 +44,7 @@ find_uv() {
     { python3 -m venv "$tool" && pinned_uv >"$tool/requirements.txt" && patiently "installing uv" "$tool/bin/python" \
       -m pip install --quiet --disable-pip-version-check --require-hashes --requirement "$tool/requirements.txt"; } >&2 ||
       fail "uv could not be installed with python3: install it yourself (https://docs.astral.sh/uv/; on Debian and" \
-        "Ubuntu, 'apt-get install python3-venv' mends python3; UV_DEFAULT_INDEX names a mirror) and run make again"
+        "Ubuntu, 'apt-get install python3-venv' mends python3; $(mirror)) and run make again"
   fi
   echo "$tool/bin/uv"
 }
@@ -96,7 +99,8 @@ sync() { "$uv" pip sync --quiet "$@" --python "$venv/bin/python" --require-hashe
 so_far() { installed; }
 if ! patiently "installing packages" sync; then
   fail "the packages could not be installed (see above): check the network and the free disk space, then run make again;" \
-    "UV_DEFAULT_INDEX names a mirror, and UV_SYSTEM_CERTS=1 takes the system's certificates (docs/troubleshooting.md)"
+    "$(mirror), and UV_SYSTEM_CERTS=1 takes the system's certificates (docs/troubleshooting.md)"
 fi
 so_far() { :; }
+echo "compiling the packages" >&2 # else the silence before it and that in it add up
 patiently "compiling packages" sync --compile-bytecode # otherwise the first command would, and again for each new user

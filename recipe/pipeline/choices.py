@@ -14,6 +14,7 @@ from recipe.errors import RecipeError
 from recipe.languages import LANGUAGES
 from recipe.pipeline import bases
 from recipe.pipeline.stage import say, shown
+from recipe.plain_text import flaw
 
 FILE = "run.json"
 # Choice -> what holds where nobody ever chose; a model by name may have other languages and another source.
@@ -154,12 +155,15 @@ def save(options: argparse.Namespace, folder: Path) -> None:
 
 def read(file: Path) -> dict[str, Any]:
     """The choices in a run's file; none where there is no file. RecipeError: it has another shape."""
+    again = "remove it and give NAME, MODEL and the others again"
     try:
-        saved = json_reader.read(
-            file, dict[str, Any], "remove it and give NAME, MODEL and the others again", shape=Saved
-        )
+        saved = json_reader.read(file, dict[str, Any], again, shape=Saved)
     except FileNotFoundError:
         return {}
+    for key, value in saved.items():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, str) and (fault := flaw(each)):  # as what is typed, which no run's file then holds
+                raise RecipeError(f"{shown(file)}: {key} is no text: it holds {fault}: {again}")
     if isinstance(saved.get("data"), str):  # of a version that took one file, in place of the rows about who it is
         saved |= {"data": [saved["data"]], "data_only": True}
     return saved

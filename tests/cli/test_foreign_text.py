@@ -66,3 +66,16 @@ def test_what_a_stage_says_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
     errors = capsys.readouterr().err
     assert not steers(errors)
     assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("choices", [{"name": "\ud800"}, {"model": "a\x1b[2J"}, {"set": ["lr=1", "r=\x07"]}])
+def test_a_copied_run_s_file_that_holds_no_text_is_one_line(
+    choices: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "main").mkdir()
+    (tmp_path / "main" / "run.json").write_text(json.dumps(choices), encoding="utf-8")
+    assert cli.main(["replay", "--work", str(tmp_path)]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert not steers(error)
+    assert f"main/run.json: {next(iter(choices))} is no text: it holds " in error
+    assert "give NAME" in error

@@ -189,3 +189,22 @@ def test_the_locks_name_no_address_and_hash_everything() -> None:
 def test_the_shell_scripts_are_executable() -> None:
     for name in ("recipe/env/setup.sh", "recipe/env/lock.sh", ".ci/run"):
         assert os.access(ROOT / name, os.X_OK), name
+
+
+def test_a_mirror_that_was_set_is_what_the_error_asks_to_check(machine: Path) -> None:
+    script(machine / "bin" / "uv", UV + '[ "$1" != pip ] || exit 1\n')
+    script(machine / "bin" / "python3.10", PYTHON.format(status=0))
+    index = "https://me:secret@mirror.example/simple"
+    for mirror, advice in (("", "names a mirror"), (index, "check UV_DEFAULT_INDEX, which")):
+        done, _ = setup(machine, UV_DEFAULT_INDEX=mirror)
+        error = done.stderr.splitlines()[-1]
+        assert (done.returncode, error.startswith("error: the packages could not be installed")) == (1, True)
+        assert advice in error
+        assert "secret" not in done.stderr
+
+
+def test_compiling_is_said_when_it_begins(machine: Path) -> None:
+    script(machine / "bin" / "uv", UV)
+    script(machine / "bin" / "python3.10", PYTHON.format(status=0))
+    done, _ = setup(machine)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "compiling the packages")
