@@ -242,6 +242,24 @@ def test_a_reply_is_made_anew(visit: Visit) -> None:
     assert len(replies) == 3  # 24 tokens at the highest temperature
 
 
+def test_nothing_of_the_last_reply_stands_in_the_place_of_one_that_grows(visit: Visit, endless: Server) -> None:
+    page = visit(endless.url)
+    open_(page, EN("settings"))
+    number(page, EN("longest"), 5)
+    ask(page, "Who are you?")
+    answered(page)
+    number(page, EN("longest"), LONG)
+    messages = page.locator(".stChatMessage")
+    for start in (lambda: ask(page, "Tell me everything."), button(page, EN("regenerate")).click):
+        start()
+        page.get_by_text("▌").wait_for()
+        page.wait_for_timeout(300)
+        assert messages.nth(2).inner_text().strip() == "Tell me everything."
+        assert "tokens ·" not in messages.nth(3).inner_text()
+        button(page, EN("stop")).click()
+        answered(page, 2)
+
+
 def test_an_example_is_asked_once_and_seen_to_grow_however_often_one_clicks(visit: Visit, endless: Server) -> None:
     page = visit(endless.url)
     allow_long(page)

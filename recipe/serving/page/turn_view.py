@@ -75,13 +75,18 @@ def show_growing(question: str, replies: dict[str, Reply], say: Words, stop: Cal
         stop: ends them.
     """
     send_running()
+    # Each `empty` that nothing fills is in place of an old element: Streamlit leaves those there until the run ends.
     with st.chat_message("user"):
         show_question(question)
+        st.empty()  # New chat, or Edit
     with st.chat_message("assistant"):
-        growing = {who: place.empty() for who, place in places(list(replies), say).items()}
+        growing = {}
+        for who, place in places(list(replies), say).items():
+            growing[who] = place.empty()
+            place.empty()  # the line below the reply that this one replaces
         st.markdown(STAND_STILL, unsafe_allow_html=True)
         st.button(say("stop"), on_click=stop, key="stop", type="primary")
-    for _ in range(3):  # in place of old elements, which Streamlit leaves there, faded, until the run ends
+    for _ in range(3):
         st.empty()
     try:
         while True:
