@@ -99,8 +99,8 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
     """Start a server and wait until its model is there, or until it says why it is not."""
     started: list[Server] = []
 
-    def start(verb: str, *options: str, wait: bool = True, **changes: str) -> Server:
-        port = free_port()
+    def start(verb: str, *options: str, wait: bool = True, port: int = 0, **changes: str) -> Server:
+        port = port or free_port()
         folder = tmp_path_factory.mktemp("server")
         own = server_environment(folder, **changes)
         command = [sys.executable, "-m", "recipe", verb, "--port", str(port), *options]

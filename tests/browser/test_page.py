@@ -160,7 +160,7 @@ def test_every_reply_is_copied_as_the_model_wrote_it(visit: Visit, allowed: bool
     page.locator("input[type=file]").set_input_files(file)
     buttons = button(page, EN("copy"))
     page.wait_for_function("() => document.querySelectorAll('button[data-copied]').length == 2")
-    page.wait_for_function("() => document.getElementById('copy-script')")
+    page.wait_for_function("() => document.getElementById('page-scripts')")
     if not allowed:
         page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('no')) }")
     for i, text in enumerate(written):

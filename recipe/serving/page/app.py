@@ -19,7 +19,7 @@ from recipe.errors import RecipeError
 from recipe.languages import LANGUAGES, NAMES
 from recipe.serving import demo
 from recipe.serving.page import conversation, history
-from recipe.serving.page.browser import bring_copy_script, icon, preferred_language
+from recipe.serving.page.browser import bring_scripts, icon, preferred_language
 from recipe.serving.page.conversation import BASE, MAX_CHARACTERS, TUNED, BadFileError, Turn
 from recipe.serving.page.markdown import escaped
 from recipe.serving.page.notes import failure, note
@@ -39,7 +39,8 @@ state = widgets.get("visitor") or SimpleNamespace(
     open_id="",  # of the conversation in the history; empty for a new one
     order=None,  # the latest to the history
     event=0,  # the number of the history's latest that was dealt with
-    editing=None,  # the number of the turn whose question is edited
+    editing=None,  # the number of the turn whose question is edited; that of the next turn for an unanswered question
+    unanswered="",  # the question whose reply was cut off when the page was loaded anew or the server ended
     language=preferred_language(),
     # Streamlit takes a widget whose label or value changes for another one. So the settings' widgets begin anew in each
     # version, from `initial`: their values before the language changed, or a file was read.
@@ -192,6 +193,9 @@ def take_event(event: history.Event | None) -> None:
     state.event = event.number
     if event.automatic and (state.turns or state.pending):  # the visitor was quicker than the browser
         return
+    if event.unanswered and event.record is None:  # the first question of a conversation
+        offer_again(event.unanswered)
+        st.experimental_rerun()
     if event.record is None:
         if event.id == state.open_id:
             clear()
@@ -209,7 +213,22 @@ def take_event(event: history.Event | None) -> None:
         state.open_id = ""
     else:
         renew(system=system)
+    if event.unanswered:
+        offer_again(event.unanswered)
     st.experimental_rerun()
+
+
+def offer_again(question: str) -> None:
+    """Let the visitor send a question again to which no reply came."""
+    state.unanswered, state.editing = question, len(state.turns)
+
+
+def waiting_question() -> str:
+    """The question that has no reply yet; empty where there is none, or where its last reply is made anew."""
+    if state.pending:
+        question, _ = state.pending
+        return "" if state.replaced and state.replaced[0].question == question else str(question)
+    return state.unanswered if state.editing == len(state.turns) else ""
 
 
 # --- Replies ------------------------------------------------------------------------------------------------------
@@ -282,7 +301,7 @@ state.initial = {
 } | state.initial
 with st.sidebar:
     st.button(say("new_chat"), on_click=clear, disabled=not state.turns and not state.pending)
-    event = history.show_list(state.session, state.open_id, state.order, say)
+    event = history.show_list(state.session, state.open_id, state.order, waiting_question(), say)
     st.caption(escaped(model.label))
     if model.can_compare:
         widget(st.checkbox, "compare")
@@ -303,7 +322,7 @@ with st.sidebar:
         )
 
 with st.sidebar:
-    bring_copy_script()
+    bring_scripts()
 take_event(event)
 st.chat_input(say("ask"), key="typed", max_chars=MAX_CHARACTERS, on_submit=ask_typed)
 if state.message:
@@ -311,15 +330,22 @@ if state.message:
     state.message = None
     getattr(st, kind)(escaped(text))
 st.markdown(LOOK, unsafe_allow_html=True)
+
+
+def show_form(number: int, question: str, label: str) -> None:
+    """Show the form in which the question of a turn is edited."""
+    with st.form("edit"):
+        st.text_area(say(label), question, key=f"edited{number}")
+        send, leave, _ = st.columns([1, 1, 3])
+        send.form_submit_button(say("send"), type="primary", on_click=ask_edited)
+        leave.form_submit_button(say("cancel"), on_click=edit, args=(None,))
+
+
 present = {model_name(each) for each in LANGUAGES}
 for number, turn in enumerate(state.turns):
     with st.chat_message("user"):
         if number == state.editing:
-            with st.form("edit"):
-                st.text_area(say("edit_question"), turn.question, key=f"edited{number}")
-                send, leave, _ = st.columns([1, 1, 3])
-                send.form_submit_button(say("send"), type="primary", on_click=ask_edited)
-                leave.form_submit_button(say("cancel"), on_click=edit, args=(None,))
+            show_form(number, turn.question, "edit_question")
         else:
             show_question(turn.question)
             st.button(say("edit"), f"edit{number}", on_click=edit, args=(number,), disabled=bool(state.pending))
@@ -329,6 +355,9 @@ if state.pending:
     show_growing(question, replies, say, stop)
     commit()
     st.experimental_rerun()
+elif question := waiting_question():
+    with st.chat_message("user"):
+        show_form(len(state.turns), question, "unanswered")
 elif state.turns and state.editing is None:
     again, new = st.columns([1, 3])
     again.button(say("regenerate"), on_click=regenerate)
