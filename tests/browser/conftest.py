@@ -22,7 +22,7 @@ from recipe.pipeline import stage
 
 ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
+    "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP chat.example.com 127.0.0.1",
 )  # fmt: skip
 WITHIN = 20_000  # milliseconds
 ENDLESS = 16384  # tokens of context of the model that cannot end a reply
@@ -175,6 +175,7 @@ def visit(request: pytest.FixtureRequest, chromium: Any, server: Server) -> Iter
             locale=language,
             color_scheme="dark" if dark else "light",
             accept_downloads=True,
+            ignore_https_errors=True,  # a certificate that a test made
         )
         contexts.append(context)
         context.set_default_timeout(WITHIN)
