@@ -23,7 +23,7 @@ from recipe.serving.page.browser import bring_scripts, icon, preferred_language
 from recipe.serving.page.conversation import BASE, MAX_CHARACTERS, TUNED, BadFileError, Turn
 from recipe.serving.page.markdown import escaped
 from recipe.serving.page.notes import failure, note
-from recipe.serving.page.turn_view import LOOK, show_growing, show_question, show_replies
+from recipe.serving.page.turn_view import LOOK, show_examples, show_form, show_growing, show_question, show_replies
 from recipe.serving.page.words import EXAMPLES, words
 
 model = demo.model_host()
@@ -193,12 +193,10 @@ def take_event(event: history.Event | None) -> None:
     state.event = event.number
     if event.automatic and (state.turns or state.pending):  # the visitor was quicker than the browser
         return
-    if event.unanswered and event.record is None:  # the first question of a conversation
-        offer_again(event.unanswered)
-        st.experimental_rerun()
     if event.record is None:
-        if event.id == state.open_id:
+        if event.unanswered or event.id == state.open_id:
             clear()
+            offer_again(event.unanswered)
             st.experimental_rerun()
         return
     stop()
@@ -213,21 +211,19 @@ def take_event(event: history.Event | None) -> None:
         state.open_id = ""
     else:
         renew(system=system)
-    if event.unanswered:
-        offer_again(event.unanswered)
+    offer_again(event.unanswered)
     st.experimental_rerun()
 
 
 def offer_again(question: str) -> None:
-    """Let the visitor send a question again to which no reply came."""
-    state.unanswered, state.editing = question, len(state.turns)
+    """Let the visitor send a question again to which no reply came; empty for none."""
+    state.unanswered, state.editing = question, len(state.turns) if question else None
 
 
 def waiting_question() -> str:
     """The question that has no reply yet; empty where there is none, or where its last reply is made anew."""
     if state.pending:
-        question, _ = state.pending
-        return "" if state.replaced and state.replaced[0].question == question else str(question)
+        return "" if state.replaced and state.replaced[0].question == state.pending[0] else str(state.pending[0])
     return state.unanswered if state.editing == len(state.turns) else ""
 
 
@@ -320,8 +316,6 @@ with st.sidebar:
         st.file_uploader(
             say("import"), type="json", key=f"upload{state.version}", on_change=take_file, help=say("import_help")
         )
-
-with st.sidebar:
     bring_scripts()
 take_event(event)
 st.chat_input(say("ask"), key="typed", max_chars=MAX_CHARACTERS, on_submit=ask_typed)
@@ -330,22 +324,11 @@ if state.message:
     state.message = None
     getattr(st, kind)(escaped(text))
 st.markdown(LOOK, unsafe_allow_html=True)
-
-
-def show_form(number: int, question: str, label: str) -> None:
-    """Show the form in which the question of a turn is edited."""
-    with st.form("edit"):
-        st.text_area(say(label), question, key=f"edited{number}")
-        send, leave, _ = st.columns([1, 1, 3])
-        send.form_submit_button(say("send"), type="primary", on_click=ask_edited)
-        leave.form_submit_button(say("cancel"), on_click=edit, args=(None,))
-
-
 present = {model_name(each) for each in LANGUAGES}
 for number, turn in enumerate(state.turns):
     with st.chat_message("user"):
         if number == state.editing:
-            show_form(number, turn.question, "edit_question")
+            show_form(number, turn.question, say("edit_question"), say, ask_edited, edit)
         else:
             show_question(turn.question)
             st.button(say("edit"), f"edit{number}", on_click=edit, args=(number,), disabled=bool(state.pending))
@@ -357,14 +340,10 @@ if state.pending:
     st.experimental_rerun()
 elif question := waiting_question():
     with st.chat_message("user"):
-        show_form(len(state.turns), question, "unanswered")
+        show_form(len(state.turns), question, say("unanswered"), say, ask_edited, edit)
 elif state.turns and state.editing is None:
     again, new = st.columns([1, 3])
     again.button(say("regenerate"), on_click=regenerate)
     new.button(say("new_chat"), on_click=clear, key="new")  # where the sidebar is closed, as on a phone
 elif not state.turns:
-    st.caption(say("examples"))
-    for i, example in enumerate(EXAMPLES[language]):
-        if i % 2 == 0:
-            row = st.columns(2)
-        row[i % 2].button(example, on_click=ask_example, args=(example,), use_container_width=True)
+    show_examples(EXAMPLES[language], say, ask_example)
