@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import resource
 import socket
@@ -24,12 +25,17 @@ from tornado.iostream import IOStream
 from tornado.routing import Router
 from tornado.web import Application, RequestHandler
 
+from recipe.pipeline import stage
+from recipe.plain_text import printable
+
 # Seconds in which a request must have come, and for which a connection stays without one.
 SILENCE = 30
 # File descriptors that connections leave to the process: its files, its GPU, its own event loop.
 RESERVED = 64
 # Connections of one process at most, however many descriptors it may have.
 MOST = 4096
+# Refusals of a page that its log holds, and characters of each: the names in them come from outside.
+REFUSALS, LONGEST = 20, 200
 
 
 class LimitedServer(HTTPServer):
@@ -128,11 +134,21 @@ class HostRouter(Router):
         self._application = application
         self._names = {name.lower() for name in names}
         self._own = self._names | {"localhost", socket.gethostname().lower()}
+        self._logged: set[str] = set()
 
     def find_handler(self, request: HTTPServerRequest, **_: Any) -> HTTPMessageDelegate | None:
         why = self.refusal(request)
+        if why:
+            self._log(why)
         application = Application([(".*", _Refused, {"why": why})], log_function=lambda _: None) if why else None
         return (application or self._application).find_handler(request)
+
+    def _log(self, why: str) -> None:
+        """Log a refusal once: behind a proxy that rewrites `Host` the visitor sees a page that waits and no reason."""
+        if why not in self._logged and len(self._logged) < REFUSALS:
+            self._logged.add(why)
+            with contextlib.suppress(OSError):  # nobody reads the log any more
+                stage.say("demo", f"refused: {printable(why)[:LONGEST]}")
 
     def refusal(self, request: HTTPServerRequest) -> str | None:
         """Why a request is not answered; None where it is."""

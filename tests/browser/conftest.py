@@ -22,7 +22,7 @@ from recipe.pipeline import stage
 
 ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
+    "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP chat.example.com 127.0.0.1",
 )  # fmt: skip
 WITHIN = 20_000  # milliseconds
 ENDLESS = 16384  # tokens of context of the model that cannot end a reply
@@ -99,8 +99,8 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
     """Start a server and wait until its model is there, or until it says why it is not."""
     started: list[Server] = []
 
-    def start(verb: str, *options: str, wait: bool = True, **changes: str) -> Server:
-        port = free_port()
+    def start(verb: str, *options: str, wait: bool = True, port: int = 0, **changes: str) -> Server:
+        port = port or free_port()
         folder = tmp_path_factory.mktemp("server")
         own = server_environment(folder, **changes)
         command = [sys.executable, "-m", "recipe", verb, "--port", str(port), *options]
@@ -175,6 +175,7 @@ def visit(request: pytest.FixtureRequest, chromium: Any, server: Server) -> Iter
             locale=language,
             color_scheme="dark" if dark else "light",
             accept_downloads=True,
+            ignore_https_errors=True,  # a certificate that a test made
         )
         contexts.append(context)
         context.set_default_timeout(WITHIN)

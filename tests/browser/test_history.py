@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from recipe.languages import NAMES
 from recipe.serving.page import history
 from recipe.serving.page.words import EXAMPLES, words
 
-from .test_page import answered, ask, button, open_, upload
+from .conftest import Server
+from .test_page import allow_long, answered, ask, ask_for_ever, button, open_, upload
 
 pytestmark = pytest.mark.browser
 Visit = Callable[..., Any]
@@ -97,6 +99,63 @@ def test_conversations_survive_a_reload_and_are_opened_and_continued(visit: Visi
     assert titles(page, 2) == [FRANCE, ITALY]
     other = visit()  # another visitor
     assert titles(other, 0) == []
+    no_error(page)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_question_whose_reply_a_reload_cut_off_is_offered_again(visit: Visit, endless: Server, first: bool) -> None:
+    page = visit(endless.url)
+    if not first:
+        ask(page, FRANCE)
+        button(page, EN("stop")).click()
+        answered(page)
+        titles(page, 1)
+    ask_for_ever(page)
+    page.reload()
+    page.get_by_text(EN("unanswered")).wait_for()
+    assert page.get_by_text(FRANCE, exact=True).count() == (not first)
+    page.reload()  # not only once
+    field = page.get_by_role("textbox", name=EN("unanswered"))
+    assert field.input_value() == "Tell me everything."
+    allow_long(page)
+    button(page, EN("send")).click()
+    page.get_by_text("▌").wait_for()
+    page.wait_for_timeout(300)
+    button(page, EN("stop")).click()
+    answered(page, 1 if first else 2)
+    page.wait_for_timeout(500)
+    page.reload()
+    answered(page, 1 if first else 2)
+    assert page.get_by_text(EN("unanswered")).count() == 0
+    no_error(page)
+
+
+def test_a_server_that_is_started_again_has_the_conversation_and_the_question_typed_meanwhile(
+    serve: Any, visit: Visit, work: Path, picture: Any
+) -> None:
+    options = ("demo", "--work", str(work), "--run", "quickstart")
+    old = serve(*options)
+    page = visit(old.url)
+    ask(page, FRANCE)
+    answered(page)
+    titles(page, 1)
+    old.process.kill()
+    old.process.wait()
+    page.locator("[data-testid=stConnectionStatus]").wait_for()
+    ask(page, ITALY)
+    assert page.get_by_placeholder(EN("ask")).input_value() == ITALY  # not sent to nobody
+    picture(page)
+    serve(*options, port=old.port)
+    page.locator("[data-testid=stConnectionStatus]").wait_for(state="detached")
+    page.wait_for_function(
+        "([field, typed]) => document.querySelector(`textarea[placeholder='${field}']`)?.value == typed",
+        arg=[EN("ask"), ITALY],
+    )
+    assert "Paris" in answered(page)[0]
+    page.get_by_placeholder(EN("ask")).press("Enter")
+    assert "Rome" in answered(page, 2)[1]
+    assert page.get_by_placeholder(EN("ask")).input_value() == ""
+    assert titles(page, 1) == [FRANCE]
     no_error(page)
 
 

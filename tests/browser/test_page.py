@@ -160,7 +160,7 @@ def test_every_reply_is_copied_as_the_model_wrote_it(visit: Visit, allowed: bool
     page.locator("input[type=file]").set_input_files(file)
     buttons = button(page, EN("copy"))
     page.wait_for_function("() => document.querySelectorAll('button[data-copied]').length == 2")
-    page.wait_for_function("() => document.getElementById('copy-script')")
+    page.wait_for_function("() => document.getElementById('page-scripts')")
     if not allowed:
         page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('no')) }")
     for i, text in enumerate(written):
@@ -240,6 +240,24 @@ def test_a_reply_is_made_anew(visit: Visit) -> None:
         (reply,) = answered(page)
         replies.add(reply.split("\n")[0])
     assert len(replies) == 3  # 24 tokens at the highest temperature
+
+
+def test_nothing_of_the_last_reply_stands_in_the_place_of_one_that_grows(visit: Visit, endless: Server) -> None:
+    page = visit(endless.url)
+    open_(page, EN("settings"))
+    number(page, EN("longest"), 5)
+    ask(page, "Who are you?")
+    answered(page)
+    number(page, EN("longest"), LONG)
+    messages = page.locator(".stChatMessage")
+    for start in (lambda: ask(page, "Tell me everything."), button(page, EN("regenerate")).click):
+        start()
+        page.get_by_text("▌").wait_for()
+        page.wait_for_timeout(300)
+        assert messages.nth(2).inner_text().strip() == "Tell me everything."
+        assert "tokens ·" not in messages.nth(3).inner_text()
+        button(page, EN("stop")).click()
+        answered(page, 2)
 
 
 def test_an_example_is_asked_once_and_seen_to_grow_however_often_one_clicks(visit: Visit, endless: Server) -> None:

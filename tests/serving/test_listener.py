@@ -11,13 +11,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from small_endpoint import ASK, WITHIN, Endpoint, health, listen, replies_of, server
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
+from tornado.web import Application
 
 from recipe.chat_format import prompt_ids
 from recipe.engine.text import StopText
-from recipe.serving import endpoints
+from recipe.serving import endpoints, listener
+from recipe.serving.listener import HostRouter
 from recipe.serving.model_host import ModelHost
 
 FEW_DESCRIPTORS = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))"
@@ -151,6 +155,18 @@ def test_the_page_answers_to_its_own_names_and_pages_and_asks_nobody_else(
     log = (tmp_path / "log").read_text()
     assert "connects out" not in log
     assert "Traceback" not in log
+    for once in ("there is no page by the name evil.example here", "a page of evil.example calls here"):
+        assert log.count(f"[demo] refused: {once}: ") == 1
+
+
+def test_refusals_fill_no_log(capsys: pytest.CaptureFixture[str]) -> None:
+    router = HostRouter(Application(), [])
+    for i in range(listener.REFUSALS + 5):
+        headers = HTTPHeaders({"Host": "127.0.0.1", "Origin": f"http://{i}.\x1b{'x' * 500}"})
+        router.find_handler(HTTPServerRequest("GET", "/", headers=headers, connection=Mock(context=None)))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == listener.REFUSALS
+    assert all(len(line) < listener.LONGEST + 30 and "\x1b" not in line for line in lines)
 
 
 def test_a_stop_text_is_found_in_pieces_without_reading_any_twice() -> None:

@@ -210,3 +210,13 @@ def test_only_an_event_of_this_session_is_taken() -> None:
     wrong: list[object] = [None, 3, [], "x", {}, *(sent | {key: [3]} for key in ("session", "number", "id", "record"))]
     for value in (*wrong, sent | {"session": "t"}, sent | {"number": True}, sent | {"id": "a" * 201}):
         assert history.read_event(value, "s") is None
+
+
+@pytest.mark.parametrize(
+    ("sent", "taken"), [("How?", "How?"), ("a\nb", "a\nb"), (None, ""), (3, ""), ("\ud800", ""), ("x" * 100_001, "")]
+)
+def test_an_unanswered_question_comes_from_the_browser_if_it_is_one(sent: object, taken: str) -> None:
+    value = {"session": "s", "number": 1, "id": "", "record": None, "automatic": True, "unanswered": sent}
+    event = history.read_event(value, "s")
+    assert event
+    assert event.unanswered == taken

@@ -19,11 +19,11 @@ from recipe.errors import RecipeError
 from recipe.languages import LANGUAGES, NAMES
 from recipe.serving import demo
 from recipe.serving.page import conversation, history
-from recipe.serving.page.browser import bring_copy_script, icon, preferred_language
+from recipe.serving.page.browser import bring_scripts, icon, preferred_language
 from recipe.serving.page.conversation import BASE, MAX_CHARACTERS, TUNED, BadFileError, Turn
 from recipe.serving.page.markdown import escaped
 from recipe.serving.page.notes import failure, note
-from recipe.serving.page.turn_view import LOOK, show_growing, show_question, show_replies
+from recipe.serving.page.turn_view import LOOK, show_examples, show_form, show_growing, show_question, show_replies
 from recipe.serving.page.words import EXAMPLES, words
 
 model = demo.model_host()
@@ -39,7 +39,8 @@ state = widgets.get("visitor") or SimpleNamespace(
     open_id="",  # of the conversation in the history; empty for a new one
     order=None,  # the latest to the history
     event=0,  # the number of the history's latest that was dealt with
-    editing=None,  # the number of the turn whose question is edited
+    editing=None,  # the number of the turn whose question is edited; that of the next turn for an unanswered question
+    unanswered="",  # the question whose reply was cut off when the page was loaded anew or the server ended
     language=preferred_language(),
     # Streamlit takes a widget whose label or value changes for another one. So the settings' widgets begin anew in each
     # version, from `initial`: their values before the language changed, or a file was read.
@@ -193,8 +194,9 @@ def take_event(event: history.Event | None) -> None:
     if event.automatic and (state.turns or state.pending):  # the visitor was quicker than the browser
         return
     if event.record is None:
-        if event.id == state.open_id:
+        if event.unanswered or event.id == state.open_id:
             clear()
+            offer_again(event.unanswered)
             st.experimental_rerun()
         return
     stop()
@@ -209,7 +211,20 @@ def take_event(event: history.Event | None) -> None:
         state.open_id = ""
     else:
         renew(system=system)
+    offer_again(event.unanswered)
     st.experimental_rerun()
+
+
+def offer_again(question: str) -> None:
+    """Let the visitor send a question again to which no reply came; empty for none."""
+    state.unanswered, state.editing = question, len(state.turns) if question else None
+
+
+def waiting_question() -> str:
+    """The question that has no reply yet; empty where there is none, or where its last reply is made anew."""
+    if state.pending:
+        return "" if state.replaced and state.replaced[0].question == state.pending[0] else str(state.pending[0])
+    return state.unanswered if state.editing == len(state.turns) else ""
 
 
 # --- Replies ------------------------------------------------------------------------------------------------------
@@ -282,7 +297,7 @@ state.initial = {
 } | state.initial
 with st.sidebar:
     st.button(say("new_chat"), on_click=clear, disabled=not state.turns and not state.pending)
-    event = history.show_list(state.session, state.open_id, state.order, say)
+    event = history.show_list(state.session, state.open_id, state.order, waiting_question(), say)
     st.caption(escaped(model.label))
     if model.can_compare:
         widget(st.checkbox, "compare")
@@ -301,9 +316,7 @@ with st.sidebar:
         st.file_uploader(
             say("import"), type="json", key=f"upload{state.version}", on_change=take_file, help=say("import_help")
         )
-
-with st.sidebar:
-    bring_copy_script()
+    bring_scripts()
 take_event(event)
 st.chat_input(say("ask"), key="typed", max_chars=MAX_CHARACTERS, on_submit=ask_typed)
 if state.message:
@@ -315,11 +328,7 @@ present = {model_name(each) for each in LANGUAGES}
 for number, turn in enumerate(state.turns):
     with st.chat_message("user"):
         if number == state.editing:
-            with st.form("edit"):
-                st.text_area(say("edit_question"), turn.question, key=f"edited{number}")
-                send, leave, _ = st.columns([1, 1, 3])
-                send.form_submit_button(say("send"), type="primary", on_click=ask_edited)
-                leave.form_submit_button(say("cancel"), on_click=edit, args=(None,))
+            show_form(number, turn.question, say("edit_question"), say, ask_edited, edit)
         else:
             show_question(turn.question)
             st.button(say("edit"), f"edit{number}", on_click=edit, args=(number,), disabled=bool(state.pending))
@@ -329,13 +338,12 @@ if state.pending:
     show_growing(question, replies, say, stop)
     commit()
     st.experimental_rerun()
+elif question := waiting_question():
+    with st.chat_message("user"):
+        show_form(len(state.turns), question, say("unanswered"), say, ask_edited, edit)
 elif state.turns and state.editing is None:
     again, new = st.columns([1, 3])
     again.button(say("regenerate"), on_click=regenerate)
     new.button(say("new_chat"), on_click=clear, key="new")  # where the sidebar is closed, as on a phone
 elif not state.turns:
-    st.caption(say("examples"))
-    for i, example in enumerate(EXAMPLES[language]):
-        if i % 2 == 0:
-            row = st.columns(2)
-        row[i % 2].button(example, on_click=ask_example, args=(example,), use_container_width=True)
+    show_examples(EXAMPLES[language], say, ask_example)

@@ -31,11 +31,40 @@ document.addEventListener("click", async event => {
   setTimeout(() => { button.style.color = "inherit"; }, 1500);
 });
 """
-BRING_SCRIPT = """<script>
+# A question that is typed. Streamlit drops what is sent while there is no connection, and makes the input anew, empty,
+# when the server was started again or the language changes. So nothing is sent then, and what was typed comes back.
+DRAFT_SCRIPT = """
+let field = null, draft = "";
+const isOurs = element => element.closest?.(".stChatInputContainer");
+const send = event => {
+  if (!isOurs(event.target)) return;
+  if (document.querySelector("[data-testid=stConnectionStatus]")) {
+    event.preventDefault();
+    event.stopImmediatePropagation();
+  } else draft = "";
+};
+document.addEventListener("input", ({target}) => {
+  if (isOurs(target)) [field, draft] = [target, target.value];
+}, true);
+document.addEventListener("keydown", event => {
+  if (event.key == "Enter" && !event.shiftKey && !event.isComposing) send(event);
+}, true);
+document.addEventListener("click", event => { if (event.target.closest("button")) send(event); }, true);
+new MutationObserver(() => {
+  if (!draft || field.isConnected) return;
+  const next = document.querySelector(".stChatInputContainer textarea");
+  if (!next) return;
+  field = next;
+  // Past React's own setter, which would take the value for known and drop the event.
+  Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, "value").set.call(next, draft);
+  next.dispatchEvent(new Event("input", {bubbles: true}));
+}).observe(document.body, {childList: true, subtree: true});
+"""
+BRING_SCRIPTS = """<script>
 const page = window.parent.document;
-if (!page.getElementById("copy-script")) {
+if (!page.getElementById("page-scripts")) {
   const script = page.createElement("script");
-  script.id = "copy-script";
+  script.id = "page-scripts";
   script.textContent = SCRIPT;
   page.head.append(script);
 }
@@ -85,7 +114,7 @@ def icon(title: str) -> str:
 
 
 def copy_button(text: str, label: str) -> str:
-    """HTML of a button that copies `text`, once `bring_copy_script` was called.
+    """HTML of a button that copies `text`, once `bring_scripts` was called.
 
     Args:
         text: as the model wrote it.
@@ -97,8 +126,8 @@ def copy_button(text: str, label: str) -> str:
     return f'<button data-copied="{encoded}" aria-label="{name}" title="{name}" style="{style}">{TWO_SHEETS}</button>'
 
 
-def bring_copy_script() -> None:
-    """Give the page the script of its copy buttons."""
+def bring_scripts() -> None:
+    """Give the page the scripts of its copy buttons and of its input."""
     from streamlit.components.v1 import html
 
-    html(BRING_SCRIPT.replace("SCRIPT", json.dumps(COPY_SCRIPT)), height=0)
+    html(BRING_SCRIPTS.replace("SCRIPT", json.dumps(f"{{{COPY_SCRIPT}}}{{{DRAFT_SCRIPT}}}")), height=0)

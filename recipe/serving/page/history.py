@@ -50,14 +50,16 @@ class Event:
     Attributes:
         number: of the event within the session, from 1.
         id: of the conversation.
-        record: of the conversation to open; None where it was deleted.
+        record: of the conversation to open; None where it was deleted, or there is none yet.
         automatic: whether the page was loaded anew, and nobody clicked.
+        unanswered: the question of that conversation whose reply was under way then; empty where none was.
     """
 
     number: int
     id: str
     record: str | None
     automatic: bool
+    unanswered: str = ""
 
 
 def to_record(system: str, turns: list[Turn]) -> str | None:
@@ -126,16 +128,20 @@ def read_event(value: Any, session: str) -> Event | None:
     number, id_, record = (value.get(key) for key in ("number", "id", "record"))
     if type(number) is not int or not isinstance(id_, str) or len(id_) > MAX_NAME or not isinstance(record, str | None):
         return None
-    return Event(number, id_, record, value.get("automatic") is True)
+    unanswered = value.get("unanswered")
+    if not isinstance(unanswered, str) or conversation.fault(unanswered):
+        unanswered = ""
+    return Event(number, id_, record, value.get("automatic") is True, unanswered)
 
 
-def show_list(session: str, open_id: str, order: Order | None, say: Words) -> Event | None:
+def show_list(session: str, open_id: str, order: Order | None, waiting: str, say: Words) -> Event | None:
     """Show the list of conversations and hand an order over.
 
     Args:
         session: of this visitor.
         open_id: of the conversation on the screen; empty where it has none yet.
         order: the latest.
+        waiting: the question that has no reply yet, which the tab keeps until it has one; empty where there is none.
         say: the texts in the visitor's language.
 
     Returns:
@@ -147,6 +153,7 @@ def show_list(session: str, open_id: str, order: Order | None, say: Words) -> Ev
         session=session,
         open=open_id,
         order=vars(order) if order else None,
+        waiting=waiting,
         limits={"version": VERSION, "records": MAX_RECORDS, "characters": MAX_CHARACTERS},
         words={key: say(key, most=MAX_RECORDS) for key in LABELS},
         key="history",

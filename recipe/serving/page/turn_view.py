@@ -38,9 +38,37 @@ def places(who: list[str], say: Words) -> dict[str, Any]:
     return dict(zip(who, columns, strict=True))
 
 
+def show_examples(examples: Collection[str], say: Words, ask: Callable[[str], None]) -> None:
+    """Show questions to begin with, two in a row; `ask` takes the one that is chosen."""
+    st.caption(say("examples"))
+    for i, example in enumerate(examples):
+        if i % 2 == 0:
+            row = st.columns(2)
+        row[i % 2].button(example, on_click=ask, args=(example,), use_container_width=True)
+
+
 def show_question(question: str) -> None:
     """Show what the visitor asked."""
     st.markdown(streamlit_markdown(question))
+
+
+def show_form(
+    number: int, question: str, label: str, say: Words, send: Callable[[], None], leave: Callable[[None], None]
+) -> None:
+    """Show the form in which the question of a turn is edited.
+
+    Args:
+        number: of the turn; the text is the widget `edited{number}`.
+        question: as it is.
+        label: of its field.
+        say: the texts in the visitor's language.
+        send, leave: what the buttons do.
+    """
+    with st.form("edit"):
+        st.text_area(label, question, key=f"edited{number}")
+        left, right, _ = st.columns([1, 1, 3])
+        left.form_submit_button(say("send"), type="primary", on_click=send)
+        right.form_submit_button(say("cancel"), on_click=leave, args=(None,))
 
 
 def show_replies(turn: Turn, say: Words, present: Collection[str]) -> None:
@@ -75,13 +103,18 @@ def show_growing(question: str, replies: dict[str, Reply], say: Words, stop: Cal
         stop: ends them.
     """
     send_running()
+    # Each `empty` that nothing fills is in place of an old element: Streamlit leaves those there until the run ends.
     with st.chat_message("user"):
         show_question(question)
+        st.empty()  # New chat, or Edit
     with st.chat_message("assistant"):
-        growing = {who: place.empty() for who, place in places(list(replies), say).items()}
+        growing = {}
+        for who, place in places(list(replies), say).items():
+            growing[who] = place.empty()
+            place.empty()  # the line below the reply that this one replaces
         st.markdown(STAND_STILL, unsafe_allow_html=True)
         st.button(say("stop"), on_click=stop, key="stop", type="primary")
-    for _ in range(3):  # in place of old elements, which Streamlit leaves there, faded, until the run ends
+    for _ in range(3):
         st.empty()
     try:
         while True:

@@ -23,6 +23,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "copy": ("复制回答", "Copy the reply"),
     "edit": ("修改问题", "Edit the question"),
     "edit_question": ("修改问题，之后的对话会重新开始", "Edit the question; what follows goes"),
+    "unanswered": (
+        "页面刷新或服务器重启，这个问题没有得到回答，要重新发送吗？",
+        "The page was loaded anew or the server restarted before this question was answered. Send it again?",
+    ),
     "send": ("发送", "Send"),
     "cancel": ("取消", "Cancel"),
     "tuned": ("微调后", "Tuned"),
