@@ -28,7 +28,8 @@ from recipe.evaluation.scoring import Prompts
 from recipe.paths import ROOT
 from recipe.pipeline import stage
 from recipe.stages import config, data, train
-from recipe.training import resolved_config, teacher, xtuner
+from recipe.training import resolved_config, xtuner
+from recipe.training.sizes import LIKELIEST, TEACHER_FILE
 
 SETTINGS = ["max_iters=12", "save_steps=4", "batch_size=1", "max_length=256", "r=4", "lr=1e-2",
 "param_scheduler.0.end=2",
@@ -129,9 +130,9 @@ def test_a_base_that_is_no_numbers_is_named_and_not_lr(
 
 
 def test_distributions_of_the_base_that_are_no_numbers_are_named(tmp_path: Path) -> None:
-    file = tmp_path / "replay" / teacher.FILE
+    file = tmp_path / "replay" / TEACHER_FILE
     file.parent.mkdir()
-    log_probs = torch.full((5, teacher.LIKELIEST), -2.0, dtype=torch.float16)
+    log_probs = torch.full((5, LIKELIEST), -2.0, dtype=torch.float16)
     for spoilt, refused in ((log_probs, False), (log_probs / 0, True)):
         save_file({"counts": torch.tensor([5]), "log_probs": spoilt}, file)
         with pytest.raises(RecipeError, match=r"log_probs .*make replay") if refused else contextlib.nullcontext():
