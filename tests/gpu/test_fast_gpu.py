@@ -130,7 +130,7 @@ def test_attention_is_that_of_each_conversation(lengths: list[int]) -> None:
 
 
 @pytest.mark.parametrize("build", [llama, tied_llama, qwen2])
-@pytest.mark.parametrize(("fp8", "loss_within", "gradient_within"), [(False, 2e-3, 0.05), (True, 1e-2, 0.25)])
+@pytest.mark.parametrize(("fp8", "loss_within", "gradient_within"), [(False, 2e-3, 0.06), (True, 1e-2, 0.25)])
 def test_loss_and_gradients_are_near_float32s(
     build: Callable[..., Any], fp8: bool, loss_within: float, gradient_within: float
 ) -> None:
