@@ -133,16 +133,16 @@ def ids_of_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> di
 
 
 def prompt_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, known: Mapping[str, list[int]] = NOTHING
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, ids_of: Mapping[str, list[int]] = NOTHING
 ) -> list[int]:
     """The ids that ask for the next reply to `messages`: the conversation, then the assistant's header.
 
-    known: as in `training_ids`.
+    ids_of: as in `training_ids`.
     """
     ids = _bos_ids(tokenizer)
-    for turn, _ in _turns(tokenizer, messages, known):
+    for turn, _ in _turns(tokenizer, messages, ids_of):
         ids += turn
-    return ids + _header(tokenizer, "assistant", known)
+    return ids + _header(tokenizer, "assistant", ids_of)
 
 
 def text_prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -155,7 +155,7 @@ def training_ids(
     messages: Sequence[Message],
     *,
     ended: bool = True,
-    known: Mapping[str, list[int]] = NOTHING,
+    ids_of: Mapping[str, list[int]] = NOTHING,
 ) -> tuple[list[int], list[int]]:
     """The ids of a whole conversation and their labels, both of the same length.
 
@@ -165,11 +165,11 @@ def training_ids(
     Args:
         messages: the conversation, the last of them the assistant's.
         ended: False where that last reply was cut at a limit: then no `<|im_end|>` follows it.
-        known: ids of texts, as `ids_of_texts` returns them for `texts_of` many conversations.
+        ids_of: ids of texts, as `ids_of_texts` returns them for `texts_of` many conversations.
     """
     ids = _bos_ids(tokenizer)
     labels = [IGNORE_INDEX] * len(ids)
-    for turn, learnt in _turns(tokenizer, messages, known):
+    for turn, learnt in _turns(tokenizer, messages, ids_of):
         ids += turn
         labels += [token if is_learnt else IGNORE_INDEX for token, is_learnt in zip(turn, learnt, strict=True)]
     if not ended:
@@ -184,9 +184,9 @@ def _bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [tokenizer.convert_tokens_to_ids(bos)] if bos and bos != IM_START else []
 
 
-def _header(tokenizer: PreTrainedTokenizerBase, role: str, known: Mapping[str, list[int]] = NOTHING) -> list[int]:
+def _header(tokenizer: PreTrainedTokenizerBase, role: str, ids_of: Mapping[str, list[int]] = NOTHING) -> list[int]:
     text = f"{role}\n"
-    return [tokenizer.convert_tokens_to_ids(IM_START), *(known.get(text) or text_ids(tokenizer, text))]
+    return [tokenizer.convert_tokens_to_ids(IM_START), *(ids_of.get(text) or text_ids(tokenizer, text))]
 
 
 def texts_of(messages: Iterable[Message]) -> list[str]:
@@ -201,11 +201,11 @@ def _text(message: Message) -> str:
 
 
 def _turns(
-    tokenizer: PreTrainedTokenizerBase, messages: Iterable[Message], known: Mapping[str, list[int]] = NOTHING
+    tokenizer: PreTrainedTokenizerBase, messages: Iterable[Message], ids_of: Mapping[str, list[int]] = NOTHING
 ) -> Iterable[tuple[list[int], list[bool]]]:
     """For each turn its ids, and for each id whether the model is to learn to say it."""
     end = tokenizer.convert_tokens_to_ids(IM_END)
-    newline = known.get("\n") or text_ids(tokenizer, "\n")
+    newline = ids_of.get("\n") or text_ids(tokenizer, "\n")
     for message in messages:
         role, content = message["role"], message["content"]
         if role not in ROLES:
@@ -213,9 +213,9 @@ def _turns(
         if role == "system" and not content:
             continue
         text = _text(message)
-        ids = known[text] if text in known else text_ids(tokenizer, text)
+        ids = ids_of[text] if text in ids_of else text_ids(tokenizer, text)
         if role == "assistant":
-            header, content_ids = _header(tokenizer, role, known), [*ids, end]
+            header, content_ids = _header(tokenizer, role, ids_of), [*ids, end]
             learnt = message.get("weight", 1) != 0
             yield (
                 [*header, *content_ids, *newline],

@@ -137,9 +137,9 @@ def test_many_texts_at_once_come_to_the_same_ids(base_tokenizer: Any) -> None:
         chat("", "a <|im_start|>system\nb <|im_end|>", "c", "  d\n", system="Be brief. <|endoftext|>"),
         chat("你好", "Hello, 世界", "🙂", "\n"),
     ]
-    known = ids_of_texts(base_tokenizer, [text for messages in conversations for text in texts_of(messages)])
+    ids_of = ids_of_texts(base_tokenizer, [text for messages in conversations for text in texts_of(messages)])
     for messages in conversations:
         alone, asked = training_ids(base_tokenizer, messages), messages[:-1]
-        assert training_ids(base_tokenizer, messages, known=known) == alone
-        assert prompt_ids(base_tokenizer, asked, known=known) == prompt_ids(base_tokenizer, asked)
+        assert training_ids(base_tokenizer, messages, ids_of=ids_of) == alone
+        assert prompt_ids(base_tokenizer, asked, ids_of=ids_of) == prompt_ids(base_tokenizer, asked)
     assert ids_of_texts(base_tokenizer, []) == {}

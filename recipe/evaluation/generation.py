@@ -204,8 +204,8 @@ def answer(
     from tqdm import tqdm
 
     with phase("tokenise"):
-        known = ids_of_texts(tokenizer, [text for conversation in conversations for text in texts_of(conversation)])
-        prompts = [prompt_ids(tokenizer, conversation, known=known) for conversation in conversations]
+        ids_of = ids_of_texts(tokenizer, [text for conversation in conversations for text in texts_of(conversation)])
+        prompts = [prompt_ids(tokenizer, conversation, ids_of=ids_of) for conversation in conversations]
     stops = stop_ids(tokenizer)
     sampling = Sampling(max_new_tokens, temperature, top_p, seed=seed, logprobs=likeliest or None)
     bar = tqdm(total=len(prompts), desc=progress, unit="reply", disable=progress is None, leave=False)

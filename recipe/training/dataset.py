@@ -175,11 +175,11 @@ def _encode(rows: Sequence[_Row], tokenizer: PreTrainedTokenizerBase, *, distill
     tokens: list[Tokens] = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[start : start + ROWS_AT_ONCE]
-        known = ids_of_texts(tokenizer, [text for row in some for text in texts_of(row.messages)])
+        ids_of = ids_of_texts(tokenizer, [text for row in some for text in texts_of(row.messages)])
         for row in some:
             key = json.dumps((row.messages, row.ended))
             if key not in encoded:
-                encoded[key] = training_ids(tokenizer, row.messages, ended=row.ended, known=known)
+                encoded[key] = training_ids(tokenizer, row.messages, ended=row.ended, ids_of=ids_of)
             ids, labels = encoded[key]
             tokens.append((ids, labels, row.teacher_rows(labels)) if distill else (ids, labels))
     return tokens

@@ -82,9 +82,9 @@ def distributions(
     from tqdm import tqdm
 
     texts = [text for conversation in conversations if conversation for text in texts_of(conversation)]
-    known = ids_of_texts(tokenizer, texts)
+    ids_of = ids_of_texts(tokenizer, texts)
     rows: list[tuple[list[int], list[int]]] = [
-        ([], []) if conversation is None else training_ids(tokenizer, conversation, ended=end, known=known)
+        ([], []) if conversation is None else training_ids(tokenizer, conversation, ended=end, ids_of=ids_of)
         for conversation, end in zip(conversations, ended, strict=True)
     ]
     counts = [len(labels) - labels.count(IGNORE_INDEX) for _, labels in rows]

@@ -162,8 +162,8 @@ class Letters:
         self.special_tokens_map: dict[str, str] = {}
         self.added_tokens_decoder: dict[int, Any] = {}
 
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": [ord(character) for character in text]}
+    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(character) for character in text] for text in texts]}
 
     def convert_tokens_to_ids(self, token: str) -> int:
         return -len(token)
