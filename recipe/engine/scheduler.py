@@ -198,12 +198,12 @@ class Scheduler:
         self._set_random_numbers(started)
         try:
             self._sample_first(finished)
-        except Exception as error:
-            if len(finished) == 1:  # its own settings are to blame: the other sequences are sound
-                self._finish(finished[0][0], "error", error)
-                return
-            for each in finished:
-                self._start_decoding([each])
+        except Exception:  # one of them is to blame, by its settings: the others are sound
+            for sequence, logits in finished:
+                try:
+                    self._sample_first([(sequence, logits)])
+                except Exception as error:
+                    self._finish(sequence, "error", error)
 
     def _sample_first(self, finished: SequenceOf[tuple[Sequence, Any]]) -> None:
         """Sample the first tokens of some sequences, and let them be decoded from there."""

@@ -12,7 +12,7 @@ import torch
 from small_serving import CONVERSATIONS
 
 from recipe.chat_format import prompt_ids, stop_ids
-from recipe.engine import Sampling, memory
+from recipe.engine import Sampling, memory, scheduler
 from recipe.engine.batch import BatchGenerator, Output
 from recipe.engine.decoder import Decoder, PromptChunk
 from recipe.engine.in_flight import InFlightStep
@@ -179,3 +179,58 @@ def test_short_memory_is_no_reason_to_build_another(monkeypatch: pytest.MonkeyPa
     short = BatchGenerator(model, [1], length=500, sequences=40)
     assert short.decoder.slots < 40
     assert short.fits([1], length=500, sequences=41)
+
+
+def test_who_begins_beside_one_that_fails_gets_the_same_reply(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that begin together are sampled together, then one by one where that fails: nobody draws twice."""
+    model, tokenizer = loaded
+    many, sampling = prompts(tokenizer)[:3], Sampling(max_new_tokens=12, temperature=1.5, seed=3)
+    length = max(map(len, many)) + sampling.max_new_tokens
+
+    def run() -> list[Output]:
+        generator = BatchGenerator(model, stop_ids(tokenizer), length=length, sequences=len(many))
+        choose, outputs = generator.scheduler.sampler.choose, [Output(lambda: None) for _ in many]
+
+        def fail(logits: Any, slots: Any, *, plain: bool) -> Any:
+            if not isinstance(slots, slice) and spoilt in slots.tolist():
+                raise ValueError("a setting that it cannot take")
+            return choose(logits, slots, plain=plain)
+
+        monkeypatch.setattr(generator.scheduler.sampler, "choose", fail)
+        for i, output in enumerate(outputs):
+            generator.scheduler.add(Sequence(sampling, many[i], False, output, random.Random(i)))
+        with torch.inference_mode():
+            while not generator.scheduler.idle:
+                generator.scheduler.iterate()
+        return outputs
+
+    spoilt = -1
+    expected = [output.ids for output in run()]
+    spoilt = 1
+    first, failed, last = run()
+    assert isinstance(failed.error, ValueError)
+    assert (first.ids, last.ids) == (expected[0], expected[2])
+    assert first.error is last.error is None
+
+
+def test_a_prompt_that_no_longer_fits_into_a_pass_waits_whole(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts it would make the next pass compute every prompt by itself."""
+    model, tokenizer = loaded
+    many = prompts(tokenizer)
+    monkeypatch.setitem(scheduler.BATCH_PREFILL_TOKENS, "cpu", len(many[0]) + len(many[1]) - 1)
+    passes: list[list[PromptChunk]] = []
+    prefill = Decoder.prefill
+
+    def note(self: Decoder, chunks: Any) -> Any:
+        passes.append(list(chunks))
+        return prefill(self, chunks)
+
+    monkeypatch.setattr(Decoder, "prefill", note)
+    generate(model, tokenizer, many, Sampling(max_new_tokens=2))
+    assert len(passes) > 1
+    assert not any(chunk.start for chunks in passes if len(chunks) > 1 for chunk in chunks)
+    assert sum(len(chunk.ids) for chunks in passes for chunk in chunks) == sum(map(len, many))
