@@ -193,7 +193,7 @@ sweep: ready ## The quickstart for 20 random names, half an hour on two cores / 
 
 .PHONY: bench
 bench: ready ## Training speed beside other trainers; BENCH=end_to_end: all stages timed / 训练速度、全程用时
-	@$(call split,BENCH); $(RECIPE) bench $(common) $(model) "$${words[@]}"
+	@$(call split,BENCH); $(RECIPE) bench $(common) $(model) $(languages) "$${words[@]}"
 
 .PHONY: chat
 chat: ready ## Talk to the result of RUN (default: merged last) in the terminal / 终端对话

@@ -31,9 +31,12 @@ def run_bench(options: argparse.Namespace) -> None:
     if end_to_end.NAME in options.names:
         if options.names != [end_to_end.NAME]:
             raise RecipeError(f"bench: {end_to_end.NAME} is measured alone; name the others in a call of their own")
-        print(end_to_end.table(end_to_end.run(options.work, work, options.model or "miniature")), flush=True)
+        measured = end_to_end.run(options.work, work, options.model or "miniature", options.languages)
+        print(end_to_end.table(measured), flush=True)
         return
-    if options.model:
-        raise RecipeError(f"bench: MODEL is for {end_to_end.NAME}; training speed has a model of its own")
-    measured = training_speed.run(work, options.names or list(training_speed.CASES))
-    print(training_speed.table(measured), flush=True)
+    if options.model or options.languages:
+        raise RecipeError(
+            f"bench: MODEL and LANGUAGES are for {end_to_end.NAME}; training speed has a model and rows of its own"
+        )
+    speeds = training_speed.run(work, options.names or list(training_speed.CASES))
+    print(training_speed.table(speeds), flush=True)

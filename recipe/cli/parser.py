@@ -98,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     help_text = "which to measure (default: training speed of all that are installed); end_to_end: every stage, timed"
     sub.add_argument("names", nargs="*", metavar="NAME", help=help_text)
     sub.add_argument("--model", help="of end_to_end, as for the stages (default: miniature)")
+    _languages_option(sub)
     summary = "quickstart for many names, on any bases: the worst of each number / 多个名字、多个基座的对比"
     _sweep_verb(_add_verb(verbs, "sweep", summary, run="sweep"))
     return parser

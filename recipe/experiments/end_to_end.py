@@ -46,13 +46,14 @@ class Duration:
     phases: dict[str, float] = field(default_factory=dict)
 
 
-def run(work: Path, folder: Path, model: str) -> list[Duration]:
+def run(work: Path, folder: Path, model: str, languages: str | None = None) -> list[Duration]:
     """Run every stage for a model, and measure.
 
     Args:
         work: the folder of all runs, whose downloads are used.
         folder: for the run, emptied first; `end_to_end.json` in it has the result.
         model: as MODEL names it.
+        languages: as LANGUAGES takes them; None for the model's own.
 
     Returns:
         The stages in the order of the work.
@@ -66,6 +67,7 @@ def run(work: Path, folder: Path, model: str) -> list[Duration]:
     (work / "hub").mkdir(parents=True, exist_ok=True)
     (runs / "hub").symlink_to((work / "hub").resolve())
     command = [sys.executable, "-m", "recipe", "quickstart", "--work", str(runs), "--name", WHOSE, "--model", model]
+    command += ["--languages", languages] if languages else []
     with _Readings() as readings:
         started = time.time()
         subprocess.run(command, check=False)

@@ -63,7 +63,8 @@ def test_a_run_begins_in_a_fresh_folder_and_finds_the_downloads(
 
     monkeypatch.setattr(subprocess, "run", runs)
     for _ in range(2):
-        measured = end_to_end.run(tmp_path, tmp_path / "bench", "miniature")
+        measured = end_to_end.run(tmp_path, tmp_path / "bench", "miniature", "en")
+    assert all(command[-2:] == ["--languages", "en"] for command in commands)
     assert {each.stage for each in measured} == {"model", "report", "end"}
     assert len(commands) == 2
     assert (tmp_path / "hub" / "weights").exists()
@@ -77,7 +78,9 @@ def test_a_pipeline_that_ends_early_is_an_error(monkeypatch: pytest.MonkeyPatch,
         end_to_end.run(tmp_path, tmp_path / "bench", "miniature")
 
 
-@pytest.mark.parametrize("words", [["end_to_end", "fast"], ["fast", "--model", "miniature"]])
+@pytest.mark.parametrize(
+    "words", [["end_to_end", "fast"], ["fast", "--model", "miniature"], ["fast", "--languages", "en"]]
+)
 def test_the_two_measurements_are_not_mixed(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
