@@ -83,16 +83,21 @@ class Screen:
     def type(self, typed: bytes) -> bytes:
         """Type once there is a prompt; what the terminal shows meanwhile is read, or it would stop.
 
+        The editor shows its prompt once more when a line ends. Who types then types between two prompts, where the
+        terminal itself edits the line. So a line is typed only after the editor has left the last one.
+
         Returns:
             What was shown before the prompt's last word.
         """
-        shown = self.wait_for("you>")
+        shown, ends = self.wait_for("you>"), typed.endswith(b"\r")
         while typed:
             readable, writable, _ = select.select([self.fd], [self.fd], [], WITHIN)
             if readable:
                 self.output += os.read(self.fd, 65536)
             if writable:
                 typed = typed[os.write(self.fd, typed[:256]) :]
+        if ends:
+            self.wait_for(BRACKETS_OFF)
         return shown
 
     def ask(self, typed: bytes) -> str:
