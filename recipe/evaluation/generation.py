@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from recipe.engine.batch import Likeliest
 
 ADAPTER = "adapter_model.safetensors"
+# The remedy of `gpu_failures` where a verb has no other.
+FREE_THE_GPU = "`nvidia-smi` shows what fills it; CUDA_VISIBLE_DEVICES= before the command leaves it to the CPU"
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ def run(
     Raises:
         RecipeError: the model cannot be loaded, or `max_new_tokens` leaves no room for a question.
     """
-    loaded, tokenizer = generation.load(model, adapter)
+    with generation.gpu_failures("the model cannot be loaded on the GPU", generation.FREE_THE_GPU):
+        loaded, tokenizer = generation.load(model, adapter)
     with Engine(loaded, tokenizer, slots=1) as engine:
         room = engine.length - max_new_tokens
         if room <= 0:

@@ -171,6 +171,7 @@ def seconds_of_replies(folder: Path) -> float:
     return float(evaluated.get("phases", {}).get("generate", 0.0)) * prompts_asked / conversations
 
 
+@generation.gpu_failures("the models cannot answer on the GPU", generation.FREE_THE_GPU)
 def _measure(
     held_out: Prompts, own: Sequence[OwnQuestion], model: Path, tuned_folder: Path, identity: Identity
 ) -> tuple[int, BaseMetrics, TunedMetrics]:

@@ -49,6 +49,7 @@ def make(folder: Path, *, model: Path, languages: Sequence[str] = LANGUAGES) -> 
     parts = replay_parts(extended=extended, languages=languages)
     answers = contrast_answers() if extended else {}
 
+    @generation.gpu_failures("the base cannot answer on the GPU", generation.FREE_THE_GPU)
     def work(out: Path) -> ReplayResults:
         from recipe.training import teacher
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import full_card
 from small_serving import WITHOUT_MODEL
 
 from recipe.engine import Engine, Reply, Sampling
@@ -44,6 +45,12 @@ def test_one_prompt_gives_the_reply_and_nothing_else_on_stdout(
     run(tiny_model, "你好")
     (reply,) = generation.answer(*generation.load(tiny_model), [conversation("你好")], max_new_tokens=8)
     assert capsys.readouterr().out == reply.text + "\n"
+
+
+def test_a_full_card_is_one_line_with_the_way_out(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "load", full_card)
+    with pytest.raises(RecipeError, match=r"CUDA out of memory.*CUDA_VISIBLE_DEVICES= .*CPU$"):
+        run(tiny_model, "你好")
 
 
 def test_an_adapter_speaks_where_one_is_given(

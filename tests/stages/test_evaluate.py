@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from damage import full_card
 from example_results import example_scores
 from small_evaluation import ASKED, BASE, XIAOMING, judged, replies, scored
 
@@ -85,6 +86,12 @@ def test_a_reply_is_one_line_of_the_table_and_steers_no_terminal() -> None:
     assert len(lines) == len(table(measured(BASE)).splitlines())
     assert [line for line in lines if "[2J" in line] == [f"tuned  {one_line(hostile)}"]
     assert all(line.isprintable() for line in lines)
+
+
+def test_a_full_card_is_one_line_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "load", full_card)
+    with pytest.raises(RecipeError, match=r"CUDA out of memory.*CUDA_VISIBLE_DEVICES= .*CPU$"):
+        evaluate._measure(evaluate.prompts(), [], tmp_path, tmp_path, XIAOMING)
 
 
 def test_the_table_shows_replies_before_and_after() -> None:

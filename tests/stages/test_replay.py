@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from damage import full_card
 from example_results import example_results
 
 from recipe.chat_format import assistant, user
@@ -70,6 +71,16 @@ def test_each_row_is_a_prompt_and_the_bases_answer(
     ]
     assert {len(turns) for turns in base.conversations} == {1, 3}
     assert manifest["results"] == {"prompts": len(base.requests), "rows": len(base.requests)}
+
+
+def test_a_full_card_is_one_line_with_the_way_out(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "load", full_card)
+    with pytest.raises(RecipeError, match=r"CUDA out of memory.*CUDA_VISIBLE_DEVICES= .*CPU$") as caught:
+        replay.make(tmp_path / "replay", model=tiny_model)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "replay").exists()
 
 
 def test_sampled_beginnings_of_answers_follow(
