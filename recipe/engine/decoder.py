@@ -31,8 +31,8 @@ from recipe.kernels import rowwise
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What computes attention over prompts, of which every pass has another shape. cuDNN would build a plan for each shape,
-# for 40 ms: on an H200 that was a third of the time of short replies.
+# What computes attention over prompts, of which every pass has another shape. With cuDNN a pass took 40 ms on an H200,
+# by all signs for a plan of each new shape: a third of the time of short replies.
 OF_ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # Attention of one layer: (layer, queries (tokens, heads, head_dim), keys and values (tokens, kv_heads, head_dim)) ->
 # (tokens, heads * head_dim). It also writes the keys and values into the cache.
