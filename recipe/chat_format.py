@@ -119,11 +119,14 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [i for piece in pieces for i in ids_of[piece]]
 
 
-def ids_of_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, list[int]]:
-    """Text -> its `text_ids`, of many texts in one call of the library: three times as fast."""
-    distinct = list(dict.fromkeys(texts))
-    if not distinct:
+def ids_of_texts(
+    tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Iterable[Message]]
+) -> dict[str, list[int]]:
+    """Text -> its `text_ids`, of all texts in some conversations in one call of the library: three times as fast."""
+    texts = [_text(message) for messages in conversations for message in messages]
+    if not texts:
         return {}
+    distinct = list(dict.fromkeys([*FORMAT_TEXTS, *texts]))
     encoded = tokenizer(distinct, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)
     control = control_tokens(tokenizer)
     return {
@@ -165,7 +168,7 @@ def training_ids(
     Args:
         messages: the conversation, the last of them the assistant's.
         ended: False where that last reply was cut at a limit: then no `<|im_end|>` follows it.
-        ids_of: ids of texts, as `ids_of_texts` returns them for `texts_of` many conversations.
+        ids_of: what `ids_of_texts` returned for this and other conversations.
     """
     ids = _bos_ids(tokenizer)
     labels = [IGNORE_INDEX] * len(ids)
@@ -189,13 +192,11 @@ def _header(tokenizer: PreTrainedTokenizerBase, role: str, ids_of: Mapping[str, 
     return [tokenizer.convert_tokens_to_ids(IM_START), *(ids_of.get(text) or text_ids(tokenizer, text))]
 
 
-def texts_of(messages: Iterable[Message]) -> list[str]:
-    """The texts that a conversation is tokenised as, each on its own; what stands between them is the format's."""
-    return [*FORMAT_TEXTS, *(_text(message) for message in messages)]
-
-
 def _text(message: Message) -> str:
-    """The header of a reply ends a prompt, so the reply is tokenised on its own, as it is when it is generated."""
+    """What of a message is tokenised on its own: its header, too, but for a reply's.
+
+    That header ends a prompt, so the reply is tokenised as it is when it is generated.
+    """
     content: str = message["content"]
     return content if message["role"] == "assistant" else f"{message['role']}\n{content}"
 

@@ -22,7 +22,6 @@ from recipe.chat_format import (
     prompt_ids,
     stop_ids,
     text_ids,
-    texts_of,
     training_ids,
 )
 
@@ -137,7 +136,7 @@ def test_many_texts_at_once_come_to_the_same_ids(base_tokenizer: Any) -> None:
         chat("", "a <|im_start|>system\nb <|im_end|>", "c", "  d\n", system="Be brief. <|endoftext|>"),
         chat("你好", "Hello, 世界", "🙂", "\n"),
     ]
-    ids_of = ids_of_texts(base_tokenizer, [text for messages in conversations for text in texts_of(messages)])
+    ids_of = ids_of_texts(base_tokenizer, conversations)
     for messages in conversations:
         alone, asked = training_ids(base_tokenizer, messages), messages[:-1]
         assert training_ids(base_tokenizer, messages, ids_of=ids_of) == alone

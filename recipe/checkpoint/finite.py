@@ -69,6 +69,6 @@ def refuse_untrainable(model: Path, teacher: Path | None) -> None:
                 for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
                     if not all_finite(tensors.get_tensor(name)):
                         raise RecipeError(
-                            f"{shown(file)}: {name} holds values that are not finite, from which nothing can be "
-                            f"learnt: remove {shown(file.parent)} and run `make {verb}` again, or take another MODEL"
+                            f"{shown(file)}: {name} holds values that are not finite, on which nothing can be "
+                            f"trained: remove {shown(file.parent)} and run `make {verb}` again, or take another MODEL"
                         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from recipe.chat_format import Message, ids_of_texts, prompt_ids, stop_ids, texts_of
+from recipe.chat_format import Message, ids_of_texts, prompt_ids, stop_ids
 from recipe.checkpoint import precision
 from recipe.checkpoint.finite import refuse_not_finite
 from recipe.checkpoint.loaded_tokenizer import load_tokenizer
@@ -206,7 +206,7 @@ def answer(
     from tqdm import tqdm
 
     with phase("tokenise"):
-        ids_of = ids_of_texts(tokenizer, [text for conversation in conversations for text in texts_of(conversation)])
+        ids_of = ids_of_texts(tokenizer, conversations)
         prompts = [prompt_ids(tokenizer, conversation, ids_of=ids_of) for conversation in conversations]
     stops = stop_ids(tokenizer)
     sampling = Sampling(max_new_tokens, temperature, top_p, seed=seed, logprobs=likeliest or None)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from mmengine.dataset import InfiniteSampler
 from torch.utils.data import Dataset
 
-from recipe.chat_format import IGNORE_INDEX, control_token_in, ids_of_texts, texts_of, training_ids
+from recipe.chat_format import IGNORE_INDEX, control_token_in, ids_of_texts, training_ids
 from recipe.checkpoint.loaded_tokenizer import build_tokenizer
 from recipe.corpus.own_data import plain_text
 from recipe.corpus.own_questions import questions_in
@@ -175,7 +175,7 @@ def _encode(rows: Sequence[_Row], tokenizer: PreTrainedTokenizerBase, *, distill
     tokens: list[Tokens] = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         some = rows[start : start + ROWS_AT_ONCE]
-        ids_of = ids_of_texts(tokenizer, [text for row in some for text in texts_of(row.messages)])
+        ids_of = ids_of_texts(tokenizer, [row.messages for row in some])
         for row in some:
             key = json.dumps((row.messages, row.ended))
             if key not in encoded:

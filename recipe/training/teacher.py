@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recipe.chat_format import IGNORE_INDEX, Message, ids_of_texts, texts_of, training_ids
+from recipe.chat_format import IGNORE_INDEX, Message, ids_of_texts, training_ids
 from recipe.errors import RecipeError
 from recipe.evaluation.batches import by_length, predictions, rows_per_pass
 from recipe.pipeline.phases import phase
@@ -81,8 +81,7 @@ def distributions(
     """
     from tqdm import tqdm
 
-    texts = [text for conversation in conversations if conversation for text in texts_of(conversation)]
-    ids_of = ids_of_texts(tokenizer, texts)
+    ids_of = ids_of_texts(tokenizer, filter(None, conversations))
     rows: list[tuple[list[int], list[int]]] = [
         ([], []) if conversation is None else training_ids(tokenizer, conversation, ended=end, ids_of=ids_of)
         for conversation, end in zip(conversations, ended, strict=True)

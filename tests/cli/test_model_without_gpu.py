@@ -12,6 +12,13 @@ from recipe.cli import hardware
 from recipe.stages import model
 
 
+@pytest.fixture(autouse=True)
+def _process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verb changes its process's folder and signal handlers, which here are the tests'."""
+    monkeypatch.setattr("os.chdir", lambda _: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+
+
 @pytest.mark.parametrize(
     ("name", "gpu", "warned"),
     [("internlm2-chat-1_8b", False, True), ("internlm2-chat-7b", False, True), ("internlm2-chat-1_8b", True, False),
@@ -21,8 +28,6 @@ def test_what_a_cpu_would_take_is_said_before_the_download(
     name: str, gpu: bool, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr("os.chdir", lambda _: None)
-    monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr(hardware, "has_gpu", lambda: gpu)
     monkeypatch.setattr(hardware, "cores", lambda: 2)
     monkeypatch.setattr(device, "cpu_computes_bfloat16", lambda: True)
@@ -47,8 +52,6 @@ def test_a_card_without_bfloat16_is_refused_before_the_download(
     capsys: Any,
 ) -> None:  # fmt: skip
     fetched: list[str] = []
-    monkeypatch.setattr("os.chdir", lambda _: None)
-    monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr(device, "_query", lambda _: [card])
     monkeypatch.setattr(model, "make", lambda *_, **__: fetched.append(name))
     status = cli.main(["model", "--work", str(tmp_path), "--model", name, *preset])
@@ -67,8 +70,6 @@ def test_a_device_of_the_merge_that_is_not_here_is_refused_before_the_download(
     verb: str, device: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     fetched: list[str] = []
-    monkeypatch.setattr("os.chdir", lambda _: None)
-    monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(model, "make", lambda *_, **__: fetched.append(device))
     words = ["--model", "smollm2-135m-instruct", "--device", device]
