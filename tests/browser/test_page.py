@@ -51,6 +51,12 @@ SETTLED = """([messages, regenerate, stop]) => {
 }"""
 
 
+def reload_kept(page: Any) -> None:
+    """Load the page anew, once the browser keeps its conversation."""
+    page.wait_for_function("Object.keys(localStorage).some(key => key.startsWith('identity-chat-1:'))")
+    page.reload()
+
+
 def answered(page: Any, turns: int = 1, say: Any = EN) -> list[str]:
     """The replies, once there are so many and none grows."""
     page.wait_for_function(SETTLED, arg=[2 * turns, say("regenerate"), say("stop")])
@@ -174,8 +180,7 @@ def test_a_base_path_is_taken_by_page_and_reply(serve: Any, visit: Visit, work: 
     page = visit(f"{server.url}/chat/me/")
     ask(page, "法国的首都是哪里？")
     assert "巴黎" in answered(page)[0]
-    page.wait_for_function("Object.keys(localStorage).some(key => key.startsWith('identity-chat-'))")
-    page.reload()
+    reload_kept(page)
     assert "巴黎" in answered(page)[0]
     health = [sys.executable, str(ROOT / "docker" / "healthcheck.py")]
     own = os.environ | {"PORT": str(server.port), "TMPDIR": str(server.log.parent)}

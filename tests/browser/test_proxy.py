@@ -19,7 +19,7 @@ from local_server import free_port
 from recipe.paths import ROOT
 
 from .conftest import Server
-from .test_page import EN, answered, ask, button, open_
+from .test_page import EN, answered, ask, button, open_, reload_kept
 
 pytestmark = [
     pytest.mark.browser,
@@ -86,8 +86,7 @@ def test_the_nginx_server_of_the_docs_passes_all_of_the_page(
     page = visit(f"https://chat.example.com:{nginx[rewritten]}/chat/")
     ask(page, "What is the capital of France?")
     assert "Paris" in answered(page)[0]
-    page.wait_for_function("Object.keys(localStorage).some(key => key.startsWith('identity-chat-1:'))")
-    page.reload()
+    reload_kept(page)
     assert "Paris" in answered(page)[0]
     open_(page, EN("conversation"))
     with page.expect_download() as download:
