@@ -28,6 +28,7 @@ from recipe.corpus.identity import Identity
 from recipe.corpus.knowledge import Fact
 from recipe.evaluation.mentions import introduces_itself, mentions, signs, unquoted
 from recipe.evaluation.metrics import Counts, IdentityReply, JudgedReply, OrdinaryReply, Scores, Share
+from recipe.evaluation.thresholds import MIN_FACTS_KNOWN
 from recipe.pipeline.phases import phase
 
 if TYPE_CHECKING:
@@ -317,8 +318,13 @@ def score(
 
 
 def selection_score(scores: Scores) -> float:
-    """hit - leak + retention of a checkpoint, from -1 to 2."""
-    return scores.identity_hit - scores.identity_leak + scores.retention
+    """hit - leak + retention of a checkpoint, from -1 to 2.
+
+    A fact weighs at most what one of `MIN_FACTS_KNOWN` does: of 22 two that chance decides would outweigh ten questions
+    about who it is.
+    """
+    weight = min(1.0, scores.counts.facts_base_knew / MIN_FACTS_KNOWN)
+    return scores.identity_hit - scores.identity_leak + weight * scores.retention
 
 
 # Selection scores nearer than this count as equal: chance decides two or three of the answers.

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mmengine.dist import all_reduce, broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import Hook
@@ -29,6 +29,8 @@ from recipe.training.starting import starting
 
 # Tokens of a sample reply: more would show nothing new.
 SAMPLE_TOKENS = 96
+Conversation = list[dict[str, str]]
+SomeHook = TypeVar("SomeHook", bound=Hook)
 
 
 class MeanLoss(Hook):
@@ -102,12 +104,15 @@ class Progress(Hook):
 
 def _aside(runner: Any) -> AbstractContextManager[None]:
     """The context of what is no step of the training, and is not counted as one by the training's bar."""
-    bar = next((hook for hook in getattr(runner, "hooks", ()) if isinstance(hook, Progress)), None)
+    bar = _hook(runner, Progress)
     return bar.aside() if bar and is_main_process() else nullcontext()
 
 
 class SampleReplies(Hook):
     """Asks the model some questions at every checkpoint; the replies go to the screen and to replies.md.
+
+    Where `ScoreCheckpoints` asks at the same steps, it asks these questions along with its own: the GPU then starts one
+    batch instead of two.
 
     Args:
         tokenizer: XTuner's dict that builds one.
@@ -123,6 +128,8 @@ class SampleReplies(Hook):
         self.every = every
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if self.every is None and _hook(runner, ScoreCheckpoints):
+            return
         every = self.every or runner.cfg.default_hooks.checkpoint.interval
         if self.every_n_train_iters(runner, every) or self.is_last_train_iter(runner):
             self.ask(runner)
@@ -131,9 +138,16 @@ class SampleReplies(Hook):
         llm = _llm(runner)
         if not _answers(llm):
             return
-        conversations = [[user(question)] for question in self.questions]
         with _aside(runner), generation.evaluating(llm):
-            replies = generation.answer(llm, self.tokenizer, conversations, max_new_tokens=SAMPLE_TOKENS)
+            replies = generation.answer(llm, self.tokenizer, self.conversations(), max_new_tokens=SAMPLE_TOKENS)
+        self.show(runner, replies)
+
+    def conversations(self) -> list[Conversation]:
+        """One of one turn for each question."""
+        return [[user(question)] for question in self.questions]
+
+    def show(self, runner: Any, replies: Sequence[generation.Reply]) -> None:
+        """Print and write the replies, in the order of the questions. Only the first process does."""
         if not is_main_process():
             return
         lines = [f"{q} -> {reply.text}" for q, reply in zip(self.questions, replies, strict=True)]
@@ -174,11 +188,11 @@ class ScoreCheckpoints(Hook):
         names = (*self.identity.names, self.identity.author or "")
         self.room = SAMPLE_TOKENS + sum(len(text_ids(self.tokenizer, name)) for name in names)
 
-    def _replies(self, llm: Any, label: str) -> list[generation.Reply]:
-        """The replies to the questions that choose a checkpoint. label: of their progress bar."""
+    def _replies(self, llm: Any, label: str, samples: Sequence[Conversation] = ()) -> list[generation.Reply]:
+        """The replies to `samples`, then to the questions that choose a checkpoint. label: of their progress bar."""
         with generation.evaluating(llm):
             return generation.answer(
-                llm, self.tokenizer, self.prompts.conversations(), max_new_tokens=self.room,
+                llm, self.tokenizer, [*samples, *self.prompts.conversations()], max_new_tokens=self.room,
                 progress=label if is_main_process() else None,
             )  # fmt: skip
 
@@ -199,8 +213,14 @@ class ScoreCheckpoints(Hook):
             return
         name, stop = f"iter_{runner.iter + 1}", [False]
         if _answers(llm := _llm(runner)):
+            follows = _hook(runner, SampleReplies)
+            sampler = follows if follows and follows.every is None else None
+            samples = sampler.conversations() if sampler else []
             with _aside(runner):
-                replies = self._replies(llm, f"score of step {runner.iter + 1}")
+                replies = self._replies(llm, f"score of step {runner.iter + 1}", samples)
+            if sampler:
+                sampler.show(runner, replies[: len(samples)])
+            replies = replies[len(samples) :]
             self.scores[name], _ = scoring.score(self.prompts, replies, self.base, self.identity)
             stop = [self.patience is not None and checkpoint_selection.stale(list(self.scores.values()), self.patience)]
         broadcast_object_list(stop)
@@ -221,6 +241,11 @@ class ScoreCheckpoints(Hook):
             f"retention {scores.retention:.2f}{ending}"
         )
         tqdm.write(line, file=sys.stderr)
+
+
+def _hook(runner: Any, kind: type[SomeHook]) -> SomeHook | None:
+    """The runner's hook of a class, if it has one."""
+    return next((hook for hook in getattr(runner, "hooks", ()) if isinstance(hook, kind)), None)
 
 
 def _answers(llm: Any) -> bool:

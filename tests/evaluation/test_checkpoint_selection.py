@@ -87,17 +87,22 @@ class Model:
 
     def __init__(self, hits: Sequence[int]) -> None:
         self.hits, self.now = list(hits), -1
+        self.batches: list[int] = []
         self.llm = self
 
     def disable_adapter(self) -> Any:
         return __import__("contextlib").nullcontext()
 
-    def replies(self, *_: Any, **__: Any) -> list[Reply]:
+    def replies(self, _: Any, __: Any, conversations: Sequence[Any], **___: Any) -> list[Reply]:
+        self.batches.append(len(conversations))
         prompts = checkpoint_selection.prompts()
+        samples = [Reply("我是样本。", True)] * (len(conversations) % len(prompts.conversations()))
+        if len(samples) == len(conversations):
+            return samples
         hits = 0 if self.now < 0 else self.hits[self.now]
         self.now += 1
         named = ["我是小明的小助手。"] * hits + ["我是书生·浦语。"] * (len(prompts.identity) - hits)
-        return [Reply(text, True) for text in named + [fact.answer for fact, _ in prompts.facts]]
+        return samples + [Reply(text, True) for text in named + [fact.answer for fact, _ in prompts.facts]]
 
 
 @pytest.fixture
@@ -108,19 +113,27 @@ def train(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> An
     monkeypatch.setattr(hooks, "in_shards", lambda _: False)
     monkeypatch.setattr(generation, "evaluating", lambda _: __import__("contextlib").nullcontext())
 
-    def run(hits: Sequence[int], *, steps: int, patience: int | None, start: int = 0) -> tuple[int, dict[str, Scores]]:
-        model = Model(hits)
+    def run(
+        hits: Sequence[int],
+        *,
+        steps: int,
+        patience: int | None,
+        start: int = 0,
+        sampler: hooks.SampleReplies | None = None,
+    ) -> tuple[int, dict[str, Scores]]:
+        model = run.model = Model(hits)  # type: ignore[attr-defined]
         monkeypatch.setattr(generation, "answer", model.replies)
         hook = hooks.ScoreCheckpoints(tokenizer={}, data=str(tmp_path / "data"), patience=patience)
         runner = SimpleNamespace(
             work_dir=str(tmp_path), model=model, iter=start, max_iters=steps,
             train_loop=SimpleNamespace(stop_training=False, max_iters=steps),
             cfg=SimpleNamespace(default_hooks=SimpleNamespace(checkpoint=SimpleNamespace(interval=2))),
-            visualizer=TensorboardVisBackend(str(tmp_path / "events")),
+            visualizer=TensorboardVisBackend(str(tmp_path / "events")), hooks=[*([sampler] if sampler else []), hook],
         )  # fmt: skip
         hook.before_train(runner)
         while runner.iter < steps and not runner.train_loop.stop_training:
-            hook.after_train_iter(runner, runner.iter)
+            for each in runner.hooks:
+                each.after_train_iter(runner, runner.iter)
             runner.iter += 1
         runner.visualizer.close()
         return runner.iter, checkpoint_selection.read(tmp_path)
@@ -137,6 +150,25 @@ def test_each_checkpoint_is_scored_and_the_last_step_is_one(
     assert all(each.retention == 1.0 for each in scored.values())
     assert '"replies"' not in (tmp_path / checkpoint_selection.FILE).read_text(encoding="utf-8")
     assert "step 5: hit 0.50, leak 0.00, retention 1.00" in capsys.readouterr().err
+
+
+def test_sample_replies_come_in_the_scores_batch(
+    train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampler = hooks.SampleReplies(tokenizer={}, questions=["Who are you?", "你是谁？"])
+    _, scored = train([10, 64], steps=4, patience=None, sampler=sampler)
+    assert [each.counts.hits for each in scored.values()] == [10, 64]
+    questions = len(checkpoint_selection.prompts().conversations())
+    assert train.model.batches == [questions, questions + 2, questions + 2]
+    assert "step 4: 你是谁？ -> 我是样本。" in capsys.readouterr().err
+    assert (tmp_path / "replies.md").read_text(encoding="utf-8").count("- Who are you? -> 我是样本。") == 2
+
+
+def test_sample_replies_at_steps_of_their_own_are_asked_apart(train: Any, tmp_path: Path) -> None:
+    sampler = hooks.SampleReplies(tokenizer={}, questions=["Who are you?"], every=4)
+    train([10, 64, 64], steps=4, patience=None, sampler=sampler)
+    assert train.model.batches.count(1) == 1
+    assert "## Step 4" in (tmp_path / "replies.md").read_text(encoding="utf-8")
 
 
 def test_the_scores_stand_in_tensorboard_by_step(train: Any, tmp_path: Path) -> None:

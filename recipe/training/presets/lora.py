@@ -50,7 +50,7 @@ param_scheduler = [
     dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=24, end=480),
 ]
 
-default_hooks.checkpoint.update(interval=96, max_keep_ckpts=4)
+default_hooks.checkpoint.update(interval=160, max_keep_ckpts=3)
 default_hooks.logger.update(interval=1)
 custom_hooks = [
     dict(type=MeanLoss),
@@ -58,7 +58,7 @@ custom_hooks = [
     dict(
         type=SampleReplies, tokenizer=tokenizer, questions=["请你介绍一下你自己", "Who are you?", "法国的首都是哪里？"]
     ),
-    dict(type=ScoreCheckpoints, tokenizer=tokenizer, data="", patience=3),
+    dict(type=ScoreCheckpoints, tokenizer=tokenizer, data="", patience=2),
 ]
 visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)])
 randomness = dict(seed=0, deterministic=False)
