@@ -22,6 +22,9 @@ def _leave() -> None:
 from recipe.cli import main  # noqa: E402 - what it imports may register functions, too
 from recipe.cli.remedies import remedy  # noqa: E402
 from recipe.plain_text import print_error  # noqa: E402
+from recipe.training import unused_libraries  # noqa: E402
+
+unused_libraries.one_config = True
 
 try:
     try:

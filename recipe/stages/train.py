@@ -89,7 +89,8 @@ def make(
             refuse_untrainable(inputs["model"], inputs.get("teacher"))
             tracked = tracker and tracking.write_config(resolved, out / CONFIG, name=tracker, run_folder=folder.parent)
             with _saying_how_to_go_on(out, command, machines.processes), watching(host and host.store):
-                _launch(_arguments(tracked or config, out, last, deepspeed), out, machines, in_torchrun=bool(deepspeed))
+                arguments = _arguments(tracked or config, out, last, deepspeed)
+                _launch(arguments, out, machines, in_torchrun=bool(deepspeed), program=program)
             (out / MEETING).unlink(missing_ok=True)
             write_down()  # again: mmengine writes its own under the config's name
             return _tidy(out)
@@ -141,7 +142,8 @@ def join(
             last = theirs / plan["resume"] if plan["resume"] else None
             guest.ready()
             with watching(guest.store):
-                _launch(_arguments(config, out, last, deepspeed), out, machines, in_torchrun=True)
+                arguments = _arguments(config, out, last, deepspeed)
+                _launch(arguments, out, machines, in_torchrun=True, program=program)
             guest.end()
     stage.say("train", f"done; the result is on machine 0{', which shares work/' if shared else ''}")
 
@@ -218,7 +220,7 @@ def _read_by(resolved: Any, config: Path) -> dict[str, Path]:
     return inputs
 
 
-def _launch(arguments: list[str], out: Path, machines: Machines, *, in_torchrun: bool) -> None:
+def _launch(arguments: list[str], out: Path, machines: Machines, *, in_torchrun: bool, program: bool) -> None:
     """In this process, which has torch loaded already, or in torchrun's, as several processes and DeepSpeed want."""
     try:
         if in_torchrun or machines.processes > 1:
@@ -227,7 +229,7 @@ def _launch(arguments: list[str], out: Path, machines: Machines, *, in_torchrun:
                 phases.add(json.loads(spent.read_text(encoding="utf-8")))
                 spent.unlink()
         else:
-            xtuner.run(arguments)
+            xtuner.run(arguments, program=program)
     except (OSError, RecipeError):
         raise
     except (Exception, SystemExit) as error:  # a config that ends the process has trained nothing

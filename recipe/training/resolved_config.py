@@ -44,6 +44,7 @@ CODE = frozenset(
         "recipe.training.dataset.EndlessSampler",
         "recipe.training.dataset.chat_dataset",
         "recipe.training.dataset.collate",
+        "recipe.training.fast.clipping.clipping_wrapper",
         "recipe.training.fast.model.finetune",
         "recipe.training.hooks.MeanLoss",
         "recipe.training.hooks.Progress",

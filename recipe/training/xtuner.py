@@ -24,7 +24,7 @@ from recipe.device import has_gpu
 from recipe.library_logging import quieten
 from recipe.pipeline import phases
 from recipe.pipeline.heartbeat import heartbeat
-from recipe.training import build_lock, tracking
+from recipe.training import build_lock, tracking, unused_libraries
 from recipe.training.starting import starting
 
 LOG = "console.log"
@@ -84,10 +84,10 @@ def _forget_instances() -> None:
         kept._instance_dict.clear()
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str], *, program: bool = True) -> None:
     """Run `xtuner.tools.train` with these arguments.
 
-    The first process prints to the work folder's console.log; of the others only tracebacks go there.
+    A config that is no program names all that its training uses; what it does not is left out of the imports. The first process prints to the work folder's console.log; of the others only tracebacks go there.
     """
     quieten()
     work_dir = Path(arguments[list(arguments).index("--work-dir") + 1])
@@ -97,6 +97,7 @@ def run(arguments: Sequence[str]) -> None:
     sys.argv = ["xtuner.tools.train", *arguments]
     try:
         with (
+            unused_libraries.left_out([] if program else _unused(arguments)),
             (work_dir / LOG).open("a", encoding="utf-8") as log,
             Path(os.devnull).open("w") as nowhere,
             contextlib.redirect_stdout(nowhere if rank else log),
@@ -130,6 +131,11 @@ def run(arguments: Sequence[str]) -> None:
     finally:
         sys.argv = saved
         _forget_instances()
+
+
+def _unused(arguments: Sequence[str]) -> list[str]:
+    config = Path(arguments[0]).read_text(encoding="utf-8")
+    return unused_libraries.unused(config, deepspeed="--deepspeed" in arguments)
 
 
 if __name__ == "__main__":

@@ -47,18 +47,16 @@ class LayerGraphs:
         # One length for all batches: it only bounds how far attention looks.
         fixed = Packs(packs.batch, self.starts, len(hidden) // packs.batch, False, self.cos, self.sin, None)
         self.forward_graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        self.grads = torch.empty(sum(map(torch.numel, self.parameters)), dtype=torch.float32, device=hidden.device)
+        sizes = [parameter.numel() for parameter in self.parameters]
+        self.grads = torch.empty(sum(sizes), dtype=torch.float32, device=hidden.device)
+        parts = zip(self.grads.split(sizes), self.parameters, strict=True)
+        self.views = [part.view_as(parameter) for part, parameter in parts]
         saved: list[tuple[Tensor, SavedActivations]] = []
         with torch.no_grad(), torch.cuda.graph(self.forward_graph, capture_error_mode="thread_local"):
             self.y = _forward(layers, self.x, fixed, saved)
         pool = self.forward_graph.pool()
         with torch.no_grad(), torch.cuda.graph(self.backward_graph, pool=pool, capture_error_mode="thread_local"):
-            torch._foreach_copy_(self.gradients(self.grads), _backward(layers, self.dy, fixed, saved))
-
-    def gradients(self, flat: Tensor) -> list[Tensor]:
-        """The parts of `grads`, or of a copy of it, that belong to `parameters`, as views."""
-        sizes = [parameter.numel() for parameter in self.parameters]
-        return [part.view_as(parameter) for part, parameter in zip(flat.split(sizes), self.parameters, strict=True)]
+            torch._foreach_copy_(self.views, _backward(layers, self.dy, fixed, saved))
 
     def run(self, hidden: Tensor, packs: Packs) -> Tensor:
         """Run the layers in order; a batch is run backward before the next one is run.
@@ -70,8 +68,25 @@ class LayerGraphs:
         Returns:
             (tokens, hidden), the last layer's output, until the next call.
         """
-        result: Tensor = _RunGraphs.apply(hidden, self, packs, *self.parameters)
+        result: Tensor = _RunGraphs.apply(hidden, self, packs, self.parameters[0])
         return result
+
+    def backward(self, dy: Tensor) -> None:
+        """Add to each parameter's gradient, which becomes a view of `grads`.
+
+        Autograd would take and add hundreds of gradients one by one, for longer than the GPU computes them.
+
+        Args:
+            dy: (tokens, hidden), the gradient of the last `run`'s result.
+        """
+        before = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        added = torch.cat([grad.flatten() for grad in before]) if before else None  # of batches before this one
+        self.dy.copy_(dy)
+        self.backward_graph.replay()
+        if added is not None:
+            self.grads += added
+        for parameter, view in zip(self.parameters, self.views, strict=True):
+            parameter.grad = view
 
 
 def capturable(layers: Sequence[Layer], hidden: Tensor, packs: Packs, *, recompute: bool) -> bool:
@@ -119,16 +134,13 @@ def _backward(
 
 
 class _RunGraphs(torch.autograd.Function):
-    """`LayerGraphs` for autograd: apply(hidden, graphs, packs, *graphs.parameters)."""
+    """`LayerGraphs` for autograd: apply(hidden, graphs, packs, any of graphs.parameters).
+
+    That parameter only makes autograd call `backward`, which sees to the gradients of all.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        graphs: LayerGraphs,
-        packs: Packs,
-        *parameters: Tensor,  # noqa: ARG004
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, graphs: LayerGraphs, packs: Packs, parameter: Tensor) -> Tensor:  # noqa: ARG004
         ctx.graphs = graphs
         graphs.x.copy_(hidden)
         graphs.starts[: len(packs.starts)].copy_(packs.starts)
@@ -140,8 +152,5 @@ class _RunGraphs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        graphs = ctx.graphs
-        graphs.dy.copy_(grads[0])
-        graphs.backward_graph.replay()
-        # A copy: gradients of several batches may be added before the optimizer takes them.
-        return None, None, None, *graphs.gradients(graphs.grads.clone())
+        ctx.graphs.backward(grads[0])
+        return None, None, None, None

@@ -1,9 +1,9 @@
 """LoRA on a bfloat16 base through recipe.training.fast: the same training as `lora`, faster."""
 
 from mmengine.config import read_base
-from mmengine.optim import OptimWrapper
 from torch.optim import AdamW
 
+from recipe.training.fast.clipping import clipping_wrapper
 from recipe.training.fast.model import finetune
 
 with read_base():
@@ -21,7 +21,7 @@ model = dict(type=finetune, llm=model.llm, lora=model.lora, fp8=False, recompute
 # The base computes in bfloat16 and the adapter is kept in float32: automatic mixed precision has nothing to cast.
 # `fused` updates the whole adapter in one kernel.
 optim_wrapper = dict(
-    type=OptimWrapper,
+    type=clipping_wrapper,
     optimizer=dict(type=AdamW, lr=3e-4, betas=(0.9, 0.99), weight_decay=0, fused=True),
     clip_grad=dict(max_norm=1, error_if_nonfinite=False),
     accumulative_counts=1,

@@ -1,0 +1,54 @@
+"""What a training does not use is not imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from recipe.stages import config
+from recipe.training import unused_libraries
+
+# What XTuner's trainer imports, and an adapter of PEFT's, in a process of its own. It prints what is loaded then.
+IMPORTS = """
+import sys
+from recipe.training import unused_libraries, xtuner
+unused_libraries.one_config = {one_config}
+with unused_libraries.left_out(unused_libraries.unused("", deepspeed=False)):
+    for name in xtuner.IMPORTED:
+        __import__(name)
+    import peft, torch, xtuner.tools.train
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["0"]), model)
+print(*sorted({{"bitsandbytes", "deepspeed"}} & set(sys.modules)))
+import bitsandbytes  # for whoever wants it afterwards
+"""
+
+
+@pytest.mark.parametrize(
+    ("preset", "deepspeed", "names"),
+    [
+        ("fast", False, ["bitsandbytes", "deepspeed"]),
+        ("lora", True, ["bitsandbytes"]),
+        ("qlora", False, ["deepspeed"]),
+        ("miniature", True, []),
+    ],
+)
+def test_what_a_config_does_not_name_is_unused(preset: str, deepspeed: bool, names: list[str]) -> None:
+    text = config.load_preset(preset).pretty_text
+    assert unused_libraries.unused(text, deepspeed=deepspeed) == names
+
+
+def test_an_optimizer_of_bitsandbytes_is_used() -> None:
+    chosen = config.load_preset("fast")
+    config.override(chosen, ["optim_wrapper.optimizer.type=bitsandbytes.optim.PagedAdamW32bit"])
+    assert unused_libraries.unused(chosen.pretty_text, deepspeed=False) == ["deepspeed"]
+
+
+@pytest.mark.parametrize(("one_config", "loaded"), [(True, ""), (False, "bitsandbytes deepspeed")])
+def test_the_trainer_and_an_adapter_do_without(one_config: bool, loaded: str) -> None:
+    code = IMPORTS.format(one_config=one_config)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == loaded
