@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from recipe.device import has_gpu
+from recipe.device import gpus
 from recipe.errors import RecipeError
 from recipe.files import write_json
 from recipe.pipeline import stage
@@ -115,7 +115,7 @@ def _busy(samples: Sequence[Sample], since: float, until: float) -> float | None
 
 
 class _Readings:
-    """How busy the first GPU was, by nvidia-smi, which reads NVML; nothing where there is neither."""
+    """How busy the run's GPU was, by nvidia-smi, which reads NVML; nothing where there is neither."""
 
     def __init__(self) -> None:
         self.samples: list[Sample] = []
@@ -123,8 +123,10 @@ class _Readings:
 
     def __enter__(self) -> _Readings:
         query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", f"-lms={INTERVAL}"]
-        if has_gpu() and (program := shutil.which(query[0])):
-            self.process = subprocess.Popen([program, *query[1:], "--id=0"], stdout=subprocess.PIPE, text=True)
+        if (there := gpus()) and (program := shutil.which(query[0])):
+            self.process = subprocess.Popen(
+                [program, *query[1:], f"--id={there[0]}"], stdout=subprocess.PIPE, text=True
+            )
             threading.Thread(target=self._read, daemon=True).start()
         return self
 

@@ -87,7 +87,8 @@ def _forget_instances() -> None:
 def run(arguments: Sequence[str], *, program: bool = True) -> None:
     """Run `xtuner.tools.train` with these arguments.
 
-    A config that is no program names all that its training uses; what it does not is left out of the imports. The first process prints to the work folder's console.log; of the others only tracebacks go there.
+    The first process prints to the work folder's console.log; of the others only tracebacks go there. A config that is
+    no program names all that its training uses; other libraries are not imported.
     """
     quieten()
     work_dir = Path(arguments[list(arguments).index("--work-dir") + 1])

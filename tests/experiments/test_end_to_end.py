@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,17 @@ def test_the_two_measurements_are_not_mixed(
 ) -> None:
     assert main(["bench", "--work", str(tmp_path), *words]) == 1
     assert "end_to_end" in capsys.readouterr().err
+
+
+def test_the_readings_are_of_the_gpu_that_the_run_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\nfor each; do case $each in --id=*) echo "${each#--id=}";; esac; done\nsleep 60\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(end_to_end, "gpus", lambda: ["3", "1"])
+    with end_to_end._Readings() as readings:
+        for _ in range(100):
+            if readings.samples:
+                break
+            time.sleep(0.05)
+    assert [percent for _, percent in readings.samples] == [3.0]

@@ -475,6 +475,16 @@ def test_the_replay_of_another_base_is_refused(tmp_path: Path) -> None:
         )  # fmt: skip
 
 
+def replay_one_row(folder: Path, model: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "2"}]}
+
+    def answer(out: Path) -> dict[str, Any]:
+        (out / "replay.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+        return {}
+
+    stage.run("replay", folder, inputs={"model": model}, settings={}, work=answer)
+
+
 @pytest.mark.parametrize("epochs", ["1.3", "2.77", "2"])
 def test_part_of_an_epoch_comes_to_whole_steps_as_xtuners_loop_asks(
     tiny_model: Path, tmp_path: Path, epochs: str
@@ -482,13 +492,7 @@ def test_part_of_an_epoch_comes_to_whole_steps_as_xtuners_loop_asks(
     from mmengine.config import Config
 
     data.make(tmp_path / "data", identity=Identity("小明"), mode="balanced", own=None, seed=0)
-    row = {"messages": [{"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "2"}]}
-
-    def answer(out: Path) -> dict[str, Any]:
-        (out / "replay.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-        return {}
-
-    stage.run("replay", tmp_path / "replay", inputs={"model": tiny_model}, settings={}, work=answer)
+    replay_one_row(tmp_path / "replay", tiny_model)
     manifest = config.make(
         tmp_path / "config", preset="miniature", model=tiny_model, data_folder=tmp_path / "data",
         replay_folder=tmp_path / "replay", settings=[f"max_epochs={epochs}"], seed=0,
@@ -598,3 +602,22 @@ def test_the_table_of_settings_has_name_type_default_and_meaning() -> None:
     (rank,) = [line for line in lines if line.startswith("r ")]
     assert str(config.load_preset("fast").model.lora.r) in rank
     assert "(not in this preset)" in next(line for line in lines if line.startswith("max_epochs"))
+
+
+@pytest.mark.parametrize(
+    ("languages", "settings", "steps"),
+    [(("zh", "en"), [], 480), (("en",), [], 400), (("zh",), ["max_iters=300"], 300)],
+)
+def test_the_rows_of_one_language_take_fewer_steps(
+    tiny_model: Path, tmp_path: Path, languages: tuple[str, ...], settings: list[str], steps: int
+) -> None:
+    from mmengine.config import Config
+
+    data.make(tmp_path / "data", identity=Identity("小明"), mode="balanced", own=None, seed=0, languages=languages)
+    replay_one_row(tmp_path / "replay", tiny_model)
+    manifest = config.make(
+        tmp_path / "config", preset="lora", model=tiny_model, data_folder=tmp_path / "data",
+        replay_folder=tmp_path / "replay", settings=settings, seed=0,
+    )["results"]  # fmt: skip
+    resolved = Config.fromfile(tmp_path / "config" / config.FILE)
+    assert manifest["iterations"] == resolved.train_cfg.max_iters == resolved.param_scheduler[1].end == steps

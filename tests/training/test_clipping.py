@@ -45,7 +45,7 @@ def test_a_tensor_of_which_they_are_a_part_is_not_clipped() -> None:
 
 @pytest.mark.parametrize("together", [False, True])
 def test_a_norm_that_is_no_number_is_an_error_where_it_is_to_be(together: bool) -> None:
-    several, whole = parameters(together=together, scale=float("nan"))
+    several, _ = parameters(together=together, scale=float("nan"))
     assert clipping.clip_norm(several, 1.0).isnan()
     with pytest.raises(RuntimeError, match="finite"):
         clipping.clip_norm(several, 1.0, error_if_nonfinite=True)
