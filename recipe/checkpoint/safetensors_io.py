@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from recipe.errors import RecipeError
 from recipe.files import write_json
 from recipe.pipeline import stage
+from recipe.pipeline.hashing import hash_ahead
 
 if TYPE_CHECKING:
     import torch
@@ -173,6 +174,7 @@ def rewrite(
                 parameters += math.prod(shape)
         total_bytes += end
         _write(out / shard, header, (_results(folder, where, step, change) for step in steps))
+        hash_ahead(out / shard)  # while the next one is written
     if len(set(weight_map.values())) > 1:
         content = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
         write_json(out / INDEX, content)

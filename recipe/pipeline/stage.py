@@ -31,6 +31,7 @@ from recipe.files import parse_json
 from recipe.paths import ROOT
 from recipe.paths import shown as shown
 from recipe.pipeline import phases
+from recipe.pipeline.hashing import file_sha256 as file_sha256
 from recipe.pipeline.manifest import MANIFEST as MANIFEST
 from recipe.pipeline.manifest import Manifest as Manifest
 from recipe.pipeline.manifest import input_of as input_of
@@ -41,14 +42,6 @@ from recipe.records import to_json
 KEY = ".key.json"  # in a work folder: what a stopped run was working on
 # The packages whose version can change a result.
 VERSIONED = ("xtuner", "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "mmengine", "sentencepiece")
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with phases.phase("hash"), path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _files(folder: Path) -> Iterator[Path]:

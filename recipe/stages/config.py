@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from recipe.checkpoint import precision
 from recipe.device import gpu_memory, has_gpu
 from recipe.errors import RecipeError
+from recipe.languages import LANGUAGES
 from recipe.pipeline import results, stage
 from recipe.pipeline.phases import phase
 from recipe.pipeline.results import ConfigResults, DataResults
@@ -183,12 +184,23 @@ def _walk(node: Any) -> Iterator[Any]:
         yield from _walk(child)
 
 
-def fill(config: Any, *, model: Path, files: Sequence[Path], seed: int, own: Path | None = None) -> None:
+def fill(
+    config: Any,
+    *,
+    model: Path,
+    files: Sequence[Path],
+    seed: int,
+    own: Path | None = None,
+    languages: Sequence[str] = LANGUAGES,
+) -> None:
     """Put the model, the data files (the first is stage `data`'s) and the seed where the preset left them open.
 
     Paths are from the checkout, so that a resolved config is the same on every machine and in the container. With rows
-    of the user's (own) the training does not end early: the questions that score checkpoints do not ask about them.
+    of the user's (own) the training does not end early: the questions that score checkpoints do not ask about them. The
+    rows of one of the languages take fewer steps, where the preset counts steps; epochs are shorter by themselves.
     """
+    if len(languages) == 1 and (steps := config.train_cfg.get("max_iters")):
+        config.train_cfg.max_iters = config.param_scheduler[1].end = round(steps * ONE_LANGUAGE)
     for node in _walk(dict(config.items())):
         if "pretrained_model_name_or_path" in node:
             node["pretrained_model_name_or_path"] = stage.shown(model)
@@ -238,9 +250,7 @@ def make(
         files.append(replay_folder / replay.FILE)
         inputs["replay"] = replay_folder
     own = data_folder / data.own_file if data.own_file else None
-    fill(config := load_preset(preset), model=model, files=files, seed=seed, own=own)
-    if len(data.languages) == 1:
-        _shorten(config)
+    fill(config := load_preset(preset), model=model, files=files, seed=seed, own=own, languages=data.languages)
     if not (gpu := has_gpu()):
         for_cpu(config, precision.on_cpu(model))
     override(config, settings)
@@ -274,12 +284,6 @@ def make(
     chosen: dict[str, Any] = {"preset": preset, "set": list(settings), "seed": seed, "gpu": gpu, "resolved": resolved}
     chosen["processes"] = processes  # of the forecast, and of where in an epoch the training ends
     return stage.run("config", folder, inputs=inputs, settings=chosen, work=work)
-
-
-def _shorten(config: Any) -> None:
-    """Make a training that counts steps as long as the rows of one language need; epochs are shorter by themselves."""
-    if steps := config.train_cfg.get("max_iters"):
-        config.train_cfg.max_iters = config.param_scheduler[1].end = round(steps * ONE_LANGUAGE)
 
 
 def _memory_line(needed: Memory, gpu: bool) -> str:

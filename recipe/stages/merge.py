@@ -25,6 +25,7 @@ from recipe.errors import RecipeError
 from recipe.evaluation import generation, thresholds
 from recipe.paths import ROOT
 from recipe.pipeline import results, stage
+from recipe.pipeline.hashing import hash_ahead
 from recipe.pipeline.phases import phase
 from recipe.pipeline.results import ConvertResults, MergeResults
 from recipe.stages import convert
@@ -108,6 +109,7 @@ def _merge_weights(model: Path, adapter_folder: Path, out: Path, max_bytes: int 
             merged |= lora.merge_into(weights, tensors, settings["lora_alpha"] / settings["r"])
             save_file(weights, out / file, {"format": "pt"})
             (out / file).chmod(0o644)
+            hash_ahead(out / file)  # while it is compared
     if 2 * len(merged) != len(tensors):
         raise RecipeError(
             f"only {len(merged)} of {len(tensors) // 2} adapted weights were found in {stage.shown(model)}"

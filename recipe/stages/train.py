@@ -89,8 +89,7 @@ def make(
             refuse_untrainable(inputs["model"], inputs.get("teacher"))
             tracked = tracker and tracking.write_config(resolved, out / CONFIG, name=tracker, run_folder=folder.parent)
             with _saying_how_to_go_on(out, command, machines.processes), watching(host and host.store):
-                arguments = _arguments(tracked or config, out, last, deepspeed)
-                _launch(arguments, out, machines, in_torchrun=bool(deepspeed), program=program)
+                _launch(_arguments(tracked or config, out, last, deepspeed), out, machines, program=program)
             (out / MEETING).unlink(missing_ok=True)
             write_down()  # again: mmengine writes its own under the config's name
             return _tidy(out)
@@ -142,8 +141,7 @@ def join(
             last = theirs / plan["resume"] if plan["resume"] else None
             guest.ready()
             with watching(guest.store):
-                arguments = _arguments(config, out, last, deepspeed)
-                _launch(arguments, out, machines, in_torchrun=True, program=program)
+                _launch(_arguments(config, out, last, deepspeed), out, machines, program=program)
             guest.end()
     stage.say("train", f"done; the result is on machine 0{', which shares work/' if shared else ''}")
 
@@ -220,10 +218,10 @@ def _read_by(resolved: Any, config: Path) -> dict[str, Path]:
     return inputs
 
 
-def _launch(arguments: list[str], out: Path, machines: Machines, *, in_torchrun: bool, program: bool) -> None:
+def _launch(arguments: list[str], out: Path, machines: Machines, *, program: bool) -> None:
     """In this process, which has torch loaded already, or in torchrun's, as several processes and DeepSpeed want."""
     try:
-        if in_torchrun or machines.processes > 1:
+        if "--deepspeed" in arguments or machines.processes > 1:
             _torchrun(["-m", "recipe.training.xtuner", *arguments, "--launcher", "pytorch"], machines)
             if (spent := out / xtuner.PHASES).is_file():  # of the first process; machine 0 has it
                 phases.add(json.loads(spent.read_text(encoding="utf-8")))

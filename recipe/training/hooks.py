@@ -21,6 +21,7 @@ from recipe.corpus.own_data import Row
 from recipe.corpus.rows import read_rows
 from recipe.evaluation import checkpoint_selection, generation, own_rows, scoring
 from recipe.pipeline import results, stage
+from recipe.pipeline.hashing import hash_ahead
 from recipe.pipeline.phases import phase
 from recipe.pipeline.results import DataResults
 from recipe.plain_text import one_line
@@ -70,7 +71,7 @@ class Progress(Hook):
         self.saving = phase("save").__enter__()
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        self._end_saving()
+        self._end_saving(runner)
         self.tokens += data_batch["data"]["input_ids"].numel() * get_world_size()
         step = runner.iter + 1
         if step % 10 == 0 or step in (self.first, self.bar.total):  # reading the loss waits for the GPU
@@ -93,13 +94,16 @@ class Progress(Hook):
 
     def after_train(self, runner: Any) -> None:
         self.bar.close()
-        self._end_saving()
+        self._end_saving(runner)
         self.steps.__exit__()
 
-    def _end_saving(self) -> None:
+    def _end_saving(self, runner: Any) -> None:
         if self.saving:
             self.saving.__exit__()
             self.saving = None
+            saved = Path(runner.work_dir) / f"iter_{runner.iter + 1}.pth"
+            if get_world_size() == 1 and saved.is_file():  # of several processes none writes the manifest
+                hash_ahead(saved)
 
 
 def _aside(runner: Any) -> AbstractContextManager[None]:

@@ -307,6 +307,35 @@ def test_layers_are_captured_after_the_warm_up_once_for_each_shape(monkeypatch: 
     assert losses == pytest.approx([losses[i] for i in (0, 0, 2, 0, 2, 2, 0)])
 
 
+def test_captured_gradients_are_added_to_those_of_batches_before() -> None:
+    """Autograd's own, of a batch that was not captured, and those of an earlier replay, which lie where the next one
+    writes."""
+
+    class Backward:
+        """What a captured backward pass is on a GPU: it writes its gradients over the last ones."""
+
+        def replay(self) -> None:
+            captured.grads.copy_(torch.arange(10.0) * captured.dy[0, 0])
+
+    captured = object.__new__(graphs.LayerGraphs)
+    captured.parameters = [torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(4))]
+    captured.grads, captured.dy, captured.backward_graph = torch.zeros(10), torch.zeros(1, 1), Backward()
+    first, second = captured.grads.split([6, 4])
+    captured.views = [first.view(2, 3), second]
+
+    def gradients() -> Tensor:
+        return torch.cat([part.grad.flatten() for part in captured.parameters if part.grad is not None])
+
+    captured.backward(torch.ones(1, 1))
+    torch.testing.assert_close(gradients(), torch.arange(10.0))
+    captured.backward(torch.full((1, 1), 10.0))
+    torch.testing.assert_close(gradients(), 11 * torch.arange(10.0))
+    torch.optim.SGD(captured.parameters).zero_grad()
+    sum(part.sum() for part in captured.parameters).backward()
+    captured.backward(torch.ones(1, 1))
+    torch.testing.assert_close(gradients(), 1 + torch.arange(10.0))
+
+
 def test_nothing_is_captured_without_a_gpu() -> None:
     fast = FusedLlama(adapted(llama()), fp8=False)
     for _ in range(graphs.WARM_UP + 1):
