@@ -85,7 +85,7 @@ def fit(run: Path, out: str, **options: Any) -> stage.Manifest:
 def test_what_it_fails_with_is_said_in_one_line(
     prepared: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
-    def fail(_: Any) -> None:
+    def fail(_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(xtuner, "run", fail)
@@ -121,7 +121,7 @@ def test_a_base_that_is_no_numbers_is_named_and_not_lr(
         tmp_path / "config", preset="tutorial", model=base, data_folder=tmp_path / "data",
         replay_folder=tmp_path / "replay", settings=["max_length=256"], seed=0,
     )  # fmt: skip
-    monkeypatch.setattr(xtuner, "run", lambda _: pytest.fail("it trained"))
+    monkeypatch.setattr(xtuner, "run", lambda _, **__: pytest.fail("it trained"))
     with pytest.raises(
         RecipeError, match=rf"base/model.safetensors: {tensor} holds .*remove .*/base and run `make mod"
     ):
@@ -292,7 +292,7 @@ def test_a_config_of_ones_own_that_ends_or_fails_is_no_success(tmp_path: Path, t
 
 @pytest.mark.parametrize("code", [0, None, 1, "bad arguments"])
 def test_a_trainer_that_ends_the_process_has_failed(prepared: Path, monkeypatch: pytest.MonkeyPatch, code: Any) -> None:
-    def end(_: Any) -> None:
+    def end(_: Any, **__: Any) -> None:
         raise SystemExit(code)
 
     monkeypatch.setattr(xtuner, "run", end)
