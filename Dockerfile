@@ -25,6 +25,8 @@ ENV NVIDIA_DISABLE_REQUIRE=1 NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITI
 # Any uid may run this image (compose takes the host user's), so nothing below belongs to one: its home and every cache are
 # /tmp, and its name is told here because /etc/passwd has none.
 ENV HOME=/tmp USER=recipe PYTHONUNBUFFERED=1
+# A volume that compose mounts here takes over who may write: whoever runs the stages.
+RUN mkdir -m 1777 /tmp/.triton
 WORKDIR /recipe
 
 # --- What the page needs ----------------------------------------------------------------------------------------------

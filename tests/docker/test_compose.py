@@ -43,6 +43,7 @@ every_service = pytest.mark.parametrize("service", SERVICES)
 # In front of vLLM stands a page without a model and without a GPU.
 FRONT, FOREIGN = "vllm-page", "vllm"
 OWN = [name for name in SERVICES if name != FOREIGN]  # of an image that the Dockerfile builds
+RUN_STAGES = [name for name, service in SERVICES.items() if service.get("profiles") == ["stages"]]
 WITH_GPU = [name for name in SERVICES if name != FRONT]
 
 
@@ -90,7 +91,14 @@ def test_a_service_sees_the_results_and_nothing_else_of_the_host(service: str) -
     assert (work["type"], work["source"], work["target"]) == ("bind", "./work", "/recipe/work")
     assert work.get("read_only", False) is (service in ("demo", "api", FOREIGN))  # these only read
     script = {"type": "bind", "source": "./docker/vllm_serve.py", "target": "/recipe/docker/vllm_serve.py"}
-    assert others == ([script | {"read_only": True}] if service == FOREIGN else [])
+    kernels = {"type": "volume", "source": "kernels", "target": "/tmp/.triton"}
+    more = {FOREIGN: [script | {"read_only": True}]} | {key: [kernels] for key in RUN_STAGES}
+    assert others == more.get(service, [])
+
+
+def test_what_was_compiled_stays_where_triton_looks_and_any_user_may_write() -> None:
+    assert set(load("compose.yaml")["volumes"]) == {"kernels"}
+    assert "mkdir -m 1777 /tmp/.triton" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
 
 
 @every_service

@@ -121,6 +121,12 @@ def test_results_belong_to_the_user_and_tell_the_image(quickstart: Path, checkou
     assert json.loads((quickstart / "merged/manifest.json").read_text())["image"] == image
 
 
+def test_what_triton_compiled_is_there_for_the_next_container(built: Shell) -> None:
+    run = "docker/compose.sh run --rm --no-deps --entrypoint sh recipe -c"
+    built(f"{run} 'mkdir /tmp/.triton/of-the-first && echo compiled > /tmp/.triton/of-the-first/kernel'")
+    assert built(f"{run} 'cat /tmp/.triton/of-the-first/kernel'").stdout.strip() == "compiled"
+
+
 def test_a_second_run_finds_its_work_done(quickstart: Path, built: Shell) -> None:
     again = built("make quickstart NAME=小明")
     assert again.stderr.count("up to date") == 9  # every stage, the model included
