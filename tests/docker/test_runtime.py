@@ -223,6 +223,24 @@ def test_a_name_with_a_blank_and_no_quotes_is_refused_before_anything_runs(machi
     assert machine.make("data", "NAME=Li Lei", "RUNTIME=local").verbs() == [["data", "--name", "Li Lei"]]
 
 
+@pytest.fixture(scope="module")
+def gb18030(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a terminal whose locale is zh_CN.GB18030, compiled where the C library has its source."""
+    folder = tmp_path_factory.mktemp("locales")
+    command = ["localedef", "-i", "zh_CN", "-f", "GB18030", str(folder / "zh_CN.GB18030")]
+    if not shutil.which("localedef") or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("localedef makes no zh_CN.GB18030 here")
+    return {"LOCPATH": str(folder), "LC_ALL": "zh_CN.GB18030"}
+
+
+def test_make_finds_its_targets_in_a_locale_that_is_not_utf_8(machine: Machine, gb18030: dict[str, str]) -> None:
+    assert machine.make("data", "NAME=Ann", "RUNTIME=local", **gb18030).verbs() == [["data", "--name", "Ann"]]
+    shown = subprocess.run(
+        ["make", "help"], cwd=machine.checkout, env=os.environ | gb18030, capture_output=True, check=True
+    ).stdout.decode("gb18030")
+    assert re.search(r"^  NAME +whose assistant it is, 1-40 characters / 主人的名字$", shown, re.MULTILINE)
+
+
 def test_the_environment_and_the_completion_of_shells_pass(machine: Machine) -> None:
     assert machine.make("data", "RUNTIME=local", NAEM="小明", HF_ENDPOINT="https://hub").verbs() == [["data"]]
     completion = machine.make("-npq", "__BASH_MAKE_COMPLETION__=1", ".DEFAULT")
