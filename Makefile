@@ -70,7 +70,7 @@ stray := $(filter-out VENV PYTHON _%,$(foreach variable,$(.VARIABLES),$(if $(fil
 $(if $(stray),$(error $(firstword $(stray))= is no variable here: `make help` lists them; what programs read from the environment stands before make, as in $(firstword $(stray))=... make $(MAKECMDGOALS)))
 # LC_ALL=C: in a GB18030 locale the Chinese of this file is no text to sed, and none of its lines would match.
 targets := $(shell LC_ALL=C sed -nE 's/^([a-z][a-z-]*):( .*)?$$/\1/p' Makefile)
-$(foreach goal,$(MAKECMDGOALS),$(if $(findstring /,$(goal))$(filter .% $(targets),$(goal)),,$(error $(goal) is no target: `make help` lists them; a value with blanks stands in quotes, as in NAME='Li Lei')))
+$(foreach goal,$(MAKECMDGOALS),$(if $(findstring /,$(goal))$(filter .% $(targets),$(goal)),,$(error $(goal) is no target: `make help` lists them; $(if $(findstring ＝,$(goal)),the ＝ in it is a full-width character: type =,a value with blanks stands in quotes, as in NAME='Li Lei'))))
 # An empty one would hide from compose what .env says, and be taken for a port by PyTorch.
 $(foreach variable,RUN PORT API_PORT THREADS GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT,$(if $(strip $($(variable))),$(eval export $(variable))))
 

@@ -223,6 +223,12 @@ def test_a_name_with_a_blank_and_no_quotes_is_refused_before_anything_runs(machi
     assert machine.make("data", "NAME=Li Lei", "RUNTIME=local").verbs() == [["data", "--name", "Li Lei"]]
 
 
+def test_a_full_width_equals_sign_is_named(machine: Machine) -> None:
+    done = machine.make("data", "NAME＝小明")
+    assert done.errors[-1].endswith("the ＝ in it is a full-width character: type =.  Stop.")
+    assert done.calls == []
+
+
 @pytest.fixture(scope="module")
 def gb18030(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a terminal whose locale is zh_CN.GB18030, compiled where the C library has its source."""
