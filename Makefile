@@ -142,7 +142,7 @@ data: ready ## Training rows from NAME, and DATA checked / 生成训练数据，
 
 .PHONY: model
 model: ready ## Fetch or take MODEL, check it, convert it to the Llama layout / 获取、检查并转换基座模型
-	@$(RECIPE) model $(common) $(model) $(hub) $(call option,--preset,PRESET) $(tracker) $(device)
+	@set -f; $(RECIPE) model $(common) $(model) $(hub) $(preset) $(tracker) $(device)
 
 .PHONY: replay
 replay: model ## The base's own answers, mixed in against forgetting / 基座自答，防遗忘

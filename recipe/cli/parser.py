@@ -231,6 +231,7 @@ def _model_verb(sub: argparse.ArgumentParser) -> None:
     _model_option(sub)
     _hub_options(sub)
     sub.add_argument("--preset", help="which one will train it: a card that cannot is refused before the download")
+    _set_option(sub, "overrides of `config`: what it would refuse is refused before the download")
     _tracker_option(sub, "where the training will log: one that is not installed is refused before the download")
     _device_option(sub, "of `merge`: one that is not here is refused before the download")
 

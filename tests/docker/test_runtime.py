@@ -401,6 +401,7 @@ TYPED = "$(shell touch pwned)`touch pwned`$(touch pwned)$h"
         ("model", "DEVICE", "--device"), ("merge", "DEVICE", "--device"), ("quickstart", "DEVICE", "--device"),
         ("data", "LANGUAGES", "--languages"), ("data", "MODEL", "--model"), ("data", "SEED", "--seed"),
         ("data", "RUN", "--run"), ("model", "SOURCE", "--source"), ("config", "PRESET", "--preset"),
+        ("model", "PRESET", "--preset"),
         ("train", "DEEPSPEED", "--deepspeed"), ("train", "TRACK", "--track"), ("model", "TRACK", "--track"),
         ("convert", "CHECKPOINT", "--checkpoint"), ("train", "GPUS", "--gpus"),
         ("train", "MASTER_ADDR", "--master-addr"), ("list-cfg", "PATTERN", "--list"), ("chat", "CHAT", "chat"),
