@@ -166,7 +166,7 @@ merge: convert ## Adapter + base -> one model, proved equal / 合并并验证
 
 .PHONY: eval
 eval: merge ## Hit, leak, retention; fails below the thresholds / 评测与把关
-	@$(RECIPE) eval $(common)
+	@$(RECIPE) eval $(common) $(if $(filter eval,$(MAKECMDGOALS)),,$(addprefix --before ,$(lastword $(filter report ablation publish,$(MAKECMDGOALS)))))
 
 .PHONY: report
 report: eval ## One page about it all, also where eval fails / 生成报告

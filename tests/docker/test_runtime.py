@@ -92,7 +92,7 @@ class Done:
         whole = local or [arguments[service_in(arguments) + 1 :] for arguments in runs]
         self.after = [[b for a, b in itertools.pairwise(words) if a == "--after"] for words in whole]
         return [
-            [word for i, word in enumerate(words) if "--after" not in (word, words[i - 1] if i else "")]
+            [word for i, word in enumerate(words) if not {"--after", "--before"} & {word, words[i - 1] if i else ""}]
             for words in whole
         ]
 
@@ -268,6 +268,21 @@ def test_each_verb_of_a_chain_is_told_which_ran_before(machine: Machine, runtime
     verbs = [words[0] for words in done.verbs()]
     assert verbs[-2:] == ["merge", "gguf"]
     assert done.after == [verbs[:number] for number in range(len(verbs))]
+
+
+@pytest.mark.parametrize(
+    ("goals", "before"),
+    [(("publish",), ["--before", "publish"]), (("report",), ["--before", "report"]), (("eval",), []),
+     (("eval", "publish"), []), (("publish", "a/b"), ["--before", "publish"])],
+)  # fmt: skip
+def test_eval_is_told_of_the_verb_that_was_asked_for(
+    machine: Machine, goals: tuple[str, ...], before: list[str]
+) -> None:
+    if "a/b" in goals:
+        (machine.checkout / "a").mkdir()
+        (machine.checkout / "a" / "b").touch()
+    calls = machine.make(*goals, "RUNTIME=local").of("python", "-m recipe eval")
+    assert [call.arguments[call.arguments.index("merge") + 1 :] for call in calls] == [before]
 
 
 @pytest.mark.parametrize("target", ["help", "clean"])
