@@ -72,7 +72,7 @@ def run_model(options: argparse.Namespace) -> None:
     check_device(options.device)
     if stage.read_manifest(run.model(options.model)) is None:
         if options.preset or options.set:  # `replay` checks them again, by the preset that fits the model
-            config.check_settings(options.preset or _widest_preset(options.model), options.set)
+            config.check_settings(options.preset or config.widest_preset(options.model), options.set)
         hardware.refuse_card(options.preset)
         hardware.warn_without_gpu(options.model)
     model.make(
@@ -128,11 +128,6 @@ def run_config(options: argparse.Namespace) -> None:
 
 def _preset(options: argparse.Namespace, run: Run) -> str:
     return options.preset or default_preset(options.model, run.model(options.model))
-
-
-def _widest_preset(model: str) -> str:
-    """Of the presets that may become a model's default, one that has the settings of all; MODEL need not be here."""
-    return "miniature" if model == "miniature" else "qlora"
 
 
 @cache  # `replay` and `config` of a quickstart ask alike

@@ -104,6 +104,11 @@ def check_settings(preset: str, settings: Sequence[str]) -> None:
     override(config, settings)
 
 
+def widest_preset(model: str) -> str:
+    """Of the presets that may become a model's default, one that has the settings of all; the model may be missing."""
+    return "miniature" if model == "miniature" else "qlora"
+
+
 def settings_help(preset: str) -> str:
     """The table of what SET= may change by a short name, with the values of a preset."""
     config = load_preset(preset)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from recipe import cli, device
-from recipe.cli import commands, hardware
+from recipe.cli import hardware
 from recipe.stages import model
 
 
@@ -101,7 +101,7 @@ def test_the_default_presets_have_no_setting_that_the_widest_lacks() -> None:
     from recipe.stages import config
 
     fast, widest = ({path for path, _ in config.leaves(config.load_preset(name).to_dict())} for name in
-                    ("fast", commands._widest_preset("internlm2-chat-1_8b")))  # fmt: skip
+                    ("fast", config.widest_preset("internlm2-chat-1_8b")))  # fmt: skip
     assert fast <= widest
 
 
