@@ -264,7 +264,7 @@ def make(
         if preset != "miniature" and (needed := memory.predict(config, model, processes)):
             stage.say("config", _memory_line(needed, gpu))
         tutorial = tutorial_tokens(read_identity(data_folder), model)
-        stage.say("config", f"{expected.trained_tokens / tutorial:.0%} of the tokens that the tutorial trains on")
+        stage.say("config", f"{expected.trained_tokens / tutorial:.0%} of the tokens that PRESET=tutorial trains on")
         return ConfigResults(
             preset=preset, model=stage.shown(model), data=stage.shown(data_folder), forecast=expected,
             tutorial_tokens=tutorial, own_passes=share.passes if share else None,
