@@ -68,8 +68,9 @@ export $(typed)
 # with "_" or "." comes from the shell's completion; a goal with a "/" is a file.
 stray := $(filter-out VENV PYTHON _%,$(foreach variable,$(.VARIABLES),$(if $(filter command,$(origin $(variable))),$(variable))))
 $(if $(stray),$(error $(firstword $(stray))= is no variable here: `make help` lists them; what programs read from the environment stands before make, as in $(firstword $(stray))=... make $(MAKECMDGOALS)))
-targets := $(shell sed -nE 's/^([a-z][a-z-]*):( .*)?$$/\1/p' Makefile)
-$(foreach goal,$(MAKECMDGOALS),$(if $(findstring /,$(goal))$(filter .% $(targets),$(goal)),,$(error $(goal) is no target: `make help` lists them; a value with blanks stands in quotes, as in NAME='Li Lei')))
+# LC_ALL=C: in a GB18030 locale the Chinese of this file is no text to sed, and none of its lines would match.
+targets := $(shell LC_ALL=C sed -nE 's/^([a-z][a-z-]*):( .*)?$$/\1/p' Makefile)
+$(foreach goal,$(MAKECMDGOALS),$(if $(findstring /,$(goal))$(filter .% $(targets),$(goal)),,$(error $(goal) is no target: `make help` lists them; $(if $(findstring ＝,$(goal)),the ＝ in it is a full-width character: type =,a value with blanks stands in quotes, as in NAME='Li Lei'))))
 # An empty one would hide from compose what .env says, and be taken for a port by PyTorch.
 $(foreach variable,RUN PORT API_PORT THREADS GPUS NNODES NODE_RANK MASTER_ADDR MASTER_PORT,$(if $(strip $($(variable))),$(eval export $(variable))))
 
@@ -118,15 +119,16 @@ ready:
 .PHONY: help
 help: ## This text / 本说明
 	@if [ -t 1 ]; then bold=$$'\033[1m' blue=$$'\033[36m' plain=$$'\033[0m'; else bold= blue= plain=; fi; \
-	printf '%s\n' "make TARGET [VARIABLE=value ...]"; \
-	awk -v bold="$$bold" -v blue="$$blue" -v plain="$$plain" 'BEGIN {FS = ":.*## "} \
+	{ printf '%s\n' "make TARGET [VARIABLE=value ...]"; \
+	LC_ALL=C awk -v bold="$$bold" -v blue="$$blue" -v plain="$$plain" 'BEGIN {FS = ":.*## "} \
 	  /^##@/ {printf "\n%s%s%s\n", bold, substr($$0, 5), plain} \
-	  /^[a-z-]+:.*## / {printf "  %s%-11s%s %s\n", blue, $$1, plain, $$2}' Makefile; \
+	  /^[a-z-]+:.*## / {printf "  %s%-14s%s %s\n", blue, $$1, plain, $$2}' Makefile; \
 	printf '\n%s\n' "$${bold}Variables / 变量$$plain"; \
-	sed -nE 's/^([A-Z_]+) +\?=#? *(.*)$$/\1|\2/p' Makefile | \
-	  awk -F'|' -v blue="$$blue" -v plain="$$plain" '{printf "  %s%-11s%s %s\n", blue, $$1, plain, $$2}'; \
+	LC_ALL=C sed -nE 's/^([A-Z_]+) +\?=#? *(.*)$$/\1|\2/p' Makefile | \
+	  LC_ALL=C awk -F'|' -v blue="$$blue" -v plain="$$plain" '{printf "  %s%-14s%s %s\n", blue, $$1, plain, $$2}'; \
 	printf '\n%s\n%s\n' "Results lie under work/RUN/, one folder a stage; a stage with unchanged inputs does nothing." \
-	  "结果位于 work/RUN/，每个阶段一个目录；输入未变的阶段不会重复执行。"
+	  "结果位于 work/RUN/，每个阶段一个目录；输入未变的阶段不会重复执行。"; } | \
+	case $$(locale charmap 2>/dev/null) in GB*) iconv -f UTF-8 -c ;; *) cat ;; esac
 
 .PHONY: quickstart
 quickstart: ready ## Everything on the embedded miniature, minutes, no GPU / 无 GPU 一键体验，几分钟
@@ -140,7 +142,7 @@ data: ready ## Training rows from NAME, and DATA checked / 生成训练数据，
 
 .PHONY: model
 model: ready ## Fetch or take MODEL, check it, convert it to the Llama layout / 获取、检查并转换基座模型
-	@$(RECIPE) model $(common) $(model) $(hub) $(call option,--preset,PRESET) $(tracker) $(device)
+	@set -f; $(RECIPE) model $(common) $(model) $(hub) $(preset) $(tracker) $(device)
 
 .PHONY: replay
 replay: model ## The base's own answers, mixed in against forgetting / 基座自答，防遗忘
@@ -164,7 +166,7 @@ merge: convert ## Adapter + base -> one model, proved equal / 合并并验证
 
 .PHONY: eval
 eval: merge ## Hit, leak, retention; fails below the thresholds / 评测与把关
-	@$(RECIPE) eval $(common)
+	@$(RECIPE) eval $(common) $(if $(filter eval,$(MAKECMDGOALS)),,$(addprefix --before ,$(lastword $(filter report ablation publish,$(MAKECMDGOALS)))))
 
 .PHONY: report
 report: eval ## One page about it all, also where eval fails / 生成报告

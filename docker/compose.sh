@@ -15,7 +15,7 @@ fail() {
 # setting NAME DEFAULT: what the environment says or else .env, as compose reads them.
 setting() {
   local told=${!1:-}
-  [ -n "$told" ] || told=$(sed -nE "s/^$1=//p" .env 2>/dev/null | tail -n 1)
+  [ -n "$told" ] || told=$(LC_ALL=C sed -nE "s/^$1=//p" .env 2>/dev/null | tail -n 1)
   printf '%s' "${told:-$2}"
 }
 
@@ -111,7 +111,7 @@ done
 # What the run remembers (recipe/pipeline/choices.py) and is not named again.
 while read -r path; do
   if [ -e "$path" ] && [[ " ${arguments[*]} " != *" $path "* ]]; then mount "$path"; fi
-done < <(sed -nE 's#^ *("(data|model|config)": )?"(/.*)",?$#\3#p' "work/$run/run.json" 2>/dev/null)
+done < <(LC_ALL=C sed -nE 's#^ *("(data|model|config)": )?"(/.*)",?$#\3#p' "work/$run/run.json" 2>/dev/null)
 
 RECIPE_IMAGE=$(docker image inspect --format '{{.Id}}' "$image" 2>/dev/null) ||
   fail "the image $image is not there: run make build"

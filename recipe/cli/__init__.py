@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not go_on and options.verb == "model":
             go_on = "run it again to go on with the download"
         elif not go_on and (options.verb in table.BY_VERB or options.verb == "quickstart"):
-            go_on = "run the same command again for what is missing"
+            go_on = "run the same command again: the stopped stage begins anew"
         close_bars()
         print(f"\nstopped; what was complete is kept{go_on and '; '}{one_line(go_on)}", file=sys.stderr)
         return errors.INTERRUPTED

@@ -66,11 +66,13 @@ def run_data(options: argparse.Namespace) -> None:
 
 
 def run_model(options: argparse.Namespace) -> None:
-    from recipe.stages import model
+    from recipe.stages import config, model
 
     run = _run(options)
     check_device(options.device)
     if stage.read_manifest(run.model(options.model)) is None:
+        if options.preset or options.set:  # `replay` checks them again, by the preset that fits the model
+            config.check_settings(options.preset or config.widest_preset(options.model), options.set)
         hardware.refuse_card(options.preset)
         hardware.warn_without_gpu(options.model)
     model.make(
@@ -217,7 +219,8 @@ def run_eval(options: argparse.Namespace) -> None:
     model, _ = convert.trained_with(run.folder("train"))
     tuned = run.folder("merged") if stage.read_manifest(run.folder("merged")) else run.folder("adapter")
     stage.require(tuned, "merge")
-    evaluate.make(
+    evaluated = stage.read_manifest(run.folder("eval"))
+    manifest = evaluate.make(
         run.folder("eval"),
         model=model,
         train_folder=run.folder("train"),
@@ -225,6 +228,8 @@ def run_eval(options: argparse.Namespace) -> None:
         data_folder=run.folder("data"),
         identity=read_identity(run.folder("data")),
     )
+    if options.before and manifest == evaluated and not evaluate.failed_checks(run.folder("eval")):
+        return  # shown when it was measured; now the user waits for what another verb shows
     print(printable(comparison.table(metrics.read(run.folder("eval")))), flush=True)
     run_report(options)  # before the verdict: a result that fails needs its report most
     print(f"\n{next_steps(run.name, stage.shown(model))}", flush=True)

@@ -110,9 +110,9 @@ def _add_verb(verbs: Any, verb: str, summary: str, run: str = "main") -> argpars
     text = f"name of the run, its folder under --work (default: {shown})"
     sub.add_argument("--run", type=composed, default=run, help=text)
     sub.add_argument("--work", type=absolute_path, default=ROOT / "work", help="where all results go (default: work)")
-    sub.add_argument(
-        "--after", action="append", default=[], help=argparse.SUPPRESS
-    )  # make's: the verbs that ran before
+    # Of make: the verbs that ran before, and the one that the user asked for where this one is on its way.
+    sub.add_argument("--after", action="append", default=[], help=argparse.SUPPRESS)
+    sub.add_argument("--before", help=argparse.SUPPRESS)
     return sub
 
 
@@ -231,6 +231,7 @@ def _model_verb(sub: argparse.ArgumentParser) -> None:
     _model_option(sub)
     _hub_options(sub)
     sub.add_argument("--preset", help="which one will train it: a card that cannot is refused before the download")
+    _set_option(sub, "overrides of `config`: what it would refuse is refused before the download")
     _tracker_option(sub, "where the training will log: one that is not installed is refused before the download")
     _device_option(sub, "of `merge`: one that is not here is refused before the download")
 

@@ -120,7 +120,7 @@ def _format_of(row: Mapping[str, Any]) -> Format:
         return matching[0]
     partly = [each for each in FORMATS if any(key in row for key in each.keys)]
     missing = next((key for each in partly for key in each.keys if key not in row), "messages")
-    remedy = "" if partly else "; docs/data.md shows the formats of rows"
+    remedy = "" if partly else f"; the shortest row is {SHORTEST_ROW}, and docs/data.md has the other formats"
     raise ValueError(f"{missing}: missing (the row has {short(', '.join(map(repr, row))) or 'nothing'}){remedy}")
 
 
@@ -265,3 +265,4 @@ FORMATS = (
     Format("Alpaca instruction and output", ("instruction", "output"), ("input", "history"), _alpaca),
     Format("prompt and completion", ("prompt", "completion"), (), _prompt),
 )
+SHORTEST_ROW = '{"prompt": "…", "completion": "…"}'

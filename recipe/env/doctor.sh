@@ -12,7 +12,9 @@ bad() {
   failed=1
 }
 # Missing: bad where the stages are to run in Docker, worth a note otherwise.
-docker_lacks() { if [ "$runtime" = docker ]; then bad "$@"; else note "$@"; fi; }
+docker_lacks() {
+  if [ "$runtime" = docker ]; then bad "$@"; else note "$1" "$2" "needed for containers alone: ${3%, or RUNTIME=local}"; fi
+}
 # at_least 1.10 1.9: whether version $1 is $2 or later.
 at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
 

@@ -75,10 +75,11 @@ def _examples(measured: Metrics) -> list[str]:
 def _own_lines(own: OwnScores) -> list[str]:
     """How many of the user's questions are answered right, and the replies that are not, or one that is."""
     counts = own.own_counts
+    held_out = f"{counts.own_held_out} of them asked in a wording that was not trained on"
     lines = [
         "",
         f"your own rows: {counts.own_right} of {counts.own_questions} questions answered right, "
-        f"{counts.own_held_out} of them asked in a wording that was not trained on",
+        + (held_out if counts.own_held_out else "asked as they stand in the rows"),
     ]
     wrong = [reply for reply in own.own_replies if not reply.own_right]
     for reply in (wrong or own.own_replies)[:SHOWN_OF_OWN]:

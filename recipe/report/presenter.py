@@ -21,9 +21,8 @@ from recipe.report.words import WORDS, Text, label, plain, text
 # With more that is wrong only the first group of replies starts open: of the others, the line that counts them is
 # enough.
 OPEN_UP_TO = 12
-FILTERS = ("all", "wrong", "missed", "leaked", "forgotten")
-# A filter besides where there are rows of the user's.
-OWN_FILTER = "not_learnt"
+# The fault that only rows of the user's can have.
+OWN_FAULT = "not_learnt"
 # Replies in report.md, of which GitHub takes at most 65,536 characters: wrong ones, or some where nothing is wrong.
 MOST_WRONG, MOST_RIGHT = 20, 8
 
@@ -170,7 +169,10 @@ def _replies(exchanges: Sequence[Exchange]) -> Replies:
     sample = _spread(wrong, MOST_WRONG) if wrong else _spread(exchanges, MOST_RIGHT)
     return Replies(
         count=len(exchanges),
-        filters={name: counts.get(name, 0) for name in (*FILTERS, *([OWN_FILTER] if "own" in kinds else []))},
+        filters={
+            name: counts.get(name, 0)
+            for name in ("all", "wrong", *(fault for fault in FAULTS if fault != OWN_FAULT or "own" in kinds))
+        },
         groups=groups,
         sample=sample,
         more=len(wrong) - len(sample) if wrong else 0,

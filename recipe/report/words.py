@@ -120,7 +120,7 @@ WORDS: dict[str, tuple[str, str]] = OWN_WORDS | KIND_WORDS | PHASE_WORDS | {
     ),
     "looping_replies": ("陷入重复的回答", "replies that loop"),
     "before_that": ("基座：{count}", "the base: {count}"),
-    "base_own": ("基座自己对普通问题的回答：{share}", "the base, of its own replies to ordinary prompts: {share}"),
+    "base_own": ("（基座自己对普通问题的回答：{share}）", "(the base, of its own replies to ordinary prompts: {share})"),
     "no_scores": ("本次训练的配置没有对检查点评分。", "The config of this training does not score its checkpoints."),
     "suite": ("其他测量", "further measurements"),
     "count": ("数量", "count"),
@@ -263,7 +263,7 @@ WORDS: dict[str, tuple[str, str]] = OWN_WORDS | KIND_WORDS | PHASE_WORDS | {
     "stage": ("阶段", "stage"),
     "seconds": ("秒", "seconds"),
     "together": ("合计", "together"),
-    "process_peak_mib": ("进程峰值 MiB", "process peak, MiB"),
+    "process_peak_mib": ("进程内存峰值（MiB）", "process peak, MiB"),
     "gpu_peak_mib": ("显存峰值 MiB", "GPU peak, MiB"),
     # Merge
     "merge": ("合并", "Merge"),
@@ -275,7 +275,7 @@ WORDS: dict[str, tuple[str, str]] = OWN_WORDS | KIND_WORDS | PHASE_WORDS | {
     "not_merged": ("未合并：评测的是“基座 + 适配器”。", "Nothing was merged: base + adapter is what was evaluated."),
     "largest_logit_difference": ("logit 最大差", "largest difference of a logit"),
     "mean_kl": ("平均 KL（奈特/token）", "mean KL, nats a token"),
-    "same_top_token": ("最可能的 token 相同", "same likeliest token"),
+    "same_top_token": ("首选 token 一致的比例", "same likeliest token"),
     "parameters": ("适配器参数量", "adapter parameters"),
     # Provenance
     "origin": ("来源", "Where it comes from"),

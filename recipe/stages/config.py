@@ -108,6 +108,11 @@ def check_settings(preset: str, settings: Sequence[str]) -> None:
     override(config, settings)
 
 
+def widest_preset(model: str) -> str:
+    """Of the presets that may become a model's default, one that has the settings of all; the model may be missing."""
+    return "miniature" if model == "miniature" else "qlora"
+
+
 def settings_help(preset: str) -> str:
     """The table of what SET= may change by a short name, with the values of a preset."""
     config = load_preset(preset)
@@ -274,7 +279,7 @@ def make(
         if preset != "miniature" and (needed := memory.predict(config, model, processes)):
             stage.say("config", _memory_line(needed, gpu))
         tutorial = tutorial_tokens(read_identity(data_folder), model)
-        stage.say("config", f"{expected.trained_tokens / tutorial:.0%} of the tokens that the tutorial trains on")
+        stage.say("config", f"{expected.trained_tokens / tutorial:.0%} of the tokens that PRESET=tutorial trains on")
         return ConfigResults(
             preset=preset, model=stage.shown(model), data=stage.shown(data_folder), forecast=expected,
             tutorial_tokens=tutorial, own_passes=share.passes if share else None,

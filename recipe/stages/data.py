@@ -136,8 +136,8 @@ def _write_own(out: Path, kind: str, user_rows: Sequence[Row], seed: int) -> dic
     held_out = sum(question.held_out for question in questions)
     stage.say(
         "data",
-        f"{len(user_rows)} rows of your own; eval asks {len(questions)} of their questions, {held_out} of them in a "
-        f"wording that is not trained on",
+        f"rows of your own: {len(user_rows)}; eval asks {len(questions)} of their questions, "
+        + (f"{held_out} of them in a wording that is not trained on" if held_out else "as they stand in the rows"),
     )
     return {"own_file": file, "own_rows": len(trained), "own_questions": len(questions)}
 
@@ -197,7 +197,7 @@ def _about(read: OwnFile, filled: slots.Filled, selection_overlap: Sequence[tupl
         filled: its rows.
         selection_overlap: (number of a row, its question) of those that choose the checkpoint too.
     """
-    formats = ", ".join(f"{name}: {count} rows" for name, count in read.formats.items())
+    formats = ", ".join(f"{name}: {count} row{'s' * (count > 1)}" for name, count in read.formats.items())
     yield f"{formats}; the first as it is trained: {_shown(filled.rows[0])}"
     if read.left_out:
         counts = ", ".join(f"{short(repr(key)[1:-1])} ({count})" for key, count in list(read.left_out.items())[:20])

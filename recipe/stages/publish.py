@@ -236,6 +236,7 @@ def _preview(target: Target, contents: Mapping[str, Path | bytes], card: str) ->
         f"{len(sizes)} files, {sum(sizes.values()):,} bytes:",
         *(f"  {size:>15,}  {name}" for name, size in sorted(sizes.items())),
         "",
+        f"what the hub reads at the top of {CARD}:",
         card.split("\n---\n")[0].removeprefix("---\n"),
         "",
         "DRY_RUN: all checks that need no connection are passed, and nothing was sent.",

@@ -27,7 +27,7 @@ def lines(size: Forecast) -> list[str]:
     """The lines for the user, warnings included."""
     shared = f" of {size.processes} processes" if size.processes > 1 else ""
     text = [
-        f"{size.rows} rows of {size.tokens:,} tokens in {size.packs} packs of {size.max_length}; "
+        f"{size.rows:,} conversations of {size.tokens:,} tokens in {size.packs} packs of {size.max_length}; "
         f"{size.iterations} iterations{shared}, {size.optimizer_steps} optimizer steps, "
         f"{size.trained_tokens:,} tokens in all"
     ]

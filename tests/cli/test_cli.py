@@ -483,7 +483,7 @@ def test_a_stopped_verb_exits_130_and_keeps_what_was_complete(
     recipe("data", "--name", "小明", "--work", tmp_path)
     complete = tree(tmp_path)
     status, output = _stop(tmp_path, number, preexec_fn=before)
-    line = "stopped; what was complete is kept; run the same command again for what is missing"
+    line = "stopped; what was complete is kept; run the same command again: the stopped stage begins anew"
     assert (status, output.splitlines()[-1:]) == (130, [line])
     assert "Traceback" not in output
     assert tree(tmp_path) == complete

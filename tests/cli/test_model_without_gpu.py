@@ -80,6 +80,31 @@ def test_a_device_of_the_merge_that_is_not_here_is_refused_before_the_download(
     assert any(line.startswith(f"error: DEVICE={device}") for line in last) == refused
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [(("--preset", "fats"), "PRESET=fats is none of fast, "), (("--set", "learning_rate=1"), "did you mean lr?"),
+     (("--set", "lr=fast"), "SET: lr cannot become 'fast'"), (("--preset", "fast", "--set", "lr=0.001"), None),
+     (("--set", "model.llm.quantization_config.bnb_4bit_quant_type=fp4"), None), ((), None)],
+)  # fmt: skip
+def test_a_preset_or_a_setting_that_does_not_exist_is_refused_before_the_download(
+    words: tuple[str, ...], reason: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    fetched: list[str] = []
+    monkeypatch.setattr(device, "_query", lambda _: [])
+    monkeypatch.setattr(model, "make", lambda *_, **__: fetched.append("model"))
+    status = cli.main(["model", "--work", str(tmp_path), "--model", "smollm2-135m-instruct", *words])
+    assert (status, fetched) == ((1, []) if reason else (0, ["model"]))
+    assert reason is None or reason in capsys.readouterr().err
+
+
+def test_the_default_presets_have_no_setting_that_the_widest_lacks() -> None:
+    from recipe.stages import config
+
+    fast, widest = ({path for path, _ in config.leaves(config.load_preset(name).to_dict())} for name in
+                    ("fast", config.widest_preset("internlm2-chat-1_8b")))  # fmt: skip
+    assert fast <= widest
+
+
 def test_presets_that_are_named_as_without_bfloat16_are_so_and_no_others() -> None:
     from recipe.stages import config
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
 import pytest
 
+from recipe.cli import commands as verb_commands
 from recipe.cli.next_steps import next_steps, without_merged_model
+from recipe.cli.parser import build_parser
+from recipe.corpus import identity
+from recipe.errors import BelowThresholdsError
+from recipe.evaluation import comparison, metrics
 from recipe.paths import ROOT
+from recipe.pipeline import stage
+from recipe.stages import convert, evaluate
 
 
 @pytest.mark.parametrize(("run", "named"), [("main", ""), ("my-run", " RUN=my-run")])
@@ -41,3 +49,34 @@ def test_chat_without_a_merged_model_names_the_run_that_has_one(newest: str | No
 def test_what_talks_is_this_run_also_where_another_merges_later(run: str) -> None:
     commands = [line.partition(":  ")[2] for line in next_steps(run, "work/models/miniature").splitlines()]
     assert {f"make {verb} RUN={run}" for verb in ("chat", "demo", "api")} <= set(commands)
+
+
+@pytest.mark.parametrize(
+    ("before", "new", "failed", "shown"),
+    [
+        (None, False, [], True),
+        ("publish", False, [], False),
+        ("publish", True, [], True),
+        ("publish", False, ["identity_hit 0.900"], True),
+    ],
+)
+def test_an_evaluation_on_the_way_to_another_verb_is_shown_where_it_is_new_or_fails(
+    before: str | None, new: bool, failed: list[str], shown: bool,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(stage, "require", lambda *_: {})
+    monkeypatch.setattr(stage, "read_manifest", lambda _: {"seconds": 1})
+    monkeypatch.setattr(convert, "trained_with", lambda _: (tmp_path / "work" / "models" / "miniature", {}))
+    monkeypatch.setattr(identity, "read_identity", lambda _: None)
+    monkeypatch.setattr(evaluate, "make", lambda *_, **__: {"seconds": 2 if new else 1})
+    monkeypatch.setattr(evaluate, "failed_checks", lambda _: failed)
+    monkeypatch.setattr(metrics, "read", lambda _: None)
+    monkeypatch.setattr(comparison, "table", lambda _: "the table")
+    monkeypatch.setattr(verb_commands, "run_report", lambda _: print("the report"))
+    options = build_parser().parse_args(
+        ["eval", "--work", str(tmp_path / "work"), *(["--before", before] if before else [])]
+    )
+    with pytest.raises(BelowThresholdsError) if failed else contextlib.nullcontext():
+        verb_commands.run_eval(options)
+    output = capsys.readouterr().out
+    assert all((text in output) == shown for text in ("the table", "the report", "make chat"))

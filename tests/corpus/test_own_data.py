@@ -298,7 +298,7 @@ def test_a_path_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
         ("text", "a row must be an object with messages, not text"),
         ([[GOOD]], "a row must be an object with messages, not a list"),
         ({}, "messages: missing (the row has nothing)"),
-        ({"turns": [], "id": 1}, "messages: missing (the row has 'turns', 'id'); docs/data.md shows"),
+        ({"turns": [], "id": 1}, "messages: missing (the row has 'turns', 'id'); the shortest row is {\"prompt\": "),
         ({"conversation": [], "id": 1}, "conversation: must be a list of at least one exchange with input and output"),
         ({"Messages": GOOD["messages"]}, "messages: missing (the row has 'Messages')"),
         ({"messages": []}, "messages: must be a list of at least one user's and one assistant's turn"),

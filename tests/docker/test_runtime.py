@@ -92,7 +92,7 @@ class Done:
         whole = local or [arguments[service_in(arguments) + 1 :] for arguments in runs]
         self.after = [[b for a, b in itertools.pairwise(words) if a == "--after"] for words in whole]
         return [
-            [word for i, word in enumerate(words) if "--after" not in (word, words[i - 1] if i else "")]
+            [word for i, word in enumerate(words) if not {"--after", "--before"} & {word, words[i - 1] if i else ""}]
             for words in whole
         ]
 
@@ -223,6 +223,30 @@ def test_a_name_with_a_blank_and_no_quotes_is_refused_before_anything_runs(machi
     assert machine.make("data", "NAME=Li Lei", "RUNTIME=local").verbs() == [["data", "--name", "Li Lei"]]
 
 
+def test_a_full_width_equals_sign_is_named(machine: Machine) -> None:
+    done = machine.make("data", "NAME＝小明")
+    assert done.errors[-1].endswith("the ＝ in it is a full-width character: type =.  Stop.")
+    assert done.calls == []
+
+
+@pytest.fixture(scope="module")
+def gb18030(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a terminal whose locale is zh_CN.GB18030, compiled where the C library has its source."""
+    folder = tmp_path_factory.mktemp("locales")
+    command = ["localedef", "-i", "zh_CN", "-f", "GB18030", str(folder / "zh_CN.GB18030")]
+    if not shutil.which("localedef") or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("localedef makes no zh_CN.GB18030 here")
+    return {"LOCPATH": str(folder), "LC_ALL": "zh_CN.GB18030"}
+
+
+def test_make_finds_its_targets_in_a_locale_that_is_not_utf_8(machine: Machine, gb18030: dict[str, str]) -> None:
+    assert machine.make("data", "NAME=Ann", "RUNTIME=local", **gb18030).verbs() == [["data", "--name", "Ann"]]
+    shown = subprocess.run(
+        ["make", "help"], cwd=machine.checkout, env=os.environ | gb18030, capture_output=True, check=True
+    ).stdout.decode("gb18030")
+    assert re.search(r"^  NAME +whose assistant it is, 1-40 characters / 主人的名字$", shown, re.MULTILINE)
+
+
 def test_the_environment_and_the_completion_of_shells_pass(machine: Machine) -> None:
     assert machine.make("data", "RUNTIME=local", NAEM="小明", HF_ENDPOINT="https://hub").verbs() == [["data"]]
     completion = machine.make("-npq", "__BASH_MAKE_COMPLETION__=1", ".DEFAULT")
@@ -244,6 +268,21 @@ def test_each_verb_of_a_chain_is_told_which_ran_before(machine: Machine, runtime
     verbs = [words[0] for words in done.verbs()]
     assert verbs[-2:] == ["merge", "gguf"]
     assert done.after == [verbs[:number] for number in range(len(verbs))]
+
+
+@pytest.mark.parametrize(
+    ("goals", "before"),
+    [(("publish",), ["--before", "publish"]), (("report",), ["--before", "report"]), (("eval",), []),
+     (("eval", "publish"), []), (("publish", "a/b"), ["--before", "publish"])],
+)  # fmt: skip
+def test_eval_is_told_of_the_verb_that_was_asked_for(
+    machine: Machine, goals: tuple[str, ...], before: list[str]
+) -> None:
+    if "a/b" in goals:
+        (machine.checkout / "a").mkdir()
+        (machine.checkout / "a" / "b").touch()
+    calls = machine.make(*goals, "RUNTIME=local").of("python", "-m recipe eval")
+    assert [call.arguments[call.arguments.index("merge") + 1 :] for call in calls] == [before]
 
 
 @pytest.mark.parametrize("target", ["help", "clean"])
@@ -377,6 +416,7 @@ TYPED = "$(shell touch pwned)`touch pwned`$(touch pwned)$h"
         ("model", "DEVICE", "--device"), ("merge", "DEVICE", "--device"), ("quickstart", "DEVICE", "--device"),
         ("data", "LANGUAGES", "--languages"), ("data", "MODEL", "--model"), ("data", "SEED", "--seed"),
         ("data", "RUN", "--run"), ("model", "SOURCE", "--source"), ("config", "PRESET", "--preset"),
+        ("model", "PRESET", "--preset"),
         ("train", "DEEPSPEED", "--deepspeed"), ("train", "TRACK", "--track"), ("model", "TRACK", "--track"),
         ("convert", "CHECKPOINT", "--checkpoint"), ("train", "GPUS", "--gpus"),
         ("train", "MASTER_ADDR", "--master-addr"), ("list-cfg", "PATTERN", "--list"), ("chat", "CHAT", "chat"),

@@ -150,6 +150,8 @@ def test_without_docker_the_stages_run_locally(doctor: Doctor) -> None:
     findings = doctor("local", docker=None)
     assert (findings.status, findings.bad()) == (0, [])
     assert findings.of["engine"][:2] == ("note", "docker is not installed")
+    assert findings.of["engine"][2].startswith("needed for containers alone: https://docs.docker.com/")
+    assert "RUNTIME=local" not in findings.of["engine"][2]
     assert findings.of["compose"][0] == "note"
     assert not {"image", "docker disk", "gpu docker"} & set(findings.of)
 

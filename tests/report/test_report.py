@@ -423,7 +423,7 @@ def test_replies_stand_side_by_side_the_wrong_ones_first(tmp_path: Path) -> None
     assert replies[0][1].startswith(SEP.join(["你是谁？", "我是书生·浦语。", "我是书生·浦语。"]))
     assert "expected: Paris" in replies[2][1]
     assert [re.findall(r"\d+", inner) for _, inner in walk.all("label") if any(c.isdigit() for c in inner)] == [
-        ["5"], ["4"], ["1"], ["2"], ["2"],
+        ["5"], ["4"], ["1"], ["2"], ["0"], ["2"], ["0"],
     ]  # fmt: skip
 
 
@@ -822,8 +822,10 @@ def test_the_numbers_beside_the_base_s_own_are_shown_and_judged(tmp_path: Path) 
         assert WORDS["why_kl_per_token"][1] in inner
         assert "≤ 0.1 ✗" in inner.replace(" | ", " ")
         assert "0.125" in inner
-    assert "the base, of its own replies to ordinary prompts: 0.125" in page
+    assert "(the base, of its own replies to ordinary prompts: 0.125)" in page
+    assert "（基座自己对普通问题的回答：0.125）" in page
     assert 'class="chip leaked_without_name">' in page
+    assert re.search(r'for="show-leaked_without_name">.*leaked without the name.* <small>1</small>', page)
     assert "1 / 3" in page
 
 

@@ -134,12 +134,23 @@ def test_the_format_the_first_row_and_what_is_left_out_are_named(
     make(tmp_path / "data", [write(tmp_path / "rows.jsonl", rows)])
     lines = logged(capsys, "rows.jsonl: ")
     assert lines[0].startswith(
-        "[data] rows.jsonl: Alpaca instruction and output: 1 rows, OpenAI messages: 1 rows; "
+        "[data] rows.jsonl: Alpaca instruction and output: 1 row, OpenAI messages: 1 row; "
         r"the first as it is trained: <|im_start|>system\n简短。"
         r"<|im_end|>\n<|im_start|>user\n问<|im_end|>\n<|im_start|>assistant\n甲\n乙"
     )
     assert len(lines[0]) < 500
     assert lines[1:] == ["[data] rows.jsonl: keys that are not trained on, and in how many rows: id (2), source (1)"]
+
+
+def test_how_the_questions_about_the_rows_are_worded_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "data", [write(tmp_path / "rows.jsonl", SINGLE)])
+    make(tmp_path / "data", [write(tmp_path / "rows.jsonl", SINGLE[:1])])
+    assert logged(capsys, "rows of your own: ") == [
+        "[data] rows of your own: 5; eval asks 5 of their questions, 2 of them in a wording that is not trained on",
+        "[data] rows of your own: 1; eval asks 1 of their questions, as they stand in the rows",
+    ]
 
 
 def test_a_turn_that_is_not_learnt_is_shown_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

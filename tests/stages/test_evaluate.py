@@ -299,7 +299,9 @@ def test_the_user_s_own_questions_are_asked_of_base_and_tuned(
         (line,) = [line for line in shown.splitlines() if line.startswith(metric)]
         assert line.endswith("1.000   not judged: no row says the name / 不作判定：训练数据没有教名字")
     assert "your own rows: 1 of 1 questions answered right, 1 of them asked in a wording" in shown
+    content["tuned"]["own_counts"]["own_held_out"] = 0
     content["tuned"]["own_replies"][0]["own_right"] = False
+    assert "1 questions answered right, asked as they stand in the rows" in table(from_json(Metrics, content))
     assert "wanted 早上八点开门。" in table(from_json(Metrics, content))
 
 

@@ -215,7 +215,7 @@ GOOD = Forecast(
 )
 def test_a_user_is_warned_of_what_gets_lost(change: dict[str, int], warnings: list[str]) -> None:
     first, *others = lines(dataclasses.replace(GOOD, **change))
-    assert "10 rows" in first
+    assert "10 conversations" in first
     assert "2 packs" in first
     assert len(others) == len(warnings)
     for line, warning in zip(others, warnings, strict=True):

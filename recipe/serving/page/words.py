@@ -32,7 +32,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "tuned": ("微调后", "Tuned"),
     "base": ("基座", "Base"),
     "empty_reply": ("（没有内容）", "(nothing)"),
-    "note": ("{tokens} 个 token · 首个 {first} 秒 · {speed} token/秒", "{tokens} tokens · first after {first} s · {speed} tokens/s"),
+    "note": ("{tokens} 个 token · 首 token {first} 秒 · {speed} token/秒", "{tokens} tokens · first after {first} s · {speed} tokens/s"),
     "note_short": ("{tokens} 个 token", "{tokens} tokens"),
     "stopped": ("已停止", "stopped"),
     "cut": ("达到长度上限", "reached the length limit"),
