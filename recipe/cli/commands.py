@@ -101,15 +101,16 @@ def run_replay(options: argparse.Namespace) -> None:
 
 def run_config(options: argparse.Namespace) -> None:
     from recipe.stages import config
+    from recipe.training import builtin_configs
 
     if options.list is not None:
-        print("\n".join(config.builtin_configs(options.list)))
+        print("\n".join(builtin_configs.names_of_builtin(options.list)))
         return
     if options.settings:
         print(config.settings_help(options.preset or "fast"))
         return
     if options.copy is not None:
-        print(config.copy_builtin(options.copy, options.to))
+        print(builtin_configs.copy_builtin(options.copy, options.to))
         return
     run = _run(options)
     hardware.refuse_card(options.preset)

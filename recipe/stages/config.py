@@ -320,34 +320,3 @@ def _refuse_too_short(config: Any, iterations: int) -> None:
             f"the training has {iterations} steps, too few for a warm-up of {warm.end:g} epochs: train on more rows, "
             f"or longer with SET=max_epochs="
         )
-
-
-def builtin_configs(pattern: str | None) -> list[str]:
-    """The names of XTuner's built-in configs that contain `pattern`."""
-    return sorted(name for name in _builtin() if (pattern or "").lower() in name.lower())
-
-
-def _builtin() -> dict[str, Path]:
-    from importlib.util import find_spec
-
-    spec = find_spec("xtuner")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    root = Path(spec.submodule_search_locations[0]) / "configs"
-    return {path.stem: path for path in root.rglob("*.py") if path.name != "__init__.py"}
-
-
-def copy_builtin(name: str, folder: Path) -> Path:
-    """Copy one of XTuner's built-in configs to `folder` for editing; returns its path there."""
-    configs = _builtin()
-    if name not in configs:
-        near = difflib.get_close_matches(name, configs, n=3)
-        raise RecipeError(
-            f"{name or 'CFG='} is none of XTuner's configs" + (f"; did you mean {', '.join(near)}?" if near else "")
-        )
-    target = folder / f"{name}_copy.py"
-    if target.exists():
-        raise RecipeError(f"{stage.shown(target)} is already there; remove it or copy to another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(configs[name].read_bytes())
-    return target

@@ -17,6 +17,7 @@ from recipe.errors import RecipeError
 from recipe.pipeline import stage
 from recipe.stages import config, data
 from recipe.stages.config import SHORT_NAMES
+from recipe.training import builtin_configs
 from recipe.training.resolved_config import READ_BY_TRAINER
 from recipe.training.without_gpu import for_cpu
 
@@ -296,7 +297,7 @@ def variables() -> Iterator[str]:
     """The names that XTuner's own config assigns and only it reads."""
     from mmengine.config import Config
 
-    names = {key for key in Config.fromfile(config._builtin()[XTUNERS]) if key not in READ_BY_TRAINER}
+    names = {key for key in Config.fromfile(builtin_configs.builtin_configs()[XTUNERS]) if key not in READ_BY_TRAINER}
     assert {"warmup_ratio", "lr", "max_epochs", "pack_to_max_length"} <= names
     return iter(sorted(names - SHORT_NAMES.keys()))
 
@@ -527,41 +528,41 @@ def test_a_training_shorter_than_its_warm_up_is_refused_before_it_begins(
 
 
 def test_all_of_xtuners_configs_are_listed_in_order() -> None:
-    every = config.builtin_configs("")
+    every = builtin_configs.names_of_builtin("")
     assert len(every) > 100
-    assert every == sorted(set(every)) == config.builtin_configs(None)
+    assert every == sorted(set(every)) == builtin_configs.names_of_builtin(None)
     assert XTUNERS in every
 
 
 @pytest.mark.parametrize("pattern", ["internlm2_chat_1_8b", "InternLM2_Chat_1_8B", "1_8b_qlora"])
 def test_a_pattern_filters_whatever_its_case(pattern: str) -> None:
-    actual = config.builtin_configs(pattern)
+    actual = builtin_configs.names_of_builtin(pattern)
     assert XTUNERS in actual
-    assert actual == [name for name in config.builtin_configs("") if pattern.lower() in name]
+    assert actual == [name for name in builtin_configs.names_of_builtin("") if pattern.lower() in name]
 
 
 def test_a_pattern_that_nothing_matches_lists_nothing() -> None:
-    assert config.builtin_configs("no such config") == []
+    assert builtin_configs.names_of_builtin("no such config") == []
 
 
 def test_a_copy_is_the_original(tmp_path: Path) -> None:
-    copy = config.copy_builtin(XTUNERS, tmp_path / "new" / "folder")
+    copy = builtin_configs.copy_builtin(XTUNERS, tmp_path / "new" / "folder")
     assert copy == tmp_path / "new" / "folder" / f"{XTUNERS}_copy.py"
-    assert copy.read_bytes() == config._builtin()[XTUNERS].read_bytes()
+    assert copy.read_bytes() == builtin_configs.builtin_configs()[XTUNERS].read_bytes()
 
 
 def test_a_copy_overwrites_no_edited_one(tmp_path: Path) -> None:
-    copy = config.copy_builtin(XTUNERS, tmp_path)
+    copy = builtin_configs.copy_builtin(XTUNERS, tmp_path)
     copy.write_text("edited", encoding="utf-8")
     with pytest.raises(RecipeError, match="is already there; remove it or copy to another folder"):
-        config.copy_builtin(XTUNERS, tmp_path)
+        builtin_configs.copy_builtin(XTUNERS, tmp_path)
     assert copy.read_text(encoding="utf-8") == "edited"
 
 
 @pytest.mark.parametrize("name", ["", "internlm2_chat_1_8b_qlora_alpaca_e4", "../../setup", f"{XTUNERS}.py"])
 def test_a_config_that_is_not_there_is_not_copied(tmp_path: Path, name: str) -> None:
     with pytest.raises(RecipeError, match="is none of XTuner's configs") as error:
-        config.copy_builtin(name, tmp_path)
+        builtin_configs.copy_builtin(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert (XTUNERS in str(error.value)) == name.startswith("internlm2")
 

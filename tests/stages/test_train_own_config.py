@@ -13,7 +13,7 @@ from recipe.cli.parser import build_parser
 from recipe.errors import RecipeError
 from recipe.pipeline import stage
 from recipe.stages import config, convert, train
-from recipe.training import resolved_config
+from recipe.training import builtin_configs, resolved_config
 
 NAME = "internlm2_1_8b_qlora_alpaca_e3"
 
@@ -30,7 +30,7 @@ def rows(tmp_path: Path) -> Path:
 
 def edited(folder: Path, model: Path, rows: str, **more: str) -> Path:
     """The copy after the course's edits: model, data, map function, length, batches and questions."""
-    file = config.copy_builtin(NAME, folder)
+    file = builtin_configs.copy_builtin(NAME, folder)
     text = file.read_text(encoding="utf-8")
     changes = {
         "pretrained_model_name_or_path = 'internlm/internlm2-1_8b'": f"pretrained_model_name_or_path = '{model}'",
