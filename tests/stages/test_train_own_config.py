@@ -12,7 +12,7 @@ from tracker_service import Service
 from recipe.cli.parser import build_parser
 from recipe.errors import RecipeError
 from recipe.pipeline import stage
-from recipe.stages import config, convert, train
+from recipe.stages import convert, train
 from recipe.training import builtin_configs, resolved_config
 
 NAME = "internlm2_1_8b_qlora_alpaca_e3"
