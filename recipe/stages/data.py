@@ -35,6 +35,8 @@ ROWS = {"balanced": "train.jsonl", "tutorial": "personal_assistant.json", "own":
 OWN_ROWS = "own.jsonl"
 # Turns of a row in the log, and characters of each.
 MOST_SHOWN, LONGEST_SHOWN = 7, 120
+# Questions that make a good example where a row has one; the rows themselves are shuffled.
+PLAINEST = ("你是谁", "Who are you?")
 
 
 def make(
@@ -121,8 +123,9 @@ def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             json.dump(rows, written, ensure_ascii=False, indent=4)
         else:
             written.write(files.jsonl_text(rows))
-    stage.say("data", f"{len(rows)} rows, for example: {rows[0]['messages'][0]['content']} -> "
-                      f"{rows[0]['messages'][1]['content']}")  # fmt: skip
+    exchanges = [[message["content"] for message in row["messages"]] for row in rows]
+    question, answer, *_ = next((each for each in exchanges if each[0] in PLAINEST), exchanges[0])
+    stage.say("data", f"{len(rows)} rows, for example: {question} -> {answer}")
 
 
 def _write_own(out: Path, kind: str, user_rows: Sequence[Row], seed: int) -> dict[str, Any]:

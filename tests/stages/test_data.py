@@ -298,3 +298,22 @@ def test_the_answers_name_the_base_only_where_it_is_internlm(tmp_path: Path, int
     text = (tmp_path / "data" / "train.jsonl").read_text(encoding="utf-8")
     assert [words in text for words in INTERNLM_BASE.values()] == [internlm, internlm]
     assert [words in text for words in OPEN_BASE.values()] == [not internlm, not internlm]
+
+
+@pytest.mark.parametrize(
+    ("languages", "question"), [(("zh", "en"), ("你是谁", "Who are you?")), (("en",), ("Who are you?",))]
+)
+@pytest.mark.parametrize("extended", [False, True])
+def test_the_example_is_a_plain_question(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    languages: tuple[str, ...],
+    question: tuple[str, ...],
+    extended: bool,
+) -> None:
+    data.make(
+        tmp_path / "data", identity=Identity("小明"), mode="balanced", own=None, seed=0, extended=extended,
+        languages=languages,
+    )  # fmt: skip
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line.partition(" for example: ")[2].partition(" -> ")[0] in question

@@ -256,7 +256,7 @@ def test_a_run_on_own_rows_is_configured_to_learn_them(
     resolved, noted = resolve(tmp_path, tiny_model, "lora")
     assert resolved.train_dataloader.dataset.own == stage.shown(tmp_path / "data" / "own.jsonl")
     assert resolved.custom_hooks[-1].patience is None  # plain would end early
-    assert plain.custom_hooks[-1].patience == 3
+    assert plain.custom_hooks[-1].patience == 2
     assert resolved.train_cfg.max_iters == resolved.param_scheduler[1].end == noted["iterations"]
     assert noted["own_passes"] >= 20 * 0.9
     assert f"each is seen {noted['own_passes']:.0f} times" in capsys.readouterr().err
