@@ -40,7 +40,9 @@ def written(folder: Path, text: str | bytes, name: str = "x.json") -> Path:
         ('{"name": "x", "size": 1.5}', "has '1.5' for size, not a whole number"),
         ('{"name": "x", "more": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
         ('{"name": "x", "more": ' + "[" * DEEPEST + "]" * DEEPEST + "}", "nested too deeply"),
-        ('{"name": "x", "more": ' + "9" * 5000 + "}", "integer string conversion"),
+        ('{"name": "x", "more": ' + "9" * 5000 + "}", "which is beyond any size"),
+        ('{"name": "x", "more": [-' + "9" * 400 + "]}", "which is beyond any size"),
+        ('{"name": "x", "more": 1e999}', "holds 1e999, which is beyond any size"),
     ],
 )
 def test_a_file_of_another_shape_is_one_line(text: str | bytes, reason: str, tmp_path: Path) -> None:
@@ -58,6 +60,7 @@ def test_what_fits_is_read_and_other_keys_stay(tmp_path: Path) -> None:
     file = written(tmp_path, '{"name": "x", "more": [[1]]}')
     assert json_reader.read(file, Pair, "") == Pair("x")
     assert json_reader.read(file, dict[str, Any], "", shape=Pair) == {"name": "x", "more": [[1]]}
+    assert parse_json(str(10**30)) == 10**30  # tokenizers without a longest input say so
     assert parse_json("[" * DEEPEST + "]" * DEEPEST) is not None
 
 
