@@ -22,6 +22,8 @@ MANIFESTS = {
     "results that are a list": GOOD | {"results": [1]},
     "seconds in words": GOOD | {"seconds": "long"},
 }
+# Contents of a manifest that are no JSON.
+BROKEN = {"cut": b'{"stage": "x", "key"', "empty": b"", "of zeros": bytes(64), "no text": b"\xff{}"}
 # Verb -> the folder whose manifest it reads first.
 READS = {
     "config": "data", "replay": "data", "train": "config", "convert": "train", "merge": "adapter", "eval": "data",

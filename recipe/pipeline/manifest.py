@@ -10,7 +10,7 @@ from typing import Any
 from recipe.errors import RecipeError
 from recipe.files import parse_json
 from recipe.paths import shown
-from recipe.records import ShapeError, from_json
+from recipe.records import from_json
 
 MANIFEST = "manifest.json"
 Manifest = dict[str, Any]
@@ -54,25 +54,25 @@ def read_manifest(folder: Path) -> Manifest | None:
         folder: of a stage, or any other.
 
     Returns:
-        None where there is none: no such file, a part of one, or another program's of that name.
+        None where there is none: no such file, or another program's of that name.
 
     Raises:
-        RecipeError: a stage's, which lacks something or has it of another type.
+        RecipeError: it is no JSON, or a stage's, which lacks something or has it of another type. No stage leaves a
+            part of one: it is on the disk before the folder has its name.
     """
     try:
         manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    if not isinstance(manifest, dict) or "stage" not in manifest:
-        return None
-    try:
+        if not isinstance(manifest, dict) or "stage" not in manifest:
+            return None
         from_json(_Shape, manifest)
-    except ShapeError as error:
+        return manifest
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:  # ShapeError, and what is no text or no JSON
         raise RecipeError(
             f"{shown(folder / MANIFEST)}: {error}: it is not as a stage writes it; remove {shown(folder)} to make it "
             f"anew, or copy it again where a copy was damaged"
         ) from None
-    return manifest
 
 
 def input_of(manifest: Manifest, role: str) -> tuple[str, str]:

@@ -91,15 +91,20 @@ def newest_merged(work: Path, run: str | None) -> Path | None:
 
 def base_and_adapter(merged: Path) -> tuple[Path, Path] | None:
     """The folders of the base and the adapter whose sum `merged` is; None where either is gone or has changed."""
+    merge = stage.read_manifest(merged)
     adapter = merged.parent / "adapter"
-    manifest, merge = stage.read_manifest(adapter), stage.read_manifest(merged)
-    if not manifest or not merge:
+    try:
+        manifest = stage.read_manifest(adapter)
+        if not manifest or not merge:
+            return None
+        converted = results.of(manifest, ConvertResults)
+        if converted.checkpoint_sha256 != results.of(merge, MergeResults).checkpoint_sha256:
+            return None
+        base = ROOT / converted.model
+        there = stage.read_manifest(base) is not None and stage.content_sha256(base) == converted.base_sha256
+    except RecipeError as error:  # a damaged copy; the merged model is whole without it
+        stage.say("demo", f"the page has no base to compare with: {error}")
         return None
-    converted = results.of(manifest, ConvertResults)
-    if converted.checkpoint_sha256 != results.of(merge, MergeResults).checkpoint_sha256:
-        return None
-    base = ROOT / converted.model
-    there = stage.read_manifest(base) is not None and stage.content_sha256(base) == converted.base_sha256
     return (base, adapter) if there else None
 
 
