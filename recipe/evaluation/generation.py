@@ -97,7 +97,7 @@ def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None, devic
                 use_safetensors=True,
                 device_map={"": "cuda"} if gpu else None,  # from the file to the GPU, and cast there
             )
-    except torch.OutOfMemoryError:
+    except (RecipeError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # transformers, tokenizers and safetensors each raise their own, also a bare Exception
         reason = (str(error) or repr(error)).splitlines()[0]
