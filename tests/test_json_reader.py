@@ -70,6 +70,10 @@ def test_what_fits_is_read_and_other_keys_stay(tmp_path: Path) -> None:
         ("[]", "line 2, not an object"),
         ('{"messages": {}}', "line 2.messages, not a list"),
         ('{"messages": [{"role": "user"}]}', "lacks line 2.messages[0].content"),
+        (
+            '{"messages": [{"role": "", "content": ""}]}',
+            "has '' for role, none of system, user, assistant, in line 2.m",
+        ),
         ('{"messages": [], "ended": "yes"}', "line 2.ended, not true or false"),
         ("{", "line 2 is not JSON"),
     ],
