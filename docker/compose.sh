@@ -3,7 +3,7 @@
 #                         which commit this is.
 # compose.sh stage VERB [OPTION...]: one stage in a container, with the same arguments and results as `python -m recipe VERB …`.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd -P "$(dirname "$0")/.." # by whatever link it was called, a checkout is one project
 # shellcheck source=recipe/env/run_name.sh
 . recipe/env/run_name.sh
 

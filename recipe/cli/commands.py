@@ -21,7 +21,7 @@ from recipe.library_logging import OFFLINE
 from recipe.paths import ROOT
 from recipe.pipeline import choices, results, stage, table
 from recipe.pipeline.results import ConfigResults, DataResults, ModelResults
-from recipe.pipeline.run import Run, checked_name
+from recipe.pipeline.run import Run, checked_name, refuse_other_spelling
 from recipe.plain_text import printable
 from recipe.training import tracking
 
@@ -34,6 +34,7 @@ def _run(options: argparse.Namespace) -> Run:
     if getattr(options, "track", None):
         tracking.check(options.track)
     run = Run(options.work, checked_name(options.run))
+    refuse_other_spelling(run.work, run.name)
     default = {"model": "miniature"} if options.verb == "quickstart" else {}
     if options.verb != "speed" and not hasattr(options, "chosen"):
         announced = option_names(options.after) if options.after else set()
