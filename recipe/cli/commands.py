@@ -228,7 +228,7 @@ def run_eval(options: argparse.Namespace) -> None:
     )
     print(printable(comparison.table(metrics.read(run.folder("eval")))), flush=True)
     run_report(options)  # before the verdict: a result that fails needs its report most
-    print(f"\n{next_steps(run.name, stage.shown(model))}", flush=True)
+    print(f"\n{next_steps(run.name, stage.shown(model), run.work)}", flush=True)
     evaluate.refuse_below_thresholds(run.folder("eval"), page=run.folder("report") / report.PAGE)
 
 

@@ -31,6 +31,7 @@ from recipe.files import parse_json
 from recipe.paths import ROOT
 from recipe.paths import shown as shown
 from recipe.pipeline import phases
+from recipe.pipeline.exact_commands import exact
 from recipe.pipeline.manifest import MANIFEST as MANIFEST
 from recipe.pipeline.manifest import Manifest as Manifest
 from recipe.pipeline.manifest import input_of as input_of
@@ -332,4 +333,4 @@ def _git_commit() -> str | None:
 
 def say(name: str, text: str) -> None:
     """One line of progress for the user. text: may hold what rows, models or hubs say."""
-    print(f"[{name}] {one_line(text)}", file=sys.stderr, flush=True)
+    print(f"[{name}] {one_line(exact(text))}", file=sys.stderr, flush=True)

@@ -20,6 +20,7 @@ from recipe.corpus.identity import Identity, read_identity
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
 from recipe.pipeline import results, stage
+from recipe.pipeline.exact_commands import exact
 from recipe.pipeline.results import ConvertResults, DataResults, MergeResults
 from recipe.serving import context
 
@@ -174,10 +175,8 @@ class ModelHost:
                 where = stage.shown(self.work / (self.run or "RUN") / "merged")
                 other = newest_merged(self.work, None) if self.run else None
                 has_one = f"; RUN={other.parent.name} has one" if other else ""
-                self._become(
-                    "missing",
-                    f"no model in {where} yet: run `make quickstart NAME=小明` or `make merge` first{has_one}",
-                )
+                missing = f"no model in {where} yet: run `make quickstart NAME=小明` or `make merge` first{has_one}"
+                self._become("missing", exact(missing, self.work, self.run))
                 return
             candidate = self.folder, (self.folder / stage.MANIFEST).stat().st_mtime_ns
             if candidate == self._tried:
@@ -189,7 +188,7 @@ class ModelHost:
             if not self.failed:
                 self._become("ready", stage.shown(self.folder))
         except RecipeError as error:
-            self._become("failed", str(error))
+            self._become("failed", exact(str(error), self.work, self.run))
         except Exception as error:  # the server must live to say so
             self._become("failed", _one_line(error))
         finally:

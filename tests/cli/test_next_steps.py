@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from recipe.cli.next_steps import next_steps, without_merged_model
+from recipe.cli.parser import build_parser
 from recipe.paths import ROOT
 
 
 @pytest.mark.parametrize(("run", "named"), [("main", ""), ("my-run", " RUN=my-run")])
 def test_every_step_is_a_command_with_the_run(run: str, named: str) -> None:
-    lines = next_steps(run, "work/models/miniature").splitlines()
+    lines = next_steps(run, "work/models/miniature", ROOT / "work").splitlines()
     commands = [line.partition(":  ")[2] for line in lines]
     verbs = re.findall(r"^make (\w+)", "\n".join(commands), re.MULTILINE)
     assert verbs == ["chat", "chat", "demo", "api", "gguf", "publish"]
@@ -29,7 +31,7 @@ def test_every_step_is_a_command_with_the_run(run: str, named: str) -> None:
     [
         (None, "run `make merge RUN=typo`"),
         ("quickstart", "`make chat RUN=quickstart` talks to the run that merged last; else run `make merge RUN=typo`"),
-        ("main", "`make chat` talks to the run that merged last; else run `make merge RUN=typo`"),
+        ("main", "`make chat RUN=main` talks to the run that merged last; else run `make merge RUN=typo`"),
     ],
 )
 def test_chat_without_a_merged_model_names_the_run_that_has_one(newest: str | None, remedy: str) -> None:
@@ -39,5 +41,16 @@ def test_chat_without_a_merged_model_names_the_run_that_has_one(newest: str | No
 
 @pytest.mark.parametrize("run", ["main", "my-run"])
 def test_what_talks_is_this_run_also_where_another_merges_later(run: str) -> None:
-    commands = [line.partition(":  ")[2] for line in next_steps(run, "work/models/miniature").splitlines()]
+    commands = [
+        line.partition(":  ")[2] for line in next_steps(run, "work/models/miniature", ROOT / "work").splitlines()
+    ]
     assert {f"make {verb} RUN={run}" for verb in ("chat", "demo", "api")} <= set(commands)
+
+
+def test_elsewhere_every_step_is_a_call_that_the_parser_takes() -> None:
+    lines = next_steps("my-run", "/w 2/models/miniature", Path("/w 2")).splitlines()
+    for line in lines:
+        python, _, module, *words = shlex.split(line.partition(":  ")[2])
+        assert (python, module) == ("python", "recipe")
+        options = build_parser().parse_args(words)
+        assert (options.work, options.run) == (Path("/w 2"), "my-run")

@@ -357,7 +357,7 @@ def test_without_a_model_it_says_so(tmp_path: Path) -> None:
     model_host = ModelHost(tmp_path, None, 2, verb="api", compare=False)
     model_host.load()
     for endpoint in listen(model_host):
-        with pytest.raises(openai.InternalServerError, match="run `make quickstart") as caught:
+        with pytest.raises(openai.InternalServerError, match="run `python -m recipe quickstart") as caught:
             endpoint.client().chat.completions.create(model="x", messages=HELLO)
         assert caught.value.status_code == 503
         with pytest.raises(urllib.error.HTTPError) as wrong:

@@ -116,7 +116,7 @@ def test_without_a_model_it_says_what_to_run(
     model = model_host.ModelHost(work, run, PORT)
     model.load()
     assert (model.state, model.engine) == ("missing", None)
-    assert model.message.startswith(f"no model in {work / where} yet: run `make ")
+    assert model.message.startswith(f"no model in {work / where} yet: run `python -m recipe quickstart --work ")
     assert capsys.readouterr().err.splitlines() == [f"[demo] missing: {model.message}"]
     model.load()
     assert capsys.readouterr().err == ""  # a visitor who tries again adds nothing to the log
@@ -458,7 +458,9 @@ def test_the_page_on_an_empty_work_folder(tmp_path: Path, work: Path) -> None:
             assert get(port, "/_stcore/health") == (200, "ok")
             checked = healthcheck(tmp_path, port)
             assert (checked.returncode, checked.stderr) == (1, "")
-            assert checked.stdout.startswith(f"missing: no model in {work}/RUN/merged yet: run `make ")
+            assert checked.stdout.startswith(
+                f"missing: no model in {work}/RUN/merged yet: run `python -m recipe quickstart --work "
+            )
             assert log.read_text().splitlines() == [
                 f"[demo] http://127.0.0.1:{port} (Ctrl-C stops it)",
                 f"[demo] {checked.stdout.rstrip()}",
