@@ -457,7 +457,7 @@ def test_beyond_this_machine_it_needs_a_key(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(RecipeError, match="API_KEY is missing"):
             api.run(work=tmp_path, run=None, host=host, port=8000)
     monkeypatch.setenv("API_KEY", "secret")
-    for wrong in ("*", "chat.example.com", "https://chat.example.com/"):
+    for wrong in ("*", "chat.example.com", "https://chat.example.com/", "https://a\udcff.example", "https://a\x1b[31m"):
         monkeypatch.setenv("API_ORIGINS", f"https://fine.example,{wrong}")
         with pytest.raises(RecipeError, match=r"API_ORIGINS: .* is no origin"):
             api.run(work=tmp_path, run=None, host="0.0.0.0", port=8000)
