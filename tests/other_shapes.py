@@ -18,6 +18,8 @@ MANIFESTS = {
     "an output without its hash": GOOD | {"outputs": {"a": {"bytes": 1, "mtime_ns": 1}}},
     "a size in words": GOOD | {"outputs": {"a": {"sha256": "0", "bytes": "many", "mtime_ns": 1}}},
     "a key that is text": GOOD | {"key": "abc"},
+    "an input without its hash": GOOD | {"inputs": {"data": "work/q/data"}},
+    "a hash of no input": GOOD | {"key": {"settings": {}, "inputs": {"model": "0"}}},
     "a hash that is a number": GOOD | {"key": {"settings": {}, "inputs": {"model": 3}}},
     "results that are a list": GOOD | {"results": [1]},
     "seconds in words": GOOD | {"seconds": "long"},

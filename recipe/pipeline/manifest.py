@@ -10,7 +10,7 @@ from typing import Any
 from recipe.errors import RecipeError
 from recipe.files import parse_json
 from recipe.paths import shown
-from recipe.records import from_json
+from recipe.records import ShapeError, from_json
 
 MANIFEST = "manifest.json"
 Manifest = dict[str, Any]
@@ -45,6 +45,10 @@ class _Shape:
     process_peak_mib: int
     phases: Mapping[str, float] = field(default_factory=dict)
     gpu_peak_mib: int | None = None
+
+    def __post_init__(self) -> None:
+        if differing := set(self.inputs) ^ set(self.key.inputs):
+            raise ShapeError(f"has {min(differing)[:40]!r} in one of inputs and key.inputs, not in both")
 
 
 def read_manifest(folder: Path) -> Manifest | None:
