@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,10 @@ def test_a_row_of_another_shape_is_named(line: str, reason: str, name: str, tmp_
     with pytest.raises(RecipeError, match=r"rows\.json") as error:
         read_rows(file)
     assert reason in str(error.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.json")
+    for read in (json_reader.read, json_reader.read_rows):
+        with pytest.raises(RecipeError, match=r"x\.json: is a pipe or a device: mend it"):
+            read(tmp_path / "x.json", dict[str, Any], "mend it")

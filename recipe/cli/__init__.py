@@ -37,8 +37,8 @@ WITHOUT_TORCH = ("data", "report", "publish")
 
 
 def _end(*_: object) -> None:
-    """On SIGTERM, which comes once: interrupt, again and again, since some libraries have a bare `except:` around an
-    import."""
+    """On SIGTERM or SIGHUP, which come once: interrupt, again and again, since some libraries have a bare `except:`
+    around an import."""
     signal.signal(signal.SIGALRM, _end_again)
     signal.setitimer(signal.ITIMER_REAL, INTERRUPT_AGAIN_AFTER, INTERRUPT_AGAIN_AFTER)
     raise KeyboardInterrupt
@@ -82,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)  # the resolved config's paths are relative to the checkout
     quieten()
     signal.signal(signal.SIGTERM, _end)  # also where a script had SIGINT ignored
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a terminal that closes; `nohup` has it ignored
+        signal.signal(signal.SIGHUP, _end)
     with called_for(options.work, options.run):
         return _run(options)
 

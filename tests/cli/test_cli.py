@@ -468,6 +468,10 @@ def _heed() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def _listen() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def _ignore() -> None:
     """What a shell script does to commands that it starts with `&`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -479,6 +483,7 @@ def _ignore() -> None:
         pytest.param(signal.SIGINT, _heed, id="Ctrl-C"),
         pytest.param(signal.SIGTERM, _heed, id="kill"),
         pytest.param(signal.SIGTERM, _ignore, id="kill in the background"),
+        pytest.param(signal.SIGHUP, _listen, id="its terminal closes"),
     ],
 )
 def test_a_stopped_verb_exits_130_and_keeps_what_was_complete(
