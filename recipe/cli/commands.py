@@ -14,7 +14,7 @@ from recipe.cli.next_steps import next_steps
 from recipe.cli.parser import option_names
 from recipe.cli.same_command import training_command
 from recipe.cli.serving_commands import run_api, run_chat, run_demo
-from recipe.device import check_device
+from recipe.device import check_device, check_gpus
 from recipe.errors import RecipeError
 from recipe.languages import parse_languages
 from recipe.library_logging import OFFLINE
@@ -71,6 +71,7 @@ def run_model(options: argparse.Namespace) -> None:
 
     run = _run(options)
     check_device(options.device)
+    check_gpus(getattr(options, "gpus", 1))  # of `quickstart`, before anything is fetched
     if stage.read_manifest(run.model(options.model)) is None:
         hardware.refuse_card(options.preset)
         hardware.warn_without_gpu(options.model)
@@ -112,6 +113,7 @@ def run_config(options: argparse.Namespace) -> None:
         return
     run = _run(options)
     hardware.refuse_card(options.preset)
+    check_gpus(options.gpus)
     data = results.of(stage.require(run.folder("data"), "data"), DataResults)
     config.make(
         run.folder("config"),
@@ -159,6 +161,7 @@ def run_train(options: argparse.Namespace) -> None:
     from recipe.training.rendezvous import Machines
 
     run = _run(options)
+    check_gpus(options.gpus)
     machines = Machines(options.gpus, options.nnodes, options.node_rank, options.master_addr, options.master_port)
     if options.config is None and (resolved := stage.read_manifest(run.folder("config"))):
         plan = results.of(resolved, ConfigResults)
