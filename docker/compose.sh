@@ -47,6 +47,14 @@ case "${1:-} ${2:-}" in
 "up vllm") server=vllm variable=API_PORT default=8000 ;;
 "up vllm-page") server=vllm-page ;;
 esac
+# A profile starts what is in none, too.
+case " $* " in
+*" --profile "*" up "*)
+  case ${*: -1} in
+  up | -*) fail "name the service, as in docker/compose.sh up vllm-page: a profile alone starts the page of demo too, on the same port" ;;
+  esac
+  ;;
+esac
 if [ "$server" != demo ]; then
   [ -n "$(setting API_KEY "")" ] || fail "API_KEY is missing: choose a key, and set it in the environment or in .env"
 fi

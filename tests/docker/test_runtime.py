@@ -805,6 +805,16 @@ def test_vllm_starts_where_there_are_a_key_a_gpu_and_a_free_port(machine: Machin
         assert one_error(machine.compose("up", service, **given)).endswith(f"{variable}={port + 1}")
 
 
+@pytest.mark.parametrize("words", [("up",), ("up", "--detach"), ("--progress", "plain", "up", "-d")])
+def test_a_profile_without_a_service_is_refused_since_two_pages_would_start(
+    machine: Machine, words: tuple[str, ...]
+) -> None:
+    error = one_error(machine.compose("--profile", "vllm", *words))
+    assert error.startswith("error: name the service, as in docker/compose.sh up vllm-page: ")
+    for fine in (("--profile", "vllm", "down"), ("--profile", "vllm", "up", "-d", "vllm-page")):
+        assert machine.compose(*fine, API_KEY="k").calls[-1].line == f"compose {' '.join(fine)}"
+
+
 def test_a_shell_is_where_the_stages_run(machine: Machine) -> None:
     docker = machine.make("shell", "RUNTIME=docker")
     assert [call.line for call in docker.of("docker", "compose run")] == ["compose run --rm shell"]
