@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -50,6 +51,10 @@ def with_retries(call: Callable[[], T], what: str, *, progress: Callable[[], int
                     "the proxy is a SOCKS proxy, for which PySocks would be needed",
                     "set HTTPS_PROXY=http://host:port to an HTTP proxy, and unset ALL_PROXY",
                 ) from error
+            if reason := _proxy_refusal(chain):
+                raise _failed(
+                    what, reason, "set HTTPS_PROXY=http://host:port, or http://user:password@host:port, as it wants"
+                ) from error
             if any(type(e).__name__ == "TooManyRedirects" for e in chain):
                 raise _failed(what, "it redirects in circles", "check the mirror, or try the other SOURCE=") from error
             if any(isinstance(e, OSError) and e.errno in _DISK for e in chain):
@@ -77,6 +82,18 @@ def with_retries(call: Callable[[], T], what: str, *, progress: Callable[[], int
             tries += 1
             say("model", f"{what}: {reason}; trying again in {delay:g} s ({tries} of {len(DELAYS)})")
             _sleep(delay)
+
+
+def _proxy_refusal(chain: list[BaseException]) -> str | None:
+    """Why a proxy is none, or lets nothing through, where waiting does not help; None where no proxy is to blame."""
+    for error in chain:
+        # http.client says the former of a CONNECT that failed, without an attribute that has the status.
+        if match := re.search(r"Tunnel connection failed: (4\d\d)", str(error)):
+            wants = ", since it wants a user and a password" if match[1] == "407" else ""
+            return f"the proxy lets nothing through (HTTP {match[1]}){wants}"
+        if type(error).__name__ == "InvalidProxyURL" or "Proxy URL had unsupported scheme" in str(error):
+            return "the address of the proxy is none"
+    return "the proxy wants a user and a password (HTTP 407)" if _first(chain, _status) == 407 else None
 
 
 def failure(error: BaseException) -> tuple[int | None, str | None]:

@@ -714,6 +714,32 @@ def test_a_socks_proxy_without_its_library_is_said(sleeps: list[float]) -> None:
     assert sleeps == []
 
 
+@pytest.mark.parametrize(
+    ("status", "proxy", "reason"),
+    [
+        (407, "http://{}", r"the proxy lets nothing through \(HTTP 407\), since it wants a user and a password"),
+        (403, "http://{}", r"the proxy lets nothing through \(HTTP 403\)"),
+        (0, "somebody:secret@{}", "the address of the proxy is none"),
+        (0, "ftp://somebody:secret@{}", "the address of the proxy is none"),
+    ],
+)
+def test_a_proxy_that_refuses_or_is_none_is_said_at_once_with_its_variable(
+    status: int, proxy: str, reason: str, sleeps: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Proxy(Handler):
+        def do_CONNECT(self) -> None:
+            self.send(status)
+
+    for name in ("https_proxy", "no_proxy", "NO_PROXY", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with LocalServer(Proxy) as server, connection_limits.limited():
+        monkeypatch.setenv("HTTPS_PROXY", proxy.format(f"127.0.0.1:{server.server_port}"))
+        with pytest.raises(RecipeError, match=f"hub: {reason}: set HTTPS_PROXY=http://host:port") as error:
+            retry.with_retries(lambda: requests.get("https://hub.example", timeout=5), "hub", progress=lambda: 0)
+    assert "secret" not in str(error.value)
+    assert sleeps == []
+
+
 def test_no_more_bytes_are_written_than_announced(tmp_path: Path) -> None:
     with (tmp_path / "x").open("wb") as file:
         bounded = hub_clients._Bounded(file, 5)
