@@ -196,6 +196,21 @@ def _locked(name: str, folder: Path, *, shared: bool) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def working_on(name: str, run_folder: Path) -> Iterator[None]:
+    """Hold a run for work that goes on between its stages, so that `make clean` leaves the run alone.
+
+    Args:
+        name: of the verb, for messages.
+        run_folder: of the run.
+
+    Raises:
+        RecipeError: another process does the same.
+    """
+    with _locked(name, run_folder / name, shared=False):
+        yield
+
+
 def run(
     name: str,
     folder: Path,

@@ -188,7 +188,7 @@ class ModelHost:
             if not self.failed:
                 self._become("ready", stage.shown(self.folder))
         except RecipeError as error:
-            self._become("failed", exact(str(error), self.work, self.run))
+            self._become("failed", exact(str(error), self.work, self.run or self.label))
         except Exception as error:  # the server must live to say so
             self._become("failed", _one_line(error))
         finally:
