@@ -6,7 +6,7 @@ Shapes: a module's weight W is (out, in); its lora_A is (r, in) and its lora_B (
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,27 +85,6 @@ def refuse_more_than_lora(settings: Mapping[str, Any], folder: Path) -> None:
     for key, value in more.items():
         setting = f"{key}={value!r}"[:LONGEST]
         raise RecipeError(f"{shown(folder)}: {setting} is more than plain LoRA, which alone is taken here")
-
-
-def refuse_other_tensors(names: Collection[str], model_names: Collection[str], folder: Path) -> None:
-    """RecipeError where an adapter's file holds other tensors than adapter_config.json puts on the base.
-
-    PEFT leaves out what it has no place for, and keeps its random beginning where a tensor is missing.
-
-    Args:
-        names: of the tensors in the file.
-        model_names: of the adapter's parameters in the loaded model, as PEFT's files have them.
-        folder: of the adapter, for the error.
-    """
-    for what, differing in (
-        ("tensors that adapter_config.json puts nowhere on this base", set(names) - set(model_names)),
-        ("no tensors for modules that adapter_config.json names", set(model_names) - set(names)),
-    ):
-        if differing:
-            raise RecipeError(
-                f"{shown(folder)}: holds {what} ({len(differing)}, the first is {min(differing)}): was it made on "
-                f"another base?"
-            )
 
 
 def read_checkpoint(path: Path) -> Tensors:

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from recipe.chat_format import Message, ids_of_texts, prompt_ids, stop_ids
 from recipe.checkpoint import precision
 from recipe.checkpoint.finite import refuse_not_finite
+from recipe.checkpoint.loaded_adapter import ADAPTER, put_on
 from recipe.checkpoint.loaded_tokenizer import load_tokenizer
 from recipe.engine.batch import BatchGenerator
 from recipe.engine.reply import Sampling
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from recipe.engine.batch import Likeliest
 
-ADAPTER = "adapter_model.safetensors"
 # The remedy of `gpu_failures` where a verb has no other.
 FREE_THE_GPU = "`nvidia-smi` shows what fills it; CUDA_VISIBLE_DEVICES= before the command leaves it to the CPU"
 
@@ -103,37 +103,11 @@ def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None, devic
         reason = (str(error) or repr(error)).splitlines()[0]
         raise RecipeError(f"{shown(folder)}: cannot be loaded: {reason}") from error
     if adapter is not None:
-        model = _adapted(model, adapter)
+        model = put_on(model, adapter)
     with phase("load"):
         model = model.to("cuda" if gpu else "cpu").eval().requires_grad_(False)  # the adapter, too
         refuse_not_finite(model.named_parameters(), adapter or folder)
     return model, tokenizer
-
-
-def _adapted(model: PreTrainedModel, adapter: Path) -> Any:
-    """The model with an adapter, whose configuration is checked. RecipeError: the adapter does not fit the model."""
-    with phase("import"):
-        import torch
-        from peft import PeftModel
-        from safetensors import safe_open
-
-        from recipe.checkpoint.lora import refuse_other_tensors
-
-    try:
-        with phase("load"):
-            # By default PEFT reads the adapter into the GPU's memory first, whichever device the model is on.
-            adapted = PeftModel.from_pretrained(model, str(adapter), local_files_only=True, torch_device="cpu")
-            with safe_open(adapter / ADAPTER, framework="pt") as file:
-                names = set(file.keys())
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # PEFT, torch and safetensors each raise their own
-        lines = (str(error) or repr(error)).splitlines()
-        reason = next((line.strip() for line in lines if "size mismatch" in line), lines[0])
-        raise RecipeError(f"{shown(adapter)}: cannot be put on the base: {reason}") from error
-    present = {name.replace(".default.", ".") for name, _ in adapted.named_parameters() if ".lora_" in name}
-    refuse_other_tensors(names, present, adapter)
-    return adapted
 
 
 @contextlib.contextmanager

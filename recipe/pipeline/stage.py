@@ -196,19 +196,17 @@ def _locked(name: str, folder: Path, *, shared: bool) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def working_on(name: str, run_folder: Path) -> Iterator[None]:
-    """Hold a run for work that goes on between its stages, so that `make clean` leaves the run alone.
+def working_on(name: str, run_folder: Path) -> contextlib.AbstractContextManager[None]:
+    """A context that holds a run for work between its stages, so that `make clean` leaves the run alone.
 
     Args:
-        name: of the verb, for messages.
+        name: of the work.
         run_folder: of the run.
 
     Raises:
-        RecipeError: another process does the same.
+        RecipeError: as the context is entered, where another process does the same.
     """
-    with _locked(name, run_folder / name, shared=False):
-        yield
+    return _locked(name, run_folder / name, shared=False)
 
 
 def run(
