@@ -3,7 +3,7 @@
 #                         which commit this is.
 # compose.sh stage VERB [OPTION...]: one stage in a container, with the same arguments and results as `python -m recipe VERB …`.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd -P "$(dirname "$0")/.." # by whatever link it was called, a checkout is one project
 # shellcheck source=recipe/env/run_name.sh
 . recipe/env/run_name.sh
 
@@ -46,6 +46,14 @@ case "${1:-} ${2:-}" in
 "up api") server=api variable=API_PORT default=8000 ;;
 "up vllm") server=vllm variable=API_PORT default=8000 ;;
 "up vllm-page") server=vllm-page ;;
+esac
+# A profile starts what is in none, too.
+case " $* " in
+*" --profile "*" up "*)
+  case ${*: -1} in
+  up | -*) fail "name the service, as in docker/compose.sh up vllm-page: a profile alone starts the page of demo too, on the same port" ;;
+  esac
+  ;;
 esac
 if [ "$server" != demo ]; then
   [ -n "$(setting API_KEY "")" ] || fail "API_KEY is missing: choose a key, and set it in the environment or in .env"

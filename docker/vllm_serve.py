@@ -27,11 +27,14 @@ def healthy() -> bool:
         return False
 
 
-def read(file: Path) -> Any:
-    """The JSON of a file of a run; ends where there is none."""
+def read(file: Path, *keys: str) -> Any:
+    """The JSON of a file of a run, or what is in it under some keys; ends where there is none."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        for key in keys:
+            content = content[key]
+        return content
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         sys.exit(f"error: {file} cannot be read ({error}): run `make merge RUN={file.parts[1]}` again")
 
 
@@ -53,10 +56,12 @@ def merged(run: str) -> list[str]:
 def base_and_adapter(run: str) -> list[str]:
     """The arguments of `vllm serve` for a run's base and adapter, both of which can be asked."""
     folder = WORK / run / "adapter"
-    base = Path(read(folder / "manifest.json")["results"]["model"])
+    base = Path(str(read(folder / "manifest.json", "results", "model")))
     if not (base / "manifest.json").is_file():
         sys.exit(f"error: the base of {run} is not in {base}: run `make model RUN={run}`, or unset VLLM_ADAPTER")
-    rank = read(folder / "adapter_config.json")["r"]
+    rank = read(folder / "adapter_config.json", "r")
+    if not isinstance(rank, int) or rank < 1:
+        sys.exit(f"error: {folder}/adapter_config.json has no rank: run `make convert RUN={run}` again")
     name = base.name if base.name != run else f"{run}-base"
     return [
         str(base.resolve()), "--served-model-name", name, "--enable-lora",
@@ -81,7 +86,11 @@ def main() -> None:
     model = base_and_adapter(run) if options.adapter else merged(run)
     # As much context as fits beside the weights: on 8 GB the whole context of the 1.8B model does not.
     own = ["--port", str(PORT), "--max-model-len", "auto"]
-    arguments = ["vllm", "serve", *model, *own, *shlex.split(options.options)]
+    try:
+        more = shlex.split(options.options)
+    except ValueError as error:
+        sys.exit(f"error: VLLM_ARGS cannot be split into words ({error}): quote it as in a shell")
+    arguments = ["vllm", "serve", *model, *own, *more]
     print(shlex.join(arguments), file=sys.stderr, flush=True)
     os.execvp("vllm", arguments)  # noqa: S606 - a shell is what it is to do without
 

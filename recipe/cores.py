@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import statistics
 import time
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from recipe.errors import RecipeError
 # The variable that the user sets, and those that torch's OpenMP and MKL read when torch is imported.
 THREADS = "THREADS"
 LIBRARIES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# More than any machine has cores. OpenMP ignores a number that it cannot read, and ends the process where it cannot
+# start as many threads as it was told.
+MOST_THREADS = 4096
 # How threads wait for each other, read likewise. Asleep, on cores that others use too. On free cores waking up costs a
 # third of a step of the miniature, so that they look a while first. docs/experiments.md has the seconds of both.
 WAIT_POLICY, SPIN_COUNT = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
@@ -36,12 +40,14 @@ def limit_threads() -> None:
     Call it before torch is imported. What the user set for OpenMP stays.
 
     Raises:
-        RecipeError: THREADS is no whole number from 1.
+        RecipeError: THREADS is no whole number from 1 to MOST_THREADS.
     """
     chosen = os.environ.get(THREADS, "").strip()
     if chosen:
-        if not (chosen.isascii() and chosen.isdigit() and int(chosen)):
-            raise RecipeError(f"THREADS={chosen} is no number of threads: choose a whole number from 1")
+        if not (re.fullmatch(r"0*\d{1,4}", chosen, re.ASCII) and 1 <= int(chosen) <= MOST_THREADS):
+            raise RecipeError(
+                f"THREADS={chosen[:20]} is no number of threads: choose a whole number from 1 to {MOST_THREADS}"
+            )
         os.environ.update(dict.fromkeys(LIBRARIES, str(int(chosen))))
     elif LIBRARIES[0] not in os.environ and cores() < len(os.sched_getaffinity(0)):
         os.environ.update(dict.fromkeys(LIBRARIES, str(cores())))

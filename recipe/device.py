@@ -21,6 +21,8 @@ BFLOAT16 = "8.0"
 CPU_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 # What may compute, as XTuner's --device names it; auto is the GPU where there is one.
 DEVICES = ("auto", "cpu", "cuda")
+# Seconds in which nvidia-smi must answer: a machine of eight GPUs without the persistence mode takes ten.
+ANSWER = 30
 CPU, MEMORY = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 
 
@@ -84,15 +86,37 @@ def _gpu_sizes() -> list[int]:
 
 
 def _query(what: str) -> list[str]:
-    """A line of nvidia-smi's answer for each GPU; none where there is no GPU, or no answer."""
+    """A line of nvidia-smi's answer for each GPU; none where there is no GPU, or no nvidia-smi.
+
+    Raises:
+        RecipeError: it does not answer.
+    """
     if not has_gpu():
         return []
     query = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     try:
-        output = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30).stdout
-    except (OSError, subprocess.TimeoutExpired):
+        process = subprocess.Popen(
+            query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"
+        )
+    except OSError:
         return []
+    try:
+        output, _ = process.communicate(timeout=ANSWER)
+    except subprocess.TimeoutExpired:
+        process.kill()  # and no wait: where the driver hangs, a process of its does not end either
+        raise RecipeError(
+            f"nvidia-smi does not answer within {ANSWER} seconds, so the driver hangs: look into `dmesg`, restart the "
+            f"machine, or hide the GPU with CUDA_VISIBLE_DEVICES= to work without it"
+        ) from None
     return [line.strip() for line in output.splitlines()]
+
+
+def check_gpus(count: int) -> None:
+    """RecipeError where a machine has fewer GPUs than the processes that GPUS= has train on it, one a GPU."""
+    there = gpus()
+    if there and count > len(there):
+        hidden = " that CUDA_VISIBLE_DEVICES leaves" if os.environ.get("CUDA_VISIBLE_DEVICES") else ""
+        raise RecipeError(f"GPUS={count}: this machine has {len(there)}{hidden}: choose GPUS={len(there)} or fewer")
 
 
 def check_card() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,11 @@ def parse_json(text: str | bytes) -> Any:
 
     Raises:
         UnicodeDecodeError: bytes are no text in UTF-8, nor in the others that JSON may have.
-        ValueError: it is not JSON, or nested so deeply that no file of this recipe, or of a model, is.
+        ValueError: it is not JSON, or nested so deeply that no file of this recipe, or of a model, is; or a number is
+            beyond what a float holds, so that reading it would give infinity.
     """
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole)
     except RecursionError:
         raise ValueError("is nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -68,6 +70,17 @@ def _children(value: Any) -> Iterable[Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"is not JSON ({name} is no number)")
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        raise ValueError(f"holds {digits[:20]}, which is beyond any size")
+    return number
+
+
+def _whole(digits: str) -> int:
+    _finite(digits)
+    return int(digits)
 
 
 def read_jsonl(path: Path) -> list[Any]:

@@ -64,6 +64,8 @@ def _typed(value: Any, kind: type[T], shape: type | None, where: str) -> T:
 
 
 def _checked(path: Path, reader: Callable[[], T], remedy: str) -> T:
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise RecipeError(f"{shown(path)}: is a pipe or a device: {remedy}")  # which may never end
     try:
         return reader()
     except ValueError as error:  # ShapeError, and what is no text or no JSON

@@ -125,7 +125,10 @@ def _record(kind: Any, values: Mapping[str, Any], where: str) -> Any:
             arguments[each.name] = _parse(hint, values[each.name], place)
         elif each.default is MISSING and each.default_factory is MISSING:
             raise ShapeError(f"lacks {place}")
-    return kind(**arguments)
+    try:
+        return kind(**arguments)
+    except ShapeError as error:  # of the class's own check
+        raise ShapeError(f"{error}, in {where}" if where else str(error)) from None
 
 
 def _keys(kind: Any) -> set[str]:

@@ -54,10 +54,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    """The test process keeps its own answer to SIGTERM, which main() sets."""
-    handler = signal.getsignal(signal.SIGTERM)
+    """The test process keeps its own answers to SIGTERM and SIGHUP, which main() sets."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

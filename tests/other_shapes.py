@@ -18,10 +18,14 @@ MANIFESTS = {
     "an output without its hash": GOOD | {"outputs": {"a": {"bytes": 1, "mtime_ns": 1}}},
     "a size in words": GOOD | {"outputs": {"a": {"sha256": "0", "bytes": "many", "mtime_ns": 1}}},
     "a key that is text": GOOD | {"key": "abc"},
+    "an input without its hash": GOOD | {"inputs": {"data": "work/q/data"}},
+    "a hash of no input": GOOD | {"key": {"settings": {}, "inputs": {"model": "0"}}},
     "a hash that is a number": GOOD | {"key": {"settings": {}, "inputs": {"model": 3}}},
     "results that are a list": GOOD | {"results": [1]},
     "seconds in words": GOOD | {"seconds": "long"},
 }
+# Contents of a manifest that are no JSON.
+BROKEN = {"cut": b'{"stage": "x", "key"', "empty": b"", "of zeros": bytes(64), "no text": b"\xff{}"}
 # Verb -> the folder whose manifest it reads first.
 READS = {
     "config": "data", "replay": "data", "train": "config", "convert": "train", "merge": "adapter", "eval": "data",

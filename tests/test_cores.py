@@ -75,7 +75,7 @@ def test_threads_comes_first_and_then_what_openmp_was_told(machine: Path, monkey
     assert (os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == ("7", "7")
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "٣"])
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "٣", "4097", "9" * 20])
 def test_threads_is_a_number(machine: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("THREADS", text)
     with pytest.raises(RecipeError, match=f"THREADS={text} is no number of threads"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -256,3 +258,57 @@ def test_a_cpu_has_what_is_free_within_the_limits_of_the_container(
     for name, text in limits.items():
         (tmp_path / name).write_text(text)
     assert device.cpu_memory() == memory
+
+
+@pytest.fixture
+def nvidia_smi(dev: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Installs an nvidia-smi with this body in a machine that has a GPU."""
+    (dev / "nvidiactl").touch()
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+
+    def install(body: str) -> None:
+        (tmp_path / "bin" / "nvidia-smi").write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
+
+    return install
+
+
+def test_an_nvidia_smi_that_hangs_is_said_and_not_waited_for(
+    nvidia_smi: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "ANSWER", 0.2)
+    nvidia_smi("trap '' TERM; sleep 60 & wait")
+    start = time.monotonic()
+    with pytest.raises(RecipeError, match=r"nvidia-smi does not answer within 0\.2 seconds, so the driver hangs: "):
+        device.check_card()
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("body", ["echo NVIDIA-SMI has failed; exit 9", "exit 1", "printf '\\377\\n'", "echo , , ,"])
+def test_an_nvidia_smi_that_fails_says_nothing_of_a_gpu(body: str, nvidia_smi: Callable[[str], None]) -> None:
+    nvidia_smi(body)
+    device.check_card()
+    assert (device.gpus(), device.gpu_memory(), device.card_without_bfloat16()) == ([], None, None)
+    device.check_gpus(8)
+
+
+def test_more_processes_than_gpus_are_refused_before_anything_is_fetched(
+    nvidia_smi: Callable[[str], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nvidia_smi("printf '81559\\n81559\\n'")
+    device.check_gpus(2)
+    with pytest.raises(RecipeError, match="GPUS=3: this machine has 2: choose GPUS=2 or fewer"):
+        device.check_gpus(3)
+    monkeypatch.setattr("os.chdir", lambda _: None)
+    monkeypatch.setattr(cli, "check_driver", lambda: None)
+    words = ["quickstart", "--name", "小明", "--model", "owner/name", "--gpus", "3", "--work", str(tmp_path / "work")]
+    assert cli.main(words) == 1
+    assert "GPUS=3: this machine has 2" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "work" / "hub").exists()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with pytest.raises(RecipeError, match="has 1 that CUDA_VISIBLE_DEVICES leaves"):
+        device.check_gpus(2)

@@ -1,4 +1,4 @@
-"""Limits for every client of a hub or package index: seconds of silence, bytes a second, redirects in a row."""
+"""Limits for every client of a hub or package index: seconds of silence, bytes a second, redirects, bytes in memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
+
+from recipe.errors import RecipeError
 
 MAX_REDIRECTS = 5
 # Seconds to connect, and in which no byte may come. `retry` makes some tries.
@@ -15,6 +18,9 @@ CONNECT, SILENCE = 10.0, 30.0
 # As curl's --speed-time and --speed-limit: seconds of waiting in which an answer must bring so many bytes a second. An
 # answer that comes a byte at a time is never silent, and would take for ever.
 WINDOW, LOWEST = 60.0, 1024
+# Bytes, unpacked, of an answer that a client keeps in memory: listings and what is said of an upload. Files are written
+# as they come.
+LARGEST = 64 * 2**20
 
 
 class TooSlowError(TimeoutError):
@@ -63,6 +69,21 @@ def timeouts() -> tuple[float, float]:
     return min(CONNECT, SILENCE), SILENCE
 
 
+def _read(response: Any) -> None:
+    """Read an answer into memory, as requests would. RecipeError: it is larger than `LARGEST`, as of packed zeros."""
+    content = bytearray()
+    for block in response.iter_content(1 << 16):
+        content += block
+        if len(content) > LARGEST:
+            response.close()
+            host = urlsplit(response.url).hostname
+            raise RecipeError(
+                f"{host}: sends more than {LARGEST:,} bytes where a listing of files was asked for: check the mirror, "
+                f"or try the other SOURCE="
+            )
+    response._content, response._content_consumed = bytes(content), True
+
+
 @contextmanager
 def limited(silence: float | None = None) -> Iterator[None]:
     """A context in which each connection of the library requests keeps to the limits, whoever opens it.
@@ -73,10 +94,11 @@ def limited(silence: float | None = None) -> Iterator[None]:
         silence: seconds in which no byte may come, in place of SILENCE.
 
     Raises:
+        RecipeError: in the context, where an answer is larger than `LARGEST`.
         requests.TooManyRedirects, requests.Timeout, requests.ConnectionError: in the context, from the request that
             meets the limit; `TooSlowError` is among the causes where the answer is too slow.
     """
-    from requests import TooManyRedirects
+    from requests import Response, TooManyRedirects
     from requests.adapters import HTTPAdapter
 
     connect, usual = timeouts()
@@ -100,10 +122,17 @@ def limited(silence: float | None = None) -> Iterator[None]:
             raise TooManyRedirects(f"more than {MAX_REDIRECTS} redirects", request=request)
         return response
 
+    def kept(self: Any) -> bytes:
+        if not self._content_consumed:
+            _read(self)
+        return bytes(self._content or b"")
+
     adapter: Any = HTTPAdapter
     answer: Any = http.client.HTTPResponse
-    adapter.send, answer.begin = bounded, watched
+    in_memory: Any = Response
+    content = in_memory.content
+    adapter.send, answer.begin, in_memory.content = bounded, watched, property(kept)
     try:
         yield
     finally:
-        adapter.send, answer.begin = send, begin
+        adapter.send, answer.begin, in_memory.content = send, begin, content

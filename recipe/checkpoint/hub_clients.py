@@ -76,9 +76,20 @@ def refuse_without_scheme(variable: str) -> None:
     """RecipeError where an environment variable holds an address that does not begin as one."""
     address = os.environ.get(variable)
     if address and not re.match(r"https?://[^/]", address):
+        public = re.split("[?#]", address.rpartition("@")[2])[0]  # without a password, or a key of the query
         raise RecipeError(
-            f"{variable}: {address.rpartition('@')[2]!r} is no address: write it with its scheme, as "
+            f"{variable}: {public!r} is no address: write it with its scheme, as "
             f"{variable}={EXAMPLES.get(variable, 'https://pypi.org/simple')}"
+        )
+
+
+def refuse_no_token(variable: str) -> None:
+    """RecipeError where an environment variable holds a token that no header of a request can carry."""
+    token = os.environ.get(variable, "").strip()
+    position = next((i for i, character in enumerate(token, 1) if not "!" <= character <= "~"), None)
+    if position:
+        raise RecipeError(
+            f"{variable} holds a character at position {position} that no token has: set it as the hub gave it"
         )
 
 
@@ -115,6 +126,7 @@ class HuggingFace:
     def __init__(self, repo: str, revision: str) -> None:
         self.repo, self.revision = repo, revision
         refuse_without_scheme("HF_ENDPOINT")
+        refuse_no_token("HF_TOKEN")
         self.license: str | None = None
 
     def commit(self) -> str:
@@ -203,6 +215,7 @@ class ModelScope:
 
     def __init__(self, repo: str, revision: str) -> None:
         self.repo, self.revision = repo, revision
+        refuse_no_token("MODELSCOPE_API_TOKEN")
         self.license: str | None = None  # the client's listing has none
         # The library reads them when it is imported.
         os.environ.setdefault("MODELSCOPE_LOG_LEVEL", "ERROR")

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 from recipe.checkpoint import retry
 from recipe.checkpoint.connection_limits import limited
-from recipe.checkpoint.hub_clients import ModelScope, connected
+from recipe.checkpoint.hub_clients import HuggingFace, ModelScope, connected
 from recipe.errors import RecipeError
 from recipe.pipeline.bases import PAGES
 
@@ -94,6 +94,7 @@ class HuggingFaceUpload:
     def create(self, repo: str, *, private: bool, license_id: str | None, ours: bool) -> None:  # noqa: ARG002
         from huggingface_hub import HfApi, get_token
 
+        HuggingFace("", "")  # checks its address and its token
         if get_token() is None:
             raise RecipeError(f"{self.title}: no token: {self.login}")
         where, api = f"{self.title}, {repo}", HfApi()

@@ -9,6 +9,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipe.errors import RecipeError
+from recipe.paths import shown
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -50,6 +53,9 @@ def load_tokenizer(folder: Path, **settings: Hashable) -> PreTrainedTokenizerBas
     Args:
         folder: of a model.
         settings: more arguments of AutoTokenizer.from_pretrained.
+
+    Raises:
+        RecipeError: the folder's files are no tokenizer.
     """
     present = [name for name in FILES if (folder / name).is_file()]
     contents = tuple((name, sha256((folder / name).read_bytes()).digest()) for name in present)
@@ -81,7 +87,13 @@ def build_tokenizer(description: Mapping[str, Any]) -> PreTrainedTokenizerBase:
 def _load(folder: _Folder, settings: tuple[tuple[str, Any], ...]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        folder.path, local_files_only=True, trust_remote_code=False, **dict(settings)
-    )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder.path, local_files_only=True, trust_remote_code=False, **dict(settings)
+        )
+    except Exception as error:  # the tokenizers library raises a bare Exception for what it cannot read
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise RecipeError(
+            f"{shown(folder.path)}: its tokenizer cannot be read ({reason}): make or fetch the folder again"
+        ) from error
     return tokenizer

@@ -24,26 +24,46 @@ _CHECKPOINT_KEY = re.compile(r"^llm\.(base_model\.model\..+\.lora_[AB])\.default
 
 Tensors = dict[str, torch.Tensor]  # by name
 # What PEFT's LoraConfig says of an adapter that is W + alpha / r * lora_B @ lora_A in every target, and no more.
-PLAIN = {
-    "peft_type": "LORA", "use_dora": False, "use_rslora": False, "bias": "none", "lora_bias": False,
-    "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "layer_replication": None,
-    "fan_in_fan_out": False, "alora_invocation_tokens": None, "use_qalora": False,
-}  # fmt: skip
+PLAIN: dict[str, Any] = {"peft_type": "LORA", "bias": "none"}
+# Values of `task_type` by which PEFT puts nothing else on the base, such as a head that classifies.
+TASKS = (None, "CAUSAL_LM")
+# Characters of a setting that an error repeats.
+LONGEST = 200
+# Keys that say which modules have such an adapter, how it was trained, and where it comes from. Any other key, also one
+# that a later PEFT adds, says that it is more, where it says anything at all.
+ABOUT = frozenset(
+    {
+        "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+        "task_type", "init_lora_weights", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping",
+        "peft_version", "megatron_core", "qalora_group_size", "runtime_config", "loftq_config", "eva_config",
+        "ensure_weight_tying",
+    }
+)  # fmt: skip
+# Values of `init_lora_weights` by which lora_A and lora_B begin while the base's weights stay as they are. Others, such
+# as pissa, take part of the base's weights into the adapter.
+BEGINNINGS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The keys of adapter_config.json that are read here, with their types."""
+    """The keys of adapter_config.json that are read here or by PEFT, with their types."""
 
     r: int
     lora_alpha: float
     target_modules: list[str] | str | None
+    exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
     lora_dropout: float = 0.0
     base_model_name_or_path: str | None = None
+    loftq_config: dict[str, Any] | None = None
+    eva_config: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.r < 1:
             raise ShapeError(f"has {self.r} for r, not a rank from 1")
+        if self.lora_alpha <= 0:
+            raise ShapeError(f"has {self.lora_alpha} for lora_alpha, not a number above 0")
 
 
 def refuse_more_than_lora(settings: Mapping[str, Any], folder: Path) -> None:
@@ -53,10 +73,18 @@ def refuse_more_than_lora(settings: Mapping[str, Any], folder: Path) -> None:
         settings: its adapter_config.json.
         folder: of the adapter, for the error.
     """
-    for key, plain in PLAIN.items():
-        value = settings.get(key, plain)
-        if value != plain and (value or plain):  # null, [] and {} say the same
-            raise RecipeError(f"{shown(folder)}: {key}={value!r} is more than plain LoRA, which alone is taken here")
+    more = {
+        key: value
+        for key, value in settings.items()
+        if key not in ABOUT and value != PLAIN.get(key) and (value or key in PLAIN)  # null, [], {} say nothing else
+    }
+    if (beginning := settings.get("init_lora_weights")) not in BEGINNINGS:
+        more["init_lora_weights"] = beginning
+    if (task := settings.get("task_type")) not in TASKS:
+        more["task_type"] = task
+    for key, value in more.items():
+        setting = f"{key}={value!r}"[:LONGEST]
+        raise RecipeError(f"{shown(folder)}: {setting} is more than plain LoRA, which alone is taken here")
 
 
 def read_checkpoint(path: Path) -> Tensors:

@@ -16,10 +16,10 @@ from typing import Any
 from recipe.checkpoint import card_usage
 from recipe.checkpoint.base_origin import BaseOrigin
 from recipe.checkpoint.card_usage import Place
-from recipe.checkpoint.tokenizer import is_internlm2s
+from recipe.checkpoint.tokenizer import TokenizerConfig, is_internlm2s
 from recipe.errors import RecipeError
 from recipe.pipeline.results import EvalResults, GgufScores, MergeResults
-from recipe.pipeline.stage import read_json
+from recipe.pipeline.stage import read_json, shown
 
 CARD = "README.md"
 # model_type of a base that is not InternLM2 -> the name of its layout.
@@ -192,7 +192,10 @@ def check_card(text: str) -> None:
 
 def _base_facts(folder: Path) -> tuple[str, list[str], str]:
     """(what the model in `folder` is, its tags, its chat format) by its config.json and tokenizer_config.json."""
-    kind, settings = read_json(folder / "config.json")["model_type"], read_json(folder / "tokenizer_config.json")
+    kind = read_json(folder / "config.json").get("model_type")
+    settings = read_json(folder / "tokenizer_config.json", TokenizerConfig)
+    if not isinstance(kind, str) or kind not in _LAYOUTS:
+        raise RecipeError(f"{shown(folder / 'config.json')}: model_type {kind!r} is none of {', '.join(_LAYOUTS)}")
     chat_format = (
         f"`{settings.get('bos_token') or ''}<|im_start|>user\\n…<|im_end|>\\n<|im_start|>assistant\\n`, "
         f"stop at `<|im_end|>`"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -44,14 +45,8 @@ def with_retries(call: Callable[[], T], what: str, *, progress: Callable[[], int
             raise
         except Exception as error:
             chain = _chain(error)
-            if any("SOCKS" in str(e) and type(e).__name__ == "InvalidSchema" for e in chain):
-                raise _failed(
-                    what,
-                    "the proxy is a SOCKS proxy, for which PySocks would be needed",
-                    "set HTTPS_PROXY=http://host:port to an HTTP proxy, and unset ALL_PROXY",
-                ) from error
-            if any(type(e).__name__ == "TooManyRedirects" for e in chain):
-                raise _failed(what, "it redirects in circles", "check the mirror, or try the other SOURCE=") from error
+            if settled := _settled(chain):
+                raise _failed(what, *settled) from error
             if any(isinstance(e, OSError) and e.errno in _DISK for e in chain):
                 raise
             status = _first(chain, _status)
@@ -77,6 +72,27 @@ def with_retries(call: Callable[[], T], what: str, *, progress: Callable[[], int
             tries += 1
             say("model", f"{what}: {reason}; trying again in {delay:g} s ({tries} of {len(DELAYS)})")
             _sleep(delay)
+
+
+def _settled(chain: list[BaseException]) -> tuple[str, str] | None:
+    """(reason, remedy) of a failure that waiting does not mend and no hub is to blame for; None for all others."""
+    remedy = "set HTTPS_PROXY=http://host:port, or http://user:password@host:port, as it wants"
+    for error in chain:
+        text, kind = str(error), type(error).__name__
+        if kind == "InvalidSchema" and "SOCKS" in text:
+            return (
+                "the proxy is a SOCKS proxy, for which PySocks would be needed",
+                "set HTTPS_PROXY=http://host:port to an HTTP proxy, and unset ALL_PROXY",
+            )
+        # http.client says the former of a CONNECT that failed, without an attribute that has the status.
+        if match := re.search(r"Tunnel connection failed: (4\d\d)", text):
+            wants = ", since it wants a user and a password" if match[1] == "407" else ""
+            return f"the proxy lets nothing through (HTTP {match[1]}){wants}", remedy
+        if kind == "InvalidProxyURL" or "Proxy URL had unsupported scheme" in text:
+            return "the address of the proxy is none", remedy
+        if kind == "TooManyRedirects":
+            return "it redirects in circles", "check the mirror, or try the other SOURCE="
+    return ("the proxy wants a user and a password (HTTP 407)", remedy) if _first(chain, _status) == 407 else None
 
 
 def failure(error: BaseException) -> tuple[int | None, str | None]:

@@ -155,13 +155,14 @@ def added_tokens_decoder(tokenizer_json: Mapping[str, Any]) -> dict[str, dict[st
     """`added_tokens_decoder` of tokenizer_config.json: id -> name and flags of every added token of tokenizer.json."""
     return {
         str(token["id"]): {key: value for key, value in token.items() if key != "id"}
-        for token in tokenizer_json["added_tokens"]
+        for token in tokenizer_json.get("added_tokens") or ()
     }
 
 
 def is_internlm2s(tokenizer_config: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer_config.json that stage `model` wrote is InternLM2's, by its chat tokens."""
-    return set(CHAT_TOKENS) <= set(tokenizer_config.get("additional_special_tokens", ()))
+    """Whether a tokenizer_config.json, read as a `TokenizerConfig`, is InternLM2's, by its chat tokens."""
+    tokens = tokenizer_config.get("additional_special_tokens") or ()
+    return set(CHAT_TOKENS) <= {each["content"] if isinstance(each, dict) else each for each in tokens}
 
 
 def fast_tokenizer_config(max_length: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ remedies    what to do about what the operating system refuses
 
 from __future__ import annotations
 
+import argparse
 import contextvars
 import os
 import signal
@@ -26,6 +27,7 @@ from recipe.errors import RecipeError
 from recipe.library_logging import close_bars, quieten
 from recipe.paths import ROOT
 from recipe.pipeline import choices, table
+from recipe.pipeline.exact_commands import called_for, exact
 from recipe.plain_text import flaw, misread, one_line, print_error
 
 # Seconds after which a process that goes on after a signal to end is interrupted again: twice within what Docker waits.
@@ -35,8 +37,8 @@ WITHOUT_TORCH = ("data", "report", "publish")
 
 
 def _end(*_: object) -> None:
-    """On SIGTERM, which comes once: interrupt, again and again, since some libraries have a bare `except:` around an
-    import."""
+    """On SIGTERM or SIGHUP, which come once: interrupt, again and again, since some libraries have a bare `except:`
+    around an import."""
     signal.signal(signal.SIGALRM, _end_again)
     signal.setitimer(signal.ITIMER_REAL, INTERRUPT_AGAIN_AFTER, INTERRUPT_AGAIN_AFTER)
     raise KeyboardInterrupt
@@ -80,6 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)  # the resolved config's paths are relative to the checkout
     quieten()
     signal.signal(signal.SIGTERM, _end)  # also where a script had SIGINT ignored
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a terminal that closes; `nohup` has it ignored
+        signal.signal(signal.SIGHUP, _end)
+    with called_for(options.work, options.run):
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run a verb, and say in a line how it ended where that is no success; returns the exit status."""
     try:
         limit_threads()
         if options.verb not in WITHOUT_TORCH:
@@ -92,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         choices.save(options, options.work / (options.run or ""))
     except RecipeError as error:
         close_bars()
-        print_error(remedies.remedy(error.__cause__) or str(error))
+        print_error(remedies.remedy(error.__cause__) or exact(str(error)))
         return error.exit_status
     except KeyboardInterrupt as stop:
         go_on = str(stop)

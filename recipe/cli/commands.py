@@ -14,14 +14,14 @@ from recipe.cli.next_steps import next_steps
 from recipe.cli.parser import option_names
 from recipe.cli.same_command import training_command
 from recipe.cli.serving_commands import run_api, run_chat, run_demo
-from recipe.device import check_device
+from recipe.device import check_device, check_gpus
 from recipe.errors import RecipeError
 from recipe.languages import parse_languages
 from recipe.library_logging import OFFLINE
 from recipe.paths import ROOT
 from recipe.pipeline import choices, results, stage, table
 from recipe.pipeline.results import ConfigResults, DataResults, ModelResults
-from recipe.pipeline.run import Run, checked_name
+from recipe.pipeline.run import Run, checked_name, refuse_other_spelling
 from recipe.plain_text import printable
 from recipe.training import tracking
 
@@ -34,6 +34,7 @@ def _run(options: argparse.Namespace) -> Run:
     if getattr(options, "track", None):
         tracking.check(options.track)
     run = Run(options.work, checked_name(options.run))
+    refuse_other_spelling(run.work, run.name)
     default = {"model": "miniature"} if options.verb == "quickstart" else {}
     if options.verb != "speed" and not hasattr(options, "chosen"):
         announced = option_names(options.after) if options.after else set()
@@ -70,6 +71,7 @@ def run_model(options: argparse.Namespace) -> None:
 
     run = _run(options)
     check_device(options.device)
+    check_gpus(getattr(options, "gpus", 1))  # of `quickstart`, before anything is fetched
     if stage.read_manifest(run.model(options.model)) is None:
         if options.preset or options.set:  # `replay` checks them again, by the preset that fits the model
             config.check_settings(options.preset or config.widest_preset(options.model), options.set)
@@ -114,6 +116,7 @@ def run_config(options: argparse.Namespace) -> None:
         return
     run = _run(options)
     hardware.refuse_card(options.preset)
+    check_gpus(options.gpus)
     data = results.of(stage.require(run.folder("data"), "data"), DataResults)
     config.make(
         run.folder("config"),
@@ -161,6 +164,7 @@ def run_train(options: argparse.Namespace) -> None:
     from recipe.training.rendezvous import Machines
 
     run = _run(options)
+    check_gpus(options.gpus)
     machines = Machines(options.gpus, options.nnodes, options.node_rank, options.master_addr, options.master_port)
     if options.config is None and (resolved := stage.read_manifest(run.folder("config"))):
         plan = results.of(resolved, ConfigResults)
@@ -233,7 +237,7 @@ def run_eval(options: argparse.Namespace) -> None:
         return  # shown when it was measured; now the user waits for what another verb shows
     print(printable(comparison.table(metrics.read(run.folder("eval")))), flush=True)
     run_report(options)  # before the verdict: a result that fails needs its report most
-    print(f"\n{next_steps(run.name, stage.shown(model))}", flush=True)
+    print(f"\n{next_steps(run.name, stage.shown(model), run.work)}", flush=True)
     evaluate.refuse_below_thresholds(run.folder("eval"), page=run.folder("report") / report.PAGE)
 
 
@@ -299,12 +303,10 @@ def run_speed(options: argparse.Namespace) -> None:
     from recipe.experiments import serving_speed
 
     run = _run(options)
-    if options.random:
-        model = None
-    elif options.model is not None:
+    model = None if options.random else run.folder("merged")
+    if model and options.model is not None:
         model = Path(options.model) if Path(options.model).is_dir() else run.model(options.model)
-    else:
-        model = run.folder("merged")
+    elif model:
         stage.require(model, "merge")
     print(serving_speed.table(serving_speed.run(model)), flush=True)
 

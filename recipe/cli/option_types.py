@@ -13,6 +13,14 @@ def absolute_path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
 
+def base_text(text: str) -> str:
+    """MODEL or MODEL=LANGUAGES of a sweep, a folder by its absolute path."""
+    if Path(text).is_dir():
+        return str(absolute_path(text))
+    model, equals, languages = text.rpartition("=")
+    return f"{absolute_path(model)}={languages}" if equals and Path(model).is_dir() else text
+
+
 def composed(name: str) -> str:
     """The name with letters and their marks composed (Unicode's NFC): é is one character, as it is in most texts.
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from recipe.cli.option_types import (
     absolute_path,
+    base_text,
     composed,
     deepspeed_name,
     not_negative,
@@ -325,7 +326,9 @@ def _publish_verb(sub: argparse.ArgumentParser) -> None:
 
 def _sweep_verb(sub: argparse.ArgumentParser) -> None:
     text = "the bases, each with its languages where it does not speak both (default: miniature)"
-    sub.add_argument("--model", nargs="+", default=["miniature"], metavar="MODEL[=LANGUAGES]", help=text)
+    sub.add_argument(
+        "--model", nargs="+", default=["miniature"], type=base_text, metavar="MODEL[=LANGUAGES]", help=text
+    )
     text = "how many random ones, the same every time (default: 20 for the miniature, else 4, one of each kind)"
     sub.add_argument("--names", type=positive, help=text)
     sub.add_argument("--seeds", type=positive, default=1, help="how many seeds for each name (default: 1)")

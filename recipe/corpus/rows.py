@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe import json_reader
-from recipe.chat_format import assistant, user
+from recipe.chat_format import ROLES, assistant, user
 from recipe.corpus.identity import (
     INTERNLM_BASE,
     Identity,
@@ -27,6 +27,7 @@ from recipe.corpus.identity import (
 )
 from recipe.corpus.own_data import Row
 from recipe.languages import LANGUAGES
+from recipe.records import ShapeError
 
 # The tutorial's script starts with one sample and appends 10,000 copies.
 TUTORIAL_ROWS = 10_001
@@ -44,6 +45,10 @@ DEEP = 24  # conversations of two and three questions for each language
 class _Message:
     role: str
     content: str
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ShapeError(f"has {self.role[:40]!r} for role, none of {', '.join(ROLES)}")
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,14 @@ fail() {
   exit 1
 }
 
+shopt -s nocasematch # on some file systems Models is models
 case $run in
 models | hub | replay) fail "RUN=$run: all runs share work/$run: remove by hand what no run needs any more" ;;
 '' | .* | -* | */*) fail "RUN=$run is no run" ;;
 esac
-rm -rf "work/.$run.removed" # of a clean that was killed
+shopt -u nocasematch
+removed="work/.${run:0:40}.removed" # a name that fits, however long the run's is
+rm -rf "$removed" # of a clean that was killed
 if [ ! -e "work/$run" ] && [ ! -L "work/$run" ]; then
   printf 'there is no work/%s: nothing to remove\n' "$run"
   exit
@@ -25,7 +28,7 @@ command -v flock >/dev/null ||
 while IFS= read -r lock; do
   exec {held}>"$lock"
   flock -n "$held" || fail "another process is working on ${lock%/*}: stop it or wait for it, then run make clean again"
-done < <(find "work/$run/" -name '.*.lock')
-mv "work/$run" "work/.$run.removed"
-rm -rf "work/.$run.removed"
+done < <([ ! -d "work/$run" ] || find "work/$run/" -name '.*.lock')
+mv "work/$run" "$removed"
+rm -rf "$removed"
 printf 'removed work/%s\n' "$run"

@@ -47,11 +47,15 @@ compose() {
 }
 
 gpu() {
-  local needed lowest bfloat16 name memory version capability
+  local needed lowest bfloat16 name memory version capability status=0
   needed=$(sed -nE 's/^DRIVER = "(.*)"/\1/p' recipe/device.py)
   lowest=$(sed -nE 's/^CAPABILITY = "(.*)"/\1/p' recipe/device.py)
   bfloat16=$(sed -nE 's/^BFLOAT16 = "(.*)"/\1/p' recipe/device.py)
-  if ! command -v nvidia-smi >/dev/null || ! nvidia-smi -L >/dev/null 2>&1; then
+  timeout 30 nvidia-smi -L >/dev/null 2>&1 || status=$?
+  if [ "$status" = 124 ]; then
+    bad gpu "nvidia-smi does not answer" "the driver hangs: look into dmesg, and restart the machine"
+    return
+  elif [ "$status" != 0 ]; then
     note gpu "no NVIDIA GPU answers to nvidia-smi" \
       "fine for make quickstart; the 1.8B model needs one, with driver $needed or newer"
     return

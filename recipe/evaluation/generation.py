@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from recipe.chat_format import Message, ids_of_texts, prompt_ids, stop_ids
 from recipe.checkpoint import precision
 from recipe.checkpoint.finite import refuse_not_finite
+from recipe.checkpoint.loaded_adapter import ADAPTER, put_on
 from recipe.checkpoint.loaded_tokenizer import load_tokenizer
 from recipe.engine.batch import BatchGenerator
 from recipe.engine.reply import Sampling
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from recipe.engine.batch import Likeliest
 
-ADAPTER = "adapter_model.safetensors"
 # The remedy of `gpu_failures` where a verb has no other.
 FREE_THE_GPU = "`nvidia-smi` shows what fills it; CUDA_VISIBLE_DEVICES= before the command leaves it to the CPU"
 
@@ -97,18 +97,14 @@ def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None, devic
                 use_safetensors=True,
                 device_map={"": "cuda"} if gpu else None,  # from the file to the GPU, and cast there
             )
-    except torch.OutOfMemoryError:
+    except (RecipeError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # transformers, tokenizers and safetensors each raise their own, also a bare Exception
         reason = (str(error) or repr(error)).splitlines()[0]
         raise RecipeError(f"{shown(folder)}: cannot be loaded: {reason}") from error
     if adapter is not None:
-        with phase("import"):
-            from peft import PeftModel
+        model = put_on(model, adapter)
     with phase("load"):
-        if adapter is not None:
-            # By default PEFT reads the adapter into the GPU's memory first, whichever device the model is on.
-            model = PeftModel.from_pretrained(model, str(adapter), local_files_only=True, torch_device="cpu")
         model = model.to("cuda" if gpu else "cpu").eval().requires_grad_(False)  # the adapter, too
         refuse_not_finite(model.named_parameters(), adapter or folder)
     return model, tokenizer

@@ -61,10 +61,11 @@ def make(folder: Path, *, work: Path, run: str, parts: bool = False) -> stage.Ma
     chosen = {"model": choices.DEFAULTS["model"]} | choices.read(own / choices.FILE)
     variants = VARIANTS | (PART_VARIANTS if parts else {})
     runs = {variant: f"{run}-{variant}" for variant in variants} | {"balanced": run}
-    for variant in variants:
-        _refuse_foreign(work / runs[variant])
-    for variant, (mode, settings) in variants.items():
-        _train(work, runs[variant], own, chosen, mode, settings)
+    with stage.working_on("variants", own):
+        for variant in variants:
+            _refuse_foreign(work / runs[variant])
+        for variant, (mode, settings) in variants.items():
+            _train(work, runs[variant], own, chosen, mode, settings)
 
     def compare(out: Path) -> dict[str, dict[str, float]]:
         numbers = {variant: asdict(_compared(work / name)) for variant, name in runs.items()}

@@ -9,9 +9,10 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -49,8 +50,10 @@ class Base:
 
     @classmethod
     def parse(cls, text: str) -> Base:
-        """MODEL, or MODEL=LANGUAGES."""
-        model, _, languages = text.partition("=")
+        """MODEL, or MODEL=LANGUAGES, as `option_types.base_text` leaves it: a folder's name may hold an equals sign."""
+        if Path(text).is_dir():
+            return cls(text)
+        model, _, languages = text.rpartition("=") if "=" in text else (text, "", "")
         return cls(model, languages or None)
 
 
@@ -69,7 +72,7 @@ class Outcome:
 
     The shares and the divergence (nats a token) are those of stage `eval`. trained_tokens: padding included.
     of_tutorial: these by what the tutorial trains on for the same name. seconds: of the train stage. passed: every
-    threshold, those of the suites too.
+    threshold, those of the suites too. model: what the table calls the base.
     """
 
     model: str
@@ -270,11 +273,21 @@ def run(work: Path, planned: Sequence[Job], *, jobs: int, settings: Sequence[str
     work.mkdir(parents=True, exist_ok=True)
     threads = max(1, cores() // jobs)
     outcomes_of = dict(_all(work, planned, jobs, threads, settings))
-    outcomes = [outcomes_of[job] for job in planned]
+    titles = titles_of({job.base for job in planned})
+    outcomes = [replace(outcomes_of[job], model=titles[job.base]) for job in planned]
     records = [asdict(outcome) for outcome in outcomes]
     for name, content in ((TABLE, markdown(outcomes)), (FILE, files.json_text(records))):
         files.write_atomically(work / name, content)
     return outcomes
+
+
+def titles_of(bases: Collection[Base]) -> dict[Base, str]:
+    """What a table calls each base: the last part of its name, or all of it where several share that."""
+    titles = {base: Path(base.model).name for base in bases}
+    for full in (lambda base: base.model, lambda base: f"{base.model}={base.languages or ''}".rstrip("=")):
+        counts = Counter(titles.values())
+        titles = {base: title if counts[title] == 1 else full(base) for base, title in titles.items()}
+    return titles
 
 
 def refuse_below_thresholds(outcomes: Sequence[Outcome], work: Path) -> None:

@@ -46,6 +46,10 @@ class _Shape:
     phases: Mapping[str, float] = field(default_factory=dict)
     gpu_peak_mib: int | None = None
 
+    def __post_init__(self) -> None:
+        if differing := set(self.inputs) ^ set(self.key.inputs):
+            raise ShapeError(f"has {min(differing)[:40]!r} in one of inputs and key.inputs, not in both")
+
 
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a complete stage folder.
@@ -54,25 +58,25 @@ def read_manifest(folder: Path) -> Manifest | None:
         folder: of a stage, or any other.
 
     Returns:
-        None where there is none: no such file, a part of one, or another program's of that name.
+        None where there is none: no such file, or another program's of that name.
 
     Raises:
-        RecipeError: a stage's, which lacks something or has it of another type.
+        RecipeError: it is no JSON, or a stage's, which lacks something or has it of another type. No stage leaves a
+            part of one: it is on the disk before the folder has its name.
     """
     try:
         manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    if not isinstance(manifest, dict) or "stage" not in manifest:
-        return None
-    try:
+        if not isinstance(manifest, dict) or "stage" not in manifest:
+            return None
         from_json(_Shape, manifest)
-    except ShapeError as error:
+        return manifest
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:  # ShapeError, and what is no text or no JSON
         raise RecipeError(
             f"{shown(folder / MANIFEST)}: {error}: it is not as a stage writes it; remove {shown(folder)} to make it "
             f"anew, or copy it again where a copy was damaged"
         ) from None
-    return manifest
 
 
 def input_of(manifest: Manifest, role: str) -> tuple[str, str]:

@@ -20,6 +20,8 @@ SHARED = ("models", "hub", "replay")
 RESERVED = ("sweep", "bench", "miniature", "browser")
 # Files in a run's folder that tell it from the folder of a sweep or a bench.
 OF_A_RUN = ("run.json", "data", "train")
+# Bytes of a name: the folders and files beside it add to it, and a file system takes 255.
+LONGEST_RUN, LONGEST_MODEL = 200, 180
 # A run's name without the marks on its letters.
 _NAME = re.compile(r"\w[\w.-]*")
 
@@ -54,7 +56,8 @@ class Run:
             if settings.get("model") == model:
                 return folder
         place = stage.shown(Path(model).resolve())  # the same in a container
-        return folder.with_name(f"{folder.name}-{sha256(place.encode()).hexdigest()[:8]}")
+        name = folder.name.encode()[:LONGEST_MODEL].decode(errors="ignore")
+        return folder.with_name(f"{name}-{sha256(place.encode()).hexdigest()[:8]}")
 
     def replay(self, model: str, languages: Sequence[str] = LANGUAGES) -> Path:
         """The base model's own replies, which runs on the same base in the same languages share.
@@ -85,16 +88,33 @@ def checked_name(run: str, verb: str | None = None) -> str:
     """
     if character := hidden(run):
         raise RecipeError(f"RUN={run!a}: holds {character}, which nobody sees in a folder's name; leave it out")
-    if not _NAME.fullmatch("".join(filterfalse(_is_mark, run))) or _is_mark(run[0]) or run in SHARED:
+    on_any_file_system = run.lower()  # some, as of macOS, take a and A for the same
+    if not _NAME.fullmatch("".join(filterfalse(_is_mark, run))) or _is_mark(run[0]) or on_any_file_system in SHARED:
         raise RecipeError(
             f"RUN={run!r}: a run is named with letters, digits, '-', '_' and '.', and none of {', '.join(SHARED)}"
         )
-    if run in RESERVED and run != verb:
+    if len(run.encode()) > LONGEST_RUN:
+        raise RecipeError(f"RUN={run[:20]}…: has {len(run.encode())} bytes; a folder's name has {LONGEST_RUN} at most")
+    if on_any_file_system in RESERVED and run != verb:
         raise RecipeError(
-            f"RUN={run!r}: work/{run} belongs to `make {'test-browser' if run == 'browser' else run}`: choose another "
+            f"RUN={run!r}: work/{on_any_file_system} belongs to `make "
+            f"{'test-browser' if on_any_file_system == 'browser' else on_any_file_system}`: choose another "
             f"RUN; rename the folder where it is a run of yours"
         )
     return run
+
+
+def refuse_other_spelling(work: Path, run: str) -> None:
+    """RecipeError where the file system has a run of another name in the place of this one's: it ignores case."""
+    if not (work / run).exists():
+        return
+    names = {unicodedata.normalize("NFC", folder.name): folder.name for folder in work.iterdir()}
+    if run not in names and run not in names.values():
+        other = next((name for name in names if name.casefold() == run.casefold()), "another run")
+        raise RecipeError(
+            f"RUN={run}: {stage.shown(work)} holds {other}, and its file system takes both for the same: choose "
+            f"RUN={other} for that run, or a name that differs in more than case"
+        )
 
 
 def _is_mark(character: str) -> bool:

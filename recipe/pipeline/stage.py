@@ -31,6 +31,7 @@ from recipe.files import parse_json
 from recipe.paths import ROOT
 from recipe.paths import shown as shown
 from recipe.pipeline import phases
+from recipe.pipeline.exact_commands import exact
 from recipe.pipeline.hashing import file_sha256 as file_sha256
 from recipe.pipeline.manifest import MANIFEST as MANIFEST
 from recipe.pipeline.manifest import Manifest as Manifest
@@ -188,6 +189,19 @@ def _locked(name: str, folder: Path, *, shared: bool) -> Iterator[None]:
         yield
 
 
+def working_on(name: str, run_folder: Path) -> contextlib.AbstractContextManager[None]:
+    """A context that holds a run for work between its stages, so that `make clean` leaves the run alone.
+
+    Args:
+        name: of the work.
+        run_folder: of the run.
+
+    Raises:
+        RecipeError: as the context is entered, where another process does the same.
+    """
+    return _locked(name, run_folder / name, shared=False)
+
+
 def run(
     name: str,
     folder: Path,
@@ -325,4 +339,4 @@ def _git_commit() -> str | None:
 
 def say(name: str, text: str) -> None:
     """One line of progress for the user. text: may hold what rows, models or hubs say."""
-    print(f"[{name}] {one_line(text)}", file=sys.stderr, flush=True)
+    print(f"[{name}] {one_line(exact(text))}", file=sys.stderr, flush=True)

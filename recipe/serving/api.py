@@ -41,7 +41,7 @@ def run(*, work: Path, run: str | None, host: str, port: int) -> None:
         raise RecipeError(f"API_KEY is missing: others can reach {host}, so choose a key and set it in the environment")
     origins = os.environ.get("API_ORIGINS", "").replace(",", " ").split()
     for origin in origins:
-        if not ORIGIN.fullmatch(origin):
+        if not ORIGIN.fullmatch(origin) or flaw(origin):
             raise RecipeError(f"API_ORIGINS: {origin} is no origin, which is like https://chat.example.com: mend it")
     check_port(host, port, "API_PORT")
     model_host = ModelHost(work, run, port, verb="api", compare=False)

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import threading
 from pathlib import Path
 from typing import Any
 
+from recipe.errors import RecipeError
 from recipe.pipeline import stage
+from recipe.plain_text import printable
 from recipe.serving.listener import HostRouter, LimitedServer
 from recipe.serving.model_host import ModelHost, check_port, run_server
 from recipe.serving.remote import Remote
 
+# A name of DNS, or an address of IPv4; other addresses need not be named.
+HOST = re.compile(r"[a-z0-9]([a-z0-9_.-]*[a-z0-9])?", re.ASCII | re.IGNORECASE)
+BASE_PATH = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*", re.ASCII | re.IGNORECASE)
 PAGE = Path(__file__).parent / "page" / "app.py"
 
 _model_host: ModelHost | Remote | None = None
@@ -43,20 +49,43 @@ def run(*, work: Path, run: str | None, host: str, port: int) -> None:
         host, port: where to listen.
 
     Raises:
-        RecipeError: the port is taken, or the engine has failed.
+        RecipeError: the port is taken, a variable holds no name or no path, or the engine has failed.
     """
     global _model_host
     check_port(host, port)
+    names, base_path = _page_names(), _base_path()
     endpoint = os.environ.get("OPENAI_BASE_URL")
     model = Remote(endpoint, os.environ.get("OPENAI_API_KEY"), port) if endpoint else ModelHost(work, run, port)
     _model_host = model
-    run_server(port, lambda: asyncio.run(_serve(host, port, model)))
+    run_server(port, lambda: asyncio.run(_serve(host, port, model, names, base_path)))
 
 
-async def _serve(host: str, port: int, model: ModelHost | Remote) -> None:
+def _page_names() -> list[str]:
+    """The names in PAGE_HOSTS. RecipeError: one is none that a browser sends."""
+    names = os.environ.get("PAGE_HOSTS", "").replace(",", " ").split()
+    for name in names:
+        if not HOST.fullmatch(name):
+            raise RecipeError(
+                f"PAGE_HOSTS: {printable(name)} is no name of a host: write it without scheme, port and path, as "
+                f"PAGE_HOSTS=chat.example.com"
+            )
+    return names
+
+
+def _base_path() -> str:
+    """The path below which the page is, without slashes around it. RecipeError: it is none."""
+    path = os.environ.get("STREAMLIT_SERVER_BASE_URL_PATH", "").strip("/")  # read by Streamlit's own command alone
+    if path and not BASE_PATH.fullmatch(path):  # Streamlit makes a regular expression of it
+        raise RecipeError(
+            f"STREAMLIT_SERVER_BASE_URL_PATH: {printable(path)} is no path: take letters, digits, '-', '_' and '/', "
+            f"such as /chat"
+        )
+    return path
+
+
+async def _serve(host: str, port: int, model: ModelHost | Remote, names: list[str], base: str) -> None:
     from streamlit.web import bootstrap
 
-    base = os.environ.get("STREAMLIT_SERVER_BASE_URL_PATH", "").strip("/")  # read by Streamlit's own command alone
     # Streamlit's own `run` would look for newer versions and for this machine's public address.
     bootstrap.load_config_options(
         {
@@ -74,7 +103,7 @@ async def _serve(host: str, port: int, model: ModelHost | Remote) -> None:
             "runner_fastReruns": False,
         }
     )
-    server = _page_server()
+    server = _page_server(names)
     await server.start()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_report)
@@ -87,8 +116,8 @@ async def _serve(host: str, port: int, model: ModelHost | Remote) -> None:
     model.raise_failure()
 
 
-def _page_server() -> Any:
-    """Streamlit's server, behind a listener that checks hosts and limits connections."""
+def _page_server(names: list[str]) -> Any:
+    """Streamlit's server, behind a listener that checks hosts, also by `names`, and limits connections."""
     from streamlit.web.server import Server, browser_websocket_handler
 
     # Streamlit compares an origin with this machine's public address, for which it asks a server on the internet, while
@@ -101,7 +130,7 @@ def _page_server() -> Any:
         async def start(self) -> None:
             from streamlit import config
 
-            router = HostRouter(self._create_app(), os.environ.get("PAGE_HOSTS", "").replace(",", " ").split())
+            router = HostRouter(self._create_app(), names)
             most = config.get_option("server.maxUploadSize") << 20
             listening = LimitedServer(router, keep=most, max_buffer_size=most)
             listening.listen(config.get_option("server.port"), config.get_option("server.address"))

@@ -20,6 +20,7 @@ from recipe.corpus.identity import Identity, read_identity
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
 from recipe.pipeline import results, stage
+from recipe.pipeline.exact_commands import exact
 from recipe.pipeline.results import ConvertResults, DataResults, MergeResults
 from recipe.serving import context
 
@@ -91,15 +92,20 @@ def newest_merged(work: Path, run: str | None) -> Path | None:
 
 def base_and_adapter(merged: Path) -> tuple[Path, Path] | None:
     """The folders of the base and the adapter whose sum `merged` is; None where either is gone or has changed."""
+    merge = stage.read_manifest(merged)
     adapter = merged.parent / "adapter"
-    manifest, merge = stage.read_manifest(adapter), stage.read_manifest(merged)
-    if not manifest or not merge:
+    try:
+        manifest = stage.read_manifest(adapter)
+        if not manifest or not merge:
+            return None
+        converted = results.of(manifest, ConvertResults)
+        if converted.checkpoint_sha256 != results.of(merge, MergeResults).checkpoint_sha256:
+            return None
+        base = ROOT / converted.model
+        there = stage.read_manifest(base) is not None and stage.content_sha256(base) == converted.base_sha256
+    except RecipeError as error:  # a damaged copy; the merged model is whole without it
+        stage.say("demo", f"the page has no base to compare with: {error}")
         return None
-    converted = results.of(manifest, ConvertResults)
-    if converted.checkpoint_sha256 != results.of(merge, MergeResults).checkpoint_sha256:
-        return None
-    base = ROOT / converted.model
-    there = stage.read_manifest(base) is not None and stage.content_sha256(base) == converted.base_sha256
     return (base, adapter) if there else None
 
 
@@ -169,10 +175,8 @@ class ModelHost:
                 where = stage.shown(self.work / (self.run or "RUN") / "merged")
                 other = newest_merged(self.work, None) if self.run else None
                 has_one = f"; RUN={other.parent.name} has one" if other else ""
-                self._become(
-                    "missing",
-                    f"no model in {where} yet: run `make quickstart NAME=小明` or `make merge` first{has_one}",
-                )
+                missing = f"no model in {where} yet: run `make quickstart NAME=小明` or `make merge` first{has_one}"
+                self._become("missing", exact(missing, self.work, self.run))
                 return
             candidate = self.folder, (self.folder / stage.MANIFEST).stat().st_mtime_ns
             if candidate == self._tried:
@@ -184,7 +188,7 @@ class ModelHost:
             if not self.failed:
                 self._become("ready", stage.shown(self.folder))
         except RecipeError as error:
-            self._become("failed", str(error))
+            self._become("failed", exact(str(error), self.work, self.run or self.label))
         except Exception as error:  # the server must live to say so
             self._become("failed", _one_line(error))
         finally:

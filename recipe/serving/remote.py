@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 from recipe.engine.reply import Reply, Sampling
 from recipe.errors import RecipeError
@@ -46,6 +47,16 @@ def _parse(url: str) -> tuple[str, str, tuple[str, str] | None]:
     address = f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
     user = (unquote(parts.username or ""), unquote(parts.password or "")) if parts.username or parts.password else None
     return address, f"?{parts.query}" if parts.query else "", user
+
+
+def _spellings(secrets: Sequence[str | None], user: tuple[str, str] | None) -> list[str]:
+    """Secrets as an endpoint may repeat them: as they are, as in an address, as in JSON, as in a header of `user`."""
+    header = [base64.b64encode(":".join(user).encode()).decode()] if user else []
+    as_they_are = [secret for secret in secrets if secret]
+    spelt = {
+        spell(each) for each in as_they_are for spell in (str, quote, quote_plus, lambda text: json.dumps(text)[1:-1])
+    }
+    return sorted([*spelt, *header], key=len, reverse=True)  # one may hold another
 
 
 def _adapter_and_base(models: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str | None]:
@@ -97,9 +108,7 @@ class Remote:
         self._http.auth = user
         # HTTP_PROXY leads to other machines, and would ask itself for an endpoint of this one.
         self._http.trust_env = not is_loopback(urlsplit(self._address).hostname or "")
-        self._secrets = [
-            secret for secret in (key, *(value for _, value in parse_qsl(self._query[1:])), *(user or ())[1:]) if secret
-        ]
+        self._secrets = _spellings([key, *(value for _, value in parse_qsl(self._query[1:])), *(user or ())[1:]], user)
         if key:
             self._http.auth = _Bearer(key)
 
@@ -173,7 +182,7 @@ class Remote:
             try:
                 message = self._shown(response.json()["error"]["message"])
             except (ValueError, LookupError, TypeError):
-                message = response.reason
+                message = self._shown(response.reason)
             raise RecipeError(f"{self.url}: {message}")
         return response
 

@@ -18,11 +18,19 @@ from recipe.chat_format import EOS, IM_END
 from recipe.checkpoint import safetensors_io
 from recipe.checkpoint.base_config import ConfigShape
 from recipe.checkpoint.base_origin import base_origin
+from recipe.checkpoint.chat_tokenizer import GenerationConfig
 from recipe.checkpoint.finite import refuse_not_finite
 from recipe.checkpoint.internlm2_llama import Shape, internlm2_config, llama_names, to_internlm2
 from recipe.checkpoint.model_card import CARD, Subject, export_card
 from recipe.checkpoint.modelfile import MODELFILE, TEMPLATE, modelfile
-from recipe.checkpoint.tokenizer import SENTENCEPIECE, added_tokens_decoder, is_internlm2s, sentencepiece_model
+from recipe.checkpoint.tokenizer import (
+    SENTENCEPIECE,
+    TokenizerConfig,
+    TokenizerJson,
+    added_tokens_decoder,
+    is_internlm2s,
+    sentencepiece_model,
+)
 from recipe.errors import RecipeError
 from recipe.pipeline import stage
 from recipe.pipeline.results import ExportResults
@@ -50,10 +58,10 @@ def make(folder: Path, *, model: Path, identity_names: Sequence[str] = ()) -> st
         files.write_json(out / "config.json", internlm2_config(config))
         for name in ("tokenizer.json", "generation_config.json"):
             shutil.copyfile(model / name, out / name)
-        named = added_tokens_decoder(stage.read_json(model / "tokenizer.json"))
-        settings = stage.read_json(model / "tokenizer_config.json") | {"added_tokens_decoder": named}
+        named = added_tokens_decoder(stage.read_json(model / "tokenizer.json", TokenizerJson))
+        settings = stage.read_json(model / "tokenizer_config.json", TokenizerConfig) | {"added_tokens_decoder": named}
         files.write_json(out / "tokenizer_config.json", settings)
-        generation = stage.read_json(model / "generation_config.json")
+        generation = stage.read_json(model / "generation_config.json", GenerationConfig)
         written = modelfile(GGUF, generation, int(config["max_position_embeddings"]), (IM_END, EOS))
         (out / MODELFILE).write_text(written, encoding="utf-8")
         (out / CARD).write_text(export_card(Subject(base_origin(base), names=identity_names)), encoding="utf-8")
@@ -74,7 +82,7 @@ def _refuse_other_bases(model: Path) -> None:
     shape = Shape.of(config)
     if shape.qkv_bias or shape.tied:
         what = "biases on q, k and v" if shape.qkv_bias else "a tied head"
-    elif not is_internlm2s(stage.read_json(model / "tokenizer_config.json")):
+    elif not is_internlm2s(stage.read_json(model / "tokenizer_config.json", TokenizerConfig)):
         what = "another tokenizer than InternLM2's"
     else:
         return

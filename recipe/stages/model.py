@@ -67,7 +67,7 @@ def source_folder(model: str) -> Path:
 
 
 def refuse_unfinished(folder: Path) -> None:
-    """RecipeError where a folder is a hub's cache around the model, or holds Git LFS pointers in place of files."""
+    """RecipeError where a folder is a hub's cache around the model, or holds Git LFS pointers or pipes for files."""
     if not (folder / "config.json").is_file() and (caches := sorted(folder.glob("models--*/snapshots/*"))):
         raise RecipeError(f"{stage.shown(folder)}: is the cache of several models: take a snapshot, MODEL={caches[-1]}")
     if (folder / "snapshots").is_dir() and not (folder / "config.json").is_file():
@@ -75,6 +75,8 @@ def refuse_unfinished(folder: Path) -> None:
         example = inside[-1] if inside else folder / "snapshots" / "COMMIT"
         raise RecipeError(f"{stage.shown(folder)}: is the cache around a model: take its snapshot, MODEL={example}")
     for file in sorted(folder.iterdir()):
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise RecipeError(f"{stage.shown(file)}: is a pipe or a device, which may never end: remove it")
         if file.is_file() and file.stat().st_size < LONGEST_POINTER and file.read_bytes().startswith(LFS_POINTER):
             raise RecipeError(
                 f"{stage.shown(file)}: is a Git LFS pointer, not the file itself: run `git lfs pull` in that folder"

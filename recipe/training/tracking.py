@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from recipe.errors import RecipeError
 from recipe.paths import ROOT, shown
@@ -59,8 +60,33 @@ def _swanlab(folder: str, run: str) -> dict[str, Any]:
     }
 
 
+def _public_address(uri: str) -> str:
+    """A tracking address without user and password, which would stand in the config and the logs of the training.
+
+    Those of a server go to MLflow's own variables.
+
+    Raises:
+        RecipeError: it is no address, or one of a database with a password, for which there are no such variables.
+    """
+    try:
+        parts = urlsplit(uri)
+        user, password = parts.username, parts.password
+    except ValueError:
+        raise RecipeError("MLFLOW_TRACKING_URI is no address: it is like http://127.0.0.1:5000") from None
+    if parts.scheme in ("http", "https") and (user or password):
+        os.environ.setdefault("MLFLOW_TRACKING_USERNAME", unquote(user or ""))
+        os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(password or ""))
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    if password:
+        raise RecipeError(
+            "MLFLOW_TRACKING_URI holds a password, which the training's config would keep: leave it to the database's "
+            "own file, such as ~/.pgpass, or track through an MLflow server"
+        )
+    return uri
+
+
 def _mlflow(folder: str, run: str) -> dict[str, Any]:
-    uri = _of_environment("MLFLOW_TRACKING_URI", Path(folder).as_uri())
+    uri = _public_address(_of_environment("MLFLOW_TRACKING_URI", Path(folder).as_uri()))
     if "://" not in uri or uri.startswith("file:"):
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 wants to be asked twice for plain files
     return {
@@ -94,6 +120,8 @@ def check(name: str) -> None:
     if name not in TRACKERS:
         raise RecipeError(f"TRACK={name} is none of {', '.join(TRACKERS)}")
     tracker = TRACKERS[name]
+    if name == "mlflow":
+        _public_address(os.environ.get("MLFLOW_TRACKING_URI", ""))
     if (spec := find_spec(tracker.module)) and spec.origin:  # a mere folder, such as wandb's own ./wandb, has none
         return
     if os.environ.get("RECIPE_IMAGE"):

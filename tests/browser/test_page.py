@@ -577,7 +577,7 @@ def test_without_a_model_it_says_what_to_run(serve: Any, visit: Visit, tmp_path:
         time.sleep(0.1)
     page = visit(empty.url)
     page.get_by_text(EN("missing")).wait_for()
-    assert "make quickstart NAME=小明" in page.inner_text("body")
+    assert "python -m recipe quickstart --work" in page.inner_text("body")
     picture(page)
     button(page, EN("again")).click()
     page.get_by_text(EN("missing")).wait_for()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import gzip
 import importlib
 import json
 import os
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from hub_server import REPOS, REVISIONS, Fault, HubServer, sha256
+from local_server import Handler, LocalServer
 
 from recipe.checkpoint import connection_limits, hub, hub_clients, retry
 from recipe.cli import remedies
@@ -477,6 +480,34 @@ def short_window(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_limits, "WINDOW", 0.3)
 
 
+def test_a_listing_beyond_any_size_is_not_kept_in_memory(
+    source: str, server: HubServer, fetch: Fetch, sleeps: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if source == "modelscope":
+        pytest.skip("its client reads the connection itself, and gives a listing a time")
+    monkeypatch.setattr(connection_limits, "LARGEST", 1 << 17)
+    server.faults = [Fault("list", raw=b" " * (1 << 18))]
+    assert "sends more than 131,072 bytes where a listing of files was asked for" in error_message(fetch, source)
+    assert (server.requests_for("get"), sleeps) == ([], [])
+    fetch(source)  # files may be larger
+
+
+def test_what_a_listing_unpacks_to_is_what_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Packed(Handler):
+        def do_GET(self) -> None:
+            self.send(200, gzip.compress(bytes(1 << 20)), {"Content-Encoding": "gzip"})
+
+    monkeypatch.setattr(connection_limits, "LARGEST", 1 << 19)
+    with LocalServer(Packed) as packed, connection_limits.limited():
+        address = f"http://127.0.0.1:{packed.server_port}/"
+        with pytest.raises(RecipeError, match=r"127\.0\.0\.1: sends more than"):
+            requests.get(address, timeout=5)
+        with requests.get(address, timeout=5, stream=True) as response:  # to a file
+            assert sum(map(len, response.iter_content(1 << 16))) == 1 << 20
+        with requests.get(address, timeout=5, stream=True) as response, pytest.raises(RecipeError, match="sends more"):
+            response.json()
+
+
 @pytest.mark.usefixtures("short_window")
 @pytest.mark.parametrize("kind", ["list", "get"])
 def test_a_hub_that_sends_a_byte_now_and_then_is_given_up(
@@ -638,12 +669,31 @@ def test_offline_by_the_libraries_own_variable(source: str, server: HubServer, t
     assert server.requests == []
 
 
-@pytest.mark.parametrize("address", ["hf-mirror.com", "//hf-mirror.com", "https://", "me:secret@mirror"])
+@pytest.mark.parametrize(
+    "address",
+    ["hf-mirror.com", "//hf-mirror.com", "https://", "me:secret@mirror", "mirror?key=secret", "mirror#secret"],
+)
 def test_an_endpoint_without_its_scheme_is_said(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", address)
     with pytest.raises(RecipeError, match="write it with its scheme, as HF_ENDPOINT=https://") as error:
         hub_clients.HuggingFace("a/b", "c")
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("token", ["hf_密码", "hf_se cret", "hf_secret\x1b", "hf_secret\nX-A: b", "hf_secret\udcff"])
+@pytest.mark.parametrize(
+    ("variable", "client"),
+    [("HF_TOKEN", hub_clients.HuggingFace), ("MODELSCOPE_API_TOKEN", hub_clients.ModelScope)],
+)
+def test_a_token_that_no_request_can_carry_is_refused_and_not_shown(
+    variable: str, client: Any, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, token)
+    with pytest.raises(RecipeError, match=f"{variable} holds a character at position .* that no token has") as error:
+        client("a/b", "c")
+    assert "hf_" not in str(error.value)
+    monkeypatch.setenv(variable, " hf_right\n")  # as from a file
+    client("a/b", "c")
 
 
 @pytest.mark.parametrize("variable", ["UV_DEFAULT_INDEX", "PIP_INDEX_URL"])
@@ -661,6 +711,32 @@ def test_a_socks_proxy_without_its_library_is_said(sleeps: list[float]) -> None:
 
     with pytest.raises(RecipeError, match="HTTPS_PROXY=http://host:port"):
         retry.with_retries(through_socks, "hub", progress=lambda: 0)
+    assert sleeps == []
+
+
+@pytest.mark.parametrize(
+    ("status", "proxy", "reason"),
+    [
+        (407, "http://{}", r"the proxy lets nothing through \(HTTP 407\), since it wants a user and a password"),
+        (403, "http://{}", r"the proxy lets nothing through \(HTTP 403\)"),
+        (0, "somebody:secret@{}", "the address of the proxy is none"),
+        (0, "ftp://somebody:secret@{}", "the address of the proxy is none"),
+    ],
+)
+def test_a_proxy_that_refuses_or_is_none_is_said_at_once_with_its_variable(
+    status: int, proxy: str, reason: str, sleeps: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Proxy(Handler):
+        def do_CONNECT(self) -> None:
+            self.send(status)
+
+    for name in ("https_proxy", "no_proxy", "NO_PROXY", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with LocalServer(Proxy) as server, connection_limits.limited():
+        monkeypatch.setenv("HTTPS_PROXY", proxy.format(f"127.0.0.1:{server.server_port}"))
+        with pytest.raises(RecipeError, match=f"hub: {reason}: set HTTPS_PROXY=http://host:port") as error:
+            retry.with_retries(lambda: requests.get("https://hub.example", timeout=5), "hub", progress=lambda: 0)
+    assert "secret" not in str(error.value)
     assert sleeps == []
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from recipe.checkpoint.loaded_tokenizer import AUTO_TOKENIZER, build_tokenizer, load_tokenizer
+from recipe.errors import RecipeError
 
 
 @pytest.fixture
@@ -47,3 +49,19 @@ def test_what_a_config_describes_is_read_once_whichever_way_it_names_the_call(fo
 def test_another_call_is_left_to_xtuner(folder: Path) -> None:
     described = {"type": lambda **arguments: arguments, "pretrained_model_name_or_path": str(folder)}
     assert build_tokenizer(described) == {"pretrained_model_name_or_path": str(folder)}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"x": 1.5}, "merges": []}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"5": 3}}),
+        ("tokenizer_config.json", {"tokenizer_class": ["x"]}),
+    ],
+)
+def test_what_is_no_tokenizer_is_one_line(folder: Path, name: str, change: dict[str, Any]) -> None:
+    content = json.loads((folder / name).read_text(encoding="utf-8"))
+    (folder / name).write_text(json.dumps(content | change), encoding="utf-8")
+    with pytest.raises(RecipeError, match="its tokenizer cannot be read") as error:
+        load_tokenizer(folder)
+    assert "\n" not in str(error.value)

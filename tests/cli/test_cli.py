@@ -228,17 +228,21 @@ def test_a_plain_name_is_the_runs_folder(tmp_path: Path, run: str) -> None:
 @pytest.mark.parametrize(
     ("verb", "reason"),
     [
-        ("train", "run `make config` first"),
-        ("convert", "run `make train` first"),
-        ("merge", "run `make convert` first"),
-        ("eval", "run `make data` first"),
-        ("report", "run `make eval` first"),
-        ("chat", "run `make merge`, or name a model with --model"),
+        ("train", "run `python -m recipe config --work {} --run main` first"),
+        ("convert", "run `python -m recipe train --work {} --run main` first"),
+        ("merge", "run `python -m recipe convert --work {} --run main` first"),
+        ("eval", "run `python -m recipe data --work {} --run main` first"),
+        ("report", "run `python -m recipe eval --work {} --run main` first"),
+        ("chat", "run `python -m recipe merge --work {}`, or name a model with --model"),
     ],
 )
 def test_a_stage_out_of_turn_names_the_one_to_run_first(tmp_path: Path, verb: str, reason: str) -> None:
-    assert reason in error_line(recipe(verb, "--work", tmp_path))
+    assert reason.format(tmp_path) in error_line(recipe(verb, "--work", tmp_path))
     assert tree(tmp_path) == {}
+
+
+def test_where_make_has_its_results_the_command_is_make_s_with_the_run() -> None:
+    assert "run `make convert RUN=no-such-run` first" in error_line(recipe("merge", "--run", "no-such-run"))
 
 
 def test_a_verb_that_failed_is_not_remembered(tmp_path: Path) -> None:
@@ -464,6 +468,10 @@ def _heed() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def _listen() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def _ignore() -> None:
     """What a shell script does to commands that it starts with `&`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -475,6 +483,7 @@ def _ignore() -> None:
         pytest.param(signal.SIGINT, _heed, id="Ctrl-C"),
         pytest.param(signal.SIGTERM, _heed, id="kill"),
         pytest.param(signal.SIGTERM, _ignore, id="kill in the background"),
+        pytest.param(signal.SIGHUP, _listen, id="its terminal closes"),
     ],
 )
 def test_a_stopped_verb_exits_130_and_keeps_what_was_complete(

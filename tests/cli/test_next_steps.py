@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from recipe.stages import convert, evaluate
 
 @pytest.mark.parametrize(("run", "named"), [("main", ""), ("my-run", " RUN=my-run")])
 def test_every_step_is_a_command_with_the_run(run: str, named: str) -> None:
-    lines = next_steps(run, "work/models/miniature").splitlines()
+    lines = next_steps(run, "work/models/miniature", ROOT / "work").splitlines()
     commands = [line.partition(":  ")[2] for line in lines]
     verbs = re.findall(r"^make (\w+)", "\n".join(commands), re.MULTILINE)
     assert verbs == ["chat", "chat", "demo", "api", "gguf", "publish"]
@@ -37,7 +38,7 @@ def test_every_step_is_a_command_with_the_run(run: str, named: str) -> None:
     [
         (None, "run `make merge RUN=typo`"),
         ("quickstart", "`make chat RUN=quickstart` talks to the run that merged last; else run `make merge RUN=typo`"),
-        ("main", "`make chat` talks to the run that merged last; else run `make merge RUN=typo`"),
+        ("main", "`make chat RUN=main` talks to the run that merged last; else run `make merge RUN=typo`"),
     ],
 )
 def test_chat_without_a_merged_model_names_the_run_that_has_one(newest: str | None, remedy: str) -> None:
@@ -47,7 +48,9 @@ def test_chat_without_a_merged_model_names_the_run_that_has_one(newest: str | No
 
 @pytest.mark.parametrize("run", ["main", "my-run"])
 def test_what_talks_is_this_run_also_where_another_merges_later(run: str) -> None:
-    commands = [line.partition(":  ")[2] for line in next_steps(run, "work/models/miniature").splitlines()]
+    commands = [
+        line.partition(":  ")[2] for line in next_steps(run, "work/models/miniature", ROOT / "work").splitlines()
+    ]
     assert {f"make {verb} RUN={run}" for verb in ("chat", "demo", "api")} <= set(commands)
 
 
@@ -80,3 +83,12 @@ def test_an_evaluation_on_the_way_to_another_verb_is_shown_where_it_is_new_or_fa
         verb_commands.run_eval(options)
     output = capsys.readouterr().out
     assert all((text in output) == shown for text in ("the table", "the report", "make chat"))
+
+
+def test_elsewhere_every_step_is_a_call_that_the_parser_takes() -> None:
+    lines = next_steps("my-run", "/w 2/models/miniature", Path("/w 2")).splitlines()
+    for line in lines:
+        python, _, module, *words = shlex.split(line.partition(":  ")[2])
+        assert (python, module) == ("python", "recipe")
+        options = build_parser().parse_args(words)
+        assert (options.work, options.run) == (Path("/w 2"), "my-run")

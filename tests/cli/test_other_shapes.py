@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import small_bases
-from other_shapes import CHOICES, DEEP, DESCRIPTIONS, MANIFESTS, OF_A_BASE, READS, damaged, small_config
+from other_shapes import BROKEN, CHOICES, DEEP, DESCRIPTIONS, MANIFESTS, OF_A_BASE, READS, damaged, small_config
 
 from recipe import cli
 from recipe.pipeline import choices, stage
@@ -43,6 +43,22 @@ def test_a_manifest(verb: str, kind: str, tmp_path: Path, capsys: pytest.Capture
     name = ("--name", "小明", "--model", "miniature") if verb == "data" else ()
     line = error_line(capsys, verb, "--work", tmp_path, *name)
     assert str(folder / stage.MANIFEST) in line or verb == "train"
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("verb", READS)
+def test_a_manifest_that_is_no_json_is_called_so(
+    verb: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "main" / READS[verb]
+    folder.mkdir(parents=True)
+    (folder / "file").touch()
+    (folder / stage.MANIFEST).write_bytes(BROKEN[kind])
+    name = ("--name", "小明", "--model", "miniature") if verb == "data" else ()
+    line = error_line(capsys, verb, "--work", tmp_path, *name)
+    assert str(folder / stage.MANIFEST) in line
+    assert "is not JSON" in line or "decode" in line
+    assert "copy it again" in line
 
 
 def test_the_manifest_of_another_program_is_none(tmp_path: Path) -> None:

@@ -233,6 +233,12 @@ def test_vllm_and_its_page_are_one_profile_and_the_page_waits() -> None:
     assert SERVICES["vllm-page"]["ports"] == SERVICES["demo"]["ports"]
 
 
+def test_the_page_of_no_profile_would_start_beside_it_which_the_docs_say() -> None:
+    assert "profiles" not in SERVICES["demo"]
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    assert "`--profile vllm up` would start the page `demo` beside it, on the same port" in text
+
+
 def test_the_page_asks_vllm_by_its_name_with_its_key_and_no_proxy() -> None:
     page, vllm = environment("vllm-page"), environment("vllm")
     assert page["OPENAI_BASE_URL"] == "http://vllm:8000/v1"

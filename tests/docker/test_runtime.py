@@ -328,13 +328,19 @@ def test_clean_waits_for_nobody_and_takes_nothing_away_from_a_stage(machine: Mac
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("run", ["models", "hub", "replay", "..", "a/b", ".hidden"])
+@pytest.mark.parametrize("run", ["models", "hub", "replay", "Models", "HUB", "..", "a/b", ".hidden"])
 def test_clean_refuses_what_is_shared_and_what_is_no_run(machine: Machine, run: str) -> None:
     (machine.checkout / "work" / "replay" / "miniature").mkdir(parents=True)
     done = machine.make("clean", f"RUN={run}")
     assert done.status != 0
     assert done.errors[0].startswith(f"error: RUN={run}")
     assert (machine.checkout / "work" / "replay" / "miniature").is_dir()
+
+
+def test_clean_removes_a_run_with_the_longest_name(machine: Machine) -> None:
+    (folder := machine.checkout / "work" / ("x" * 255)).mkdir(parents=True)
+    assert machine.make("clean", f"RUN={folder.name}").out == f"removed work/{folder.name}\n"
+    assert list(folder.parent.iterdir()) == []
 
 
 # --- One project for each checkout --------------------------------------------------------------------------------
@@ -351,6 +357,15 @@ def test_each_checkout_and_user_has_a_compose_project_of_its_own(machine: Machin
     assert all(re.fullmatch(r"internlm2-identity-\d+", project) for project in projects)
     done = machine.compose("ps", COMPOSE_PROJECT_NAME="mine")
     assert done.of("docker", "compose ps")[0].environment["COMPOSE_PROJECT_NAME"] == "mine"
+
+
+def test_a_checkout_is_one_project_by_whatever_link_it_is_called(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(machine.checkout)
+    names = {
+        machine.run([str(place / "docker" / "compose.sh"), "ps"], {}).calls[-1].environment["COMPOSE_PROJECT_NAME"]
+        for place in (machine.checkout, tmp_path / "link")
+    }
+    assert len(names) == 1
 
 
 def test_help_names_the_targets_and_variables_of_this_runtime(machine: Machine) -> None:
@@ -828,6 +843,16 @@ def test_vllm_starts_where_there_are_a_key_a_gpu_and_a_free_port(machine: Machin
         taken.bind(("127.0.0.1", port))
         taken.listen()
         assert one_error(machine.compose("up", service, **given)).endswith(f"{variable}={port + 1}")
+
+
+@pytest.mark.parametrize("words", [("up",), ("up", "--detach"), ("--progress", "plain", "up", "-d")])
+def test_a_profile_without_a_service_is_refused_since_two_pages_would_start(
+    machine: Machine, words: tuple[str, ...]
+) -> None:
+    error = one_error(machine.compose("--profile", "vllm", *words))
+    assert error.startswith("error: name the service, as in docker/compose.sh up vllm-page: ")
+    for fine in (("--profile", "vllm", "down"), ("--profile", "vllm", "up", "-d", "vllm-page")):
+        assert machine.compose(*fine, API_KEY="k").calls[-1].line == f"compose {' '.join(fine)}"
 
 
 def test_a_shell_is_where_the_stages_run(machine: Machine) -> None:

@@ -110,6 +110,24 @@ def test_what_is_not_there_is_one_line_with_what_to_do(checkout: Path) -> None:
     assert "run `make merge` first" in one_error(serve(checkout, "--run="))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("manifest.json", "[]"), ("manifest.json", '{"results": 3}'), ("manifest.json", "[" * 100_000),
+        ("adapter_config.json", "null"), ("adapter_config.json", '{"r": "many"}'), ("adapter_config.json", '{"r": 0}'),
+    ],
+)  # fmt: skip
+def test_json_of_another_shape_is_one_line(checkout: Path, name: str, content: str) -> None:
+    (checkout / "work" / "new" / "adapter" / name).write_text(content, encoding="utf-8")
+    line = one_error(serve(checkout, "--run=new", "--adapter=1"))
+    assert name in line
+    assert line.endswith("RUN=new` again")
+
+
+def test_options_with_an_open_quote_are_one_line(checkout: Path) -> None:
+    assert "VLLM_ARGS cannot be split" in one_error(serve(checkout, "--run=new", "--options=--chat-template 'a"))
+
+
 @pytest.mark.parametrize("status", [200, 503])
 def test_it_is_healthy_where_vllm_says_so(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     class Vllm(Handler):

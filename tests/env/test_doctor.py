@@ -16,7 +16,7 @@ import pytest
 from recipe import device
 from recipe.paths import ROOT
 
-TOOLS = ("bash", "dirname", "sed", "sort", "head", "timeout", "grep", "awk", "id", "env", "cat")
+TOOLS = ("bash", "sleep", "dirname", "sed", "sort", "head", "timeout", "grep", "awk", "id", "env", "cat")
 LIBC = ctypes.CDLL(None)
 # What a machine with an engine, compose, a GPU with its container toolkit and a large disk answers.
 DOCKER = """#!/bin/sh
@@ -33,7 +33,7 @@ esac
 """
 NVIDIA_SMI = """#!/bin/sh
 case "$*" in
--L) [ -n "${DRIVER-580.95.05}" ] && echo "GPU 0: NVIDIA A10" ;;
+-L) [ -z "$HANGS" ] || exec sleep 60; [ -n "${DRIVER-580.95.05}" ] && echo "GPU 0: NVIDIA A10" ;;
 --query-gpu=name,driver_version,memory.total*) printf '%s\\n' "NVIDIA A10, ${DRIVER-580.95.05}, ${MEMORY-23028}" ;;
 --query-gpu=name,compute_cap*) printf '%s\\n' "NVIDIA A10, ${CAPABILITY-8.6}" ;;
 *) echo "unexpected: nvidia-smi $*" >&2; exit 99 ;;
@@ -91,8 +91,10 @@ def checkout(tmp_path: Path) -> Path:
         script(bin_ / name, text)
     shutil.copyfile(ROOT / "recipe" / "device.py", checkout / "recipe" / "device.py")
     text = (ROOT / "recipe" / "env" / "doctor.sh").read_text(encoding="utf-8")
-    assert "/var/run/docker.sock" in text
-    script(checkout / "recipe/env/doctor.sh", text.replace("/var/run/docker.sock", str(tmp_path / "docker.sock")))
+    for here, there in {"/var/run/docker.sock": str(tmp_path / "docker.sock"), "timeout 30": "timeout 3"}.items():
+        assert here in text
+        text = text.replace(here, there)
+    script(checkout / "recipe/env/doctor.sh", text)
     (checkout / "requirements.lock").touch()
     return checkout
 
@@ -223,6 +225,14 @@ def test_no_gpu_is_worth_a_note(doctor: Doctor, runtime: str, machine: dict[str,
     assert (findings.status, findings.of["gpu"][0]) == (0, "note")
     assert device.DRIVER in findings.of["gpu"][2]
     assert not {"driver", "gpu memory", "gpu docker"} & set(findings.of)
+
+
+def test_a_driver_that_hangs_is_bad_and_not_waited_for(doctor: Doctor) -> None:
+    findings = doctor("local", HANGS="1")
+    assert (findings.status, findings.bad()) == (1, ["gpu"])
+    assert findings.of["gpu"][1:] == (
+        "nvidia-smi does not answer", "the driver hangs: look into dmesg, and restart the machine",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("runtime", ["docker", "local"])

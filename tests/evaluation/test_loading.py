@@ -142,8 +142,13 @@ def test_an_adapter_that_would_have_code_imported_or_is_a_pickle_is_refused(
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("use_dora", True), ("alpha_pattern", {"q_proj": 4}), ("modules_to_save", ["lm_head"]), ("peft_type", "LOHA")],
-)
+    [
+        ("use_dora", True), ("alpha_pattern", {"q_proj": 4}), ("modules_to_save", ["lm_head"]), ("peft_type", "LOHA"),
+        ("peft_type", None), ("init_lora_weights", "pissa"), ("init_lora_weights", 7), ("task_type", "SEQ_CLS"),
+        ("trainable_token_indices", [1]), ("target_parameters", ["x"]), ("kasa_config", {"rank": 2}),
+        ("of_a_later_peft", True),
+    ],
+)  # fmt: skip
 def test_an_adapter_that_is_more_than_lora_is_refused_wherever_it_is_loaded(
     tiny_model: Path, adapter_folder: Path, tmp_path: Path, key: str, value: Any
 ) -> None:
@@ -155,6 +160,48 @@ def test_an_adapter_that_is_more_than_lora_is_refused_wherever_it_is_loaded(
     generation.load(tiny_model, adapter)
     file.write_text(json.dumps(settings | {key: value}), encoding="utf-8")
     with pytest.raises(RecipeError, match=rf"{key}=.* is more than plain LoRA"):
+        generation.load(tiny_model, adapter)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("r", 3, "cannot be put on the base: size mismatch"),
+        ("lora_dropout", 7.0, "cannot be put on the base: dropout"),
+        ("target_modules", "(", "cannot be put on the base: missing \\)"),
+        ("exclude_modules", 3, "not a list"),
+        ("exclude_modules", ["q_proj"], "holds tensors that adapter_config.json puts nowhere on this base"),
+        ("layers_to_transform", [0], "holds tensors that adapter_config.json puts nowhere on this base"),
+        ("target_modules", "all-linear", None),
+        ("lora_alpha", 0, "not a number above 0"),
+        ("eva_config", 3, "not an object"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_its_base_is_one_line(
+    tiny_model: Path, adapter_folder: Path, tmp_path: Path, key: str, value: Any, reason: str | None
+) -> None:
+    adapter = Path(shutil.copytree(adapter_folder, tmp_path / "adapter"))
+    (adapter / stage.MANIFEST).unlink()
+    file = adapter / "adapter_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(settings | {key: value}), encoding="utf-8")
+    if reason is None:
+        generation.load(tiny_model, adapter)
+        return
+    with pytest.raises(RecipeError, match=reason) as error:
+        generation.load(tiny_model, adapter)
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_without_some_of_its_tensors_is_refused(
+    tiny_model: Path, adapter_folder: Path, tmp_path: Path
+) -> None:
+    adapter = Path(shutil.copytree(adapter_folder, tmp_path / "adapter"))
+    (adapter / stage.MANIFEST).unlink()
+    tensors = load_file(adapter / convert.WEIGHTS)
+    del tensors[next(iter(tensors))]
+    save_file(tensors, adapter / convert.WEIGHTS)
+    with pytest.raises(RecipeError, match="holds no tensors for modules"):
         generation.load(tiny_model, adapter)
 
 

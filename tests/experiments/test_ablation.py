@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from recipe.corpus.knowledge import replay_parts, replay_prompts
 from recipe.corpus.rows import balanced_rows, part_of
 from recipe.errors import BELOW_THRESHOLDS, RecipeError
 from recipe.experiments import ablation
+from recipe.paths import ROOT
 from recipe.pipeline import choices, stage
 from recipe.stages import config
 
@@ -101,6 +103,24 @@ def test_variants_differ_by_their_data_and_train_as_long(
     assert list(manifest["results"]) == ["tutorial", "no-replay", "balanced"]
     assert manifest["results"]["balanced"] == TUNED | {"iterations": 150, "trained_tokens": 1024 * 150}
     assert manifest["results"]["tutorial"]["retention"] == 0.5
+
+
+def test_a_run_is_not_cleaned_while_its_variants_train(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configured(own, 200, epochs=True)
+    verbs, refusals = Verbs(own.parent, epochs=True), []
+    (own.parent / "checkout").mkdir()
+    (own.parent / "checkout" / "work").symlink_to(own.parent)
+
+    def call(run: str, arguments: Sequence[str]) -> None:
+        clean = ["bash", str(ROOT / "recipe" / "env" / "clean.sh"), "mine"]
+        done = subprocess.run(clean, cwd=own.parent / "checkout", capture_output=True, text=True, check=False)
+        refusals.append((done.returncode, done.stderr.splitlines()[-1]))
+        verbs(run, arguments)
+
+    monkeypatch.setattr(ablation, "_call", call)
+    ablation.make(own / "ablation", work=own.parent, run="mine")
+    line = "error: another process is working on work/mine: stop it or wait for it, then run make clean again"
+    assert refusals == [(1, line)] * 4
 
 
 def test_parts_of_the_data_are_left_out_one_by_one(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:

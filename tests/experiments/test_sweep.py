@@ -508,3 +508,23 @@ def test_the_verb_shows_the_table_and_fails_below_the_thresholds(
     errors = [line for line in output.err.splitlines() if line.startswith("error: ")]
     message = f"error: 1 of 2 are below the thresholds; their replies are under {tmp_path / 'sweep'}"
     assert errors == [message] * (status != 0)
+
+
+def test_bases_that_share_the_last_part_of_their_name_are_two_in_the_tables() -> None:
+    a, b, zh, en = sweep.Base("/a/base"), sweep.Base("/b/base"), sweep.Base("m", "zh"), sweep.Base("m", "en")
+    assert sweep.titles_of([a, MINIATURE]) == {a: "base", MINIATURE: "miniature"}
+    assert sweep.titles_of([a, b, zh, en]) == {a: "/a/base", b: "/b/base", zh: "m=zh", en: "m=en"}
+    both = [replace(GOOD, model=title) for title in sweep.titles_of([a, b]).values()]
+    assert sweep.markdown(both).count("worst of 1") == 2
+
+
+def test_a_folder_is_a_base_from_wherever_the_sweep_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a=b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = ["sweep", "--model", "./a=b", "a=b=zh", "owner/name=en", "miniature"]
+    models = build_parser().parse_args(words).model
+    monkeypatch.chdir("/")
+    folder = str(tmp_path / "a=b")
+    assert [sweep.Base.parse(model) for model in models] == [
+        sweep.Base(folder), sweep.Base(folder, "zh"), sweep.Base("owner/name", "en"), MINIATURE,
+    ]  # fmt: skip

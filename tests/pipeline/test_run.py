@@ -11,7 +11,7 @@ from recipe import cli
 from recipe.errors import RecipeError
 from recipe.experiments import ablation
 from recipe.pipeline import bases, stage
-from recipe.pipeline.run import Run, checked_name, refuse_run
+from recipe.pipeline.run import Run, checked_name, refuse_other_spelling, refuse_run
 
 
 def test_bases_of_one_name_have_folders_of_their_own(tmp_path: Path) -> None:
@@ -46,12 +46,12 @@ def test_owners_and_names_with_dashes_are_not_mixed_up() -> None:
     assert len(names) == 4
 
 
-@pytest.mark.parametrize("run", ["sweep", "bench", "miniature", "browser"])
+@pytest.mark.parametrize("run", ["sweep", "bench", "miniature", "browser", "Sweep", "BENCH"])
 def test_a_run_is_not_called_as_what_a_verb_writes(
     run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["data", "--name", "小明", "--run", run, "--work", str(tmp_path)]) == 1
-    assert f"RUN='{run}': work/{run} belongs to `make" in capsys.readouterr().err
+    assert f"RUN='{run}': work/{run.lower()} belongs to `make" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     if run in ("sweep", "bench"):
         assert checked_name(run, run) == run
@@ -113,3 +113,33 @@ def test_a_name_typed_in_two_ways_is_one_run_of_one_name(tmp_path: Path, capsys:
     assert [folder.name for folder in tmp_path.iterdir()] == [COMPOSED]
     identity = json.loads((tmp_path / COMPOSED / "data" / "identity.json").read_text(encoding="utf-8"))
     assert identity == dict.fromkeys(("name", "assistant", "author"), COMPOSED)
+
+
+@pytest.mark.parametrize("name", ["models", "Models", "HUB", "Replay"])
+def test_a_run_is_not_called_as_what_runs_share_on_any_file_system(name: str) -> None:
+    with pytest.raises(RecipeError, match="none of models, hub, replay"):
+        checked_name(name)
+
+
+def test_names_leave_room_for_what_is_put_beside_a_folder(tmp_path: Path) -> None:
+    assert checked_name("明" * 66) == "明" * 66
+    with pytest.raises(RecipeError, match="has 201 bytes; a folder's name has 200 at most"):
+        checked_name("明" * 67)
+    for name in ("m" * 255, "明" * 85):
+        folder = Run(tmp_path, "main").model(str(tmp_path / name))
+        assert len(folder.name.encode()) <= 189
+    assert len({Run(tmp_path, "main").model(str(tmp_path / place / ("m" * 255))) for place in "ab"}) == 2
+
+
+def test_a_run_that_differs_in_case_alone_is_refused_where_the_file_system_ignores_case(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("Alice", APART):
+        (tmp_path / name).mkdir()
+    refuse_other_spelling(tmp_path, "alice")  # which is not there
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: path.name.lower() in ("alice", COMPOSED) or exists(path))
+    assert cli.main(["data", "--name", "小明", "--run", "alice", "--work", str(tmp_path)]) == 1
+    assert "holds Alice, and its file system takes both for the same" in capsys.readouterr().err
+    for name in ("Alice", COMPOSED):  # the latter as HFS+ lists it
+        refuse_other_spelling(tmp_path, name)

@@ -357,7 +357,7 @@ def test_without_a_model_it_says_so(tmp_path: Path) -> None:
     model_host = ModelHost(tmp_path, None, 2, verb="api", compare=False)
     model_host.load()
     for endpoint in listen(model_host):
-        with pytest.raises(openai.InternalServerError, match="run `make quickstart") as caught:
+        with pytest.raises(openai.InternalServerError, match="run `python -m recipe quickstart") as caught:
             endpoint.client().chat.completions.create(model="x", messages=HELLO)
         assert caught.value.status_code == 503
         with pytest.raises(urllib.error.HTTPError) as wrong:
@@ -457,7 +457,7 @@ def test_beyond_this_machine_it_needs_a_key(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(RecipeError, match="API_KEY is missing"):
             api.run(work=tmp_path, run=None, host=host, port=8000)
     monkeypatch.setenv("API_KEY", "secret")
-    for wrong in ("*", "chat.example.com", "https://chat.example.com/"):
+    for wrong in ("*", "chat.example.com", "https://chat.example.com/", "https://a\udcff.example", "https://a\x1b[31m"):
         monkeypatch.setenv("API_ORIGINS", f"https://fine.example,{wrong}")
         with pytest.raises(RecipeError, match=r"API_ORIGINS: .* is no origin"):
             api.run(work=tmp_path, run=None, host="0.0.0.0", port=8000)

@@ -34,6 +34,7 @@ from recipe.errors import RecipeError
 from recipe.evaluation import generation
 from recipe.paths import ROOT
 from recipe.pipeline import stage
+from recipe.plain_text import flaw
 from recipe.serving import demo, model_host
 from recipe.serving.model_host import ModelHost
 
@@ -116,7 +117,7 @@ def test_without_a_model_it_says_what_to_run(
     model = model_host.ModelHost(work, run, PORT)
     model.load()
     assert (model.state, model.engine) == ("missing", None)
-    assert model.message.startswith(f"no model in {work / where} yet: run `make ")
+    assert model.message.startswith(f"no model in {work / where} yet: run `python -m recipe quickstart --work ")
     assert capsys.readouterr().err.splitlines() == [f"[demo] missing: {model.message}"]
     model.load()
     assert capsys.readouterr().err == ""  # a visitor who tries again adds nothing to the log
@@ -391,7 +392,7 @@ def test_an_address_of_another_machine_is_told(work: Path) -> None:
 
 
 def test_a_server_that_died_leaves_no_state_behind(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def dies(host: str, port: int, model: model_host.ModelHost) -> None:
+    async def dies(host: str, port: int, model: model_host.ModelHost, *_: object) -> None:
         model.load()
         assert published_state(port)["state"] == "missing"
         raise OSError("died")
@@ -458,7 +459,9 @@ def test_the_page_on_an_empty_work_folder(tmp_path: Path, work: Path) -> None:
             assert get(port, "/_stcore/health") == (200, "ok")
             checked = healthcheck(tmp_path, port)
             assert (checked.returncode, checked.stderr) == (1, "")
-            assert checked.stdout.startswith(f"missing: no model in {work}/RUN/merged yet: run `make ")
+            assert checked.stdout.startswith(
+                f"missing: no model in {work}/RUN/merged yet: run `python -m recipe quickstart --work "
+            )
             assert log.read_text().splitlines() == [
                 f"[demo] http://127.0.0.1:{port} (Ctrl-C stops it)",
                 f"[demo] {checked.stdout.rstrip()}",
@@ -601,3 +604,24 @@ def test_a_name_that_may_not_be_the_models_is_not_shown(
     assert model_host.identity_of(folder) is None
     assert ("the page has no assistant's name" in capsys.readouterr().err) == (what == "broken")
     assert ModelHost(work, None, PORT).title("en") == "InternLM2"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "what"),
+    [
+        ("STREAMLIT_SERVER_BASE_URL_PATH", "/../(", "is no path"),
+        ("STREAMLIT_SERVER_BASE_URL_PATH", "chat\x1b[31m", "is no path"),
+        ("STREAMLIT_SERVER_BASE_URL_PATH", "a//b", "is no path"),
+        ("PAGE_HOSTS", "fine.example https://chat.example.com", "is no name of a host"),
+        ("PAGE_HOSTS", "chat.example.com:8443", "is no name of a host"),
+        ("PAGE_HOSTS", "a\x1b[31m", "is no name of a host"),
+        ("PAGE_HOSTS", "a\udcff", "is no name of a host"),
+    ],
+)
+def test_a_variable_that_holds_no_name_or_path_is_said_before_anything_is_loaded(
+    variable: str, value: str, what: str, work: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(RecipeError, match=f"{variable}: .* {what}") as error:
+        demo.run(work=work, run=None, host="127.0.0.1", port=port)
+    assert not flaw(str(error.value))

@@ -120,6 +120,13 @@ def test_what_an_endpoint_says_is_short_and_repeats_no_secret(other: Other) -> N
     assert len(text) < 400
 
 
+def test_a_secret_is_left_out_however_an_endpoint_spells_it() -> None:
+    remote = Remote("http://somebody:pa%40s%20s@127.0.0.1:1/v1?key=a%2Fb", 'k"ey', 3)
+    basic = base64.b64encode(b"somebody:pa@s s").decode()
+    text = remote._shown(f'pa@s s pa%40s%20s pa%40s+s a/b a%2Fb k"ey k\\"ey k%22ey Basic {basic} else')
+    assert text == "… … … … … … … … Basic … else"
+
+
 @pytest.mark.parametrize(
     "events", [[["no object"]], [3], [{"choices": ["x"]}], [{"choices": [{"delta": "x"}]}], [{"error": "no object"}]]
 )

@@ -248,3 +248,22 @@ def test_the_merged_folder_is_for_anyone(there_and_back: tuple[Path, Path, Path]
         reply = engine.reply(talk, Sampling(max_new_tokens=40))
         reply.join()
     assert json.loads(done.stdout) == reply.text
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tokenizer_config.json", {"additional_special_tokens": ["<|im_start|>", [1]]}),
+        ("tokenizer.json", {"added_tokens": 3}),
+        ("generation_config.json", {"eos_token_id": "x"}),
+    ],
+)
+def test_a_model_of_another_shape_whose_manifest_fits_is_one_line(
+    tiny_model: Path, tmp_path: Path, name: str, change: dict[str, Any]
+) -> None:
+    source = Path(shutil.copytree(tiny_model, tmp_path / "source"))
+    content = json.loads((source / name).read_text(encoding="utf-8"))
+    (source / name).write_text(json.dumps(content | change), encoding="utf-8")
+    merged_from(source, tmp_path / "merged")
+    with pytest.raises(RecipeError, match=rf"merged/{re.escape(name)}: has "):
+        export.make(tmp_path / "export", model=tmp_path / "merged")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import shutil
 import threading
@@ -537,3 +538,11 @@ def test_a_cache_is_answered_with_its_snapshot(commits: list[str], tmp_path: Pat
         (cache / "snapshots" / commit).mkdir()
     with pytest.raises(RecipeError, match=f"MODEL={cache}/snapshots/{commits[-1] if commits else 'COMMIT'}"):
         model.make(out, model=str(cache))
+
+
+def test_a_folder_with_a_pipe_is_refused_before_anything_is_read(tiny_internlm2: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(tiny_internlm2, tmp_path / "source"))
+    (source / "config.json").unlink()
+    os.mkfifo(source / "config.json")
+    with pytest.raises(RecipeError, match=r"config\.json: is a pipe or a device, which may never end"):
+        model.make(tmp_path / "model", model=str(source))

@@ -215,3 +215,22 @@ def test_what_is_open_is_ended_once(service: Service, *, failed: bool, last: str
     tracking.end(failed=failed)
     tracking.end(failed=failed)
     assert service.calls == [last]
+
+
+def test_the_password_of_a_tracking_server_stands_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("USERNAME", "PASSWORD"):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")  # so that what the code sets is taken back
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:se%40cret@mlflow.example:5000/a")
+    backend = tracked(tmp_path / "config.py", "mlflow").visualizer.vis_backends[-1]
+    assert backend["tracking_uri"] == "https://mlflow.example:5000/a"
+    assert "cret" not in (tmp_path / "config.py").read_text(encoding="utf-8")
+    assert [os.environ[f"MLFLOW_TRACKING_{name}"] for name in ("USERNAME", "PASSWORD")] == ["me", "se@cret"]
+
+
+@pytest.mark.parametrize("uri", ["postgresql://me:secret@db/mlflow", "http://me:secret@[::1/"])
+def test_a_password_that_would_stand_in_a_file_is_refused_first(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(RecipeError, match="MLFLOW_TRACKING_URI") as error:
+        tracking.check("mlflow")
+    assert "secret" not in str(error.value)

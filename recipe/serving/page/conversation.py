@@ -10,7 +10,7 @@ from recipe.plain_text import flaw
 
 Messages = list[dict[str, str]]
 TUNED, BASE = "tuned", "base"
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1_000_000  # 1 MB, as Streamlit's uploader counts it in the browser
 MAX_MESSAGES = 400  # of an imported conversation; each is sent to the browser again at every click
 MAX_CHARACTERS = 100_000  # of a question or a system prompt: three times the tokens that any base here reads
 
