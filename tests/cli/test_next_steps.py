@@ -82,7 +82,7 @@ def test_an_evaluation_on_the_way_to_another_verb_is_shown_where_it_is_new_or_fa
     with pytest.raises(BelowThresholdsError) if failed else contextlib.nullcontext():
         verb_commands.run_eval(options)
     output = capsys.readouterr().out
-    assert all((text in output) == shown for text in ("the table", "the report", "make chat"))
+    assert all((text in output) == shown for text in ("the table", "the report", "recipe chat"))
 
 
 def test_elsewhere_every_step_is_a_call_that_the_parser_takes() -> None:
