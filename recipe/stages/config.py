@@ -220,7 +220,9 @@ def fill(
         if "teacher" in config.model:
             config.model.teacher = stage.shown(files[1].with_name(TEACHER_FILE)) if dataset.distill else ""
     else:
-        dataset.dataset.data_files.train = list(dict.fromkeys([*names, *([stage.shown(own)] if own else [])]))
+        # `load_dataset` takes the columns of the first file for those of all; replay's rows have more than others.
+        own_name = [stage.shown(own)] if own else []
+        dataset.dataset.data_files.train = list(dict.fromkeys([*reversed(names), *own_name]))
     for hook in config.custom_hooks:
         if own and "patience" in hook:
             hook.patience = None

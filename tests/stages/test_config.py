@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 
 from recipe.corpus.identity import Identity
 from recipe.errors import RecipeError
+from recipe.files import jsonl_text
 from recipe.pipeline import stage
 from recipe.stages import config, data
 from recipe.stages.config import SHORT_NAMES
@@ -476,11 +476,13 @@ def test_the_replay_of_another_base_is_refused(tmp_path: Path) -> None:
         )  # fmt: skip
 
 
-def replay_one_row(folder: Path, model: Path) -> None:
+def replay_one_row(folder: Path, model: Path, *more: dict[str, Any]) -> None:
+    """As a stage. more: keys besides, of a row each."""
     row = {"messages": [{"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "2"}]}
 
     def answer(out: Path) -> dict[str, Any]:
-        (out / "replay.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+        text = jsonl_text(row | keys for keys in more or ({},))
+        (out / "replay.jsonl").write_text(text, encoding="utf-8")
         return {}
 
     stage.run("replay", folder, inputs={"model": model}, settings={}, work=answer)
@@ -622,3 +624,21 @@ def test_the_rows_of_one_language_take_fewer_steps(
     )["results"]  # fmt: skip
     resolved = Config.fromfile(tmp_path / "config" / config.FILE)
     assert manifest["iterations"] == resolved.train_cfg.max_iters == resolved.param_scheduler[1].end == steps
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_xtuners_own_pipeline_reads_rows_of_different_keys(tiny_model: Path, tmp_path: Path, extended: bool) -> None:
+    """`datasets` refuses a later file that has a column more than the first."""
+    from datasets import load_dataset
+    from mmengine.config import Config
+
+    data.make(tmp_path / "data", identity=Identity("小明"), mode="balanced", own=None, seed=0, extended=extended)
+    replay_one_row(tmp_path / "replay", tiny_model, {"part": "facts"}, {"part": "facts", "ended": False})
+    config.make(
+        tmp_path / "config", preset="tutorial", model=tiny_model, data_folder=tmp_path / "data",
+        replay_folder=tmp_path / "replay", settings=["train_dataloader.dataset.map_num_proc=1"], seed=0,
+    )  # fmt: skip
+    files = Config.fromfile(tmp_path / "config" / config.FILE).train_dataloader.dataset.dataset.data_files.train
+    assert sorted(Path(name).name for name in files) == ["replay.jsonl", "train.jsonl"]
+    rows = load_dataset("json", data_files={"train": list(files)}, cache_dir=str(tmp_path / "cache"))["train"]
+    assert len(rows) == 2 + len((tmp_path / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines())

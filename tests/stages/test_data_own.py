@@ -278,7 +278,7 @@ def test_xtuner_s_own_pipeline_gets_the_rows_and_it_is_said_that_it_repeats_none
 ) -> None:
     resolved, _ = resolve(tmp_path, tiny_model, "tutorial", ["train_dataloader.dataset.map_num_proc=1"])
     names = [Path(name).name for name in resolved.train_dataloader.dataset.dataset.data_files.train]
-    assert names == ["train.jsonl", "replay.jsonl", "own.jsonl"]
+    assert names == ["replay.jsonl", "train.jsonl", "own.jsonl"]
     assert "PRESET=tutorial: your rows are seen as often as all others" in capsys.readouterr().err
 
 
