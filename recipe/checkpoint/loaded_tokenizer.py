@@ -9,6 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipe.panics import panics_as_errors
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -78,6 +80,7 @@ def build_tokenizer(description: Mapping[str, Any]) -> PreTrainedTokenizerBase:
 
 
 @lru_cache(maxsize=KEPT)
+@panics_as_errors()
 def _load(folder: _Folder, settings: tuple[tuple[str, Any], ...]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 

@@ -21,6 +21,7 @@ from recipe.engine.batch import BatchGenerator
 from recipe.engine.reply import Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import by_transformers
+from recipe.panics import panics_as_errors
 from recipe.pipeline import results, stage
 from recipe.pipeline.heartbeat import heartbeat
 from recipe.pipeline.phases import phase
@@ -87,7 +88,7 @@ def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None, devic
     release()
     gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     try:
-        with phase("load"):
+        with phase("load"), panics_as_errors():
             tokenizer = load_tokenizer(folder)
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -316,6 +317,7 @@ def _by_transformers(
     return [Reply(_text(tokenizer, ids), stopped) for ids, stopped in outputs]
 
 
+@panics_as_errors()
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=True))
 

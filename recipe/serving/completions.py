@@ -17,6 +17,7 @@ from tornado.iostream import StreamClosedError
 from recipe.engine import Engine
 from recipe.engine.reply import NotServedError, Reply
 from recipe.errors import RecipeError
+from recipe.panics import PanicError
 from recipe.serving.handler import Handler
 from recipe.serving.protocol import Request
 from recipe.serving.reply_shapes import ChatShape, Piece, Shape, TextShape, usage
@@ -102,6 +103,8 @@ class Completions(Handler):
                 replies.append(engine.start(prompt.ids, sampling, on_change=on_change, continued=prompt.continued))
         except NotServedError as error:
             raise RequestError(503, str(error)) from None
+        except PanicError as error:
+            raise RequestError(500, str(error)) from None
         except RecipeError as error:
             for reply in replies:
                 reply.cancel()

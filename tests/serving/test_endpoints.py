@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from small_endpoint import ASK, HELLO, WITHIN, Endpoint, health, listen, server, stream
+from tokenizers import Tokenizer, decoders, models
 
 from recipe.engine import Engine, Sampling
 from recipe.engine.decoder import Decoder
@@ -77,6 +78,40 @@ def test_a_failure_that_passes_ends_its_requests_alone(
     with monkeypatch.context() as broken:
         broken.setattr(Decoder, "decode", fail)
         assert fresh_endpoint.post(ASK)[0] == 500
+    assert health(fresh_endpoint.url) == 200
+    assert fresh_endpoint.post(ASK)[0] == 200
+
+
+def test_a_thread_that_ends_by_itself_is_not_called_healthy(
+    fresh_endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SystemExit, as a library may raise it, ends a thread without a word."""
+
+    def leave(*_: Any, **__: Any) -> Any:
+        raise SystemExit(1)
+
+    monkeypatch.setattr(Decoder, "decode", leave)
+    status, body = fresh_endpoint.post(ASK)
+    assert (status, "SystemExit" in body["error"]["message"]) == (500, True)
+    assert health(fresh_endpoint.url) == 503
+
+
+def panic() -> None:
+    """Make the tokenizers library panic: what it cuts off a blank is longer than the blank."""
+    tokenizer = Tokenizer(models.BPE({" ": 0}, []))
+    tokenizer.decoder = decoders.Strip(" ", 1, 1)
+    tokenizer.decode([0])
+
+
+@pytest.mark.parametrize("function", ["decode", "__call__"])
+def test_a_panic_in_the_tokenizer_ends_its_request_alone(
+    fresh_endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    tokenizer = type(fresh_endpoint.engine.tokenizer)
+    with monkeypatch.context() as broken:
+        broken.setattr(tokenizer, function, lambda *_, **__: panic())
+        status, body = fresh_endpoint.post(ASK)
+    assert (status, "panic" in body["error"]["message"]) == (500, True)
     assert health(fresh_endpoint.url) == 200
     assert fresh_endpoint.post(ASK)[0] == 200
 
