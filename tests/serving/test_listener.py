@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -117,6 +118,48 @@ def test_connections_that_send_nothing_keep_no_one_out(served_work: Path, tmp_pa
             client.close()
         assert process.poll() is None
     assert len((tmp_path / "log").read_bytes()) < 2000
+
+
+LITTLE_TIME = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (96, 96));" + (
+    "from recipe.serving import listener; listener.LOOK = 0.2; listener.SILENCE = {silence}"
+)
+ANSWERS = b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 400  # more than a socket's buffers hold
+
+
+def unread(port: int) -> socket.socket:
+    """A connection that asks for much and reads nothing."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", port))
+    client.setblocking(False)
+    client.send(ANSWERS)
+    return client
+
+
+def test_connections_that_read_nothing_keep_no_one_out(served_work: Path, tmp_path: Path) -> None:
+    with server(LITTLE_TIME.format(silence=600), served_work, tmp_path) as (process, endpoint):
+        clients = [unread(endpoint.port) for _ in range(40)]
+        end = time.monotonic() + WITHIN
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                if health(endpoint.url) == 200:
+                    break
+            time.sleep(0.2)
+        assert endpoint.post(ASK)[0] == 200
+        for client in clients:
+            client.close()
+        assert process.poll() is None
+
+
+def test_who_reads_nothing_is_not_waited_for(served_work: Path, tmp_path: Path) -> None:
+    with server(LITTLE_TIME.format(silence=1), served_work, tmp_path) as (_, endpoint), unread(endpoint.port) as client:
+        client.settimeout(WITHIN)
+        time.sleep(5)
+        received = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := client.recv(1 << 20):
+                received += len(part)
+        assert 0 < received < 400 * 20_000
 
 
 def upgraded(port: int, **headers: str) -> int:
