@@ -119,6 +119,11 @@ class Engine:
         return self.decoder.adapted_model
 
     @property
+    def closed(self) -> bool:
+        """Whether no request is taken any more."""
+        return self._closed
+
+    @property
     def busy(self) -> int:
         """How many replies are on their way."""
         return self.scheduler.busy

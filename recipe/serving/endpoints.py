@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 
 from tornado.web import Application
 
@@ -101,6 +102,7 @@ def application(model_host: ModelHost, key: str | None, origins: Collection[str]
             ),
         ],
         default_handler_class=Missing, default_handler_args=arguments, log_function=lambda _: None, running=set(),
+        long_requests=ThreadPoolExecutor(1, "long requests"),
         origins=frozenset(origins),
     )  # fmt: skip
 

@@ -64,6 +64,30 @@ def test_a_long_prompt_holds_nobody_up(endpoint: Endpoint, monkeypatch: pytest.M
         assert long.result()[0] == 200
 
 
+def test_many_long_prompts_hold_no_short_one_up(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than the threads that make token ids of prompts."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow(tokenizer: Any, messages: Any) -> list[int]:
+        if len(messages[0]["content"]) > 1000:
+            inside.set()
+            assert go_on.wait(WITHIN)
+            return [1] * 10_000
+        return prompt_ids(tokenizer, messages)
+
+    monkeypatch.setattr("recipe.engine.engine.prompt_ids", slow)
+    long = ASK | {"messages": [{"role": "user", "content": "a" * 100_000}]}
+    with ThreadPoolExecutor(40) as clients:
+        answers = [clients.submit(endpoint.post, long) for _ in range(40)]
+        try:
+            assert inside.wait(WITHIN)
+            time.sleep(1)  # the others have come by then
+            assert endpoint.post(ASK | {"max_tokens": 1})[0] == 200
+        finally:
+            go_on.set()
+        assert {answer.result()[0] for answer in answers} == {400}
+
+
 def test_a_client_who_leaves_before_his_reply_began_frees_the_engine(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
