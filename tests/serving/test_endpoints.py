@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_endpoint import ASK, HELLO, WITHIN, Endpoint, health, listen, server, stream
+from small_endpoint import ASK, HELLO, WITHIN, Endpoint, health, listen, server, stream, write_served
 from tokenizers import Tokenizer, decoders, models
 
 from recipe.engine import Engine, Sampling
@@ -223,6 +224,20 @@ def test_what_a_stopped_server_did_not_finish_is_no_success(served_work: Path, t
         answer = whole.getresponse()
         assert (answer.status, "the server stops" in json.loads(answer.read())["error"]["message"]) == (503, True)
         assert process.wait(WITHIN) == 0
+
+
+def test_a_model_whose_folder_has_gone_is_served_and_listed(tmp_path: Path) -> None:
+    """As after `make clean`, or while `merge` puts another one in its place."""
+    work = write_served(tmp_path)
+    model_host = ModelHost(work, None, 4, verb="api", compare=False)
+    model_host.load()
+    for endpoint in listen(model_host):
+        before = endpoint.client().models.list().data
+        shutil.rmtree(work)
+        assert endpoint.client().models.list().data == before
+        assert endpoint.post(ASK)[0] == 200
+    assert model_host.engine
+    model_host.engine.close()
 
 
 def test_a_closed_engine_is_no_fault_of_the_request(fresh_endpoint: Endpoint) -> None:
