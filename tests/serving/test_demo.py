@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 from local_server import Handler, LocalServer, free_port, server_environment
+from streamlit.runtime.uploaded_file_manager import UploadedFileManager, UploadedFileRec
 from tornado.websocket import WebSocketClosedError
 
 from recipe import cli
@@ -601,3 +602,20 @@ def test_a_name_that_may_not_be_the_models_is_not_shown(
     assert model_host.identity_of(folder) is None
     assert ("the page has no assistant's name" in capsys.readouterr().err) == (what == "broken")
     assert ModelHost(work, None, PORT).title("en") == "InternLM2"
+
+
+def test_one_visitor_s_files_do_not_fill_the_memory() -> None:
+    manager = UploadedFileManager()  # type: ignore[no-untyped-call]
+    demo.keep_few_uploads(manager)
+    file = UploadedFileRec(0, "conversation.json", "application/json", b"{}")
+    first = manager.add_file("quiet", "upload0", file)
+    for i in range(200):
+        manager.add_file("loud", f"upload{i % 7}", file)
+    assert len(manager.get_stats()) == 1 + demo.UPLOADS
+    assert manager.get_all_files("quiet", "upload0") == [first]
+    latest = manager.add_file("quiet", "upload0", file)
+    assert manager.get_all_files("quiet", "upload0") == [latest]
+    for i in range(200):
+        manager.add_file(f"visitor {i}", "upload0", file)
+    assert len(manager.get_stats()) == demo.ALL_UPLOADS
+    assert len(manager._files_by_id) == demo.ALL_UPLOADS
