@@ -27,8 +27,11 @@ Tensors = dict[str, torch.Tensor]  # by name
 PLAIN = {
     "peft_type": "LORA", "use_dora": False, "use_rslora": False, "bias": "none", "lora_bias": False,
     "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "layer_replication": None,
-    "fan_in_fan_out": False, "alora_invocation_tokens": None, "use_qalora": False,
+    "fan_in_fan_out": False, "alora_invocation_tokens": None, "use_qalora": False, "trainable_token_indices": None,
+    "target_parameters": None, "arrow_config": None,
 }  # fmt: skip
+# Of PEFT's `init_lora_weights`, those that leave the base's weights as they are, also when the adapter is loaded.
+INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,10 @@ def refuse_more_than_lora(settings: Mapping[str, Any], folder: Path) -> None:
         value = settings.get(key, plain)
         if value != plain and (value or plain):  # null, [] and {} say the same
             raise RecipeError(f"{shown(folder)}: {key}={value!r} is more than plain LoRA, which alone is taken here")
+    if (init := settings.get("init_lora_weights")) not in INITS:
+        raise RecipeError(
+            f"{shown(folder)}: init_lora_weights={init!r} is more than plain LoRA: it changes the base"
+        )
 
 
 def read_checkpoint(path: Path) -> Tensors:

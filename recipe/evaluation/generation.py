@@ -150,7 +150,9 @@ def _refuse_other_shapes(folder: Path) -> None:
 def _refuse_changed(folder: Path, adapter: Path | None) -> None:
     """RecipeError where a folder is not what its stage wrote, or the adapter is no LoRA of the base in `folder`."""
     from recipe.checkpoint.lora import AdapterConfig, refuse_more_than_lora
+    from recipe.checkpoint.repository_files import refuse_programs
 
+    refuse_programs(folder)
     if manifest := stage.read_manifest(folder):
         stage.refuse_changed(folder, manifest)
     if adapter is None:

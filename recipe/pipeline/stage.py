@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from importlib import metadata
 from pathlib import Path
@@ -38,6 +38,8 @@ from recipe.pipeline.manifest import read_manifest as read_manifest
 from recipe.plain_text import one_line
 from recipe.records import to_json
 
+# A tokenizer's, a model's or an adapter's, and programs; not what people and their tools may lay beside, such as .gguf.
+READ_WHERE_FOUND = (".json", ".jinja", ".model", ".txt", ".safetensors", ".bin", ".pt", ".pth", ".py")
 KEY = ".key.json"  # in a work folder: what a stopped run was working on
 # The packages whose version can change a result.
 VERSIONED = ("xtuner", "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "mmengine", "sentencepiece")
@@ -85,6 +87,11 @@ def refuse_changed(folder: Path, manifest: Manifest, only: Sequence[str] | None 
         outputs = {name: entry for name, entry in outputs.items() if {name, name.partition("/")[0]} & set(only)}
     unwritten = set(only or ()) - {part for name in outputs for part in (name, name.partition("/")[0])}
     changed = sorted(unwritten) + [name for name, entry in outputs.items() if not _is(folder / name, entry)]
+    if not changed and only is None and (added := _added(folder, outputs)):
+        raise RecipeError(
+            f"{shown(folder)}: {', '.join(added[:3])} is not of `{manifest['stage']}`, and would be read as if "
+            f"it were: move it elsewhere"
+        )
     if changed:
         names = ", ".join(changed[:3])
         raise RecipeError(
@@ -92,6 +99,12 @@ def refuse_changed(folder: Path, manifest: Manifest, only: Sequence[str] | None 
             f"to make it anew, or copy it again where a copy was damaged"
             + (", or keep your edit with CONFIG=your-copy.py" if manifest["stage"] == "config" else "")
         )
+
+
+def _added(folder: Path, outputs: Collection[str]) -> list[str]:
+    """Files of a kind that libraries read wherever it lies, and that the folder's stage did not write."""
+    names = (path.relative_to(folder).as_posix() for path in _files(folder) if path.suffix in READ_WHERE_FOUND)
+    return [name for name in names if name not in outputs]
 
 
 def refuse_another_base(folder: Path, base: Path, sha256: str | None, verb: str) -> None:

@@ -339,6 +339,18 @@ def test_what_a_stage_reads_is_what_its_maker_wrote(tmp_path: Path, damage: Call
         stage.require(tmp_path / "out", "demo")
 
 
+def test_a_file_that_a_library_would_read_is_not_added(tmp_path: Path) -> None:
+    make(tmp_path / "out", Work())
+    for name in ("out-q4_k_m.gguf", ".DS_Store", "notes.md"):  # other tools' and people's
+        (tmp_path / "out" / name).write_text("more")
+    stage.require(tmp_path / "out", "demo")
+    for name in ("adapter_config.json", "chat_template.jinja", "nested/c.py"):
+        (tmp_path / "out" / name).write_text("{}")
+        with pytest.raises(RecipeError, match=f"{name} is not of `demo`.*move it elsewhere"):
+            stage.require(tmp_path / "out", "demo")
+        (tmp_path / "out" / name).unlink()
+
+
 def test_a_copy_is_read_once_and_then_known_by_its_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "out", Work())
     shutil.copytree(tmp_path / "out", tmp_path / "copy", copy_function=shutil.copyfile)  # with other times

@@ -160,7 +160,13 @@ def test_a_folder_that_an_earlier_version_wrote_is_taken_and_named(
     assert "earlier version" not in capsys.readouterr().err
     (out / "sentencepiece").mkdir()
     (out / "tokenizer.model").rename(out / "sentencepiece" / "tokenizer.model")
-    edit_json(out / MANIFEST, lambda content: content["outputs"].pop("tokenizer.model"))
+    moved = {"tokenizer.model": "sentencepiece/tokenizer.model"}
+    edit_json(
+        out / MANIFEST,
+        lambda content: content.update(
+            outputs={moved.get(name, name): entry for name, entry in content["outputs"].items()}
+        ),
+    )
     before = (out / "tokenizer_config.json").stat().st_mtime_ns
     model.make(out, model=str(source))
     said = capsys.readouterr().err
