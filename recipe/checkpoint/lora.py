@@ -61,9 +61,7 @@ def refuse_more_than_lora(settings: Mapping[str, Any], folder: Path) -> None:
         if value != plain and (value or plain):  # null, [] and {} say the same
             raise RecipeError(f"{shown(folder)}: {key}={value!r} is more than plain LoRA, which alone is taken here")
     if (init := settings.get("init_lora_weights")) not in INITS:
-        raise RecipeError(
-            f"{shown(folder)}: init_lora_weights={init!r} is more than plain LoRA: it changes the base"
-        )
+        raise RecipeError(f"{shown(folder)}: init_lora_weights={init!r} is more than plain LoRA: it changes the base")
 
 
 def read_checkpoint(path: Path) -> Tensors:

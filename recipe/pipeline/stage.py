@@ -27,7 +27,7 @@ from typing import Any
 
 from recipe import json_reader
 from recipe.errors import RecipeError
-from recipe.files import parse_json
+from recipe.files import not_through_links, parse_json
 from recipe.paths import ROOT
 from recipe.paths import shown as shown
 from recipe.pipeline import phases
@@ -104,7 +104,7 @@ def refuse_changed(folder: Path, manifest: Manifest, only: Sequence[str] | None 
 def _added(folder: Path, outputs: Collection[str]) -> list[str]:
     """Files of a kind that libraries read wherever it lies, and that the folder's stage did not write."""
     names = (path.relative_to(folder).as_posix() for path in _files(folder) if path.suffix in READ_WHERE_FOUND)
-    return [name for name in names if name not in outputs]
+    return [name for name in names if name not in outputs and not Path(name).name.startswith(".")]
 
 
 def refuse_another_base(folder: Path, base: Path, sha256: str | None, verb: str) -> None:
@@ -193,7 +193,10 @@ def _locked(name: str, folder: Path, *, shared: bool) -> Iterator[None]:
     """
     shared = shared or _several_machines.get() or os.environ.get("NNODES", "1") not in ("", "1")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+    file = folder.parent / f".{folder.name}.lock"
+    if file.is_symlink():  # as a copied run folder may hold it
+        raise RecipeError(f"{shown(file)}: is a link, and what it points to is no lock: remove it")
+    with open(file, "a", opener=not_through_links) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -278,6 +281,7 @@ def _prepare(name: str, partial: Path, key: Mapping[str, Any], resume: bool | No
     """An empty work folder or, to resume, the one that a stopped run of the same inputs and settings left."""
     noted, again = partial / KEY, f"`make {name} RUN={partial.parent.name}`"
     if resume and partial.exists():
+        _refuse_links_elsewhere(partial)
         try:
             same = parse_json(noted.read_text(encoding="utf-8")) == key
         except (OSError, ValueError):
@@ -294,6 +298,14 @@ def _prepare(name: str, partial: Path, key: Mapping[str, Any], resume: bool | No
     partial.mkdir(parents=True)
     if resume is not None:
         noted.write_text(json.dumps(key), encoding="utf-8")
+
+
+def _refuse_links_elsewhere(partial: Path) -> None:
+    """RecipeError where what a stopped run left would be written to another place, as in a folder that was copied."""
+    own = partial.resolve()
+    for path in [partial, *partial.rglob("*")]:
+        if path.is_symlink() and not (path != partial and path.resolve().is_relative_to(own)):
+            raise RecipeError(f"{shown(path)}: is a link to another place, which would be written to: remove it")
 
 
 def _manifest(

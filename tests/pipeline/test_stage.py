@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from recipe import files
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
 from recipe.pipeline import stage
@@ -341,7 +343,7 @@ def test_what_a_stage_reads_is_what_its_maker_wrote(tmp_path: Path, damage: Call
 
 def test_a_file_that_a_library_would_read_is_not_added(tmp_path: Path) -> None:
     make(tmp_path / "out", Work())
-    for name in ("out-q4_k_m.gguf", ".DS_Store", "notes.md"):  # other tools' and people's
+    for name in ("out-q4_k_m.gguf", ".DS_Store", "._config.json", "notes.md"):  # other tools' and people's
         (tmp_path / "out" / name).write_text("more")
     stage.require(tmp_path / "out", "demo")
     for name in ("adapter_config.json", "chat_template.jinja", "nested/c.py"):
@@ -528,6 +530,31 @@ def test_resuming_with_other_settings_is_refused_and_loses_nothing(tmp_path: Pat
     with pytest.raises(KeyboardInterrupt):  # with the old ones it still goes on
         make(tmp_path / "out", work, resume=True, lr=1)
     assert (tmp_path / ".out.partial" / "log").read_text(encoding="utf-8") == "step\nstep\n"
+
+
+def test_what_links_of_a_copied_run_point_to_is_left_alone(tmp_path: Path) -> None:
+    """A run folder from elsewhere may hold any link under the names that a stage writes to."""
+    run, precious = tmp_path / "a-run", tmp_path / "precious"
+    run.mkdir()
+    precious.write_text("all of it", encoding="utf-8")
+    (run / ".run.json.partial").symlink_to(precious)
+    files.write_atomically(run / "run.json", "{}")
+    assert (run / "run.json").read_text() == "{}"
+    lock = run / ".out.lock"
+    lock.symlink_to(precious)
+    with pytest.raises(RecipeError, match=r"\.out\.lock: is a link"):
+        make(run / "out", Work())
+    lock.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        make(run / "out", Training(), resume=False)
+    (run / ".out.partial" / "latest").symlink_to("log")  # such as trackers make
+    (run / ".out.partial" / "log.txt").symlink_to(precious)
+    with pytest.raises(RecipeError, match=r"log\.txt: is a link to another place"):
+        make(run / "out", Training(), resume=True)
+    (run / ".out.partial" / "log.txt").unlink()
+    with contextlib.suppress(KeyboardInterrupt):
+        make(run / "out", Training(), resume=True)
+    assert precious.read_text(encoding="utf-8") == "all of it"
 
 
 def test_resuming_with_other_data_is_refused(tmp_path: Path) -> None:
