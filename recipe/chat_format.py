@@ -17,6 +17,8 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from recipe.panics import panics_as_errors
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -101,6 +103,7 @@ def control_token_in(tokenizer: PreTrainedTokenizerBase, text: str) -> str | Non
     return next((token for token in control_tokens(tokenizer).values() if token in text), None)
 
 
+@panics_as_errors()
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of `text` as plain text: a literal `<|im_start|>` in it is spelt out, never turned into the token."""
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -119,6 +122,7 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [i for piece in pieces for i in ids_of[piece]]
 
 
+@panics_as_errors()
 def ids_of_texts(
     tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Iterable[Message]]
 ) -> dict[str, list[int]]:

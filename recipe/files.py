@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,16 @@ DEEPEST = 64
 def write_atomically(path: Path, text: str) -> None:
     """Write the file beside its place and rename it, so that a reader sees the old content or the new, never a part."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    if partial.is_symlink():  # as a copied run folder may hold it: what it points to is not this file's
+        partial.unlink(missing_ok=True)
+    with open(partial, "w", encoding="utf-8", opener=not_through_links) as file:
+        file.write(text)
     partial.replace(path)
+
+
+def not_through_links(path: str, flags: int) -> int:
+    """An opener, as `open` takes it, that raises OSError (ELOOP) where the file is a link."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def json_text(content: object) -> str:

@@ -36,6 +36,7 @@ from recipe.checkpoint.tokenizer import (
     added_tokens_decoder,
 )
 from recipe.errors import RecipeError
+from recipe.panics import panics_as_errors
 from recipe.pipeline.stage import read_json, shown
 
 if TYPE_CHECKING:
@@ -145,9 +146,10 @@ def _load(folder: Path, out: Path, settings: dict[str, Any]) -> PreTrainedTokeni
 
     files.write_json(out / SETTINGS, settings)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            out, local_files_only=True, trust_remote_code=False
-        )
+        with panics_as_errors():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                out, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # the tokenizers library raises a bare Exception for what it cannot read
         raise RecipeError(f"{shown(folder / TOKENIZER)}: cannot be read ({_line(error)}); fetch it again") from error
     return tokenizer

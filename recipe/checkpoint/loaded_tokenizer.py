@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe.errors import RecipeError
+from recipe.panics import panics_as_errors
 from recipe.paths import shown
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def build_tokenizer(description: Mapping[str, Any]) -> PreTrainedTokenizerBase:
 
 
 @lru_cache(maxsize=KEPT)
+@panics_as_errors()
 def _load(folder: _Folder, settings: tuple[tuple[str, Any], ...]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 

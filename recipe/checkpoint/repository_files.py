@@ -26,6 +26,15 @@ DESCRIPTION = (
 )
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 GGUF = ".gguf"
+PROGRAMS = "custom_generate"  # a folder in which transformers looks for a `generate` of the model's own
+
+
+def refuse_programs(folder: Path) -> None:
+    """RecipeError where transformers would run Python of a model's folder, without asking since the folder is local."""
+    if (folder / PROGRAMS).exists():
+        raise RecipeError(
+            f"{shown(folder / PROGRAMS)}: is a program that transformers would run as it loads the model: remove it"
+        )
 
 
 def description(listing: Collection[str], where: str) -> list[str]:

@@ -119,6 +119,11 @@ class Engine:
         return self.decoder.adapted_model
 
     @property
+    def closed(self) -> bool:
+        """Whether no request is taken any more."""
+        return self._closed
+
+    @property
     def busy(self) -> int:
         """How many replies are on their way."""
         return self.scheduler.busy
@@ -223,10 +228,11 @@ class Engine:
     def _run(self) -> None:
         try:
             self._iterate()
-        except Exception as error:
+        except BaseException as failure:  # also SystemExit, by which a thread ends without a word
+            error = failure if isinstance(failure, Exception) else RuntimeError(f"{type(failure).__name__}: {failure}")
             with self._work:  # from here on nobody adds a request that nobody would end
                 self._closed = True
-            logging.getLogger(__name__).critical("the engine failed", exc_info=error)
+            logging.getLogger(__name__).critical("the engine failed", exc_info=failure)
             try:
                 self._on_failure(error)
             finally:  # nobody must wait for a reply that never ends

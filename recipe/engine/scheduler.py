@@ -139,8 +139,9 @@ class Scheduler:
     def _drop_cancelled(self) -> None:
         with self._entrance:
             dropped = [each for each in self._waiting if each.listener.cancelled]
-            for sequence in dropped:
-                self._waiting.remove(sequence)
+            if dropped:  # of thousands, to look for each in the queue would take minutes
+                gone = set(map(id, dropped))
+                self._waiting = deque(each for each in self._waiting if id(each) not in gone)
         for sequence in dropped:
             sequence.listener.end("cancelled")
         running = [*self._prefilling, *self._decoding.values()]

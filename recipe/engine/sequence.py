@@ -32,7 +32,7 @@ class Listener(Protocol):
         """
 
 
-@dataclass
+@dataclass(eq=False)  # each is itself alone: to compare prompts would take long
 class Sequence:
     """A request that is waiting, prefilling or decoding.
 

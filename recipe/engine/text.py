@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from recipe.panics import panics_as_errors
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -88,6 +90,7 @@ class Text:
         piece, self._withheld = ("" if self.stopped else self._until_stop(pending)) + self._withheld, ""
         return piece
 
+    @panics_as_errors()
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text

@@ -28,7 +28,7 @@ command -v flock >/dev/null ||
 while IFS= read -r lock; do
   exec {held}>"$lock"
   flock -n "$held" || fail "another process is working on ${lock%/*}: stop it or wait for it, then run make clean again"
-done < <([ ! -d "work/$run" ] || find "work/$run/" -name '.*.lock')
+done < <([ ! -d "work/$run" ] || find "work/$run/" -type f -name '.*.lock')
 mv "work/$run" "$removed"
 rm -rf "$removed"
 printf 'removed work/%s\n' "$run"

@@ -22,6 +22,7 @@ from recipe.engine.batch import BatchGenerator
 from recipe.engine.reply import Sampling
 from recipe.errors import RecipeError
 from recipe.evaluation import by_transformers
+from recipe.panics import panics_as_errors
 from recipe.pipeline import results, stage
 from recipe.pipeline.heartbeat import heartbeat
 from recipe.pipeline.phases import phase
@@ -87,7 +88,7 @@ def _loaded(folder: Path, adapter: Path | None, dtype: torch.dtype | None, devic
     release()
     gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     try:
-        with phase("load"):
+        with phase("load"), panics_as_errors():
             tokenizer = load_tokenizer(folder)
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -145,7 +146,9 @@ def _refuse_other_shapes(folder: Path) -> None:
 def _refuse_changed(folder: Path, adapter: Path | None) -> None:
     """RecipeError where a folder is not what its stage wrote, or the adapter is no LoRA of the base in `folder`."""
     from recipe.checkpoint.lora import AdapterConfig, refuse_more_than_lora
+    from recipe.checkpoint.repository_files import refuse_programs
 
+    refuse_programs(folder)
     if manifest := stage.read_manifest(folder):
         stage.refuse_changed(folder, manifest)
     if adapter is None:
@@ -312,6 +315,7 @@ def _by_transformers(
     return [Reply(_text(tokenizer, ids), stopped) for ids, stopped in outputs]
 
 
+@panics_as_errors()
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=True))
 

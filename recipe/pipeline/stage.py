@@ -19,15 +19,15 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from recipe import json_reader
+from recipe import files, json_reader
 from recipe.errors import RecipeError
-from recipe.files import parse_json
+from recipe.files import not_through_links, parse_json
 from recipe.paths import ROOT
 from recipe.paths import shown as shown
 from recipe.pipeline import phases
@@ -40,6 +40,8 @@ from recipe.pipeline.manifest import read_manifest as read_manifest
 from recipe.plain_text import one_line
 from recipe.records import to_json
 
+# A tokenizer's, a model's or an adapter's, and programs; not what people and their tools may lay beside, such as .gguf.
+READ_WHERE_FOUND = (".json", ".jinja", ".model", ".txt", ".safetensors", ".bin", ".pt", ".pth", ".py")
 KEY = ".key.json"  # in a work folder: what a stopped run was working on
 # The packages whose version can change a result.
 VERSIONED = ("xtuner", "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "mmengine", "sentencepiece")
@@ -78,7 +80,15 @@ def refuse_changed(folder: Path, manifest: Manifest, only: Sequence[str] | None 
     if only is not None:
         outputs = {name: entry for name, entry in outputs.items() if {name, name.partition("/")[0]} & set(only)}
     unwritten = set(only or ()) - {part for name in outputs for part in (name, name.partition("/")[0])}
-    changed = sorted(unwritten) + [name for name, entry in outputs.items() if not _is(folder / name, entry)]
+    with _verified(folder) as verified:
+        changed = sorted(unwritten) + [
+            name for name, entry in outputs.items() if not _is(folder / name, name, entry, verified)
+        ]
+    if not changed and only is None and (added := _added(folder, outputs)):
+        raise RecipeError(
+            f"{shown(folder)}: {', '.join(added[:3])} is not of `{manifest['stage']}`, and would be read as if "
+            f"it were: move it elsewhere"
+        )
     if changed:
         names = ", ".join(changed[:3])
         raise RecipeError(
@@ -86,6 +96,12 @@ def refuse_changed(folder: Path, manifest: Manifest, only: Sequence[str] | None 
             f"to make it anew, or copy it again where a copy was damaged"
             + (", or keep your edit with CONFIG=your-copy.py" if manifest["stage"] == "config" else "")
         )
+
+
+def _added(folder: Path, outputs: Collection[str]) -> list[str]:
+    """Files of a kind that libraries read wherever it lies, and that the folder's stage did not write."""
+    names = (path.relative_to(folder).as_posix() for path in _files(folder) if path.suffix in READ_WHERE_FOUND)
+    return [name for name in names if name not in outputs and not Path(name).name.startswith(".")]
 
 
 def refuse_another_base(folder: Path, base: Path, sha256: str | None, verb: str) -> None:
@@ -118,18 +134,18 @@ def read_json(path: Path, shape: type | None = None) -> dict[str, Any]:
 def content_sha256(path: Path) -> str:
     """The sha256 of a file, or of the names and hashes of a folder's files.
 
-    In a complete stage folder, files whose size and time are those of the manifest keep the hash written there, so that
-    gigabytes of weights are read once and a file edited by hand is noticed.
+    In a complete stage folder, files that were found to be the manifest's keep the hash written there: so gigabytes
+    of weights are read once and a file edited by hand is noticed.
     """
     if path.is_file():
         return file_sha256(path)
     recorded = (read_manifest(path) or {}).get("outputs", {})
     lines = []
-    for file in _files(path):
-        name, stat = file.relative_to(path).as_posix(), file.stat()
-        entry = recorded.get(name, {})
-        same = entry.get("bytes") == stat.st_size and entry.get("mtime_ns") == stat.st_mtime_ns
-        lines.append(f"{entry['sha256'] if same else file_sha256(file)}  {name}\n")
+    with _verified(path) as verified:
+        for file in _files(path):
+            name = file.relative_to(path).as_posix()
+            same = name in recorded and _is(file, name, recorded[name], verified)
+            lines.append(f"{recorded[name]['sha256'] if same else file_sha256(file)}  {name}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -141,21 +157,49 @@ def key_of(inputs: Mapping[str, Path], settings: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _is(file: Path, entry: Mapping[str, Any]) -> bool:
-    """Whether a file is the one of a manifest's entry: by size and time, by its content where the time differs.
-
-    A copy has other times. It gets those of the manifest once its content was read, so that this happens once.
-    """
+def _is(file: Path, name: str, entry: Mapping[str, Any], verified: dict[str, list[Any]]) -> bool:
+    """Whether a file is the one of a manifest's entry, by its content, which is read once: see `_verified`."""
     if not file.is_file() or (stat := file.stat()).st_size != entry["bytes"]:
         return False
-    if stat.st_mtime_ns == entry["mtime_ns"]:
+    if verified.get(name) == (stamp := _stamp(entry["sha256"], stat)):
         return True
     if file_sha256(file) != entry["sha256"]:
         return False
-    with contextlib.suppress(OSError, OverflowError):  # read-only, another's, or no time: then each process reads it
-        if file.stat().st_ctime_ns == stat.st_ctime_ns:  # else somebody writes to it just now
-            os.utime(file, ns=(stat.st_atime_ns, entry["mtime_ns"]))
+    if _stamp(entry["sha256"], file.stat()) == stamp:  # else somebody writes to it just now
+        verified[name] = stamp
     return True
+
+
+def _stamp(sha256: str, stat: os.stat_result) -> list[Any]:
+    """What a file looks like whose content was read. The time of its last change (ctime) is the system's alone: whoever
+    copies a file or writes to it can give it any time of modification, and `cp -a` and rsync do."""
+    return [sha256, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+_unwritten: dict[Path, dict[str, list[Any]]] = {}  # folder -> what `_verified` could not write down
+
+
+@contextlib.contextmanager
+def _verified(folder: Path) -> Iterator[dict[str, list[Any]]]:
+    """The stamp of each file of a folder whose content was found to be its manifest's, to be added to.
+
+    It is kept beside the folder; where nobody may write there, in this process.
+    """
+    file = folder.parent / f".{folder.name}.verified"
+    try:
+        content = parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or another's
+        content = {}
+    before = (content if isinstance(content, dict) else {}) | _unwritten.get(folder, {})
+    after = dict(before)
+    try:
+        yield after
+    finally:
+        if after != before:
+            try:
+                files.write_atomically(file, json.dumps(after))
+            except OSError:
+                _unwritten[folder] = after
 
 
 _several_machines: ContextVar[bool] = ContextVar("_several_machines", default=False)
@@ -174,7 +218,10 @@ def _locked(name: str, folder: Path, *, shared: bool) -> Iterator[None]:
     """
     shared = shared or _several_machines.get() or os.environ.get("NNODES", "1") not in ("", "1")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+    file = folder.parent / f".{folder.name}.lock"
+    if file.is_symlink():  # as a copied run folder may hold it
+        raise RecipeError(f"{shown(file)}: is a link, and what it points to is no lock: remove it")
+    with open(file, "a", opener=not_through_links) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -252,6 +299,10 @@ def run(
             folder.rename(old)
         partial.rename(folder)
         (folder / KEY).unlink(missing_ok=True)
+        with _verified(folder) as verified:  # the manifest's hashes are of what has just been written
+            verified.clear()
+            for output, entry in manifest["outputs"].items():
+                verified[output] = _stamp(entry["sha256"], (folder / output).stat())
         shutil.rmtree(old, ignore_errors=True)
         say(name, f"{shown(folder)} ({manifest['seconds']:.1f} s)")
         return manifest
@@ -272,6 +323,7 @@ def _prepare(name: str, partial: Path, key: Mapping[str, Any], resume: bool | No
     """An empty work folder or, to resume, the one that a stopped run of the same inputs and settings left."""
     noted, again = partial / KEY, f"`make {name} RUN={partial.parent.name}`"
     if resume and partial.exists():
+        _refuse_links_elsewhere(partial)
         try:
             same = parse_json(noted.read_text(encoding="utf-8")) == key
         except (OSError, ValueError):
@@ -288,6 +340,14 @@ def _prepare(name: str, partial: Path, key: Mapping[str, Any], resume: bool | No
     partial.mkdir(parents=True)
     if resume is not None:
         noted.write_text(json.dumps(key), encoding="utf-8")
+
+
+def _refuse_links_elsewhere(partial: Path) -> None:
+    """RecipeError where what a stopped run left would be written to another place, as in a folder that was copied."""
+    own = partial.resolve()
+    for path in [partial, *partial.rglob("*")]:
+        if path.is_symlink() and not (path != partial and path.resolve().is_relative_to(own)):
+            raise RecipeError(f"{shown(path)}: is a link to another place, which would be written to: remove it")
 
 
 def _manifest(

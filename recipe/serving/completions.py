@@ -17,6 +17,7 @@ from tornado.iostream import StreamClosedError
 from recipe.engine import Engine
 from recipe.engine.reply import NotServedError, Reply
 from recipe.errors import RecipeError
+from recipe.panics import PanicError
 from recipe.serving.handler import Handler
 from recipe.serving.protocol import Request
 from recipe.serving.reply_shapes import ChatShape, Piece, Shape, TextShape, usage
@@ -24,6 +25,7 @@ from recipe.serving.request_checks import RequestError, parse
 
 MAX_WAITING = 256  # requests on their way at which more are refused
 MAX_BODY = 1 << 20  # bytes of a request
+LONG_BODY = 1 << 16  # bytes of a request that may take more than a tenth of a second to become tokens
 
 
 class Completions(Handler):
@@ -65,8 +67,10 @@ class Completions(Handler):
         def notify() -> None:
             loop.call_soon_threadsafe(changed.set)
 
-        # A megabyte of text takes seconds to become tokens, in which the replies of others would stand still.
-        request, self.replies = await loop.run_in_executor(None, self._start, engine, notify)
+        # A megabyte of text takes seconds to become tokens, in which the replies of others would stand still. Long
+        # requests wait for each other, so that a dozen of them do not take all threads from the short ones.
+        executor = self.settings["long_requests"] if len(self.request.body) > LONG_BODY else None
+        request, self.replies = await loop.run_in_executor(executor, self._start, engine, notify)
         if self.left:
             self._cancel()
         head = {"id": uuid.uuid4().hex, "created": int(time.time()), "model": self.model_id()}
@@ -91,6 +95,8 @@ class Completions(Handler):
 
     def _start(self, engine: Engine, on_change: Callable[[], None]) -> tuple[Request, list[Reply]]:
         """Check the request and start its replies; in a thread of its own."""
+        if self.left or engine.closed:  # while others were before it
+            raise RequestError(503, "the model is no longer served")
         body = parse(self.request.body)
         if isinstance(name := body.get("model"), str) and name != self.model_id():
             message = f"the model {name!r} is not here, {self.model_id()!r} is"
@@ -102,6 +108,8 @@ class Completions(Handler):
                 replies.append(engine.start(prompt.ids, sampling, on_change=on_change, continued=prompt.continued))
         except NotServedError as error:
             raise RequestError(503, str(error)) from None
+        except PanicError as error:
+            raise RequestError(500, str(error)) from None
         except RecipeError as error:
             for reply in replies:
                 reply.cancel()

@@ -12,7 +12,7 @@ import re
 import signal
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipe.errors import RecipeError
 from recipe.pipeline import stage
@@ -21,10 +21,15 @@ from recipe.serving.listener import HostRouter, LimitedServer
 from recipe.serving.model_host import ModelHost, check_port, run_server
 from recipe.serving.remote import Remote
 
+if TYPE_CHECKING:
+    from streamlit.runtime.uploaded_file_manager import UploadedFileManager, UploadedFileRec
+
 # A name of DNS, or an address of IPv4; other addresses need not be named.
 HOST = re.compile(r"[a-z0-9]([a-z0-9_.-]*[a-z0-9])?", re.ASCII | re.IGNORECASE)
 BASE_PATH = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*", re.ASCII | re.IGNORECASE)
 PAGE = Path(__file__).parent / "page" / "app.py"
+# Files of a visitor that wait for his page to read them, and of all visitors.
+UPLOADS, ALL_UPLOADS = 2, 64
 
 _model_host: ModelHost | Remote | None = None
 
@@ -134,6 +139,7 @@ def _page_server(names: list[str]) -> Any:
             most = config.get_option("server.maxUploadSize") << 20
             listening = LimitedServer(router, keep=most, max_buffer_size=most)
             listening.listen(config.get_option("server.port"), config.get_option("server.address"))
+            keep_few_uploads(self._runtime.uploaded_file_mgr)
             await self._runtime.start()
 
         def stop(self) -> None:
@@ -141,6 +147,24 @@ def _page_server(names: list[str]) -> Any:
             self._runtime.stop()
 
     return PageServer(str(PAGE), "")
+
+
+def keep_few_uploads(manager: UploadedFileManager) -> None:
+    """Let Streamlit drop the oldest files that visitors have sent; it keeps all of them until a visitor leaves."""
+    kept: list[tuple[str, str]] = []  # session and uploader, the oldest first
+    add_file = manager.add_file
+
+    def add(session_id: str, widget_id: str, file: UploadedFileRec) -> UploadedFileRec:
+        uploader = session_id, widget_id
+        manager._remove_files(*uploader)  # the page's takes one file
+        kept[:] = [*(each for each in kept if each != uploader), uploader]
+        own = [each for each in kept if each[0] == session_id]
+        for oldest in own[:-UPLOADS] or kept[:-ALL_UPLOADS]:
+            manager._remove_files(*oldest)
+            kept.remove(oldest)
+        return add_file(session_id, widget_id, file)
+
+    manager.add_file = add  # type: ignore[method-assign]
 
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

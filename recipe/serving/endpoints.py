@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 
 from tornado.web import Application
 
-from recipe.pipeline import stage
 from recipe.serving import openapi
 from recipe.serving.completions import MAX_BODY, Completions
 from recipe.serving.handler import Handler
@@ -51,10 +51,9 @@ class Models(Handler):
 
     def get(self, name: str | None = None) -> None:
         length = self.engine().length
-        assert self.model_host.folder
         model = {
             "id": self.model_id(), "object": "model", "owned_by": "internlm2-identity-recipe",
-            "created": int((self.model_host.folder / stage.MANIFEST).stat().st_mtime),
+            "created": self.model_host.merged_at,
             "context_length": length, "max_model_len": length,
         }  # fmt: skip
         if name is None:
@@ -101,6 +100,7 @@ def application(model_host: ModelHost, key: str | None, origins: Collection[str]
             ),
         ],
         default_handler_class=Missing, default_handler_args=arguments, log_function=lambda _: None, running=set(),
+        long_requests=ThreadPoolExecutor(1, "long requests"),
         origins=frozenset(origins),
     )  # fmt: skip
 

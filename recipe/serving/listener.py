@@ -1,4 +1,4 @@
-"""How page and API listen: a connection that sends nothing holds nothing up, and a name that leads here is checked."""
+"""How page and API listen: who sends or reads nothing holds nothing up, and a name that leads here is checked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import resource
 import socket
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tornado.httputil import (
     RequestStartLine,
     ResponseStartLine,
 )
+from tornado.ioloop import PeriodicCallback
 from tornado.iostream import IOStream
 from tornado.routing import Router
 from tornado.web import Application, RequestHandler
@@ -28,8 +30,11 @@ from tornado.web import Application, RequestHandler
 from recipe.pipeline import stage
 from recipe.plain_text import printable
 
-# Seconds in which a request must have come, and for which a connection stays without one.
+# Seconds in which a request must have come, for which a connection stays without one, and for which it stays while
+# nothing is read of what was answered.
 SILENCE = 30
+# Seconds between two looks at who reads. Where descriptors are short, who read nothing for so long makes room.
+LOOK = 2
 # File descriptors that connections leave to the process: its files, its GPU, its own event loop.
 RESERVED = 64
 # Connections of one process at most, however many descriptors it may have.
@@ -42,6 +47,7 @@ class LimitedServer(HTTPServer):
     """An HTTP server that closes the connection that has been silent for longest where there are too many.
 
     Without it, accepting fails as soon as the file descriptors are used up, and tornado tries again at once, for ever.
+    After those that send nothing it closes those that read nothing, whose answers tornado would keep without end.
 
     Args:
         request_callback: of tornado's HTTPServer.
@@ -53,16 +59,36 @@ class LimitedServer(HTTPServer):
         super().initialize(request_callback, idle_connection_timeout=SILENCE, body_timeout=SILENCE, **options)
         self._keep = keep
         self._silent: dict[IOStream, None] = {}  # no whole request came since the last response; the oldest first
+        self._readers: dict[IOStream, _Reader] = {}
+        self._look = PeriodicCallback(self._close_unread, LOOK * 1000)
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
-        while _descriptors_are_short() and self._silent:
-            oldest = next(iter(self._silent))
-            del self._silent[oldest]
+        if not self._look.is_running():
+            self._look.start()
+        while _descriptors_are_short() and (oldest := next(iter(self._silent), None) or self._unread()):
+            self._silent.pop(oldest, None)
             oldest.close()
         if _descriptors_are_short():
             stream.close()
         else:
+            self._readers[stream] = _Reader(stream)
             super().handle_stream(stream, address)
+
+    def stop(self) -> None:
+        self._look.stop()
+        super().stop()
+
+    def _unread(self) -> IOStream | None:
+        """The connection that has read nothing for longest, if for long enough."""
+        unread = [reader for reader in self._readers.values() if not reader.stream.closed() and reader.waits > LOOK]
+        return max(unread, key=lambda reader: reader.waits).stream if unread else None
+
+    def _close_unread(self) -> None:
+        for stream, reader in list(self._readers.items()):
+            if stream.closed():
+                del self._readers[stream]
+            elif reader.look() > SILENCE:
+                stream.close()
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         assert isinstance(server_conn, HTTP1ServerConnection)
@@ -75,6 +101,29 @@ class LimitedServer(HTTPServer):
         assert isinstance(server_conn, HTTP1ServerConnection)
         self._silent.pop(server_conn.stream, None)
         super().on_close(server_conn)
+
+
+class _Reader:
+    """How long a client has read nothing of what waits for it.
+
+    Args:
+        stream: to the client.
+
+    Attributes:
+        waits: seconds, as of the last look; 0 where nothing waits.
+    """
+
+    def __init__(self, stream: IOStream) -> None:
+        self.stream, self.waits = stream, 0.0
+        self._sent, self._since = -1, 0.0
+
+    def look(self) -> float:
+        """See how long it is now."""
+        sent, now = self.stream._total_write_done_index, time.monotonic()
+        if not self.stream.writing() or sent != self._sent:
+            self._sent, self._since = sent, now
+        self.waits = now - self._since
+        return self.waits
 
 
 class _Watched(HTTPMessageDelegate):

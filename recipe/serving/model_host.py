@@ -137,6 +137,7 @@ class ModelHost:
         state: "loading", "ready", "missing" or "failed".
         message: the model; or what to do, where it is missing or failed.
         folder: of the merged model.
+        merged_at: when it was merged, in seconds since 1970; the folder may go while the model is served.
         identity: of the assistant, where the run's rows taught one.
         engine: once the state is "ready".
         alone: whether base and adapter were wanted and not there.
@@ -148,6 +149,7 @@ class ModelHost:
         self.work, self.run, self.port, self.verb, self.compare = work, run, port, verb, compare
         self.state, self.message = "loading", ""
         self.folder: Path | None = None
+        self.merged_at = 0
         self.identity: Identity | None = None
         self.engine: Engine | None = None
         self.alone = False
@@ -182,6 +184,7 @@ class ModelHost:
             if candidate == self._tried:
                 return
             self._tried = candidate
+            self.merged_at = candidate[1] // 10**9
             self.identity = identity_of(self.folder)
             self._become("loading", stage.shown(self.folder))
             self.engine = self._start(self.folder)

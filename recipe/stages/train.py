@@ -15,6 +15,7 @@ from typing import Any
 
 from recipe.checkpoint.base_config import ConfigShape
 from recipe.checkpoint.finite import refuse_untrainable
+from recipe.checkpoint.repository_files import refuse_programs
 from recipe.device import has_gpu
 from recipe.errors import RecipeError, Stopped
 from recipe.evaluation import checkpoint_selection, scoring
@@ -211,6 +212,7 @@ def _read_by(resolved: Any, config: Path) -> dict[str, Path]:
             f"{stage.shown(config)}: trains {base}, which is no model that stage `model` has prepared: run `make model "
             f"MODEL={base}`, then write pretrained_model_name_or_path = '{place}'"
         )
+    refuse_programs(model)
     stage.require(model, "model")
     for folder in sorted({config.parent, *(file.parent for role, file in inputs.items() if role != "model")}):
         if manifest := stage.read_manifest(folder):  # a file of the user's own has none

@@ -55,7 +55,7 @@ def error_line(done: Done) -> str:
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below but the locks, which hold nothing."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".lock", ".verified"))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 

@@ -556,3 +556,19 @@ def test_a_request_may_come_while_those_that_wait_are_looked_through(tiny: Engin
     first.other.join(WITHIN)
     assert (first.ended, second.ended, queue.busy) == ("cancelled", "cancelled", 1)
     queue._waiting.clear()
+
+
+def test_thousands_who_leave_before_their_turn_hold_nobody_up(tiny: Engine) -> None:
+    """Each was compared with all that waited before it, prompts and all: seconds in which no reply grew."""
+    queue, prompt = tiny.scheduler, list(range(1900))
+    replies = [Reply() for _ in range(2000)]
+    for reply in replies:
+        stream = Stream(reply, Text(tiny.tokenizer))
+        queue._waiting.append(EngineSequence(Sampling(), list(prompt), False, stream, random.Random(0)))
+    for reply in replies[1000:]:
+        reply.cancel()
+    began = time.monotonic()
+    queue._drop_cancelled()
+    assert time.monotonic() - began < 1
+    assert [reply.ended for reply in replies] == [None] * 1000 + ["cancelled"] * 1000
+    queue._waiting.clear()

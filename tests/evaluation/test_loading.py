@@ -140,13 +140,27 @@ def test_an_adapter_that_would_have_code_imported_or_is_a_pickle_is_refused(
         generation.load(tiny_model, adapter)
 
 
+def test_a_model_s_own_generate_is_not_run(tiny_model: Path, tmp_path: Path) -> None:
+    """transformers runs it as it loads a local folder, whatever trust_remote_code says."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    program = folder / "custom_generate" / "generate.py"
+    program.parent.mkdir()
+    program.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef generate(): pass\n", encoding="utf-8")
+    for manifest in (True, False):
+        if not manifest:
+            (folder / stage.MANIFEST).unlink()
+        with pytest.raises(RecipeError, match="custom_generate: is a program"):
+            generation.load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("use_dora", True), ("alpha_pattern", {"q_proj": 4}), ("modules_to_save", ["lm_head"]), ("peft_type", "LOHA"),
         ("peft_type", None), ("init_lora_weights", "pissa"), ("init_lora_weights", 7), ("task_type", "SEQ_CLS"),
         ("trainable_token_indices", [1]), ("target_parameters", ["x"]), ("kasa_config", {"rank": 2}),
-        ("of_a_later_peft", True),
+        ("of_a_later_peft", True), ("arrow_config", {"top_k": 3}),
     ],
 )  # fmt: skip
 def test_an_adapter_that_is_more_than_lora_is_refused_wherever_it_is_loaded(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -31,9 +32,10 @@ def flip(folder: Path, verb: str, rng: random.Random) -> str:
     if verb == "train":
         names = [train.CONFIG, f"{train.best_checkpoint(folder)}.pth"]
     name = rng.choice(sorted(names))
-    content = bytearray((folder / name).read_bytes())
+    content, before = bytearray((folder / name).read_bytes()), (folder / name).stat()
     content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     (folder / name).write_bytes(content)
+    os.utime(folder / name, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `cp -a` keeps them
     return name
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from recipe import files
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
 from recipe.pipeline import stage
@@ -39,7 +41,9 @@ def make(folder: Path, work: Callable[[Path], Any], *, resume: bool | None = Non
 
 def hidden(folder: Path) -> list[str]:
     """What a stage left beside its folder, its lock aside."""
-    return sorted(path.name for path in folder.parent.glob(f".{folder.name}.*") if path.suffix != ".lock")
+    return sorted(
+        path.name for path in folder.parent.glob(f".{folder.name}.*") if path.suffix not in (".lock", ".verified")
+    )
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -347,32 +351,78 @@ def test_what_a_stage_reads_is_what_its_maker_wrote(tmp_path: Path, damage: Call
         stage.require(tmp_path / "out", "demo")
 
 
-def test_a_copy_is_read_once_and_then_known_by_its_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_a_library_would_read_is_not_added(tmp_path: Path) -> None:
     make(tmp_path / "out", Work())
-    shutil.copytree(tmp_path / "out", tmp_path / "copy", copy_function=shutil.copyfile)  # with other times
-    read: list[Path] = []
+    for name in ("out-q4_k_m.gguf", ".DS_Store", "._config.json", "notes.md"):  # other tools' and people's
+        (tmp_path / "out" / name).write_text("more")
+    stage.require(tmp_path / "out", "demo")
+    for name in ("adapter_config.json", "chat_template.jinja", "nested/c.py"):
+        (tmp_path / "out" / name).write_text("{}")
+        with pytest.raises(RecipeError, match=f"{name} is not of `demo`.*move it elsewhere"):
+            stage.require(tmp_path / "out", "demo")
+        (tmp_path / "out" / name).unlink()
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files whose content is read from now on."""
+    read: list[str] = []
     file_sha256 = stage.file_sha256
 
     def noted(path: Path) -> str:
-        read.append(path)
+        read.append(path.name)
         return file_sha256(path)
 
     monkeypatch.setattr(stage, "file_sha256", noted)
+    return read
+
+
+@pytest.mark.parametrize("copy", [shutil.copyfile, shutil.copy2], ids=["with other times", "with the same times"])
+def test_a_copy_is_read_once_and_then_known(tmp_path: Path, copy: Callable[..., Any], reads: list[str]) -> None:
+    make(tmp_path / "out", Work())
+    shutil.copytree(tmp_path / "out", tmp_path / "copy", copy_function=copy)
+    shutil.copy2(tmp_path / ".out.verified", tmp_path / ".copy.verified")
+    reads.clear()
     stage.require(tmp_path / "copy", "demo")
-    assert [path.name for path in read] == ["a.txt", "b.txt"]
+    assert reads == ["a.txt", "b.txt"]
     stage.require(tmp_path / "copy", "demo")
     assert stage.content_sha256(tmp_path / "copy") == stage.content_sha256(tmp_path / "out")
-    assert len(read) == 2
+    assert len(reads) == 2
 
 
-def test_a_copy_that_cannot_be_written_to_is_read_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_stage_has_just_written_is_not_read_again(tmp_path: Path, reads: list[str]) -> None:
+    make(tmp_path / "out", Work())
+    reads.clear()
+    stage.require(tmp_path / "out", "demo")
+    stage.content_sha256(tmp_path / "out")
+    assert not reads
+
+
+def test_a_damaged_copy_with_the_same_times_is_noticed(tmp_path: Path) -> None:
+    """`cp -a`, rsync and tar keep the time of modification."""
+    make(tmp_path / "out", Work())
+    file = tmp_path / "out" / "a.txt"
+    before, content_before = file.stat(), stage.content_sha256(tmp_path / "out")
+    file.write_text("RESULT", encoding="utf-8")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(RecipeError, match=r"a\.txt changed since"):
+        stage.require(tmp_path / "out", "demo")
+    assert stage.content_sha256(tmp_path / "out") != content_before
+
+
+def test_where_nobody_may_write_a_copy_is_read_once_in_each_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[str]
+) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError
 
     make(tmp_path / "out", Work())
-    os.utime(tmp_path / "out" / "a.txt", (1, 1))
-    monkeypatch.setattr(os, "utime", refuse)
-    stage.require(tmp_path / "out", "demo")
+    (tmp_path / ".out.verified").write_text("another's")
+    reads.clear()
+    monkeypatch.setattr(files, "write_atomically", refuse)
+    for _ in range(2):
+        stage.require(tmp_path / "out", "demo")
+    assert len(reads) == 2
     (tmp_path / "out" / "a.txt").write_text("RESULT", encoding="utf-8")
     with pytest.raises(RecipeError, match="changed since"):
         stage.require(tmp_path / "out", "demo")
@@ -524,6 +574,31 @@ def test_resuming_with_other_settings_is_refused_and_loses_nothing(tmp_path: Pat
     with pytest.raises(KeyboardInterrupt):  # with the old ones it still goes on
         make(tmp_path / "out", work, resume=True, lr=1)
     assert (tmp_path / ".out.partial" / "log").read_text(encoding="utf-8") == "step\nstep\n"
+
+
+def test_what_links_of_a_copied_run_point_to_is_left_alone(tmp_path: Path) -> None:
+    """A run folder from elsewhere may hold any link under the names that a stage writes to."""
+    run, precious = tmp_path / "a-run", tmp_path / "precious"
+    run.mkdir()
+    precious.write_text("all of it", encoding="utf-8")
+    (run / ".run.json.partial").symlink_to(precious)
+    files.write_atomically(run / "run.json", "{}")
+    assert (run / "run.json").read_text() == "{}"
+    lock = run / ".out.lock"
+    lock.symlink_to(precious)
+    with pytest.raises(RecipeError, match=r"\.out\.lock: is a link"):
+        make(run / "out", Work())
+    lock.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        make(run / "out", Training(), resume=False)
+    (run / ".out.partial" / "latest").symlink_to("log")  # such as trackers make
+    (run / ".out.partial" / "log.txt").symlink_to(precious)
+    with pytest.raises(RecipeError, match=r"log\.txt: is a link to another place"):
+        make(run / "out", Training(), resume=True)
+    (run / ".out.partial" / "log.txt").unlink()
+    with contextlib.suppress(KeyboardInterrupt):
+        make(run / "out", Training(), resume=True)
+    assert precious.read_text(encoding="utf-8") == "all of it"
 
 
 def test_resuming_with_other_data_is_refused(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 from local_server import Handler, LocalServer, free_port, server_environment
+from streamlit.runtime.uploaded_file_manager import UploadedFileManager, UploadedFileRec
 from tornado.websocket import WebSocketClosedError
 
 from recipe import cli
@@ -625,3 +626,20 @@ def test_a_variable_that_holds_no_name_or_path_is_said_before_anything_is_loaded
     with pytest.raises(RecipeError, match=f"{variable}: .* {what}") as error:
         demo.run(work=work, run=None, host="127.0.0.1", port=port)
     assert not flaw(str(error.value))
+
+
+def test_one_visitor_s_files_do_not_fill_the_memory() -> None:
+    manager = UploadedFileManager()  # type: ignore[no-untyped-call]
+    demo.keep_few_uploads(manager)
+    file = UploadedFileRec(0, "conversation.json", "application/json", b"{}")
+    first = manager.add_file("quiet", "upload0", file)
+    for i in range(200):
+        manager.add_file("loud", f"upload{i % 7}", file)
+    assert len(manager.get_stats()) == 1 + demo.UPLOADS
+    assert manager.get_all_files("quiet", "upload0") == [first]
+    latest = manager.add_file("quiet", "upload0", file)
+    assert manager.get_all_files("quiet", "upload0") == [latest]
+    for i in range(200):
+        manager.add_file(f"visitor {i}", "upload0", file)
+    assert len(manager.get_stats()) == demo.ALL_UPLOADS
+    assert len(manager._files_by_id) == demo.ALL_UPLOADS

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_endpoint import ASK, HELLO, WITHIN, Endpoint, health, listen, server, stream
+from small_endpoint import ASK, HELLO, WITHIN, Endpoint, health, listen, server, stream, write_served
+from tokenizers import Tokenizer, decoders, models
 
 from recipe.engine import Engine, Sampling
 from recipe.engine.decoder import Decoder
@@ -77,6 +79,40 @@ def test_a_failure_that_passes_ends_its_requests_alone(
     with monkeypatch.context() as broken:
         broken.setattr(Decoder, "decode", fail)
         assert fresh_endpoint.post(ASK)[0] == 500
+    assert health(fresh_endpoint.url) == 200
+    assert fresh_endpoint.post(ASK)[0] == 200
+
+
+def test_a_thread_that_ends_by_itself_is_not_called_healthy(
+    fresh_endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SystemExit, as a library may raise it, ends a thread without a word."""
+
+    def leave(*_: Any, **__: Any) -> Any:
+        raise SystemExit(1)
+
+    monkeypatch.setattr(Decoder, "decode", leave)
+    status, body = fresh_endpoint.post(ASK)
+    assert (status, "SystemExit" in body["error"]["message"]) == (500, True)
+    assert health(fresh_endpoint.url) == 503
+
+
+def panic() -> None:
+    """Make the tokenizers library panic: what it cuts off a blank is longer than the blank."""
+    tokenizer = Tokenizer(models.BPE({" ": 0}, []))
+    tokenizer.decoder = decoders.Strip(" ", 1, 1)
+    tokenizer.decode([0])
+
+
+@pytest.mark.parametrize("function", ["decode", "__call__"])
+def test_a_panic_in_the_tokenizer_ends_its_request_alone(
+    fresh_endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    tokenizer = type(fresh_endpoint.engine.tokenizer)
+    with monkeypatch.context() as broken:
+        broken.setattr(tokenizer, function, lambda *_, **__: panic())
+        status, body = fresh_endpoint.post(ASK)
+    assert (status, "panic" in body["error"]["message"]) == (500, True)
     assert health(fresh_endpoint.url) == 200
     assert fresh_endpoint.post(ASK)[0] == 200
 
@@ -188,6 +224,20 @@ def test_what_a_stopped_server_did_not_finish_is_no_success(served_work: Path, t
         answer = whole.getresponse()
         assert (answer.status, "the server stops" in json.loads(answer.read())["error"]["message"]) == (503, True)
         assert process.wait(WITHIN) == 0
+
+
+def test_a_model_whose_folder_has_gone_is_served_and_listed(tmp_path: Path) -> None:
+    """As after `make clean`, or while `merge` puts another one in its place."""
+    work = write_served(tmp_path)
+    model_host = ModelHost(work, None, 4, verb="api", compare=False)
+    model_host.load()
+    for endpoint in listen(model_host):
+        before = endpoint.client().models.list().data
+        shutil.rmtree(work)
+        assert endpoint.client().models.list().data == before
+        assert endpoint.post(ASK)[0] == 200
+    assert model_host.engine
+    model_host.engine.close()
 
 
 def test_a_closed_engine_is_no_fault_of_the_request(fresh_endpoint: Endpoint) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -63,6 +64,30 @@ def test_a_long_prompt_holds_nobody_up(endpoint: Endpoint, monkeypatch: pytest.M
         assert long.result()[0] == 200
 
 
+def test_many_long_prompts_hold_no_short_one_up(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than the threads that make token ids of prompts."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow(tokenizer: Any, messages: Any) -> list[int]:
+        if len(messages[0]["content"]) > 1000:
+            inside.set()
+            assert go_on.wait(WITHIN)
+            return [1] * 10_000
+        return prompt_ids(tokenizer, messages)
+
+    monkeypatch.setattr("recipe.engine.engine.prompt_ids", slow)
+    long = ASK | {"messages": [{"role": "user", "content": "a" * 100_000}]}
+    with ThreadPoolExecutor(40) as clients:
+        answers = [clients.submit(endpoint.post, long) for _ in range(40)]
+        try:
+            assert inside.wait(WITHIN)
+            time.sleep(1)  # the others have come by then
+            assert endpoint.post(ASK | {"max_tokens": 1})[0] == 200
+        finally:
+            go_on.set()
+        assert {answer.result()[0] for answer in answers} == {400}
+
+
 def test_a_client_who_leaves_before_his_reply_began_frees_the_engine(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +142,48 @@ def test_connections_that_send_nothing_keep_no_one_out(served_work: Path, tmp_pa
             client.close()
         assert process.poll() is None
     assert len((tmp_path / "log").read_bytes()) < 2000
+
+
+LITTLE_TIME = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (96, 96));" + (
+    "from recipe.serving import listener; listener.LOOK = 0.2; listener.SILENCE = {silence}"
+)
+ANSWERS = b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 400  # more than a socket's buffers hold
+
+
+def unread(port: int) -> socket.socket:
+    """A connection that asks for much and reads nothing."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", port))
+    client.setblocking(False)
+    client.send(ANSWERS)
+    return client
+
+
+def test_connections_that_read_nothing_keep_no_one_out(served_work: Path, tmp_path: Path) -> None:
+    with server(LITTLE_TIME.format(silence=600), served_work, tmp_path) as (process, endpoint):
+        clients = [unread(endpoint.port) for _ in range(40)]
+        end = time.monotonic() + WITHIN
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                if health(endpoint.url) == 200:
+                    break
+            time.sleep(0.2)
+        assert endpoint.post(ASK)[0] == 200
+        for client in clients:
+            client.close()
+        assert process.poll() is None
+
+
+def test_who_reads_nothing_is_not_waited_for(served_work: Path, tmp_path: Path) -> None:
+    with server(LITTLE_TIME.format(silence=1), served_work, tmp_path) as (_, endpoint), unread(endpoint.port) as client:
+        client.settimeout(WITHIN)
+        time.sleep(5)
+        received = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := client.recv(1 << 20):
+                received += len(part)
+        assert 0 < received < 400 * 20_000
 
 
 def upgraded(port: int, **headers: str) -> int:

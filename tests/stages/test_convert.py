@@ -163,7 +163,7 @@ def test_a_bad_checkpoint_is_refused_and_leaves_nothing(
         convert.make(tmp_path / "adapter", train_folder=folder, checkpoint=None)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert {path.name for path in tmp_path.iterdir()} == {"train", ".train.lock", ".adapter.lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {"train", ".train.lock", ".train.verified", ".adapter.lock"}
 
 
 def test_an_untrained_adapter_is_refused(

@@ -201,7 +201,7 @@ def test_bad_rows_overwrite_nothing(tmp_path: Path, bad: str) -> None:
     with pytest.raises(RecipeError, match=r"rows\.jsonl(, line 3)?: \S"):
         make(tmp_path / "data", own=file)
     assert {path: path.read_bytes() for path in (tmp_path / "data").iterdir()} == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".data.lock", "data", "rows.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".data.lock", ".data.verified", "data", "rows.jsonl"]
 
 
 def test_missing_rows_overwrite_nothing(tmp_path: Path) -> None:

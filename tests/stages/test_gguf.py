@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import small_bases
 import torch
+from damage import sign
 from golden_ids import FILE
 from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceProcessor
@@ -276,7 +277,7 @@ def spoil_templates(folder: Path) -> None:
 )
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(merged: Path, spoil: Any, reason: str) -> None:
     spoil(merged)
-    edit_json(merged / stage.MANIFEST, lambda manifest: manifest.update(outputs={}))  # as if `merge` had written so
+    sign(merged)
     with pytest.raises(RecipeError, match=re.escape(reason)) as caught:
         stage_gguf.make(merged.parent / "gguf", model=merged, run="main")
     assert "\n" not in str(caught.value)
