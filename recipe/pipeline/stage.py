@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import resource
@@ -19,13 +18,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from recipe import files, json_reader
+from recipe import json_reader
 from recipe.errors import RecipeError
 from recipe.files import not_through_links, parse_json
 from recipe.paths import ROOT
@@ -33,6 +32,10 @@ from recipe.paths import shown as shown
 from recipe.pipeline import phases
 from recipe.pipeline.exact_commands import exact
 from recipe.pipeline.hashing import file_sha256 as file_sha256
+from recipe.pipeline.integrity import KEY, stage_files, stamp_of, verified_files
+from recipe.pipeline.integrity import content_sha256 as content_sha256
+from recipe.pipeline.integrity import refuse_another_base as refuse_another_base
+from recipe.pipeline.integrity import refuse_changed as refuse_changed
 from recipe.pipeline.manifest import MANIFEST as MANIFEST
 from recipe.pipeline.manifest import Manifest as Manifest
 from recipe.pipeline.manifest import input_of as input_of
@@ -40,15 +43,8 @@ from recipe.pipeline.manifest import read_manifest as read_manifest
 from recipe.plain_text import one_line
 from recipe.records import to_json
 
-# A tokenizer's, a model's or an adapter's, and programs; not what people and their tools may lay beside, such as .gguf.
-READ_WHERE_FOUND = (".json", ".jinja", ".model", ".txt", ".safetensors", ".bin", ".pt", ".pth", ".py")
-KEY = ".key.json"  # in a work folder: what a stopped run was working on
 # The packages whose version can change a result.
 VERSIONED = ("xtuner", "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "mmengine", "sentencepiece")
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (MANIFEST, KEY))
 
 
 def require(folder: Path, target: str) -> Manifest:
@@ -69,60 +65,6 @@ def complete(folder: Path, target: str) -> Manifest:
     return manifest
 
 
-def refuse_changed(folder: Path, manifest: Manifest, only: Sequence[str] | None = None) -> None:
-    """RecipeError where files of a complete folder are gone or are not what its stage wrote.
-
-    Args:
-        folder, manifest: of the stage.
-        only: files and folders in it to look at; None for all outputs.
-    """
-    outputs = manifest["outputs"]
-    if only is not None:
-        outputs = {name: entry for name, entry in outputs.items() if {name, name.partition("/")[0]} & set(only)}
-    unwritten = set(only or ()) - {part for name in outputs for part in (name, name.partition("/")[0])}
-    with _verified(folder) as verified:
-        changed = sorted(unwritten) + [
-            name for name, entry in outputs.items() if not _is(folder / name, name, entry, verified)
-        ]
-    if not changed and only is None and (added := _added(folder, outputs)):
-        raise RecipeError(
-            f"{shown(folder)}: {', '.join(added[:3])} is not of `{manifest['stage']}`, and would be read as if "
-            f"it were: move it elsewhere"
-        )
-    if changed:
-        names = ", ".join(changed[:3])
-        raise RecipeError(
-            f"{shown(folder)}: {names} changed since `{manifest['stage']}` wrote it: remove the folder "
-            f"to make it anew, or copy it again where a copy was damaged"
-            + (", or keep your edit with CONFIG=your-copy.py" if manifest["stage"] == "config" else "")
-        )
-
-
-def _added(folder: Path, outputs: Collection[str]) -> list[str]:
-    """Files of a kind that libraries read wherever it lies, and that the folder's stage did not write."""
-    names = (path.relative_to(folder).as_posix() for path in _files(folder) if path.suffix in READ_WHERE_FOUND)
-    return [name for name in names if name not in outputs and not Path(name).name.startswith(".")]
-
-
-def refuse_another_base(folder: Path, base: Path, sha256: str | None, verb: str) -> None:
-    """Refuse what was made on another base than lies there now.
-
-    Args:
-        folder: what was made.
-        base: the folder of the base.
-        sha256: `content_sha256` of the base that it was made on.
-        verb: of the stage that makes it anew.
-
-    Raises:
-        RecipeError: the base is another one.
-    """
-    if content_sha256(base) != sha256:
-        raise RecipeError(
-            f"{shown(folder)} was made on another base than {shown(base)} holds now: bring that base back with "
-            f"`make model`, or run `make {verb}` again"
-        )
-
-
 def read_json(path: Path, shape: type | None = None) -> dict[str, Any]:
     """The object in a JSON file of a model folder. RecipeError names the file. shape: a dataclass that it must fit."""
     try:
@@ -131,75 +73,12 @@ def read_json(path: Path, shape: type | None = None) -> dict[str, Any]:
         raise RecipeError(f"{shown(path)}: missing; is the model folder complete?") from None
 
 
-def content_sha256(path: Path) -> str:
-    """The sha256 of a file, or of the names and hashes of a folder's files.
-
-    In a complete stage folder, files that were found to be the manifest's keep the hash written there: so gigabytes
-    of weights are read once and a file edited by hand is noticed.
-    """
-    if path.is_file():
-        return file_sha256(path)
-    recorded = (read_manifest(path) or {}).get("outputs", {})
-    lines = []
-    with _verified(path) as verified:
-        for file in _files(path):
-            name = file.relative_to(path).as_posix()
-            same = name in recorded and _is(file, name, recorded[name], verified)
-            lines.append(f"{recorded[name]['sha256'] if same else file_sha256(file)}  {name}\n")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
 def key_of(inputs: Mapping[str, Path], settings: Mapping[str, Any]) -> dict[str, Any]:
     """All that a result depends on, as it stands in the manifest."""
     return {
         "settings": json.loads(json.dumps(settings)),  # what comes back out of a manifest
         "inputs": {role: content_sha256(path) for role, path in inputs.items()},
     }
-
-
-def _is(file: Path, name: str, entry: Mapping[str, Any], verified: dict[str, list[Any]]) -> bool:
-    """Whether a file is the one of a manifest's entry, by its content, which is read once: see `_verified`."""
-    if not file.is_file() or (stat := file.stat()).st_size != entry["bytes"]:
-        return False
-    if verified.get(name) == (stamp := _stamp(entry["sha256"], stat)):
-        return True
-    if file_sha256(file) != entry["sha256"]:
-        return False
-    if _stamp(entry["sha256"], file.stat()) == stamp:  # else somebody writes to it just now
-        verified[name] = stamp
-    return True
-
-
-def _stamp(sha256: str, stat: os.stat_result) -> list[Any]:
-    """What a file looks like whose content was read. The time of its last change (ctime) is the system's alone: whoever
-    copies a file or writes to it can give it any time of modification, and `cp -a` and rsync do."""
-    return [sha256, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-
-
-_unwritten: dict[Path, dict[str, list[Any]]] = {}  # folder -> what `_verified` could not write down
-
-
-@contextlib.contextmanager
-def _verified(folder: Path) -> Iterator[dict[str, list[Any]]]:
-    """The stamp of each file of a folder whose content was found to be its manifest's, to be added to.
-
-    It is kept beside the folder; where nobody may write there, in this process.
-    """
-    file = folder.parent / f".{folder.name}.verified"
-    try:
-        content = parse_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or another's
-        content = {}
-    before = (content if isinstance(content, dict) else {}) | _unwritten.get(folder, {})
-    after = dict(before)
-    try:
-        yield after
-    finally:
-        if after != before:
-            try:
-                files.write_atomically(file, json.dumps(after))
-            except OSError:
-                _unwritten[folder] = after
 
 
 _several_machines: ContextVar[bool] = ContextVar("_several_machines", default=False)
@@ -299,10 +178,10 @@ def run(
             folder.rename(old)
         partial.rename(folder)
         (folder / KEY).unlink(missing_ok=True)
-        with _verified(folder) as verified:  # the manifest's hashes are of what has just been written
+        with verified_files(folder) as verified:  # the manifest's hashes are of what has just been written
             verified.clear()
             for output, entry in manifest["outputs"].items():
-                verified[output] = _stamp(entry["sha256"], (folder / output).stat())
+                verified[output] = stamp_of(entry["sha256"], (folder / output).stat())
         shutil.rmtree(old, ignore_errors=True)
         say(name, f"{shown(folder)} ({manifest['seconds']:.1f} s)")
         return manifest
@@ -359,7 +238,7 @@ def _manifest(
     seconds: float,
 ) -> Manifest:
     outputs = {}
-    for file in _files(partial):
+    for file in stage_files(partial):
         stat = file.stat()
         entry = {"sha256": file_sha256(file), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         outputs[file.relative_to(partial).as_posix()] = entry

@@ -17,7 +17,7 @@ import pytest
 from recipe import files
 from recipe.errors import RecipeError
 from recipe.paths import ROOT
-from recipe.pipeline import stage
+from recipe.pipeline import integrity, stage
 
 
 class Work:
@@ -373,7 +373,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         read.append(path.name)
         return file_sha256(path)
 
-    monkeypatch.setattr(stage, "file_sha256", noted)
+    monkeypatch.setattr(integrity, "file_sha256", noted)
     return read
 
 
