@@ -180,6 +180,19 @@ def test_the_picture_of_the_folders_is_that_of_the_import_contract() -> None:
     assert set(foundation.split(", ")) == set(contract[len(shown) :])
 
 
+def test_every_module_stands_in_the_picture_of_the_folders() -> None:
+    picture = TEXT["docs/architecture.md"].split("```")[1].splitlines()
+    lines = {line.split()[0]: set(re.findall(r"\w+", line)) for line in picture if line.split()}
+    missing = [
+        f"{folder}/{module.stem}"
+        for folder, named in lines.items()
+        if folder != "kernels"
+        for module in sorted((ROOT / "recipe" / folder).glob("[!_]*.py"))
+        if module.stem not in named
+    ]
+    assert not missing
+
+
 def test_counts_are_the_code_s() -> None:
     table = TEXT["docs/data.md"].split("\n| | rows |")[1].split("\n\n")[0]
     rows = {
