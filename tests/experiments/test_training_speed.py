@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from recipe.cli import main
 from recipe.errors import RecipeError
 from recipe.experiments import training_speed
 from recipe.experiments.training_speed import cases, trainers, workload
@@ -26,10 +27,11 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert not (tmp_path / "bench").exists()
 
 
-def test_an_unknown_name_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(training_speed, "has_gpu", lambda: True)
-    with pytest.raises(RecipeError, match="'slow' is none of tutorial; lora; fast"):
-        training_speed.run(tmp_path / "bench", ["fast", "slow"])
+def test_an_unknown_name_is_refused_before_the_gpu_is_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "--work", str(tmp_path), "fast", "endtoend"]) == 1
+    assert "'endtoend' is none of end_to_end; tutorial; lora; fast" in capsys.readouterr().err
 
 
 def test_every_preset_of_the_real_model_is_measured() -> None:
