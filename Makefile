@@ -57,6 +57,12 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
+# WSL has the machine's name in the environment as NAME; it is nobody's assistant.
+ifeq ($(origin NAME),environment)
+ifeq ($(shell printf %s "$$NAME" | LC_ALL=C tr A-Z a-z),$(shell uname -n | LC_ALL=C tr A-Z a-z))
+override NAME :=
+endif
+endif
 # Values are taken as they were typed, and reach the shell through the environment, never through the recipe's text: so no
 # dollar is lost, and no name can become a command.
 typed := NAME ASSISTANT AUTHOR DATA DATA_ONLY MODE N LANGUAGES MODEL SOURCE REVISION OFFLINE PRESET SET CONFIG SEED \

@@ -28,9 +28,9 @@ def run_bench(options: argparse.Namespace) -> None:
 
     work = options.work / checked_name(options.run, "bench")
     refuse_run(work, "bench")
-    known = [end_to_end.NAME, *training_speed.CASES]
-    if unknown := [name for name in options.names if name not in known]:
-        raise RecipeError(f"bench: {unknown[0]!r} is none of {'; '.join(known)}")
+    every = [end_to_end.NAME, *training_speed.CASES]
+    if unknown := [name for name in options.names if name not in every]:
+        raise RecipeError(f"bench: {unknown[0]!r} is none of {'; '.join(every)}")
     if end_to_end.NAME in options.names:
         if options.names != [end_to_end.NAME]:
             raise RecipeError(f"bench: {end_to_end.NAME} is measured alone; name the others in a call of their own")

@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -412,6 +412,18 @@ def test_any_name_arrives_as_it_is(machine: Machine, runtime: str, name: str) ->
 
 
 @pytest.mark.parametrize("runtime", ["local", "docker"])
+@pytest.mark.parametrize("spelling", [str.upper, str.lower])
+def test_the_machine_s_name_in_the_environment_is_nobody_s(machine: Machine, spelling: Callable[[str], str]) -> None:
+    """WSL sets NAME so. A name that is typed, or another one in the environment, is taken."""
+    name = spelling(os.uname().nodename)
+    assert "--name" not in machine.make("data", "RUNTIME=local", NAME=name).verbs()[-1]
+    for taken in (
+        machine.make("data", "RUNTIME=local", f"NAME={name}"),
+        machine.make("data", RUNTIME="local", NAME="小明"),
+    ):
+        assert "--name" in taken.verbs()[-1]
+
+
 def test_no_name_becomes_a_command(machine: Machine, runtime: str) -> None:
     for name in ("$(touch pwned)${HOME}", "$(shell touch pwned)", "Ke$ha", "$(NAME)", "$$", "a$(HOME)b"):
         assert machine.make("data", f"NAME={name}", f"RUNTIME={runtime}").verbs() == [["data", "--name", name]]
