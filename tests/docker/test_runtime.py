@@ -411,7 +411,6 @@ def test_any_name_arrives_as_it_is(machine: Machine, runtime: str, name: str) ->
     assert not (machine.checkout / "pwned").exists()
 
 
-@pytest.mark.parametrize("runtime", ["local", "docker"])
 @pytest.mark.parametrize("spelling", [str.upper, str.lower])
 def test_the_machine_s_name_in_the_environment_is_nobody_s(machine: Machine, spelling: Callable[[str], str]) -> None:
     """WSL sets NAME so. A name that is typed, or another one in the environment, is taken."""
@@ -424,6 +423,7 @@ def test_the_machine_s_name_in_the_environment_is_nobody_s(machine: Machine, spe
         assert "--name" in taken.verbs()[-1]
 
 
+@pytest.mark.parametrize("runtime", ["local", "docker"])
 def test_no_name_becomes_a_command(machine: Machine, runtime: str) -> None:
     for name in ("$(touch pwned)${HOME}", "$(shell touch pwned)", "Ke$ha", "$(NAME)", "$$", "a$(HOME)b"):
         assert machine.make("data", f"NAME={name}", f"RUNTIME={runtime}").verbs() == [["data", "--name", name]]
