@@ -414,7 +414,7 @@ def test_any_name_arrives_as_it_is(machine: Machine, runtime: str, name: str) ->
 @pytest.mark.parametrize("spelling", [str.upper, str.lower])
 def test_the_machine_s_name_in_the_environment_is_nobody_s(machine: Machine, spelling: Callable[[str], str]) -> None:
     """WSL sets NAME so. A name that is typed, or another one in the environment, is taken."""
-    name = spelling(os.uname().nodename)
+    name = spelling(socket.gethostname())
     assert "--name" not in machine.make("data", "RUNTIME=local", NAME=name).verbs()[-1]
     for taken in (
         machine.make("data", "RUNTIME=local", f"NAME={name}"),
