@@ -58,8 +58,10 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 # WSL has the machine's name in the environment as NAME; it is nobody's assistant.
-ifeq ($(origin NAME)$(shell [ "$${NAME,,}" = "$${HOSTNAME,,}" ] && echo yes),environmentyes)
+ifeq ($(origin NAME),environment)
+ifeq ($(shell [ "$${NAME,,}" = "$${HOSTNAME,,}" ] && echo same),same)
 override NAME :=
+endif
 endif
 # Values are taken as they were typed, and reach the shell through the environment, never through the recipe's text: so no
 # dollar is lost, and no name can become a command.
