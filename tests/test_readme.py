@@ -256,6 +256,7 @@ def test_predicted_memory_is_the_code_s(tmp_path: Path) -> None:
         for name in READMES:
             (card,) = re.findall(rf"^\| `{preset}` \|.*\| (\d+) GB \|$", TEXT[name], re.MULTILINE)
             assert mib + RESERVED_MIB <= int(card) * 1024, (preset, mib)
+    assert f"the presets take {config.load_preset('fast').train_dataloader.batch_size} packs a step" in text
     assert f"{RESERVED_MIB:,} MiB more than predicted" in text
     assert f"{device.DRIVER} or newer (CUDA {device.CUDA[0]}.{device.CUDA[1]})" in text
 
