@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import sign
 from example_results import example_results
 from jinja2 import Environment, UndefinedError
 from markupsafe import Markup
@@ -1033,6 +1034,7 @@ def test_eval_ends_with_the_report_whatever_the_verdict(
 ) -> None:
     run = make_run(tmp_path / "r", metrics_of(replies))
     (run / "data/identity.json").write_text('{"name": "小明"}', encoding="utf-8")
+    sign(run / "data")
     manifest = json.loads((run / "eval/manifest.json").read_text(encoding="utf-8"))
     manifest["key"]["inputs"]["data"] = stage.content_sha256(run / "data")
     (run / "eval/manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
